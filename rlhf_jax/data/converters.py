@@ -1,0 +1,138 @@
+"""Foreign rows into rows that `rows.parse_row` knows. A converter is a function of one row; `CONVERTERS` names them.
+
+A column that a converter needs and does not find raises KeyError, which the funnel counts as missing_column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.data.turns import BadRow, as_messages, parse_hh
+
+Row = Mapping[str, Any]
+
+
+def hh_rlhf(row: Row) -> Row:
+    r"""HH-RLHF: `chosen` and `rejected` as "\n\nHuman: ... \n\nAssistant: ..." strings, into message lists."""
+    return {**row, **{side: parse_hh(row[side], side) for side in ("chosen", "rejected")}}
+
+
+def alpacaeval_graded(row: Row) -> Row:
+    """AlpacaEval outputs of many models with the judge's probability of a win; the baseline's answer goes to extra."""
+    return {**row, "prompt_id": f"{row['dataset']}-{row['index']}", "responses": row["responses"]}
+
+
+def bon_graded(row: Row) -> Row:
+    """Best-of-n samples of one policy: `samples` [{k, text, score}]; samples without a score are left out."""
+    graded = [sample for sample in row["samples"] if sample["score"] is not None]
+    if not graded:
+        raise BadRow("no_responses", "none of the samples has a score")
+    other = {column: value for column, value in row.items() if column != "samples"}
+    return {**other, "responses": graded, "left_out_responses": len(row["samples"]) - len(graded)}
+
+
+def webgpt(row: Row) -> Row:
+    """WebGPT comparisons: two answers with human scores; equal scores make no pair and are counted as no_pair."""
+    return {"prompt": row["prompt"].strip(), "responses": row["responses"]}
+
+
+def alpaca(row: Row) -> Row:
+    """Alpaca instructions: `instruction`, `input`, `output`, and LIMA's `history` of earlier [question, answer]."""
+    earlier = [message for question, answer in row.get("history") or () for message in _turns(question, answer)]
+    return {"messages": [*earlier, *_turns(_instruction(row), row["output"])], **_identifier(row)}
+
+
+def alpaca_pairs(row: Row) -> Row:
+    """`instruction`, `input`, `chosen`, `rejected` into a prompt of one user message and two answers."""
+    return {"prompt": _turns(_instruction(row)), "chosen": row["chosen"], "rejected": row["rejected"],
+            **_identifier(row)}
+
+
+def sharegpt(row: Row) -> Row:
+    """ShareGPT `conversations` [{from, value}], with or without `chosen`/`rejected`, into messages.
+
+    Greetings of the assistant before the first user turn are left out, which is what the files need most.
+    """
+    messages = as_messages(row["conversations"], "conversations")
+    lead = 1 if messages[0]["role"] == "system" else 0
+    while len(messages) > lead and messages[lead]["role"] == "assistant":
+        del messages[lead]
+    other = {column: value for column, value in row.items() if column != "conversations"}
+    if "chosen" in row and "rejected" in row:
+        return {**other, "prompt": messages}
+    return {**other, "messages": messages}
+
+
+def ultrafeedback_binarized(row: Row) -> Row:
+    """UltraFeedback-binarized: a string `prompt` beside whole conversations; its `messages` repeat `chosen`."""
+    return {column: value for column, value in row.items() if column != "messages"}
+
+
+def helpsteer(row: Row) -> Row:
+    """HelpSteer: one response a row, graded by the mean of helpfulness and correctness (RLHFlow's rule)."""
+    score = (row["helpfulness"] + row["correctness"]) / 2
+    return {"prompt": row["prompt"], "responses": [{"text": row["response"], "score": score}]}
+
+
+def story_prompt(row: Row) -> Row:
+    """A story opening: a plain-text prompt that the model continues."""
+    return {"prompt": row["prompt"], **_identifier(row)}
+
+
+CONVERTERS: dict[str, Callable[[Row], Row | list[Row]]] = {
+    "alpaca": alpaca,
+    "alpaca_pairs": alpaca_pairs,
+    "alpacaeval_graded": alpacaeval_graded,
+    "bon_graded": bon_graded,
+    "helpsteer": helpsteer,
+    "hh_rlhf": hh_rlhf,
+    "sharegpt": sharegpt,
+    "story_prompt": story_prompt,
+    "ultrafeedback_binarized": ultrafeedback_binarized,
+    "webgpt": webgpt,
+}
+
+
+def _instruction(row: Row) -> str:
+    instruction, given = row["instruction"], row.get("input")
+    return f"{instruction}\n\n{given}" if given else instruction
+
+
+def _turns(question: str, answer: str | None = None) -> list[Row]:
+    messages: list[Row] = [{"role": "user", "content": question}]
+    return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
+
+
+def _identifier(row: Row) -> Row:
+    return {"id": row["id"]} if "id" in row else {}
+
+
+def sentiment_pairs(labelled: Iterable[tuple[str, int]], seed: int, max_pairs: int,
+                    prompt_text: str = "") -> list[dict[str, Any]]:
+    """Preference rows out of labelled sentences: a positive one chosen over a negative one.
+
+    Args:
+      labelled: (sentence, label) with label 1 for positive and 0 for negative.
+      seed: of the matching; the same seed and sentences give the same rows.
+      max_pairs: number of rows at most; there are no more than sentences of the rarer label, each used once.
+      prompt_text: prompt of every row; empty rows need `ParseOptions(allow_empty_prompt=True)`.
+
+    Raises:
+      ValueError: a label is not 0 or 1, or one of the labels does not occur.
+    """
+    by_label: dict[int, list[str]] = {0: [], 1: []}
+    for sentence, label in labelled:
+        if label not in by_label:
+            raise ValueError(f"label {label!r} of {sentence[:40]!r} is neither 0 (negative) nor 1 (positive)")
+        by_label[label].append(sentence)
+    if not by_label[0] or not by_label[1]:
+        raise ValueError(f"{len(by_label[1])} positive and {len(by_label[0])} negative sentences make no pair")
+    rng = np.random.default_rng(seed)
+    positive, negative = (rng.permutation(len(by_label[label])).tolist() for label in (1, 0))
+    return [
+        {"prompt_id": f"sentiment-{i}", "prompt": prompt_text, "chosen": by_label[1][p], "rejected": by_label[0][n]}
+        for i, (p, n) in enumerate(zip(positive, negative, strict=False)) if i < max_pairs
+    ]

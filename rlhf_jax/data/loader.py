@@ -1,0 +1,106 @@
+"""Which groups make which optimizer step: deterministic, known in advance, resumable at any step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, pack, pack_rows, row_shape
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """Every step's batch, from lengths alone.
+
+    A step takes exactly `batch_size` groups (the last of an epoch may have fewer), packs them into rows of
+    `row_length` tokens and cuts the rows into micro-batches of `micro_rows`. How many micro-batches a step needs
+    varies; the arrays have the largest count and the step stops at its own, so packing well costs no recompilation.
+
+    Attributes:
+      groups: the data set. reference: per group and response, reference log-probs of the trained tokens, or None.
+      seed: with the epoch number it decides the order. shuffle: False keeps the order given.
+    """
+
+    groups: Sequence[PromptGroup]
+    batch_size: int
+    row_length: int
+    micro_rows: int
+    epochs: float = 1.0
+    seed: int = 0
+    shuffle: bool = True
+    max_steps: int | None = None
+    reference: Sequence[Sequence[np.ndarray]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise ValueError("no prompt group is left to train on; see the data funnel for what was dropped and why")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.groups) // self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        planned = max(1, round(self.epochs * self.steps_per_epoch))
+        return planned if self.max_steps is None else min(planned, self.max_steps)
+
+    def members(self, step: int) -> list[int]:
+        """Indices of the groups of one step."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order = np.arange(len(self.groups))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        return order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [group_length(g) for g in self.groups]
+
+    def rows(self, step: int) -> list[list[int]]:
+        """Indices of the groups of each row of a step."""
+        members = self.members(step)
+        packed = pack_rows([self._lengths[i] for i in members], self.row_length)
+        return [[members[i] for i in row] for row in packed]
+
+    @cached_property
+    def _all_rows(self) -> list[list[list[int]]]:
+        return [self.rows(step) for step in range(self.steps)]
+
+    @cached_property
+    def shape(self) -> RowShape:
+        """Row capacities that serve every step."""
+        return row_shape(self.groups, [row for rows in self._all_rows for row in rows], self.row_length)
+
+    @cached_property
+    def accumulation(self) -> int:
+        """Micro-batches of the largest step."""
+        return max(self.micro_batches(step) for step in range(self.steps))
+
+    def micro_batches(self, step: int) -> int:
+        return -(-len(self._all_rows[step]) // self.micro_rows)
+
+    @cached_property
+    def efficiency(self) -> float:
+        """Share of the row tokens the device works on that are real."""
+        real = sum(self._lengths[i] for rows in self._all_rows for row in rows for i in row)
+        worked = sum(self.micro_batches(step) for step in range(self.steps)) * self.micro_rows * self.row_length
+        return real / worked
+
+    def batch(self, step: int) -> tuple[PackedBatch, int]:
+        """The step's arrays [accumulation, micro_rows, ...] and how many of its micro-batches hold anything."""
+        rows = self._all_rows[step]
+        flat = pack(self.groups, rows, self.shape, self.accumulation * self.micro_rows, self.reference)
+        shaped: Any = jax.tree.map(lambda x: x.reshape(self.accumulation, self.micro_rows, *x.shape[1:]), flat)
+        return shaped, self.micro_batches(step)
+
+    def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch, int]]:
+        """(step, batch, micro-batches) from `start` on; a thread packs ahead of the device."""
+        source = grain.MapDataset.range(start, self.steps).map(lambda step: (int(step), *self.batch(int(step))))
+        yield from source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))

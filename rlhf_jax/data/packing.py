@@ -1,0 +1,224 @@
+"""Packing prompt groups into fixed-shape rows: each prompt once, then its branches.
+
+    tokens      [B, T]   p p p a a a b b | p p c c d d d d .
+    group_ids   [B, T]   1 1 1 1 1 1 1 1 | 2 2 2 2 2 2 2 2 0      0 = padding
+    branch_ids  [B, T]   0 0 0 1 1 1 2 2 | 0 0 1 1 2 2 2 2 0      0 = the shared prompt
+    positions   [B, T]   0 1 2 3 4 5 3 4 | 0 1 2 3 2 3 4 5 .      each branch continues its prompt
+
+The first token of each branch is predicted from the last prompt token, so targets carry the position they are
+predicted from (`source`) instead of relying on a shift of the row. Only trained-on tokens become targets, so the
+vocabulary is never multiplied for prompt tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flax import struct
+
+from rlhf_jax.data.groups import PromptGroup
+
+
+@struct.dataclass
+class PackedBatch:
+    """Rows of packed groups. Leading axes may be [B] or [accumulation, B]; all but floats are int32 or bool.
+
+    S is the number of branch slots a row, P of pairs a row, M of target tokens a row.
+
+    Attributes:
+      tokens, positions, group_ids, branch_ids: [B, T], as drawn above.
+      source: [B, M] row position whose hidden state predicts the target. target: [B, M] token id.
+      target_slot: [B, M] branch slot the target belongs to. target_mask: [B, M] bool.
+      slot_end: [B, S] row position of the branch's last token. slot_mask: [B, S] bool.
+      slot_label: [B, S] float32, desirability (KTO) or any number a branch carries.
+      pair_slots: [B, P, 2] (chosen, rejected). pair_mask: [B, P] bool. pair_margin: [B, P] float32.
+      reference_logps: [B, M] float32 log-probability of each target under the reference, 0 where there is none.
+    """
+
+    tokens: Any
+    positions: Any
+    group_ids: Any
+    branch_ids: Any
+    source: Any
+    target: Any
+    target_slot: Any
+    target_mask: Any
+    slot_end: Any
+    slot_mask: Any
+    slot_label: Any
+    pair_slots: Any
+    pair_mask: Any
+    pair_margin: Any
+    reference_logps: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShape:
+    """Capacity of one row: tokens T, targets M, branch slots S, pairs P."""
+
+    tokens: int
+    targets: int
+    slots: int
+    pairs: int
+
+
+def group_length(group: PromptGroup) -> int:
+    """Tokens a group takes in a row: its prompt once and every response."""
+    return len(group.prompt_ids) + sum(len(r.ids) for r in group.responses)
+
+
+def _targets(group: PromptGroup) -> int:
+    return sum(int(r.loss_mask.sum()) for r in group.responses)
+
+
+def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit-decreasing bin packing: which items share a row.
+
+    Deterministic: equal lengths keep their order. Rows come back in order of their first item.
+
+    Raises:
+      ValueError: if an item is longer than a row.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[item] > capacity:
+            raise ValueError(f"a prompt group has {lengths[item]} tokens (prompt once plus all responses) and a row "
+                             f"holds {capacity}; raise row_length or lower max_length")
+        fits = [r for r, room in enumerate(free) if room >= lengths[item]]
+        if fits:
+            row = min(fits, key=lambda r: free[r])
+            rows[row].append(item)
+            free[row] -= lengths[item]
+        else:
+            rows.append([item])
+            free.append(capacity - lengths[item])
+    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+
+
+def row_shape(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], tokens: int) -> RowShape:
+    """The smallest capacities (targets rounded up to 64, slots and pairs to powers of two) that hold all rows."""
+
+    def largest(count: Any) -> int:
+        return max((sum(count(groups[i]) for i in row) for row in rows), default=1) or 1
+
+    def power_of_two(n: int) -> int:
+        return 1 << (n - 1).bit_length()
+
+    targets = min(-(-largest(_targets) // 64) * 64, max(tokens, largest(_targets)))
+    return RowShape(tokens, targets, power_of_two(largest(lambda g: len(g.responses))),
+                    power_of_two(largest(lambda g: len(g.pairs))))
+
+
+def empty_rows(count: int, shape: RowShape) -> PackedBatch:
+    """`count` rows of padding, as numpy arrays to be filled."""
+
+    def zeros(*size: int, dtype: Any = np.int32) -> np.ndarray:
+        return np.zeros((count, *size), dtype)
+
+    t, m, s, p = shape.tokens, shape.targets, shape.slots, shape.pairs
+    return PackedBatch(
+        tokens=zeros(t), positions=zeros(t), group_ids=zeros(t), branch_ids=zeros(t),
+        source=zeros(m), target=zeros(m), target_slot=zeros(m), target_mask=zeros(m, dtype=bool),
+        slot_end=zeros(s), slot_mask=zeros(s, dtype=bool), slot_label=zeros(s, dtype=np.float32),
+        pair_slots=zeros(p, 2), pair_mask=zeros(p, dtype=bool), pair_margin=zeros(p, dtype=np.float32),
+        reference_logps=zeros(m, dtype=np.float32),
+    )
+
+
+class _Cursor:
+    """How far a row is filled."""
+
+    def __init__(self) -> None:
+        self.token = self.target = self.slot = self.pair = self.group = 0
+
+
+def _write_response(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup, branch: int,
+                    prompt_end: int, reference: np.ndarray | None) -> None:
+    response = group.responses[branch]
+    start, size = at.token, len(response.ids)
+    span = slice(start, start + size)
+    out.tokens[row, span] = response.ids
+    out.positions[row, span] = len(group.prompt_ids) + np.arange(size)
+    out.group_ids[row, span] = at.group
+    out.branch_ids[row, span] = branch + 1
+    source = np.arange(start - 1, start + size - 1)
+    source[0] = prompt_end
+    trained = np.flatnonzero(response.loss_mask)
+    goal = slice(at.target, at.target + len(trained))
+    out.source[row, goal] = source[trained]
+    out.target[row, goal] = response.ids[trained]
+    out.target_slot[row, goal] = at.slot
+    out.target_mask[row, goal] = True
+    if reference is not None:
+        out.reference_logps[row, goal] = reference
+    out.slot_end[row, at.slot] = start + size - 1
+    out.slot_mask[row, at.slot] = True
+    out.slot_label[row, at.slot] = 0.0 if response.label is None else float(response.label)
+    at.token, at.target, at.slot = start + size, goal.stop, at.slot + 1
+
+
+def _write_group(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup,
+                 reference: Sequence[np.ndarray] | None) -> None:
+    at.group += 1
+    start, size = at.token, len(group.prompt_ids)
+    out.tokens[row, start : start + size] = group.prompt_ids
+    out.positions[row, start : start + size] = np.arange(size)
+    out.group_ids[row, start : start + size] = at.group
+    at.token += size
+    first_slot = at.slot
+    for branch in range(len(group.responses)):
+        _write_response(out, row, at, group, branch, start + size - 1, reference and reference[branch])
+    margins = group.margins or (0.0,) * len(group.pairs)
+    for (chosen, rejected), margin in zip(group.pairs, margins, strict=True):
+        out.pair_slots[row, at.pair] = first_slot + chosen, first_slot + rejected
+        out.pair_mask[row, at.pair] = True
+        out.pair_margin[row, at.pair] = margin
+        at.pair += 1
+
+
+def pack(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], shape: RowShape, count: int,
+         reference: Sequence[Sequence[np.ndarray]] | None = None) -> PackedBatch:
+    """Writes the groups into `count` rows ([count, ...] numpy arrays; those beyond `rows` stay padding).
+
+    Args:
+      groups: what to pack; every prompt has at least one token (BOS), every response at least one.
+      rows: which groups share a row, from `pack_rows`.
+      reference: per group, per response, the reference log-probs of the trained tokens.
+    """
+    out = empty_rows(count, shape)
+    for row, members in enumerate(rows):
+        at = _Cursor()
+        for index in members:
+            _write_group(out, row, at, groups[index], reference[index] if reference is not None else None)
+    return out
+
+
+def unpack_targets(values: np.ndarray, groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]]
+                   ) -> dict[int, list[np.ndarray]]:
+    """Cuts per-target results [count, M] back: group index -> one array a response (its trained tokens, in order)."""
+    out: dict[int, list[np.ndarray]] = {}
+    for row, members in enumerate(rows):
+        at = 0
+        for index in members:
+            sizes = [int(r.loss_mask.sum()) for r in groups[index].responses]
+            edges = np.cumsum([at, *sizes])
+            out[index] = [values[row, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            at = int(edges[-1])
+    return out
+
+
+def unpack_slots(values: np.ndarray, groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]]
+                 ) -> dict[int, np.ndarray]:
+    """Cuts per-branch results [count, S, ...] back: group index -> [responses, ...]."""
+    out: dict[int, np.ndarray] = {}
+    for row, members in enumerate(rows):
+        at = 0
+        for index in members:
+            size = len(groups[index].responses)
+            out[index] = values[row, at : at + size]
+            at += size
+    return out

@@ -1,0 +1,303 @@
+"""Row schemas: every layout people keep RLHF data in, validated and brought into one form, the Example.
+
+| kind         | columns                                                                                            |
+|--------------|----------------------------------------------------------------------------------------------------|
+| `prompt`     | `prompt`; or `context_messages`, `messages`, `conversations`; or a preference row, whose prompt it is |
+| `sft`        | `prompt` + `completion`; or `messages` / `conversations`; or `text` (language modelling)           |
+| `preference` | `prompt` + `chosen` + `rejected` (explicit); `chosen` + `rejected` whole dialogues (implicit); graded |
+| `graded`     | `prompt` + `responses` [{text, score}]; or `responses` [str] + `rewards` [float] (RLHFlow's loop)  |
+| `unpaired`   | `prompt` + `completion` + `label`                                                                  |
+
+Every text may be a string or a list of messages, and the two may be mixed: a string `prompt` beside message-list
+`chosen` (UltraFeedback-binarized) is understood. ShareGPT's `conversations`/`from`/`value` count as messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from rlhf_jax.data.graded_pairs import PairRule, finite_number, pairs_from_scores
+from rlhf_jax.data.groups import Message, Text
+from rlhf_jax.data.turns import (
+    BadRow,
+    as_dialogue,
+    as_messages,
+    as_text,
+    check_alternation,
+    is_empty,
+    split_pair,
+)
+
+__all__ = ["BadRow", "Example", "Kind", "ParseOptions", "canonical_prompt", "pairs_from_scores", "parse_row"]
+
+Kind = Literal["prompt", "sft", "preference", "graded", "unpaired"]
+
+PROMPT_COLUMNS = ("prompt", "context_messages", "conversations")
+ID_COLUMNS = ("prompt_id", "id", "index")
+SCORE_COLUMNS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
+_USED = {
+    "prompt": (*PROMPT_COLUMNS, "messages"),
+    "sft": (*PROMPT_COLUMNS, "messages", "completion", "text"),
+    "preference": (*PROMPT_COLUMNS, "chosen", "rejected", "responses", "rewards", "scores", "margin",
+                   *SCORE_COLUMNS[0], *SCORE_COLUMNS[1]),
+    "graded": (*PROMPT_COLUMNS, "responses", "rewards", "scores"),
+    "unpaired": (*PROMPT_COLUMNS, "completion", "label"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What a PromptGroup is before tokenisation.
+
+    Attributes:
+      prompt: text, or messages that end before the response.
+      responses: each text, or messages that begin with an assistant turn.
+      pairs: (chosen, rejected) indices into `responses`.
+      margins: one number a pair (score gap), or empty.
+      scores: graded data, one a response; None where nobody graded it.
+      labels: unpaired data, one a response: desirable or not.
+      prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
+      extra: the other columns of the row.
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
+    margins: tuple[float, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    labels: tuple[bool, ...] = ()
+    prompt_id: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParseOptions:
+    """How rows are read where a row leaves a choice.
+
+    Attributes:
+      pair_rule: graded rows read as preferences: all unequal pairs, best against worst, or best against a random one.
+      min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
+      seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
+      allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
+    """
+
+    pair_rule: PairRule = "all"
+    min_gap: float = 0.0
+    seed: int = 0
+    allow_empty_prompt: bool = False
+
+
+def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None = None) -> Example:
+    """The Example in a row of any layout of `kind` (table at the top of this file).
+
+    Raises:
+      BadRow: missing_column, empty_prompt, empty_response, identical_chosen_rejected, no_pair, non_finite_score,
+        not_alternating, not_messages and the like; `reason` is the key, the message says what to do.
+      ValueError: no such kind.
+    """
+    if kind not in _PARSERS:
+        raise ValueError(f"unknown kind {kind!r} of data; known kinds are {', '.join(_PARSERS)}")
+    options = options or ParseOptions()
+    row = {column: value for column, value in row.items() if value is not None}
+    example = _PARSERS[kind](row, options)
+    whole_text = kind == "sft" and "text" in row
+    if is_empty(example.prompt) and not (example.prompt == "" and (options.allow_empty_prompt or whole_text)):
+        raise BadRow("empty_prompt", "the prompt is empty; remove the row, or set allow_empty_prompt to let the model "
+                                     "start from its BOS token")
+    if any(is_empty(response) for response in example.responses):
+        raise BadRow("empty_response", "a response is empty; there is nothing to learn from or to judge")
+    extra = {c: v for c, v in row.items() if c not in _USED[kind] and c not in ID_COLUMNS}
+    prompt_id = example.prompt_id or _prompt_id(row, example)
+    return dataclasses.replace(example, prompt_id=prompt_id, extra={**extra, **example.extra})
+
+
+def canonical_prompt(prompt: Text) -> str:
+    """One string for a prompt, white space collapsed, equal for prompts that read the same."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())
+    return json.dumps([[m["role"], " ".join(m["content"].split())] for m in prompt], ensure_ascii=False)
+
+
+def _prompt_id(row: Mapping[str, Any], example: Example) -> str:
+    for column in ID_COLUMNS:
+        if column in row and str(row[column]) != "":
+            return str(row[column])
+    prompt = example.prompt
+    # Rows of whole text have no prompt to tell them apart, so their text does.
+    text = canonical_prompt(prompt) if prompt or not example.responses else f"\0{example.responses[0]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _prompt(row: Mapping[str, Any]) -> Text:
+    for column in PROMPT_COLUMNS:
+        if column in row:
+            prompt = as_text(row[column], column)
+            break
+    else:
+        raise _missing(row, "prompt")
+    if not isinstance(prompt, str):
+        check_alternation(prompt, column)
+        if prompt[-1]["role"] != "user":
+            raise BadRow("prompt_ends_with_assistant", f"column {column!r} ends with a {prompt[-1]['role']} turn; a "
+                                                       "prompt ends with the user, the response comes after it")
+    return prompt
+
+
+def _missing(row: Mapping[str, Any], *columns: str) -> BadRow:
+    return BadRow("missing_column", f"the row has no column {' or '.join(map(repr, columns))}; it has "
+                                    f"{', '.join(map(repr, row)) or 'none'}. Rename the column or use a converter")
+
+
+def _need(row: Mapping[str, Any], column: str) -> Any:
+    if column not in row:
+        raise _missing(row, column)
+    return row[column]
+
+
+def _response(value: Any, column: str) -> Text:
+    response = as_text(value, column)
+    if not isinstance(response, str):
+        check_alternation(response, column, first="assistant")
+        if response[-1]["role"] != "assistant":
+            raise BadRow("last_turn_not_assistant", f"column {column!r} ends with a user turn; a response ends with "
+                                                    "the assistant")
+    return response
+
+
+def _parse_prompt(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    if any(column in row for column in PROMPT_COLUMNS):
+        return Example(_prompt(row))
+    if "messages" in row:
+        return Example(_prompt({"prompt": row["messages"]}))
+    if "chosen" in row and "rejected" in row:
+        return Example(_parse_preference(row, options).prompt)
+    raise _missing(row, *PROMPT_COLUMNS, "messages")
+
+
+def _parse_sft(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    if "completion" in row:
+        return Example(_prompt(row), (_response(row["completion"], "completion"),))
+    for column in ("messages", "conversations"):
+        if column in row:
+            messages = as_dialogue(as_messages(row[column], column), column)
+            start = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+            return Example(messages[:start], (messages[start:],))
+    if "text" in row:
+        return Example("", (as_text(row["text"], "text"),))
+    raise _missing(row, "completion", "messages", "conversations", "text")
+
+
+def _parse_preference(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    if "chosen" not in row and "responses" in row:
+        return _pair_graded(_parse_graded(row, options), row, options)
+    chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
+    given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
+    prompt, sides = _explicit_or_whole(given, chosen, rejected)
+    if sides[0] == sides[1]:
+        raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same; there is nothing to prefer")
+    return Example(prompt, sides, pairs=((0, 1),), margins=_margins(row))
+
+
+def _answer(value: Any, column: str) -> Text | None:
+    """The response in a cell beside an explicit prompt (a string, or messages that begin with the assistant's), or
+    None where the cell is a whole conversation."""
+    text = as_text(value, column)
+    if isinstance(text, str) or text[0]["role"] == "assistant":
+        return _response(value, column)
+    return None
+
+
+def _explicit_or_whole(given: Text | None, chosen: Any, rejected: Any) -> tuple[Text, tuple[Text, Text]]:
+    """Prompt and the two responses, from an explicit prompt or from two whole conversations."""
+    first = None if given is None else _answer(chosen, "chosen")
+    second = None if given is None else _answer(rejected, "rejected")
+    if given is not None and first is not None and second is not None:
+        return given, (first, second)
+    if (first is None) != (second is None):
+        raise BadRow("mixed_chosen_rejected", "one of 'chosen' and 'rejected' is a whole conversation and the other a "
+                                              "response alone; write both the same way")
+    prompt, a, b = split_pair(as_dialogue(chosen, "chosen"), as_dialogue(rejected, "rejected"))
+    if given is not None and not _same_prompt(given, prompt):
+        raise BadRow("prompt_mismatch", f"'prompt' {canonical_prompt(given)[:60]!r} is not how 'chosen' and 'rejected' "
+                                        f"begin ({canonical_prompt(prompt)[:60]!r})")
+    return prompt, (a, b)
+
+
+def _same_prompt(given: Text, messages: list[Message]) -> bool:
+    if isinstance(given, str):
+        users = [canonical_prompt(m["content"]) for m in messages if m["role"] == "user"]
+        return canonical_prompt(given) in (users[0], users[-1])
+    return canonical_prompt(given) == canonical_prompt(messages)
+
+
+def _margins(row: Mapping[str, Any]) -> tuple[float, ...]:
+    if "margin" in row:
+        return (finite_number(row["margin"], "margin"),)
+    for chosen, rejected in SCORE_COLUMNS:
+        if chosen in row and rejected in row:
+            return (finite_number(row[chosen], chosen) - finite_number(row[rejected], rejected),)
+    return ()
+
+
+def _parse_graded(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    graded = _graded_cells(row)
+    # One model that said nothing must not cost the answers of the others; the funnel counts what is left out.
+    spoken = [cell for cell in graded if not (isinstance(cell[0], str) and not cell[0].strip())]
+    if not spoken:
+        raise BadRow("empty_response", "every response is empty; there is nothing to judge")
+    extra: dict[str, Any] = {}
+    if all(model is not None for _, _, model in spoken):
+        extra["response_models"] = [model for _, _, model in spoken]
+    if len(spoken) < len(graded):
+        extra["left_out_responses"] = len(graded) - len(spoken) + row.get("left_out_responses", 0)
+    responses = tuple(_response(text, "responses") for text, _, _ in spoken)
+    scores = tuple(None if score is None else finite_number(score, "responses") for _, score, _ in spoken)
+    return Example(_prompt(row), responses, scores=scores, extra=extra)
+
+
+def _graded_cells(row: Mapping[str, Any]) -> list[tuple[Any, Any, Any]]:
+    """(text, score, model or None) of each graded response, from either layout."""
+    cells = _need(row, "responses")
+    if not isinstance(cells, Sequence) or isinstance(cells, str) or not cells:
+        raise BadRow("no_responses", "column 'responses' must be a list of at least one response")
+    if "rewards" in row or "scores" in row:
+        scores = row.get("rewards", row.get("scores"))
+        if not isinstance(scores, Sequence) or len(scores) != len(cells):
+            raise BadRow("unequal_lists", f"{len(cells)} responses but scores {str(scores)[:60]}; give one score each")
+        return [(text, score, None) for text, score in zip(cells, scores, strict=True)]
+    if not all(isinstance(cell, Mapping) and "text" in cell and "score" in cell for cell in cells):
+        raise BadRow("missing_score", "'responses' must hold objects {text, score}, or the row a list 'rewards'")
+    return [(cell["text"], cell["score"], cell.get("model")) for cell in cells]
+
+
+def _pair_graded(example: Example, row: Mapping[str, Any], options: ParseOptions) -> Example:
+    digest = hashlib.sha256(f"{options.seed}:{_prompt_id(row, example)}".encode()).digest()
+    pairs, margins = pairs_from_scores(example.scores, options.pair_rule, options.min_gap,
+                                       np.random.default_rng(int.from_bytes(digest[:8], "big")))
+    kept = [i for i, (chosen, rejected) in enumerate(pairs) if example.responses[chosen] != example.responses[rejected]]
+    if not kept:
+        raise BadRow("no_pair", f"no two responses differ in score by more than {options.min_gap}; scores are "
+                                f"{list(example.scores[:8])}")
+    return dataclasses.replace(example, pairs=tuple(pairs[i] for i in kept), margins=tuple(margins[i] for i in kept))
+
+
+def _parse_unpaired(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    response, label = _response(_need(row, "completion"), "completion"), _need(row, "label")
+    if not (isinstance(label, bool) or label in (0, 1)) or isinstance(label, str):
+        raise BadRow("bad_label", f"column 'label' is {label!r}; give true (desirable) or false")
+    return Example(_prompt(row), (response,), labels=(bool(label),))
+
+
+_PARSERS = {
+    "prompt": _parse_prompt,
+    "sft": _parse_sft,
+    "preference": _parse_preference,
+    "graded": _parse_graded,
+    "unpaired": _parse_unpaired,
+}

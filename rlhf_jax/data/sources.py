@@ -1,0 +1,222 @@
+"""Where rows come from: local files and folders first, TFDS builders, and hub names where there is a hub.
+
+| source                                   | read as                                                              |
+|------------------------------------------|----------------------------------------------------------------------|
+| `a.jsonl`, `.json`, `.csv`, `.tsv`, `.txt` (each also `.gz`), `.parquet`, `.arrow` | one file                   |
+| a folder, or a glob such as `d/*.jsonl`  | its files in sorted order; a `save_to_disk` folder through `datasets` |
+| `tfds:name[:config]`, `tfds:/builder/dir` | a TFDS data source, with no TensorFlow                               |
+| `owner/name`                             | `datasets.load_dataset`                                              |
+
+Any source may end in a slice, `a.jsonl[:1000]`, and so may a split, `train[:10%]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.data.files import FILE_READERS, file_format, read_file
+from rlhf_jax.data.jsonl import SourceError
+from rlhf_jax.data.turns import BadRow
+
+_SLICE = re.compile(r"^(?P<base>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$")
+_SPLIT_WORDS = ("train", "valid", "validation", "val", "dev", "test", "eval")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRow:
+    """A row and where it stood: file (or data set) and row number, which is the line, from 1, in files of lines."""
+
+    source: str
+    number: int
+    row: Mapping[str, Any] | BadRow
+
+
+def read_rows(source: str, *, split: str | None = None, name: str | None = None,
+              header: Sequence[str] | None = None) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:
+    """Row number (from 1) and row, in order; a row that cannot be read is a BadRow in its place.
+
+    Args:
+      source: a path, folder, glob, `tfds:...` or hub name, with an optional slice.
+      split: of a hub or TFDS data set, or the start of the file names in a folder; an optional slice may follow it.
+      name: the configuration of a hub or TFDS data set.
+      header: column names of a headerless .csv or .tsv file.
+
+    Raises:
+      SourceError: nothing is there, the source holds no rows, or it cannot be read.
+    """
+    for located in locate_rows(source, split=split, name=name, header=header):
+        yield located.number, located.row
+
+
+def locate_rows(source: str, *, split: str | None = None, name: str | None = None,
+                header: Sequence[str] | None = None) -> Iterator[SourceRow]:
+    """As `read_rows`, with the file that each row stands in."""
+    base, bounds = _cut_slice(source)
+    split_name, split_bounds = _cut_slice(split) if split else (None, None)
+    rows = _open(base, split_name, name, header)
+    for part in (split_bounds, bounds):
+        if part is not None:
+            rows = _sliced(rows, *part)
+    first = next(rows, None)
+    if first is None:
+        raise SourceError(f"{source!r}{f' split {split!r}' if split else ''} holds no rows; an empty file usually "
+                          "means that the step that wrote it failed")
+    yield first
+    yield from rows
+
+
+def _open(base: str, split: str | None, name: str | None, header: Sequence[str] | None) -> Iterator[SourceRow]:
+    if base.startswith("tfds:"):
+        return _number_rows(base, _tfds_rows(base[len("tfds:"):], split, name))
+    path = Path(base).expanduser()
+    if path.is_dir() and any((path / f).exists() for f in ("dataset_info.json", "state.json", "dataset_dict.json")):
+        return _number_rows(base, _saved_rows(path, split))
+    files = list_files(base, split)
+    if files is None:
+        return _number_rows(base, _hub_rows(base, split, name))
+    return (SourceRow(str(file), number, row) for file in files for number, row in read_file(file, header))
+
+
+def list_files(source: str, split: str | None = None) -> list[Path] | None:
+    """The local files of a source in sorted order, or None when it is the name of a hub data set.
+
+    In a folder, `split` keeps the files whose name begins with it. Where no file name begins with a split word, all
+    are one `train` split.
+
+    Raises:
+      SourceError: there is no such file, or the split is not there, or is needed and not given.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _split_files(sorted(f for f in path.iterdir() if file_format(f) and not f.name.startswith(".")),
+                            source, split)
+    if path.is_file() or file_format(path) or glob.has_magic(source) or source.startswith(("/", ".", "~")):
+        if not path.is_file() and not glob.has_magic(source):
+            raise SourceError(f"there is no file {source!r}; the working folder is {Path.cwd()}")
+        found = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path), recursive=True))]
+        if not found:
+            raise SourceError(f"no file matches {source!r}")
+        return _split_files(found, source, split) if len(found) > 1 else _check_single(found, source, split)
+    return None
+
+
+def _check_single(files: list[Path], source: str, split: str | None) -> list[Path]:
+    if split not in (None, "train"):
+        raise SourceError(f"{source!r} is one file, so it has no split {split!r}; name the file of that split")
+    return files
+
+
+def _split_files(files: list[Path], source: str, split: str | None) -> list[Path]:
+    if not files:
+        raise SourceError(f"{source!r} holds no data file; known endings are {', '.join(FILE_READERS)}, each also .gz")
+    words = {file: re.split(r"[._-]", file.name)[0] for file in files}
+    named = sorted({word for word in words.values() if word in _SPLIT_WORDS})
+    if split is None and len(named) > 1:
+        raise SourceError(f"{source!r} holds the splits {', '.join(named)}; say which with split=")
+    if split is None or (split == "train" and not named):
+        return files
+    chosen = [file for file, word in words.items() if word == split]
+    if not chosen:
+        raise SourceError(f"{source!r} has no file of split {split!r}; it holds {', '.join(f.name for f in files[:8])}")
+    return chosen
+
+
+def _number_rows(source: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[SourceRow]:
+    return (SourceRow(source, number, row) for number, row in enumerate(rows, start=1))
+
+
+def _cut_slice(text: str) -> tuple[str, tuple[str | None, str | None] | None]:
+    match = _SLICE.match(text)
+    return (match["base"], (match["start"], match["stop"])) if match else (text, None)
+
+
+def _sliced(rows: Iterator[SourceRow], start: str | None, stop: str | None) -> Iterator[SourceRow]:
+    bounds = [b for b in (start, stop) if b is not None]
+    if not any(b.endswith("%") or b.startswith("-") for b in bounds):
+        return itertools.islice(rows, int(start or 0), None if stop is None else int(stop))
+    whole = list(rows)  # a share or a place from the end needs the number of rows
+    first, last = (None if b is None else _row_bound(b, len(whole)) for b in (start, stop))
+    return iter(whole[first:last])
+
+
+def _row_bound(bound: str, count: int) -> int:
+    return round(count * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
+
+
+def _only_split(splits: Iterable[str], split: str | None, source: str) -> str:
+    names = list(splits)
+    if split is None and len(names) == 1:
+        return names[0]
+    if split not in names:
+        raise SourceError(f"{source!r} has the splits {', '.join(map(str, names)) or '(none)'}, not {split!r}; say "
+                          "which with split=")
+    return split
+
+
+def _tfds_rows(spec: str, split: str | None, config: str | None) -> Iterator[Mapping[str, Any]]:
+    import tensorflow_datasets as tfds
+
+    try:
+        if "/" in spec and Path(spec).expanduser().is_dir():
+            builder = tfds.builder_from_directory(str(Path(spec).expanduser()))
+        else:
+            dataset, _, inline = spec.partition(":")
+            builder = tfds.builder("/".join(filter(None, (dataset, config or inline))))
+        source = builder.as_data_source(_only_split(builder.info.splits, split, f"tfds:{spec}"))
+    except (tfds.core.DatasetNotFoundError, FileNotFoundError, NotImplementedError, ImportError) as error:
+        raise SourceError(
+            f"cannot read the TFDS data set {spec!r}: {error}. Give an existing builder folder (tfds:/path/name/1.0.0) "
+            "prepared with file_format='array_record' or 'parquet'; the default, tfrecord, cannot be read by row"
+        ) from error
+    return (plain_values(source[i]) for i in range(len(source)))
+
+
+def plain_values(value: Any) -> Any:
+    """A TFDS value in plain Python: bytes as str, arrays and scalars unboxed, a dict of lists as a list of dicts."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Mapping):
+        return {key: _transposed(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain_values(value.tolist())
+    return [plain_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _transposed(value: Any) -> Any:
+    """A Sequence feature of objects, which TFDS hands over as a dict of lists, as a list of objects."""
+    plain = plain_values(value)
+    if not isinstance(plain, dict) or not plain or not all(isinstance(v, list) for v in plain.values()):
+        return plain
+    if len({len(v) for v in plain.values()}) != 1:
+        return plain
+    return [dict(zip(plain, items, strict=True)) for items in zip(*plain.values(), strict=True)]
+
+
+def _saved_rows(path: Path, split: str | None) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        return iter(loaded[_only_split(loaded, split, str(path))])
+    _check_single([path], str(path), split)
+    return iter(loaded)
+
+
+def _hub_rows(source: str, split: str | None, name: str | None) -> Iterator[Mapping[str, Any]]:
+    import datasets
+
+    load: Callable[..., Any] = datasets.load_dataset
+    try:
+        loaded = load(source, name)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        raise SourceError(
+            f"{source!r} is no local file, and as a name on the Hugging Face hub it cannot be loaded: {error}. "
+            "Without a network, give a path to a local file or folder"
+        ) from error
+    return iter(loaded[_only_split(loaded, split, source)])

@@ -1,0 +1,211 @@
+"""The tokenizer: loading, chat templates, and the three facts the rest needs: BOS, stop tokens, padding.
+
+`tokenizer` is a transformers tokenizer throughout; transformers itself is imported only where one is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TEMPLATES = {
+    "chatml": (
+        "{% if bos_token and bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"
+        " + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "llama3": (
+        "{% if bos_token %}{{ bos_token }}{% endif %}"
+        "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+        " + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "zephyr": (
+        "{% if bos_token %}{{ bos_token }}{% endif %}"
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + eos_token"
+        " + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "plain": (
+        "{% if bos_token %}{{ bos_token }}{% endif %}"
+        "{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] | trim }}"
+        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+    ),
+}
+"""Chat templates by name. `plain` needs no special token but EOS, so it suits base models."""
+
+PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
+                  "<|endoftext|>", "<unk>")
+"""Special tokens that may serve as padding, first found first taken, when the tokenizer names none of its own."""
+
+_PROBE = "zqjx"
+
+
+class TemplateRefused(ValueError):
+    """A chat template cannot render these messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EndOfTurn:
+    """How a chat template ends an assistant turn.
+
+    Attributes:
+      stop_id: the token by which the assistant stops, e.g. `<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`.
+      trailing: number of tokens the template writes after it, e.g. 1 for the newline after `<|im_end|>`.
+    """
+
+    stop_id: int
+    trailing: int
+
+
+def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
+    """The tokenizer in a local folder (nothing is fetched), or of a hub name where there is a hub.
+
+    Args:
+      path: folder with tokenizer.json and tokenizer_config.json, or a hub name.
+      chat_template_path: replaces the tokenizer's chat template: a name in TEMPLATES, a .jinja file, or a folder with
+        chat_template.jinja.
+
+    A missing padding token, or one equal to a stop token, is replaced by a spare special token where there is one.
+
+    Raises:
+      ValueError: the tokenizer or the template cannot be found or read.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoTokenizer
+
+    local = Path(path).expanduser().is_dir()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(Path(path).expanduser()) if local else path,
+                                                  local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer can be loaded from {path!r}: {error}. Give a folder that holds tokenizer.json "
+                         "and tokenizer_config.json; a hub name needs a network") from error
+    if chat_template_path is not None:
+        tokenizer.chat_template = load_template(chat_template_path)
+    pad = pad_token_id(tokenizer)
+    if pad != tokenizer.pad_token_id and pad in _special_ids(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    return tokenizer
+
+
+def load_template(source: str) -> str:
+    """The text of a chat template: a name in TEMPLATES, a .jinja file, or a folder that holds chat_template.jinja."""
+    if source in TEMPLATES:
+        return TEMPLATES[source]
+    path = Path(source).expanduser()
+    path = path / "chat_template.jinja" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"there is no chat template {source!r}: it is neither a file, a folder with "
+                         f"chat_template.jinja, nor one of {', '.join(TEMPLATES)}")
+    return path.read_text(encoding="utf-8")
+
+
+def template_ids(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool, **variables: Any) -> list[int]:
+    """Token ids of messages by the chat template, which alone writes BOS and headers. `variables` go to the template.
+
+    Raises:
+      TemplateRefused: the template does not take these messages (no system turn, say).
+      ValueError: the tokenizer has no chat template.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
+                         f"to a file or to one of {', '.join(TEMPLATES)}")
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=True,
+                                                  return_dict=False, **variables))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise TemplateRefused(f"the chat template cannot render the turns {roles}: {error}") from error
+
+
+def end_of_turn(tokenizer: Any) -> EndOfTurn:
+    """How the chat template ends an assistant turn, found by rendering one.
+
+    Raises:
+      ValueError: no chat template, or no special token follows the assistant's text, so a model could not learn to
+        stop.
+    """
+    user, assistant = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
+    template_ids(tokenizer, [user], generation=True)
+    text = tokenizer.apply_chat_template([user, assistant], add_generation_prompt=False, tokenize=False)
+    ending = text[text.rindex(_PROBE) + len(_PROBE) :]
+    ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
+    special = _special_ids(tokenizer)
+    for place, token in enumerate(ids):
+        if token in special:
+            return EndOfTurn(token, len(ids) - place - 1)
+    raise ValueError(f"the chat template ends an assistant turn with {ending!r}, in which the tokenizer knows no special "
+                     "token; the model could not learn to stop. Use a template whose end of turn is in the vocabulary")
+
+
+def stop_token_ids(tokenizer: Any, generation_config: Mapping[str, Any] | None = None) -> tuple[int, ...]:
+    """All ids that end a response, each once: the tokenizer's EOS, the generation config's `eos_token_id` (a number
+    or a list), and the chat template's end of turn. Raises ValueError where there is none."""
+    configured = (generation_config or {}).get("eos_token_id")
+    ids = [tokenizer.eos_token_id, *(configured if isinstance(configured, list | tuple) else [configured])]
+    if tokenizer.chat_template:
+        ids.append(end_of_turn(tokenizer).stop_id)
+    stops = tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+    if not stops:
+        raise ValueError("the tokenizer has no EOS token, the generation config no eos_token_id and there is no chat "
+                         "template; sampling would never stop. Set eos_token in tokenizer_config.json")
+    return stops
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """An id to fill rows with that is no stop token. Masks come from lengths, so any other id of the vocabulary does."""
+    stops = {tokenizer.eos_token_id}
+    if tokenizer.chat_template:
+        stops.add(end_of_turn(tokenizer).stop_id)
+    vocabulary = tokenizer.get_vocab()
+    candidates = [tokenizer.pad_token_id, *(vocabulary.get(token) for token in PAD_CANDIDATES), *range(len(stops) + 1)]
+    return next(int(i) for i in candidates if i is not None and i not in stops)
+
+
+def has_bos_for_text(tokenizer: Any) -> bool:
+    """True when plain text begins with BOS: there is one, and the chat template does not use it to open each turn.
+
+    Some ChatML tokenizers name `<|im_start|>` as BOS; that token opens turns and no plain text.
+    """
+    if tokenizer.bos_token_id is None:
+        return False
+    if not tokenizer.chat_template:
+        return True
+    user = [{"role": "user", "content": _PROBE}]
+    closed, opened = (template_ids(tokenizer, user, generation=generation) for generation in (False, True))
+    return tokenizer.bos_token_id not in opened[len(closed) :]
+
+
+def plain_ids(tokenizer: Any, text: str, *, continues: bool) -> list[int]:
+    """Token ids of text as it stands, with no special token added.
+
+    SentencePiece-style tokenizers put a space before every text. Text that `continues` a prompt must not get one, its
+    own leading space is kept as given; so it is tokenised after a newline, whose ids are then taken off.
+    """
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not text or not continues or not adds_leading_space(tokenizer):
+        return ids
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    ids = list(tokenizer("\n" + text, add_special_tokens=False)["input_ids"])
+    if ids[: len(newline)] != newline:
+        raise ValueError(f"the tokenizer joins a newline with what follows it, so the ids of {text[:40]!r} as a "
+                         "continuation cannot be found; give message lists instead of plain text")
+    return ids[len(newline) :]
+
+
+def adds_leading_space(tokenizer: Any) -> bool:
+    """True for tokenizers that begin every text with a space of their own (Llama-2's, for one)."""
+    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False)["input_ids"])[0]
+    return first.startswith(("▁", "Ġ"))
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

@@ -1,0 +1,172 @@
+"""Messages and turns: how a cell of a data row becomes chat messages, and where a shared prompt ends.
+
+A prompt that is not given is found on message boundaries: the longest common prefix of whole messages. It is never a
+prefix of characters, which would cut words and move the first letters of an answer into the prompt
+(spec/peers-torch.md section 1.7).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.data.groups import Message, Text
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+"""Role names people write, and ours. `human`, `gpt` and the like come from ShareGPT files."""
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+class BadRow(ValueError):
+    """One row of data cannot be used.
+
+    Attributes:
+      reason: short snake_case key, counted by the funnel.
+      message: what was given, why it cannot work, what to do.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(f"{message} [{reason}]")
+        self.reason = reason
+        self.message = message
+
+
+def as_messages(value: Any, column: str) -> list[Message]:
+    """The chat messages in a cell: a list of {role, content} or ShareGPT {from, value}, or one such object.
+
+    Raises:
+      BadRow: not_messages, unknown_role, not_text_content, lone_surrogate.
+    """
+    turns = [value] if isinstance(value, Mapping) else value
+    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes) or not turns:
+        raise BadRow("not_messages", f"column {column!r} holds {_short(value)}, not a list of chat messages; "
+                                     'give [{"role": "user", "content": "..."}, ...]')
+    return [_as_message(turn, column) for turn in turns]
+
+
+def _as_message(turn: Any, column: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise BadRow("not_messages", f"column {column!r} holds {_short(turn)} where a message object belongs; "
+                                     'give {"role": ..., "content": ...}')
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if role not in ROLES:
+        raise BadRow("unknown_role", f"column {column!r} has a message with role {role!r}; known roles are "
+                                     f"{', '.join(ROLES)}")
+    if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+        content = "".join(str(part["text"]) for part in content)
+    if not isinstance(content, str):
+        raise BadRow("not_text_content", f"column {column!r} has a message whose content is {_short(content)}; "
+                                         "only text is supported")
+    return {"role": ROLES[role], "content": checked_text(content, column)}
+
+
+def as_text(value: Any, column: str) -> Text:
+    """A cell as plain text or as messages, whichever it holds."""
+    return checked_text(value, column) if isinstance(value, str) else as_messages(value, column)
+
+
+def checked_text(text: str, column: str) -> str:
+    """The text itself; a lone surrogate (half of an escaped emoji), which no tokenizer accepts, raises BadRow."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow("lone_surrogate", f"column {column!r} holds half a surrogate pair, which is not valid text; "
+                                       "repair the file's escapes")
+    return text
+
+
+def is_empty(text: Text) -> bool:
+    """True for a string of white space, no message at all, or any message of white space."""
+    return not text.strip() if isinstance(text, str) else not text or any(not m["content"].strip() for m in text)
+
+
+def check_alternation(messages: Sequence[Message], column: str, first: str = "user") -> None:
+    """Requires an optional system message and then strictly alternating turns that begin with `first`.
+
+    Raises:
+      BadRow: not_alternating.
+    """
+    roles = [m["role"] for m in messages]
+    turns = roles[1:] if roles[:1] == ["system"] and first == "user" else roles
+    other = "assistant" if first == "user" else "user"
+    expected = [first if i % 2 == 0 else other for i in range(len(turns))]
+    if turns != expected:
+        raise BadRow("not_alternating", f"column {column!r} has turns {', '.join(roles) or '(none)'}; turns must "
+                                        f"alternate and begin with {first}")
+
+
+def parse_hh(text: str, column: str) -> list[Message]:
+    r"""Messages of a dialogue written the HH-RLHF way: "\n\nHuman: ... \n\nAssistant: ...".
+
+    Raises:
+      BadRow: implicit_prompt_needs_messages when the text is no such dialogue.
+    """
+    pieces = _HH_TURN.split(text)
+    if pieces[0].strip() or len(pieces) < 3:
+        raise BadRow("implicit_prompt_needs_messages",
+                     f"column {column!r} holds plain text {_short(text)} and the row has no 'prompt', so where the "
+                     "prompt ends is unknown; add a 'prompt' column, or give message lists")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[speaker], "content": checked_text(content.strip(), column)}
+            for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)]
+
+
+def as_dialogue(value: Any, column: str) -> list[Message]:
+    """A whole conversation that ends with the assistant, from messages or an HH-RLHF string.
+
+    Raises:
+      BadRow: as `as_messages` and `parse_hh`; not_alternating, last_turn_not_assistant, empty_prompt, empty_response.
+    """
+    messages = parse_hh(value, column) if isinstance(value, str) else as_messages(value, column)
+    check_alternation(messages, column)
+    if messages[-1]["role"] != "assistant":
+        raise BadRow("last_turn_not_assistant", f"column {column!r} ends with a {messages[-1]['role']} turn; a "
+                                                "conversation to learn from ends with the assistant")
+    if is_empty(messages[-1:]):
+        raise BadRow("empty_response", f"column {column!r} ends with an empty assistant turn")
+    if is_empty(messages[:-1]):
+        raise BadRow("empty_prompt", f"column {column!r} has an empty turn before the last one, or only one turn")
+    return messages
+
+
+def split_pair(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
+    """Prompt, chosen and rejected response of two whole conversations: the RLHFlow validity filter.
+
+    Both must have the same number of turns, the same text in all but the last, and different last turns
+    (spec/rlhf-workflow.md section 2.0).
+
+    Raises:
+      BadRow: identical_chosen_rejected, unequal_turns, differs_before_last_turn.
+    """
+    if chosen == rejected:
+        raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same conversation; there is "
+                                                  "nothing to prefer")
+    if len(chosen) != len(rejected):
+        raise BadRow("unequal_turns", f"'chosen' has {len(chosen)} turns and 'rejected' {len(rejected)}; a pair "
+                                      "differs in its last turn alone")
+    shared = sum(1 for _ in _common_prefix(chosen, rejected))
+    if shared < len(chosen) - 1:
+        raise BadRow("differs_before_last_turn", f"'chosen' and 'rejected' differ already in turn {shared + 1} of "
+                                                 f"{len(chosen)}; a pair shares every turn but the last")
+    return chosen[:-1], chosen[-1:], rejected[-1:]
+
+
+def _common_prefix(a: list[Message], b: list[Message]) -> list[Message]:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return a[:i]
+    return a[: min(len(a), len(b))]
+
+
+def _short(value: Any, length: int = 60) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= length else shown[:length] + "..."

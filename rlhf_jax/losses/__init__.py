@@ -1,0 +1,94 @@
+"""Losses as pure functions of arrays: token log-probabilities, the preference family, reward losses, KL estimators.
+
+This package imports jax alone and is meant to be reused: `from rlhf_jax import losses`.
+"""
+
+from .divergence import DIVERGENCES, alpha_divergence, f_divergence, forward_kl, js_divergence, reverse_kl
+from .kl import kl_exact, kl_k1, kl_k2, kl_k3
+from .kto import apo_zero_unpaired_loss, bco_loss, kto_baseline, kto_loss
+from .margin_aware import hellinger_loss, kl_loss, rev_kl_loss, tv_loss
+from .pairs import PairLogps, implicit_rewards, log_ratios
+from .preference import PreferenceLoss, Term, preference_loss, weighted_total
+from .reference_based import (
+    aot_loss,
+    aot_unpaired_loss,
+    apo_down_loss,
+    apo_zero_loss,
+    bco_pair_loss,
+    discopop_loss,
+    exo_pair_loss,
+    hinge_loss,
+    ipo_loss,
+    ipo_sum_loss,
+    nca_pair_loss,
+    robust_loss,
+    sigmoid_loss,
+    sigmoid_norm_loss,
+    sppo_hard_loss,
+)
+from .reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
+from .registry import LOSSES, Loss
+from .reward import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from .token_logps import TokenStats, token_logps, token_logps_and_stats
+from .token_weights import ld_token_weights, wpo_weight
+
+__all__ = [
+    "DIVERGENCES",
+    "LOSSES",
+    "Loss",
+    "PairLogps",
+    "PreferenceLoss",
+    "Term",
+    "TokenStats",
+    "alpha_divergence",
+    "alphapo_loss",
+    "aot_loss",
+    "aot_unpaired_loss",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "apo_zero_unpaired_loss",
+    "average_orders",
+    "bco_loss",
+    "bco_pair_loss",
+    "bradley_terry",
+    "centering",
+    "cpo_loss",
+    "discopop_loss",
+    "exo_pair_loss",
+    "f_divergence",
+    "forward_kl",
+    "hellinger_loss",
+    "hinge_loss",
+    "implicit_rewards",
+    "ipo_loss",
+    "ipo_sum_loss",
+    "js_divergence",
+    "kl_exact",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "kl_loss",
+    "kto_baseline",
+    "kto_loss",
+    "ld_token_weights",
+    "log_ratios",
+    "logexp",
+    "nca_pair_loss",
+    "orpo_loss",
+    "pairwise_preference",
+    "preference_loss",
+    "raft_loss",
+    "rev_kl_loss",
+    "reverse_kl",
+    "robust_loss",
+    "sft_loss",
+    "sigmoid_loss",
+    "sigmoid_norm_loss",
+    "simpo_loss",
+    "sppo_hard_loss",
+    "token_logps",
+    "token_logps_and_stats",
+    "tv_loss",
+    "weighted_total",
+    "wpo_weight",
+]

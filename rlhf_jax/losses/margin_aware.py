@@ -1,0 +1,54 @@
+"""Losses with soft labels from a reward model: the first version of the RLHF Workflow's DPO trainer.
+
+A reward gap m = reward(chosen) - reward(rejected) makes the label p* = sigma(m) under Bradley-Terry; q = sigma(b z) is
+the policy's own preference, z the difference of log-ratios. Every function takes `PairLogps` and margin [N] and returns
+one distance between p* and q per pair, [N]. Hard labels (m to infinity) turn `rev_kl` into plain DPO.
+
+Source: version 1 of RLHFlow/Online-RLHF (arXiv 2405.07863), without its clips (q <= 0.999, a stray 1e-3 in p*): in log
+space nothing needs them.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .pairs import PairLogps, log_ratios, smoothed_logistic
+
+
+def _logits(pair: PairLogps, beta: float) -> Array:
+    """b z, [N]."""
+    chosen, rejected = log_ratios(pair)
+    return beta * (chosen - rejected)
+
+
+def rev_kl_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
+    """Computes the cross-entropy -(p* log q + (1 - p*) log(1 - q)); [N]. KL(p* || q) up to the label's entropy."""
+    return smoothed_logistic(_logits(pair, beta), jax.nn.sigmoid(-margin))
+
+
+def kl_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
+    """Computes KL(Bernoulli(q) || Bernoulli(p*)) = q log(q / p*) + (1 - q) log((1 - q) / (1 - p*)); [N]."""
+    z = _logits(pair, beta)
+    agree = jax.nn.log_sigmoid(z) - jax.nn.log_sigmoid(margin)
+    differ = jax.nn.log_sigmoid(-z) - jax.nn.log_sigmoid(-margin)
+    return jax.nn.sigmoid(z) * agree + jax.nn.sigmoid(-z) * differ
+
+
+def tv_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
+    """Computes the total variation distance |q - p*|; [N]."""
+    return jnp.abs(jax.nn.sigmoid(_logits(pair, beta)) - jax.nn.sigmoid(margin))
+
+
+def _root_sigmoid(x: Array) -> Array:
+    """sqrt(sigma(x)), with a gradient that stays finite where sigma(x) is 0."""
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(x))
+
+
+def hellinger_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
+    """Computes the squared Hellinger distance [(sqrt p* - sqrt q)^2 + (sqrt(1 - p*) - sqrt(1 - q))^2] / 2; [N]."""
+    z = _logits(pair, beta)
+    agree = jnp.square(_root_sigmoid(z) - _root_sigmoid(margin))
+    differ = jnp.square(_root_sigmoid(-z) - _root_sigmoid(-margin))
+    return 0.5 * (agree + differ)

@@ -1,0 +1,182 @@
+"""Preference losses against a reference policy: the loss types of TRL's DPO trainer, one small function each.
+
+Every function takes `PairLogps` (arrays [N]) and returns one value per pair, [N]. Notation of the docstrings: a and d
+are the log-ratios log policy - log reference of the chosen and the rejected completion (summed over tokens), s the
+f-divergence map (`divergence`, identity by default), D = s(a) - s(d), b = beta, e = label_smoothing, n+ and n- the
+token counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .divergence import Divergence, capped_exp, reverse_kl
+from .pairs import PairLogps, log_ratios, per_token, smoothed_logistic
+
+
+def _scores(pair: PairLogps, divergence: Divergence) -> tuple[Array, Array]:
+    """s(a) and s(d), two [N]."""
+    chosen, rejected = log_ratios(pair)
+    return divergence(chosen), divergence(rejected)
+
+
+def _logits(pair: PairLogps, beta: float, divergence: Divergence) -> Array:
+    """b D, [N]."""
+    chosen, rejected = _scores(pair, divergence)
+    return beta * (chosen - rejected)
+
+
+def sigmoid_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes DPO, -(1 - e) log sigma(bD) - e log sigma(-bD); [N]. e > 0 is conservative DPO (cDPO).
+
+    Rafailov et al., arXiv 2305.18290, eq. 7. TRL 0.29 and later ignore the smoothing; here it counts.
+    """
+    return smoothed_logistic(_logits(pair, beta, divergence), label_smoothing)
+
+
+def sigmoid_norm_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes length-normalised DPO, the smoothed logistic loss of b (s(a)/n+ - s(d)/n-); [N]. arXiv 2411.15124."""
+    chosen, rejected = _scores(pair, divergence)
+    margin = per_token(chosen, pair.chosen_len) - per_token(rejected, pair.rejected_len)
+    return smoothed_logistic(beta * margin, label_smoothing)
+
+
+def hinge_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
+    """Computes max(0, 1 - bD); [N]. SLiC, arXiv 2305.10425, on log-ratios as in RSO, arXiv 2309.06657."""
+    return jax.nn.relu(1.0 - _logits(pair, beta, divergence))
+
+
+def _ipo(h: Array, beta: float, label_smoothing: float) -> Array:
+    """(1 - e)(h - 1/(2b))^2 + e(-h - 1/(2b))^2: regression to the target gap, with flipped labels e of the time."""
+    target = 1.0 / (2.0 * beta)
+    return (1.0 - label_smoothing) * jnp.square(h - target) + label_smoothing * jnp.square(-h - target)
+
+
+def ipo_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes IPO on token means, (s(a)/n+ - s(d)/n- - 1/(2b))^2, labels flipped with probability e; [N].
+
+    Azar et al., arXiv 2310.12036, eq. 17; the token mean is TRL's, confirmed by the authors (huggingface/trl#1265).
+    """
+    chosen, rejected = _scores(pair, divergence)
+    return _ipo(per_token(chosen, pair.chosen_len) - per_token(rejected, pair.rejected_len), beta, label_smoothing)
+
+
+def ipo_sum_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes IPO as printed, on sums: (D - 1/(2b))^2, labels flipped with probability e; [N].
+
+    Azar et al., arXiv 2310.12036, eq. 17. OpenRLHF, the original DPO repository and TRL's online trainers take sums.
+    """
+    chosen, rejected = _scores(pair, divergence)
+    return _ipo(chosen - rejected, beta, label_smoothing)
+
+
+def exo_pair_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 1e-3, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes EXO, KL(Bernoulli(q) || Bernoulli(1 - e)) with q = sigma(bD); [N]. Needs e > 0; 1e-3 is advised.
+
+    Ji et al., arXiv 2402.00856, eq. 16.
+    """
+    z = _logits(pair, beta, divergence)
+    log_q, log_not_q = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
+    log_p, log_not_p = math.log1p(-label_smoothing), math.log(label_smoothing)
+    return jax.nn.sigmoid(z) * (log_q - log_p) + jax.nn.sigmoid(-z) * (log_not_q - log_not_p)
+
+
+def nca_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
+    """Computes NCA, -log sigma(b s(a)) - 1/2 log sigma(-b s(a)) - 1/2 log sigma(-b s(d)); [N]. arXiv 2402.05369."""
+    chosen, rejected = _scores(pair, divergence)
+    negatives = jax.nn.log_sigmoid(-beta * chosen) + jax.nn.log_sigmoid(-beta * rejected)
+    return -jax.nn.log_sigmoid(beta * chosen) - 0.5 * negatives
+
+
+def robust_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes robust DPO, [-(1 - e) log sigma(bD) + e log sigma(-bD)] / (1 - 2e), with 0 <= e < 1/2; [N].
+
+    Unbiased for the clean-label DPO loss when labels are flipped with probability e. arXiv 2403.00409.
+    """
+    z = _logits(pair, beta, divergence)
+    kept, flipped = jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z)
+    return (-(1.0 - label_smoothing) * kept + label_smoothing * flipped) / (1.0 - 2.0 * label_smoothing)
+
+
+def bco_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
+    """Computes BCO on pairs without reward shift, -log sigma(b s(a)) - log sigma(-b s(d)); [N]. arXiv 2404.04656."""
+    chosen, rejected = _scores(pair, divergence)
+    return -jax.nn.log_sigmoid(beta * chosen) - jax.nn.log_sigmoid(-beta * rejected)
+
+
+def sppo_hard_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
+    """Computes SPPO with hard win probabilities, (s(a) - 1/(2b))^2 + (s(d) + 1/(2b))^2; [N]. arXiv 2405.00675."""
+    chosen, rejected = _scores(pair, divergence)
+    target = 1.0 / (2.0 * beta)
+    return jnp.square(chosen - target) + jnp.square(rejected + target)
+
+
+def _rank_matched(left: Array, right: Array, mask: Array | None) -> Array:
+    """Element k of `left` [N] minus the element of `right` [N] that has the same rank; padded elements give 0.
+
+    Both sides send padded elements to the last ranks, where they meet each other only.
+    """
+    if mask is None:
+        mask = jnp.ones(left.shape, bool)
+    ranks = jnp.argsort(jnp.argsort(jnp.where(mask, left, jnp.inf)))
+    matched = jnp.sort(jnp.where(mask, right, jnp.inf))[ranks]
+    return jnp.where(mask, left - jnp.where(mask, matched, 0.0), 0.0)
+
+
+def aot_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, mask: Array | None = None) -> Array:
+    """Computes AOT on paired data: sorted log policy(y+)/policy(y-) minus sorted log reference(y+)/reference(y-); [N].
+
+    The smoothed logistic loss of the rank-by-rank difference, standing at the pair whose policy ratio has that rank.
+    The sort is over the pairs given: give the global batch. mask: [N] bool, False for padded pairs. arXiv 2406.05882.
+    """
+    z = _rank_matched(pair.chosen - pair.rejected, pair.ref_chosen - pair.ref_rejected, mask)
+    return smoothed_logistic(beta * z, label_smoothing)
+
+
+def aot_unpaired_loss(
+    pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, mask: Array | None = None
+) -> Array:
+    """Computes AOT on unpaired data, as `aot_loss` with sorted a minus sorted d; [N]. arXiv 2406.05882."""
+    chosen, rejected = log_ratios(pair)
+    return smoothed_logistic(beta * _rank_matched(chosen, rejected, mask), label_smoothing)
+
+
+def apo_zero_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
+    """Computes APO-zero, (1 - sigma(b a)) + sigma(b d), on raw ratios; [N]. arXiv 2408.06266, eq. 7."""
+    chosen, rejected = log_ratios(pair)
+    return jax.nn.sigmoid(-beta * chosen) + jax.nn.sigmoid(beta * rejected)
+
+
+def apo_down_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
+    """Computes APO-down, sigma(b a) + (1 - sigma(bD)), a raw and D mapped; [N]. arXiv 2408.06266, eq. 8."""
+    chosen, _ = log_ratios(pair)
+    return jax.nn.sigmoid(beta * chosen) + jax.nn.sigmoid(-_logits(pair, beta, divergence))
+
+
+def discopop_loss(
+    pair: PairLogps, *, beta: float = 0.1, discopop_tau: float = 0.05, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes DiscoPOP, (1 - m)(-log sigma(z)) + m exp(-z) with z = bD, m = sigma(z / tau); [N].
+
+    m exp(-z) is taken as one exponential: apart, the factors are 0 and infinity for z very negative. Lu et al., arXiv
+    2406.08414, eq. 5.
+    """
+    z = _logits(pair, beta, divergence)
+    exponential = capped_exp(jax.nn.log_sigmoid(z / discopop_tau) - z)
+    return -jax.nn.sigmoid(-z / discopop_tau) * jax.nn.log_sigmoid(z) + exponential

@@ -1,0 +1,79 @@
+"""Preference losses that need no reference policy; each takes `PairLogps` and returns one value per pair, [N]."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .divergence import capped_exp
+from .pairs import PairLogps, per_token, smoothed_logistic
+
+_MIN_NLL = 1e-6
+"""Odds of p = exp(-1e-6) are the largest taken, about 1e6: at p = 1 they are infinite."""
+
+
+def _mean_logps(pair: PairLogps) -> tuple[Array, Array]:
+    """Token means of the policy's log-probabilities of chosen and rejected, two [N]."""
+    return per_token(pair.chosen, pair.chosen_len), per_token(pair.rejected, pair.rejected_len)
+
+
+def sft_loss(pair: PairLogps) -> Array:
+    """Computes the chosen completion's negative log-likelihood per token; [N].
+
+    Averaged with weight n+ (`preference_loss` does), it is the token mean over the whole batch.
+    """
+    return -per_token(pair.chosen, pair.chosen_len)
+
+
+def raft_loss(pair: PairLogps) -> Array:
+    """Computes the chosen completion's summed negative log-likelihood; [N]. RAFT, arXiv 2304.06767."""
+    return -pair.chosen
+
+
+def cpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Array:
+    """Computes CPO's preference term: the smoothed logistic loss of b (log p+ - log p-), sums; [N].
+
+    Xu et al., arXiv 2401.08417; their likelihood term is a mixture with `sft`.
+    """
+    return smoothed_logistic(beta * (pair.chosen - pair.rejected), label_smoothing)
+
+
+def simpo_loss(pair: PairLogps, *, beta: float = 0.1, simpo_gamma: float = 0.5, label_smoothing: float = 0.0) -> Array:
+    """Computes SimPO: the smoothed logistic loss of b (mean log p+ - mean log p-) - gamma; [N].
+
+    Meng et al., arXiv 2405.14734, eq. 6. The paper's beta is 2.0 to 10.
+    """
+    chosen, rejected = _mean_logps(pair)
+    return smoothed_logistic(beta * (chosen - rejected) - simpo_gamma, label_smoothing)
+
+
+def alphapo_loss(
+    pair: PairLogps,
+    *,
+    beta: float = 0.1,
+    simpo_gamma: float = 0.5,
+    alphapo_alpha: float = 0.25,
+    label_smoothing: float = 0.0,
+) -> Array:
+    """Computes AlphaPO: SimPO with reward (1 - p^-alpha) / alpha of p = exp(mean log p), exponent capped; [N].
+
+    arXiv 2501.03884. Needs alpha != 0; it tends to SimPO as alpha tends to 0.
+    """
+    chosen, rejected = (capped_exp(-alphapo_alpha * mean) for mean in _mean_logps(pair))
+    return smoothed_logistic(beta * (rejected - chosen) / alphapo_alpha - simpo_gamma, label_smoothing)
+
+
+def _log_odds(mean_logp: Array) -> Array:
+    """log p - log(1 - p) of p = exp(mean_logp), [N]."""
+    mean_logp = jnp.minimum(mean_logp, -_MIN_NLL)
+    return mean_logp - jnp.log(-jnp.expm1(mean_logp))
+
+
+def orpo_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
+    """Computes ORPO's odds-ratio term, -b log sigma(log odds+ - log odds-), odds of token-mean probabilities; [N].
+
+    Hong et al., arXiv 2403.07691; their likelihood term is a mixture with `sft`.
+    """
+    chosen, rejected = _mean_logps(pair)
+    return -beta * jax.nn.log_sigmoid(_log_odds(chosen) - _log_odds(rejected))

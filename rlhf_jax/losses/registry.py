@@ -1,0 +1,66 @@
+"""The table of preference losses by `loss_type`: function, the knobs it reads, what it needs, where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax import Array
+
+from . import margin_aware, reference_based, reference_free
+
+
+class Loss(NamedTuple):
+    """One row of `LOSSES`.
+
+    Attributes:
+      function: `PairLogps` and the keywords named by `knobs` and `inputs`, to values [N].
+      knobs: keywords filled from `PreferenceLoss`; a knob no chosen loss reads may not be set.
+      needs_reference: whether `ref_chosen` and `ref_rejected` are read.
+      paper: arXiv number.
+      inputs: further arrays [N] read: "mask" (the loss looks across pairs), "margin" (reward gaps).
+      per_token: the mean over pairs is weighted by the chosen completion's length.
+    """
+
+    function: Callable[..., Array]
+    knobs: tuple[str, ...]
+    needs_reference: bool
+    paper: str
+    inputs: tuple[str, ...] = ()
+    per_token: bool = False
+
+
+_MAPPED = ("beta", "divergence")
+_SMOOTHED = ("beta", "label_smoothing")
+_BOTH = ("beta", "label_smoothing", "divergence")
+
+LOSSES: dict[str, Loss] = {
+    "sigmoid": Loss(reference_based.sigmoid_loss, _BOTH, True, "2305.18290"),
+    "hinge": Loss(reference_based.hinge_loss, _MAPPED, True, "2305.10425"),
+    "ipo": Loss(reference_based.ipo_loss, _BOTH, True, "2310.12036"),
+    "ipo_sum": Loss(reference_based.ipo_sum_loss, _BOTH, True, "2310.12036"),
+    "exo_pair": Loss(reference_based.exo_pair_loss, _BOTH, True, "2402.00856"),
+    "nca_pair": Loss(reference_based.nca_pair_loss, _MAPPED, True, "2402.05369"),
+    "robust": Loss(reference_based.robust_loss, _BOTH, True, "2403.00409"),
+    "bco_pair": Loss(reference_based.bco_pair_loss, _MAPPED, True, "2404.04656"),
+    "sppo_hard": Loss(reference_based.sppo_hard_loss, _MAPPED, True, "2405.00675"),
+    "aot": Loss(reference_based.aot_loss, _SMOOTHED, True, "2406.05882", inputs=("mask",)),
+    "aot_unpaired": Loss(reference_based.aot_unpaired_loss, _SMOOTHED, True, "2406.05882", inputs=("mask",)),
+    "apo_zero": Loss(reference_based.apo_zero_loss, ("beta",), True, "2408.06266"),
+    "apo_down": Loss(reference_based.apo_down_loss, _MAPPED, True, "2408.06266"),
+    "discopop": Loss(reference_based.discopop_loss, (*_MAPPED, "discopop_tau"), True, "2406.08414"),
+    "sft": Loss(reference_free.sft_loss, (), False, "2203.02155", per_token=True),
+    "sigmoid_norm": Loss(reference_based.sigmoid_norm_loss, _BOTH, True, "2411.15124"),
+    "simpo": Loss(reference_free.simpo_loss, (*_SMOOTHED, "simpo_gamma"), False, "2405.14734"),
+    "cpo": Loss(reference_free.cpo_loss, _SMOOTHED, False, "2401.08417"),
+    "orpo": Loss(reference_free.orpo_loss, ("beta",), False, "2403.07691"),
+    "alphapo": Loss(reference_free.alphapo_loss, (*_SMOOTHED, "simpo_gamma", "alphapo_alpha"), False, "2501.03884"),
+    "raft": Loss(reference_free.raft_loss, (), False, "2304.06767"),
+    "rev_kl": Loss(margin_aware.rev_kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
+    "kl": Loss(margin_aware.kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
+    "tv": Loss(margin_aware.tv_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
+    "hellinger": Loss(margin_aware.hellinger_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
+}
+
+ALIASES = {"aot_pair": "aot_unpaired"}
+"""Old names and what they are called now."""

@@ -1,0 +1,43 @@
+"""Losses and read-outs of reward and preference models."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def bradley_terry(chosen: Array, rejected: Array, margin: Array | None = None) -> Array:
+    """Computes -log sigma(r+ - r- - margin); scores [N] to [N].
+
+    margin: [N] gap the rater's confidence asks for, or None for 0. Touvron et al. (Llama 2), arXiv 2307.09288, eq. 2.
+    """
+    gap = chosen - rejected
+    return -jax.nn.log_sigmoid(gap if margin is None else gap - margin)
+
+
+def centering(chosen: Array, rejected: Array) -> Array:
+    """Computes (r+ + r-)^2, which keeps scores around 0; [N]. arXiv 2312.09244; a coefficient of 0.01 is advised."""
+    return jnp.square(chosen + rejected)
+
+
+def logexp(chosen: Array, rejected: Array) -> Array:
+    """Computes log(1 + exp(r- - r+)), OpenRLHF's `logexp`; [N]. arXiv 2204.05862.
+
+    The same function as `bradley_terry` without a margin, here under the name its users know.
+    """
+    return bradley_terry(chosen, rejected)
+
+
+def pairwise_preference(logit_a: Array, logit_b: Array) -> Array:
+    """Computes P(A), the softmax over the logits of the letters A and B alone; [...] to [...]. arXiv 2405.07863."""
+    return jax.nn.sigmoid(logit_a - logit_b)
+
+
+def average_orders(p_ab: Array, p_ba: Array) -> Array:
+    """Computes the probability that the first response wins, freed of position bias; [...] to [...].
+
+    p_ab: P(letter A) with the first response shown as A. p_ba: P(letter A) with the *second* response shown as A, so
+    the first wins with 1 - p_ba. Swapping the arguments gives the complement.
+    """
+    return 0.5 + 0.5 * (p_ab - p_ba)

@@ -1,0 +1,146 @@
+"""Log-probabilities of given tokens without ever holding the [tokens, vocab] logits whole.
+
+This is the only place that touches vocabulary logits in training; every loss stands on it. The forward pass walks over
+chunks of positions and keeps one number a token (the log-normaliser); the backward pass recomputes each chunk's logits.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class TokenStats(NamedTuple):
+    """What else one look at the logits tells, each [..., M] float32 and without gradient.
+
+    entropy: of the predicted distribution, in nats. greedy: 1.0 where the target is the most probable token.
+    mean_logit: average over the vocabulary. log_sum_p2: log of the collision probability sum_v p(v)^2 (WPO's
+    normaliser, arXiv 2406.11827).
+    """
+
+    entropy: Array
+    greedy: Array
+    mean_logit: Array
+    log_sum_p2: Array
+
+
+def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None) -> Array:
+    """Computes log softmax(hidden @ head.T)[target] at each position.
+
+    Args:
+      hidden: [..., M, D] final hidden states, in the compute dtype.
+      head: [V, D] output embedding, same dtype.
+      targets: [..., M] int32 token ids in [0, V).
+      chunk: positions of M whose logits exist at one time; M is padded up to a multiple of it.
+      softcap: c in c * tanh(logits / c) (Gemma 2), or None.
+
+    Returns:
+      [..., M] float32 log-probabilities in nats. Differentiable in `hidden` and `head`; the gradient of `head` is
+      accumulated in float32 over chunks and returned in its own dtype.
+    """
+    return _logps(hidden, head, targets, chunk, softcap, False)[0]
+
+
+def token_logps_and_stats(
+    hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None
+) -> tuple[Array, TokenStats]:
+    """`token_logps` and, from the same pass over the logits, `TokenStats`."""
+    logps, stats = _logps(hidden, head, targets, chunk, softcap, True)
+    return logps, jax.tree.map(jax.lax.stop_gradient, stats)
+
+
+def _logits(hidden: Array, head: Array, softcap: float | None) -> Array:
+    """[..., m, V] float32 logits of one chunk."""
+    logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def _chunked(x: Array, axis: int, chunk: int) -> Array:
+    """Moves `axis`, cut into pieces of `chunk` (zero-padded), to the front: [pieces, ..., chunk, ...]."""
+    length = x.shape[axis]
+    pieces = -(-length // chunk)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, pieces * chunk - length)
+    x = jnp.pad(x, widths) if pieces * chunk != length else x
+    x = x.reshape(*x.shape[:axis], pieces, chunk, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
+
+
+def _joined(x: Array, axis: int, length: int) -> Array:
+    """Inverse of `_chunked`."""
+    x = jnp.moveaxis(x, 0, axis)
+    x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return jax.lax.slice_in_dim(x, 0, length, axis=axis)
+
+
+def _chunk_forward(
+    hidden: Array, head: Array, targets: Array, softcap: float | None, with_stats: bool
+) -> tuple[Array, Array, TokenStats | None]:
+    logits = _logits(hidden, head, softcap)  # [..., m, V]
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    stats = None
+    if with_stats:
+        probs = jnp.exp(logits - lse[..., None])
+        stats = TokenStats(
+            entropy=lse - jnp.sum(probs * logits, axis=-1),
+            greedy=(target >= jnp.max(logits, axis=-1)).astype(jnp.float32),
+            mean_logit=jnp.mean(logits, axis=-1),
+            log_sum_p2=jnp.log(jnp.sum(jnp.square(probs), axis=-1)),
+        )
+    return target - lse, lse, stats
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _logps(
+    hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None, with_stats: bool
+) -> tuple[Array, TokenStats | None]:
+    return _logps_fwd(hidden, head, targets, chunk, softcap, with_stats)[0]
+
+
+def _logps_fwd(
+    hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None, with_stats: bool
+) -> tuple[tuple[Array, TokenStats | None], tuple[Array, Array, Array, Array]]:
+    axis, length = targets.ndim - 1, targets.shape[-1]
+    chunk = min(chunk, length)
+    pieces = _chunked(hidden, axis, chunk), _chunked(targets, axis, chunk)
+    out = jax.lax.map(lambda xs: _chunk_forward(xs[0], head, xs[1], softcap, with_stats), pieces)
+    logps, lse, stats = jax.tree.map(lambda x: _joined(x, axis, length), out)
+    return (logps, stats), (hidden, head, targets, lse)
+
+
+def _logps_bwd(
+    chunk: int,
+    softcap: float | None,
+    with_stats: bool,
+    saved: tuple[Array, Array, Array, Array],
+    cotangents: tuple[Array, TokenStats | None],
+) -> tuple[Array, Array, None]:
+    hidden, head, targets, lse = saved
+    grad = cotangents[0]  # [..., M]
+    axis, length = targets.ndim - 1, targets.shape[-1]
+    chunk = min(chunk, length)
+
+    def step(head_grad: Array, xs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        hidden_c, targets_c, lse_c, grad_c = xs
+        logits = _logits(hidden_c, head, softcap)
+        onehot = jax.nn.one_hot(targets_c, head.shape[0], dtype=jnp.float32)
+        dlogits = grad_c[..., None] * (onehot - jnp.exp(logits - lse_c[..., None]))
+        if softcap is not None:
+            dlogits = dlogits * (1.0 - jnp.square(logits / softcap))
+        dlogits = dlogits.astype(hidden.dtype)
+        dhidden = jnp.einsum("...v,vd->...d", dlogits, head)
+        flat_logits, flat_hidden = dlogits.reshape(-1, head.shape[0]), hidden_c.reshape(-1, head.shape[1])
+        dhead = jnp.einsum("nv,nd->vd", flat_logits, flat_hidden, preferred_element_type=jnp.float32)
+        return head_grad + dhead, dhidden
+
+    pieces = tuple(_chunked(x, axis, chunk) for x in (hidden, targets, lse, grad))
+    head_grad, hidden_grad = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), pieces)
+    return _joined(hidden_grad, axis, length), head_grad.astype(head.dtype), None
+
+
+_logps.defvjp(_logps_fwd, _logps_bwd)

@@ -1,0 +1,84 @@
+"""Attention over packed, prefix-shared rows, and the two-part attention of decoding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_MASKED = -1e30
+
+
+def packed_mask(group_ids: Array, branch_ids: Array, positions: Array, window: Array | None = None) -> Array:
+    """Who may attend to whom in a packed row.
+
+    A query sees an earlier (or its own) position of its group, in the shared prompt (branch 0) or in its own branch;
+    with a window w only positions less than w behind it.
+
+    Args:
+      group_ids, branch_ids, positions: [B, T] int32; group 0 is padding.
+      window: scalar int32, 0 for none; or None.
+
+    Returns:
+      [B, T, T] bool, [query, key].
+    """
+    same_group = group_ids[:, :, None] == group_ids[:, None, :]
+    branch_key, branch_query = branch_ids[:, None, :], branch_ids[:, :, None]
+    visible = same_group & ((branch_key == 0) | (branch_key == branch_query))
+    distance = positions[:, :, None] - positions[:, None, :]
+    visible &= distance >= 0
+    if window is not None:
+        visible &= (distance < window) | (window == 0)
+    return visible
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Softmax attention with grouped query heads.
+
+    Args:
+      q: [B, T, H, Dh]. k, v: [B, S, K, Dh] with H a multiple of K. mask: [B, T, S] bool.
+
+    Returns:
+      [B, T, H, Dh]. Scores and softmax are float32; a query that sees nothing gets a finite, meaningless value.
+    """
+    batch, length, heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
+    scores = jnp.where(mask[:, None, None], scores, _MASKED)
+    probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgts,bskd->btkgd", probs, v)
+    return out.reshape(batch, length, heads, head_dim)
+
+
+def decode_attention(
+    q: Array, k: Array, v: Array, prompt_k: Array, prompt_v: Array, prompt_mask: Array,
+    suffix_k: Array, suffix_v: Array, suffix_mask: Array,
+) -> Array:
+    """One new token a lane attends to its prompt, to what the lane has written, and to itself, under one softmax.
+
+    The P prompts are stored once and read by their n lanes each; nothing is repeated n times.
+
+    Args:
+      q: [P, n, H, Dh], k, v: [P, n, K, Dh] of the new tokens.
+      prompt_k, prompt_v: [P, S, K, Dh]. prompt_mask: [P, n, S] bool.
+      suffix_k, suffix_v: [P, n, U, K, Dh]. suffix_mask: [P, n, U] bool.
+
+    Returns:
+      [P, n, H, Dh].
+    """
+    prompts, lanes, heads, head_dim = q.shape
+    kv_heads, slots = k.shape[2], prompt_k.shape[1]
+    q = q.reshape(prompts, lanes, kv_heads, heads // kv_heads, head_dim) * jnp.asarray(head_dim**-0.5, q.dtype)
+    wide = jnp.float32
+    on_prompt = jnp.einsum("pnkgd,pskd->pnkgs", q, prompt_k, preferred_element_type=wide)
+    on_suffix = jnp.einsum("pnkgd,pnukd->pnkgu", q, suffix_k, preferred_element_type=wide)
+    on_self = jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide)
+    on_prompt = jnp.where(prompt_mask[:, :, None, None], on_prompt, _MASKED)
+    on_suffix = jnp.where(suffix_mask[:, :, None, None], on_suffix, _MASKED)
+    probs = jax.nn.softmax(jnp.concatenate([on_prompt, on_suffix, on_self[..., None]], axis=-1), axis=-1)
+    probs = probs.astype(v.dtype)
+    out = jnp.einsum("pnkgs,pskd->pnkgd", probs[..., :slots], prompt_v)
+    out += jnp.einsum("pnkgu,pnukd->pnkgd", probs[..., slots:-1], suffix_v)
+    out += probs[..., -1:] * v[:, :, :, None]
+    return out.reshape(prompts, lanes, heads, head_dim)

@@ -1,0 +1,108 @@
+"""LoRA (Hu et al., arXiv 2106.09685) as a second tree beside the frozen weights, in PEFT's names on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.params import Params, ParamSpec, param_specs
+
+TARGETS = {
+    "q_proj": ("attention", "q"), "k_proj": ("attention", "k"), "v_proj": ("attention", "v"),
+    "o_proj": ("attention", "o"), "gate_proj": ("mlp", "gate"), "up_proj": ("mlp", "up"), "down_proj": ("mlp", "down"),
+}
+"""Hugging Face's module name -> where the weight sits in a layer's tree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """TRL's keys: rank, alpha (the update is scaled by alpha / r) and which projections get one."""
+
+    lora_r: int = 16
+    lora_alpha: float = 32.0
+    lora_target_modules: tuple[str, ...] = tuple(TARGETS)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.lora_target_modules) - set(TARGETS))
+        if unknown or not self.lora_target_modules:
+            raise ValueError(f"lora_target_modules has {unknown or 'no entry'}; choose from {sorted(TARGETS)}")
+        if self.lora_r < 1:
+            raise ValueError(f"lora_r = {self.lora_r}; the rank must be 1 or more")
+
+    @property
+    def scale(self) -> float:
+        return self.lora_alpha / self.lora_r
+
+
+class LoraWeight(NamedTuple):
+    """A weight with its low-rank update: base + scale * a @ b. a: [in..., r], b: [r, out...], scale: scalar."""
+
+    base: Array
+    a: Array
+    b: Array
+    scale: Array
+
+
+def lora_specs(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
+    """`ParamSpec` tree of the adapter: {module: {"a": [L, in..., r], "b": [L, r, out...]}}, PEFT names included."""
+    base = param_specs(config)["layers"]
+    specs: dict[str, Any] = {}
+    for module in lora.lora_target_modules:
+        room, name = TARGETS[module]
+        spec: ParamSpec = base[room][name]
+        split = 1 + (spec.inputs or 0)
+        inputs, outputs = spec.shape[1:split], spec.shape[split:]
+        stem = "base_model.model." + spec.hf_name.removesuffix(".weight")
+        specs[module] = {
+            "a": ParamSpec((config.layers, *inputs, lora.lora_r), (*spec.axes[:split], "rank"), "normal",
+                           stem + ".lora_A.weight", len(inputs)),
+            "b": ParamSpec((config.layers, lora.lora_r, *outputs), ("layers", "rank", *spec.axes[split:]),
+                           "zeros", stem + ".lora_B.weight", 1),
+        }
+    return specs
+
+
+def init_lora(key: Array, config: DecoderConfig, lora: LoraConfig, dtype: Any = jnp.float32) -> Params:
+    """a: normal with variance 1 / (fan in), b: zero, so that the adapted model starts as the base model."""
+    specs = lora_specs(config, lora)
+    adapter: Params = {}
+    for index, (module, pair) in enumerate(specs.items()):
+        shape = pair["a"].shape
+        fan_in = math.prod(shape[1:-1])
+        a = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32) * fan_in**-0.5
+        adapter[module] = {"a": a.astype(dtype), "b": jnp.zeros(pair["b"].shape, dtype)}
+    return adapter
+
+
+def _mapped(params: Params, adapter: Params, fn: Any) -> Params:
+    layers = {name: dict(value) if isinstance(value, dict) else value for name, value in params["layers"].items()}
+    for module, pair in adapter.items():
+        room, name = TARGETS[module]
+        layers[room][name] = fn(layers[room][name], pair["a"], pair["b"])
+    return {**params, "layers": layers}
+
+
+def with_lora(params: Params, adapter: Params, scale: float) -> Params:
+    """The tree `forward` takes: targeted weights become `LoraWeight`s; nothing is copied."""
+
+    def attach(base: Array, a: Array, b: Array) -> LoraWeight:
+        scales = jnp.full((base.shape[0],), scale, jnp.float32)
+        return LoraWeight(base, a.astype(base.dtype), b.astype(base.dtype), scales)
+
+    return _mapped(params, adapter, attach)
+
+
+def merge_lora(params: Params, adapter: Params, scale: float) -> Params:
+    """Plain weights with the update added (computed in float32)."""
+
+    def merge(base: Array, a: Array, b: Array) -> Array:
+        update = jax.vmap(lambda x, y: jnp.tensordot(x, y, axes=1))(a.astype(jnp.float32), b.astype(jnp.float32))
+        return (base.astype(jnp.float32) + scale * update).astype(base.dtype)
+
+    return _mapped(params, adapter, merge)

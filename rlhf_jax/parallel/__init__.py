@@ -1,0 +1,34 @@
+"""Parallelism: the mesh, logical-axis rules, data-parallel evaluation and multi-host start-up."""
+
+from rlhf_jax.parallel.data_parallel import data_parallel
+from rlhf_jax.parallel.distributed import initialize, is_main_process
+from rlhf_jax.parallel.mesh import (
+    AXES,
+    PRESETS,
+    MeshConfig,
+    Rules,
+    batch_sharding,
+    batch_ways,
+    constrainer,
+    make_mesh,
+    param_shardings,
+    replicated,
+    spec_shardings,
+)
+
+__all__ = [
+    "AXES",
+    "PRESETS",
+    "MeshConfig",
+    "Rules",
+    "batch_sharding",
+    "batch_ways",
+    "constrainer",
+    "data_parallel",
+    "initialize",
+    "is_main_process",
+    "make_mesh",
+    "param_shardings",
+    "replicated",
+    "spec_shardings",
+]

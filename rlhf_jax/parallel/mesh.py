@@ -1,0 +1,131 @@
+"""The device mesh: axes `data` (replicas), `fsdp`, `context`, `tensor`, and which logical axis of an array goes where."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.params import map_specs, param_specs
+
+AXES = ("data", "fsdp", "context", "tensor")
+_Place = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+    def shape(self, devices: int) -> tuple[int, int, int, int]:
+        """The four sizes for this many devices; ValueError where they do not multiply to it."""
+        sizes = [self.data, self.fsdp, self.context, self.tensor]
+        if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+            raise ValueError(f"mesh {self} needs sizes of 1 or more, with -1 for one axis at most")
+        fixed = math.prod(size for size in sizes if size != -1)
+        if devices % fixed or (-1 not in sizes and fixed != devices):
+            raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} asks for {fixed} devices"
+                             f"{' (times the -1 axis)' if -1 in sizes else ''}; there are {devices}. "
+                             "Set one axis to -1 or change the sizes so that they multiply to the device count")
+        d, f, c, t = (devices // fixed if size == -1 else size for size in sizes)
+        return d, f, c, t
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axes. `None` replicates."""
+
+    batch: _Place = ("data", "fsdp")
+    seq: _Place = "context"
+    embed: _Place = "fsdp"
+    heads: _Place = "tensor"
+    kv_heads: _Place = "tensor"
+    head_dim: _Place = None
+    mlp: _Place = "tensor"
+    vocab: _Place = ("tensor", "fsdp")
+    layers: _Place = None
+    labels: _Place = None
+    rank: _Place = None
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The `PartitionSpec` of an array with these logical axes; a mesh axis is used once, first come first served."""
+        used: set[str] = set()
+        places: list[_Place] = []
+        for axis in axes:
+            place = None if axis is None else getattr(self, axis)
+            names = () if place is None else (place,) if isinstance(place, str) else place
+            free = tuple(name for name in names if name not in used)
+            used.update(free)
+            places.append(None if not free else free[0] if len(free) == 1 else free)
+        return PartitionSpec(*places)
+
+
+PRESETS = {
+    "fsdp": Rules(),
+    "ddp": Rules(embed=None, vocab=None, heads=None, kv_heads=None, mlp=None),
+    "sampling": Rules(embed=None, vocab="tensor"),
+}
+"""`fsdp` also serves tensor parallelism: the `tensor` axis is in it and costs nothing at size 1."""
+
+
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of the four axes over `devices` (all of them by default), with Auto axis types."""
+    devices = jax.devices() if devices is None else devices
+    shape = (config or MeshConfig()).shape(len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Drops the mesh axes that do not divide a dimension (a scalar head, few key heads): those stay replicated."""
+    places: list[_Place] = []
+    for place, size in zip(spec, shape, strict=True):
+        names = () if place is None else (place,) if isinstance(place, str) else tuple(place)
+        ways = math.prod(mesh.shape[name] for name in names)
+        places.append(place if ways and size % ways == 0 else None)
+    return PartitionSpec(*places)
+
+
+def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Rules | None = None) -> Any:
+    """Tree of `NamedSharding`s, the keys of `param_specs(config)`."""
+    return spec_shardings(param_specs(config), mesh, rules)
+
+
+def spec_shardings(specs: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+    """`NamedSharding` for each `ParamSpec` of a tree."""
+    rules = rules or PRESETS["fsdp"]
+    return map_specs(lambda s: NamedSharding(mesh, _divides(rules.spec(s.axes), s.shape, mesh)), specs)
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Rows (dimension `axis`) over `data` and `fsdp`, everything else replicated."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many pieces the batch axis is cut; row counts must be multiples of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def constrainer(mesh: Mesh, rules: Rules | None = None) -> Any:
+    """The `constrain` argument of `models.forward`: pins activations by their logical axes."""
+    activations = dataclasses.replace(rules or PRESETS["fsdp"], embed=None)
+
+    def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
+        spec = _divides(activations.spec(axes), x.shape, mesh)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return constrain

@@ -1,0 +1,68 @@
+"""Training options, under TRL's names where TRL has one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How to optimise; what to optimise is the objective's business.
+
+    Attributes:
+      train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
+      micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation.
+      row_length: tokens of a packed row; None takes the smallest power of two that holds every group.
+      num_train_epochs: passes over the data, may be fractional.
+      max_steps: stop after so many steps, None for no limit.
+      learning_rate: peak.
+      lr_scheduler_type: how the rate moves after warm-up.
+      min_lr_rate: floor of `cosine_with_min_lr`, as a share of the peak.
+      warmup_steps: number of steps, or a share of all steps where below 1.
+      max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
+      dtype: of activations and working weights; masters and moments stay float32.
+      remat: what the backward pass recomputes.
+      logits_chunk: row positions whose vocabulary logits exist at one time.
+      logging_steps: a metric line every so many steps, averaged over them.
+      eval_steps: evaluate every so many steps, and at the end; None for the end only.
+      save_steps: checkpoint every so many steps; None for the end only.
+      save_total_limit: checkpoints kept; an old one goes only after the new one is whole.
+      seed: of the data order and of fresh heads and adapters.
+    """
+
+    train_batch_size: int = 32
+    micro_rows: int = 4
+    row_length: int | None = None
+    num_train_epochs: float = 1.0
+    max_steps: int | None = None
+    learning_rate: float = 1e-6
+    lr_scheduler_type: Schedule = "cosine"
+    min_lr_rate: float = 0.1
+    warmup_steps: float = 0.03
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "none"
+    logits_chunk: int = 256
+    logging_steps: int = 10
+    eval_steps: int | None = None
+    save_steps: int | None = None
+    save_total_limit: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train_batch_size", "micro_rows", "logits_chunk", "logging_steps", "save_total_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more")
+        for name in ("learning_rate", "num_train_epochs"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be greater than 0")
+        if self.min_lr_rate != 0.1 and self.lr_scheduler_type != "cosine_with_min_lr":
+            raise ValueError(f"min_lr_rate = {self.min_lr_rate} has no effect with lr_scheduler_type = "
+                             f"{self.lr_scheduler_type!r}; use 'cosine_with_min_lr' or leave min_lr_rate out")

@@ -1,0 +1,180 @@
+"""The fit loop: a plan of batches, one compiled step, metrics one step late, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.loader import BatchPlan
+from rlhf_jax.data.packing import group_length
+from rlhf_jax.models import Params
+from rlhf_jax.parallel import batch_ways, replicated, spec_shardings
+from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.compiles import count_compiles
+from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.training.evaluate import evaluate_objective
+from rlhf_jax.training.objectives import Objective
+from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.step import Assemble, TrainState, init_state, make_train_step, state_shardings, whole
+
+Reporter = Callable[[int, int, dict[str, float]], None]
+"""(step, steps, metrics) -> None: shows progress; called once a step with the newest metrics known."""
+
+
+def _silent(step: int, steps: int, metrics: dict[str, float]) -> None:
+    del step, steps, metrics
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training produced a NaN or an infinity; the last checkpoint before it is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """params: the trained tree (float32). log_history: one dict a logging step, Hugging Face's layout. compiles: count."""
+
+    params: Params
+    log_history: list[dict[str, Any]]
+    steps: int
+    compiles: int
+    efficiency: float
+
+
+def default_row_length(groups: list[PromptGroup], at_least: int = 128) -> int:
+    """The smallest power of two that holds the longest group."""
+    longest = max((group_length(g) for g in groups), default=1)
+    return max(at_least, 1 << (longest - 1).bit_length())
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Weights as a fit sees them: what is trained, what is frozen, and how the two make a parameter tree."""
+
+    trained: Params
+    specs: Any
+    frozen: Params = dataclasses.field(default_factory=dict)
+    frozen_specs: Any = dataclasses.field(default_factory=dict)
+    assemble: Assemble = whole
+
+
+def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
+              reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
+    """The batches of a fit on this mesh; the global batch is the same on any mesh."""
+    return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups),
+                     config.micro_rows * batch_ways(mesh), config.num_train_epochs, config.seed,
+                     max_steps=config.max_steps, reference=reference)
+
+
+def fit(
+    model: Model,
+    objective: Objective,
+    plan: BatchPlan,
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    folder: Path | None = None,
+    eval_groups: list[PromptGroup] | None = None,
+    eval_reference: list[list[np.ndarray]] | None = None,
+    report: Reporter = _silent,
+) -> FitResult:
+    """Trains to the end of the plan, from the last checkpoint in `folder` if there is one.
+
+    Raises:
+      NonFiniteLoss: at the first step whose loss is not a finite number.
+    """
+    schedule = make_schedule(config, plan.steps)
+    optimizer = make_optimizer(config, schedule, model.specs)
+    shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
+    frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
+    frozen = jax.device_put(model.frozen, frozen_shardings) if model.frozen else {}
+    dtype = jnp.dtype(config.dtype)
+    step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
+                              frozen_shardings=frozen_shardings, dtype=dtype)
+    log: list[dict[str, Any]] = []
+    with count_compiles() as compiles:
+        state = init_state(optimizer, model.trained, shardings)
+        checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
+        if checkpoints and (last := checkpoints.latest()) is not None:
+            state, log = checkpoints.restore(last, state)
+        loop = _Loop(plan, config, checkpoints, report, log)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            return evaluate_objective(objective, model.assemble(state.params, frozen), eval_groups or [], plan,
+                                      mesh, reference=eval_reference)
+
+        state = loop.run(step_fn, state, frozen, evaluate if eval_groups else None)
+        if checkpoints:
+            checkpoints.close()
+    return FitResult(state.params, loop.log, plan.steps, compiles.programs, plan.efficiency)
+
+
+class _Loop:
+    """Walks the plan; keeps what is not yet logged."""
+
+    def __init__(self, plan: BatchPlan, config: TrainConfig, checkpoints: Checkpoints | None, report: Reporter,
+                 log: list[dict[str, Any]]):
+        self.plan, self.config, self.checkpoints, self.report, self.log = plan, config, checkpoints, report, log
+        self._window: list[dict[str, float]] = []
+        self._clock = time.perf_counter()
+
+    def run(self, step_fn: Any, state: TrainState, frozen: Params, evaluate: Any) -> TrainState:
+        start, steps = int(state.step), self.plan.steps
+        waiting: tuple[int, Any] | None = None
+        for step, batch, micro_batches in self.plan.iterate(start):
+            state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
+            if waiting is not None:
+                self._record(*waiting)  # one step late: the device is already at work on the next one
+            waiting = (step + 1, metrics)
+            last = step + 1 == steps
+            if last or _due(step + 1, self.config.eval_steps) or _due(step + 1, self.config.save_steps):
+                self._record(*waiting)
+                waiting = None
+            if evaluate is not None and (last or _due(step + 1, self.config.eval_steps)):
+                scores = {f"eval_{name}": value for name, value in evaluate(state).items()}
+                self.log.append({"step": step + 1, "epoch": self._epoch(step + 1), **scores})
+            if self.checkpoints and (last or _due(step + 1, self.config.save_steps)):
+                self.checkpoints.save(step + 1, state, self.log)
+        return state
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self.plan.steps_per_epoch, 4)
+
+    def _record(self, step: int, metrics: Any) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+            raise NonFiniteLoss(
+                f"step {step}: loss = {values['loss']}, grad_norm = {values['grad_norm']}. Lower learning_rate, check "
+                "the data for extreme margins or scores, or try dtype float32; the last checkpoint is untouched")
+        self._window.append(values)
+        self.report(step, self.plan.steps, values)
+        if step % self.config.logging_steps == 0 or step == self.plan.steps:
+            seconds = time.perf_counter() - self._clock
+            row = {name: float(np.nanmean([w[name] for w in self._window])) if not all(
+                math.isnan(w[name]) for w in self._window) else float("nan") for name in values}
+            tokens = sum(w["num_tokens"] for w in self._window)
+            row |= {"learning_rate": values["learning_rate"], "tokens_per_second": tokens / max(seconds, 1e-9)}
+            self.log.append({"step": step, "epoch": self._epoch(step), **row})
+            self._window, self._clock = [], time.perf_counter()
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def write_trainer_state(folder: Path, result: FitResult, plan: BatchPlan) -> None:
+    """trainer_state.json with `log_history`, as existing plotting scripts read it."""
+    state = {"global_step": result.steps, "max_steps": plan.steps, "epoch": result.steps / plan.steps_per_epoch,
+             "packing_efficiency": result.efficiency, "compiled_programs": result.compiles,
+             "log_history": result.log_history}
+    (folder / "trainer_state.json").write_text(json.dumps(state, indent=1) + "\n")

@@ -1,0 +1,167 @@
+"""What a training step minimises, over packed prompt groups: SFT, Bradley-Terry, the preference family, KTO.
+
+An objective is two pure functions. `outputs` runs the model; `terms` turns its outputs into loss terms, each a list of
+values with weights. A step divides each term's weighted sum by its weight over the *global* batch, once, so that
+micro-batches, devices and packing change nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlhf_jax import losses
+from rlhf_jax.data.packing import PackedBatch
+from rlhf_jax.losses import PairLogps, PreferenceLoss, Term, TokenStats
+from rlhf_jax.models import DecoderConfig, Params, output_head, packed_forward, score_heads
+
+
+class Metrics(NamedTuple):
+    """means: name -> (sum, weight). maxima: name -> value; a name that starts with "min_" holds the negated minimum."""
+
+    means: Mapping[str, tuple[Array, Array]]
+    maxima: Mapping[str, Array]
+
+
+class Objective(Protocol):
+    """Loss of one kind of training, as pure functions over a packed micro-batch [B, ...]."""
+
+    @property
+    def needs_reference(self) -> bool: ...
+
+    def outputs(self, params: Params, batch: PackedBatch) -> Any: ...
+
+    def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the model is run inside an objective: shape, recomputation, logits chunk and activation sharding."""
+
+    config: DecoderConfig
+    remat: str = "none"
+    logits_chunk: int = 256
+    constrain: Any = None
+
+    def hidden(self, params: Params, batch: PackedBatch) -> Array:
+        """[B, T, D] hidden states of the rows."""
+        options = {} if self.constrain is None else {"constrain": self.constrain}
+        return packed_forward(params, self.config, batch.tokens, batch.positions, batch.group_ids, batch.branch_ids,
+                              remat=self.remat, **options)
+
+    def target_logps(self, params: Params, batch: PackedBatch) -> tuple[Array, TokenStats]:
+        """[B, M] log-probs of the target tokens (garbage where masked) and statistics of their distributions."""
+        hidden = self.hidden(params, batch)
+        hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
+        return losses.token_logps_and_stats(hidden, output_head(params), batch.target, chunk=self.logits_chunk)
+
+    def slot_scores(self, params: Params, batch: PackedBatch) -> Array:
+        """[B, S, labels] float32 reward-head outputs at each branch's last token."""
+        hidden = self.hidden(params, batch)
+        return score_heads(params, jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1))
+
+
+def slot_sums(values: Array, batch: PackedBatch) -> Array:
+    """[B, S] sums over each branch's targets of `values` [B, M]."""
+    masked = jnp.where(batch.target_mask, values, jnp.zeros((), values.dtype))
+    slots = batch.slot_mask.shape[-1]
+    return jax.vmap(lambda x, slot: jax.ops.segment_sum(x, slot, num_segments=slots))(masked, batch.target_slot)
+
+
+def of_pairs(values: Array, batch: PackedBatch) -> tuple[Array, Array]:
+    """Per-slot `values` [B, S] of chosen and rejected: two [B * P] arrays."""
+    picked = jnp.take_along_axis(values[:, None, :], batch.pair_slots, axis=-1).reshape(-1, 2)
+    return picked[:, 0], picked[:, 1]
+
+
+def _mean(values: Array, mask: Array) -> tuple[Array, Array]:
+    weights = mask.astype(jnp.float32)
+    return jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0)), jnp.sum(weights)
+
+
+def _token_metrics(stats: TokenStats, batch: PackedBatch) -> dict[str, tuple[Array, Array]]:
+    return {"entropy": _mean(stats.entropy, batch.target_mask),
+            "mean_token_accuracy": _mean(stats.greedy, batch.target_mask)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """Supervised fine-tuning: mean negative log-likelihood over all trained-on tokens of the global batch."""
+
+    compute: Compute
+    needs_reference: bool = False
+
+    def outputs(self, params: Params, batch: PackedBatch) -> Any:
+        return self.compute.target_logps(params, batch)
+
+    def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
+        logps, stats = outputs
+        weights = batch.target_mask.astype(jnp.float32)
+        term = Term("nll", 1.0, jnp.where(batch.target_mask, -logps, 0.0), weights)
+        return (term,), Metrics(_token_metrics(stats, batch), {})
+
+
+@dataclasses.dataclass(frozen=True)
+class BradleyTerry:
+    """Reward model: -log sigma(r_chosen - r_rejected - margin), optionally with the centring term (arXiv 2312.09244)."""
+
+    compute: Compute
+    center_rewards_coefficient: float = 0.0
+    use_margin: bool = False
+    needs_reference: bool = False
+
+    def outputs(self, params: Params, batch: PackedBatch) -> Any:
+        return self.compute.slot_scores(params, batch)[..., 0]
+
+    def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
+        chosen, rejected = of_pairs(outputs, batch)
+        mask = batch.pair_mask.reshape(-1)
+        weights = mask.astype(jnp.float32)
+        margin = batch.pair_margin.reshape(-1) if self.use_margin else None
+        terms = [Term("bradley_terry", 1.0, losses.bradley_terry(chosen, rejected, margin), weights)]
+        if self.center_rewards_coefficient:
+            terms.append(Term("centering", self.center_rewards_coefficient, losses.centering(chosen, rejected), weights))
+        means = {"accuracy": _mean(chosen > rejected, mask), "margin": _mean(chosen - rejected, mask),
+                 "mean_reward": _mean(outputs, batch.slot_mask)}
+        low = jnp.float32(-jnp.inf)
+        maxima = {"max_reward": jnp.max(jnp.where(batch.slot_mask, outputs, low)),
+                  "min_reward": jnp.max(jnp.where(batch.slot_mask, -outputs, low))}
+        return tuple(terms), Metrics(means, maxima)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """The DPO family and its reference-free relatives, as `losses.PreferenceLoss` says."""
+
+    compute: Compute
+    loss: PreferenceLoss
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.loss.needs_reference
+
+    def outputs(self, params: Params, batch: PackedBatch) -> Any:
+        return self.compute.target_logps(params, batch)
+
+    def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
+        logps, stats = outputs
+        policy, reference = slot_sums(logps, batch), slot_sums(batch.reference_logps, batch)
+        lengths = slot_sums(jnp.ones_like(logps), batch)
+        mask = batch.pair_mask.reshape(-1)
+        pair = PairLogps(*of_pairs(policy, batch), *of_pairs(reference, batch), *of_pairs(lengths, batch))
+        terms = losses.preference_loss(pair, self.loss, mask=mask, margin=batch.pair_margin.reshape(-1))
+        chosen, rejected = losses.implicit_rewards(pair, self.loss.beta)
+        mean_logits = slot_sums(stats.mean_logit, batch) / jnp.maximum(lengths, 1.0)
+        logits = of_pairs(mean_logits, batch)
+        means = _token_metrics(stats, batch) | {
+            "rewards/chosen": _mean(chosen, mask), "rewards/rejected": _mean(rejected, mask),
+            "rewards/accuracies": _mean(chosen > rejected, mask), "rewards/margins": _mean(chosen - rejected, mask),
+            "logps/chosen": _mean(pair.chosen, mask), "logps/rejected": _mean(pair.rejected, mask),
+            "logits/chosen": _mean(logits[0], mask), "logits/rejected": _mean(logits[1], mask),
+        }
+        return terms, Metrics(means, {})

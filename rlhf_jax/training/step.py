@@ -1,0 +1,160 @@
+"""The one training step, for every objective: accumulate over micro-batches, clip, update float32 masters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+
+from rlhf_jax.data.packing import PackedBatch
+from rlhf_jax.models import Params, cast
+from rlhf_jax.parallel import batch_sharding, replicated
+from rlhf_jax.training.objectives import Metrics, Objective
+
+
+@struct.dataclass
+class TrainState:
+    """What a checkpoint holds. params: the trained tree (all weights, or a LoRA adapter), float32 masters."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+Assemble = Callable[[Params, Params], Params]
+"""(trained tree, frozen tree) -> the parameters `forward` takes."""
+
+
+def whole(trained: Params, frozen: Params) -> Params:
+    """`Assemble` of full fine-tuning: everything is trained."""
+    del frozen
+    return trained
+
+
+def state_shardings(optimizer: optax.GradientTransformation, params: Any, shardings: Any, mesh: Mesh) -> TrainState:
+    """Shardings of the whole state: moments like their parameters, the rest replicated."""
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return TrainState(
+        step=replicated(mesh),
+        params=shardings,
+        opt_state=optax.tree_map_params(optimizer, lambda _, sharding: sharding, opt_state, shardings,
+                                        transform_non_params=lambda _: replicated(mesh)),
+    )
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
+    """The state before the first step, each array where `shardings` says. The masters are float32 copies of `params`."""
+
+    def build(params: Any) -> TrainState:
+        masters = cast(params, jnp.float32)
+        return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
+
+    return jax.jit(build, out_shardings=shardings)(params)
+
+
+def term_totals(objective: Objective, params: Any, batch: PackedBatch) -> dict[str, Array]:
+    """Weight of each loss term over the whole batch [accumulation, B, ...]; depends on masks only, not on `params`."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(objective.outputs, params, first)
+
+    def one(micro: PackedBatch) -> dict[str, Array]:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return {term.name: jnp.sum(term.weights) for term in objective.terms(zeros, micro)[0]}
+
+    return jax.tree.map(jnp.sum, jax.vmap(one)(batch))
+
+
+def micro_loss(objective: Objective, params: Any, micro: PackedBatch, totals: dict[str, Array]
+               ) -> tuple[Array, Metrics]:
+    """This micro-batch's share of the global loss, and its metrics. Shares add up to the loss of the whole batch."""
+    terms, metrics = objective.terms(objective.outputs(params, micro), micro)
+    loss = jnp.zeros((), jnp.float32)
+    for term in terms:
+        share = jnp.sum(term.values * term.weights) / jnp.maximum(totals[term.name], 1.0)
+        loss += term.coefficient * share
+    return loss, metrics
+
+
+def _add_metrics(a: Metrics, b: Metrics) -> Metrics:
+    return Metrics(jax.tree.map(jnp.add, a.means, b.means), jax.tree.map(jnp.maximum, a.maxima, b.maxima))
+
+
+def make_grads(objective: Objective, assemble: Assemble, dtype: Any) -> Callable[..., tuple[Any, Array, Metrics]]:
+    """(masters, frozen, batch [accumulation, B, ...], micro_batches) -> (float32 gradients, loss, metrics)."""
+
+    def grads_of(masters: Any, frozen: Any, batch: PackedBatch, micro_batches: Array) -> tuple[Any, Array, Metrics]:
+        working = cast(masters, dtype)
+        totals = term_totals(objective, assemble(working, frozen), batch)
+
+        def one(index: Any) -> tuple[Any, Array, Metrics]:
+            micro = jax.tree.map(lambda x: x[index], batch)
+
+            def loss_of(trained: Any) -> tuple[Array, Metrics]:
+                return micro_loss(objective, assemble(trained, frozen), micro, totals)
+
+            (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(working)
+            return cast(grads, jnp.float32), loss, metrics
+
+        def add(index: Any, carry: tuple[Any, Array, Metrics]) -> tuple[Any, Array, Metrics]:
+            grads, loss, metrics = one(index)
+            return (jax.tree.map(jnp.add, carry[0], grads), carry[1] + loss, _add_metrics(carry[2], metrics))
+
+        if batch.tokens.shape[0] == 1:
+            return one(0)
+        grads, loss, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, 0))
+        lowest = jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), metrics.maxima)
+        return jax.lax.fori_loop(0, micro_batches, add, (grads, loss, Metrics(metrics.means, lowest)))
+
+    return grads_of
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    shardings: TrainState,
+    *,
+    assemble: Assemble = whole,
+    frozen_shardings: Any = None,
+    dtype: Any = jnp.float32,
+) -> Callable[[TrainState, Any, PackedBatch, Any], tuple[TrainState, dict[str, Array]]]:
+    """Compiles (state, frozen, batch, micro_batches) -> (state, metrics). The old state is donated.
+
+    Metrics are global means ready to log: `loss`, `grad_norm`, `learning_rate`, `num_tokens` and the objective's own.
+    """
+    grads_of = make_grads(objective, assemble, dtype)
+
+    def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array
+             ) -> tuple[TrainState, dict[str, Array]]:
+        grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches)
+        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        logged = finish_metrics(metrics) | {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "num_tokens": jnp.sum(batch.group_ids > 0).astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, params, opt_state), logged
+
+    return jax.jit(
+        step,
+        in_shardings=(shardings, frozen_shardings, batch_sharding(mesh, axis=1), None),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def finish_metrics(metrics: Metrics) -> dict[str, Array]:
+    """Sums divided by weights (NaN where there is none), negated minima turned back."""
+    out = {name: jnp.where(weight > 0, total / jnp.maximum(weight, 1e-9), jnp.nan)
+           for name, (total, weight) in metrics.means.items()}
+    return out | {name: -value if name.startswith("min_") else value for name, value in metrics.maxima.items()}

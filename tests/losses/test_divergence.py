@@ -1,0 +1,43 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.losses import DIVERGENCES, alpha_divergence, f_divergence, forward_kl, js_divergence, reverse_kl
+
+U = jnp.asarray([-3.0, -0.5, 0.0, 1.0, 4.0])
+
+
+def test_closed_forms():
+    np.testing.assert_allclose(reverse_kl(U), U)
+    np.testing.assert_allclose(forward_kl(U), -np.exp(-U), rtol=1e-6)
+    np.testing.assert_allclose(js_divergence(U), -np.log1p(np.exp(-np.asarray(U))), rtol=1e-6)
+    np.testing.assert_allclose(alpha_divergence(U, 0.5), -2.0 * np.exp(-0.5 * U), rtol=1e-6)
+
+
+def test_alpha_zero_is_forward_kl_and_alpha_near_one_has_the_differences_of_reverse_kl():
+    np.testing.assert_array_equal(alpha_divergence(U, 0.0), forward_kl(U))
+    with jax.enable_x64(True):
+        near = alpha_divergence(U.astype(jnp.float64), 1.0 - 1e-6)
+        np.testing.assert_allclose(near - near[2], np.asarray(U, np.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_increasing_and_finite_with_finite_slope_far_out(name):
+    s = f_divergence(name)
+    assert np.all(np.diff(s(U)) > 0)
+    far = jnp.asarray([-1e4, -170.0, 170.0, 1e4])
+    assert np.all(np.isfinite(s(far)))
+    assert np.all(np.isfinite(jax.vmap(jax.grad(s))(far)))
+
+
+def test_coefficient_is_read_by_alpha_divergence():
+    first, second = (f_divergence("alpha_divergence", coef)(U) for coef in (0.5, 0.25))
+    assert not np.allclose(first, second)
+
+
+def test_unknown_name_and_coefficient_one_are_errors():
+    with pytest.raises(ValueError, match=r"'kl' is not a known divergence.*reverse_kl, forward_kl"):
+        f_divergence("kl")
+    with pytest.raises(ValueError, match=r"f_alpha_divergence_coef=1.0 divides by zero.*reverse_kl"):
+        f_divergence("alpha_divergence", 1.0)

@@ -1,0 +1,210 @@
+import dataclasses
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.losses import DIVERGENCES, LOSSES, PairLogps, PreferenceLoss, preference_loss, weighted_total
+
+MARGIN = jnp.asarray([0.7, -1.3, 4.0])
+VALID = {"exo_pair": {"label_smoothing": 1e-3}, "alphapo": {"alphapo_alpha": 0.25}}
+"""Knobs without which a loss type is refused."""
+EVERY = [PreferenceLoss(name, **VALID.get(name, {})) for name in LOSSES]
+
+
+def total(pair, spec, mask=None, margin=MARGIN):
+    return weighted_total(preference_loss(pair, spec, mask, margin))
+
+
+def test_every_trl_loss_type_is_there():
+    trl = (
+        "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
+        "sigmoid_norm"
+    )
+    assert set(trl.split()) <= set(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_table_names_exactly_the_keywords_of_the_function(name):
+    row = LOSSES[name]
+    assert set(inspect.signature(row.function).parameters) == {"pair", *row.knobs, *row.inputs}
+
+
+def test_mixture_is_the_weighted_sum_of_means(appendix_a):
+    pair = appendix_a()
+    spec = PreferenceLoss(["sigmoid", "bco_pair", "sft"], [0.8, 0.2, 1.0])  # MPO
+    terms = preference_loss(pair, spec)
+    assert [(term.name, term.coefficient) for term in terms] == [("sigmoid", 0.8), ("bco_pair", 0.2), ("sft", 1.0)]
+    np.testing.assert_allclose(terms[2].weights, pair.chosen_len)
+    np.testing.assert_allclose(weighted_total(terms), 0.8 * 0.626166 + 0.2 * 1.309203 + 37 / 17, rtol=1e-5)
+
+
+def test_rpo_adds_alpha_times_the_token_mean_nll(appendix_a):
+    pair = appendix_a()
+    plain = total(pair, PreferenceLoss())
+    for alpha in (0.0, 0.005, 1.0):
+        rpo = total(pair, PreferenceLoss(("sigmoid", "sft"), (1.0, alpha)))
+        np.testing.assert_allclose(rpo - plain, alpha * 37 / 17, atol=1e-6)
+
+
+def test_loss_weights_have_an_effect_and_default_to_one(appendix_a):
+    pair = appendix_a()
+    np.testing.assert_allclose(
+        total(pair, PreferenceLoss("hinge", (3.0,))), 3 * total(pair, PreferenceLoss("hinge")), rtol=1e-6
+    )
+    assert PreferenceLoss(("sigmoid", "sft")).weights == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.loss_type)
+def test_padded_pairs_change_nothing(spec, appendix_a):
+    pair = appendix_a()
+    mask = jnp.asarray([True, False, True, True, False])
+
+    def padded(x, junk):
+        return jnp.stack([x[0], jnp.float32(junk[0]), x[1], x[2], jnp.float32(junk[1])])
+
+    for junk in ((jnp.nan, 0.0), (jnp.inf, -1e30)):
+        wide, gaps = PairLogps(*(padded(x, junk) for x in pair)), padded(MARGIN, junk)
+        value, grads = jax.value_and_grad(total)(pair, spec)
+        wide_value, wide_grads = jax.jit(jax.value_and_grad(total), static_argnums=1)(wide, spec, mask, gaps)
+        np.testing.assert_allclose(wide_value, value, rtol=1e-6)
+        np.testing.assert_allclose(jnp.stack(wide_grads)[:, mask], jnp.stack(grads), rtol=1e-5, atol=1e-8)
+        assert not np.any(jnp.stack(wide_grads)[:, ~mask])
+        (term,) = preference_loss(wide, spec, mask, gaps)
+        assert not np.any(term.values[~mask])
+        assert not np.any(term.weights[~mask])
+
+
+def test_a_batch_of_padding_is_zero(appendix_a):
+    value, grads = jax.value_and_grad(total)(appendix_a(), PreferenceLoss(("sigmoid", "sft")), jnp.zeros(3, bool))
+    assert value == 0.0
+    assert not np.any(jnp.stack(grads))
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=lambda spec: spec.loss_type)
+def test_gradients_are_finite_for_log_probabilities_up_to_ten_thousand(spec):
+    far = jnp.asarray([-1e4, -1.0, 0.0])
+    grid = jnp.stack(jnp.meshgrid(far, far, far, far)).reshape(4, -1)
+    lengths = jnp.ones((2, grid.shape[1]))
+    pair = PairLogps(*grid, *lengths)
+    margin = jnp.linspace(-1e4, 1e4, grid.shape[1])
+    value, grads = jax.jit(jax.value_and_grad(total), static_argnums=1)(pair, spec, None, margin)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(jnp.stack(grads)))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_gradients_of_mapped_ratios_are_finite(divergence):
+    far = jnp.asarray([-1e4, -60.0, -1.0, 0.0])
+    pair = PairLogps(*jnp.stack(jnp.meshgrid(far, far, far, far)).reshape(4, -1), *jnp.ones((2, 256)))
+    for name in ("sigmoid", "hinge", "discopop"):
+        value, grads = jax.value_and_grad(total)(pair, PreferenceLoss(name, f_divergence_type=divergence))
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(jnp.stack(grads)))
+
+
+KNOBS = {
+    "beta": 0.3,
+    "label_smoothing": 0.2,
+    "f_divergence_type": "js_divergence",
+    "discopop_tau": 0.5,
+    "simpo_gamma": 1.5,
+    "alphapo_alpha": 0.5,
+}
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_a_knob_changes_every_loss_that_reads_it_and_is_refused_by_every_other(knob, appendix_a):
+    declared = "divergence" if knob == "f_divergence_type" else knob
+    pair = appendix_a()
+    for name, row in LOSSES.items():
+        change = {**VALID.get(name, {}), knob: KNOBS[knob]}
+        if declared in row.knobs:
+            before, after = (total(pair, PreferenceLoss(name, **k)) for k in (VALID.get(name, {}), change))
+            assert abs(before - after) > 1e-4, name
+        else:
+            with pytest.raises(ValueError, match=rf"{knob}=.* has no effect on loss_type={name}. .*reads it: "):
+                PreferenceLoss(name, **change)
+
+
+def test_every_knob_is_covered_by_the_test_above():
+    fields = {field.name for field in dataclasses.fields(PreferenceLoss)}
+    assert fields == {"loss_type", "loss_weights", "f_alpha_divergence_coef", *KNOBS}
+
+
+def test_alpha_coefficient_has_an_effect_under_its_divergence_only(appendix_a):
+    first, second = (
+        total(appendix_a(), PreferenceLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=coef))
+        for coef in (0.5, 0.3)
+    )
+    assert abs(first - second) > 1e-3
+    with pytest.raises(ValueError, match=r"coef=0.3 has no effect with f_divergence_type='reverse_kl'"):
+        PreferenceLoss(f_alpha_divergence_coef=0.3)
+    with pytest.raises(ValueError, match=r"coef=0.3 has no effect on loss_type=sft"):
+        PreferenceLoss("sft", f_alpha_divergence_coef=0.3)
+
+
+def test_a_knob_needs_one_reader_in_a_mixture():
+    assert PreferenceLoss(("simpo", "sft"), simpo_gamma=1.0).simpo_gamma == 1.0
+
+
+def test_old_name_is_taken_and_said():
+    with pytest.warns(UserWarning, match="'aot_pair' is now called 'aot_unpaired'") as record:
+        spec = PreferenceLoss("aot_pair")
+    assert spec.loss_type == "aot_unpaired"
+    assert record[0].filename == __file__
+
+
+def test_lists_become_tuples_so_that_a_specification_hashes():
+    spec = PreferenceLoss(["sigmoid", "sft"], [1.0, 0.5])
+    assert spec == PreferenceLoss(("sigmoid", "sft"), (1.0, 0.5))
+    assert hash(spec) == hash(dataclasses.replace(spec))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_type": "sigmiod"}, r"'sigmiod' is not a known loss. Did you mean 'sigmoid'\? Known: sigmoid, "),
+        ({"loss_type": "xyzzy"}, r"'xyzzy' is not a known loss. Known: "),
+        ({"loss_type": ()}, "names no loss"),
+        ({"loss_type": ("sft", "sft")}, "repeats a loss"),
+        ({"loss_weights": (1.0, 2.0)}, r"2 numbers for 1 loss types \(sigmoid\).* one for each"),
+        ({"loss_weights": (float("nan"),)}, "not finite"),
+        ({"beta": 0.0}, "beta=0.0 must be a positive finite number"),
+        ({"loss_type": "discopop", "discopop_tau": -1.0}, "discopop_tau=-1.0 must be a positive"),
+        ({"label_smoothing": 0.7}, r"label_smoothing=0.7 is outside \[0, 0.5\].*Swap"),
+        ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 is outside"),
+        ({"loss_type": "exo_pair"}, "label_smoothing=0.0 makes exo_pair infinite.*1e-3"),
+        ({"loss_type": "robust", "label_smoothing": 0.5}, "divide by 1 - 2e = 0.*below 0.5"),
+        ({"loss_type": "alphapo"}, "alphapo_alpha=0.0 divides by zero.*simpo"),
+        ({"f_divergence_type": "kl"}, "not a known divergence"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_reason(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PreferenceLoss(**arguments)
+
+
+def test_margin_aware_losses_ask_for_their_margin(appendix_a):
+    spec = PreferenceLoss(("rev_kl", "sft"))
+    assert spec.needs_margin
+    with pytest.raises(ValueError, match=r"loss_type=rev_kl takes soft labels.*margin is None.*'sigmoid'"):
+        preference_loss(appendix_a(), spec)
+
+
+def test_needs_reference_follows_the_mixture():
+    assert PreferenceLoss(("sft", "sigmoid")).needs_reference
+    assert not PreferenceLoss(("cpo", "sft")).needs_reference
+    assert not PreferenceLoss(("cpo", "sft")).needs_margin
+
+
+def test_sums_and_weights_add_up_over_micro_batches(appendix_a):
+    pair, spec = appendix_a(), PreferenceLoss(("sigmoid", "sft"))
+    whole = preference_loss(pair, spec)
+    parts = [preference_loss(PairLogps(*(x[i : i + 1] for x in pair)), spec) for i in range(3)]
+    for k, term in enumerate(whole):
+        pieces = [(part[k].values * part[k].weights, part[k].weights) for part in parts]
+        mean = sum(v.sum() for v, _ in pieces) / sum(w.sum() for _, w in pieces)
+        np.testing.assert_allclose(weighted_total([term]), mean, rtol=1e-6)

@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_jax.losses import average_orders, bradley_terry, centering, logexp, pairwise_preference
+
+score = st.floats(-50.0, 50.0, width=32)
+few = settings(max_examples=25, deadline=None)
+
+
+def test_equal_rewards_give_log_two_and_only_differences_count():
+    r = jnp.asarray([-3.0, 0.0, 8.0])
+    np.testing.assert_allclose(bradley_terry(r, r), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(bradley_terry(r + 2.0, r), bradley_terry(r - 5.0, r - 7.0), rtol=1e-6)
+
+
+def test_margin_shifts_the_gap():
+    r, m = jnp.asarray([1.0, 2.0]), jnp.asarray([0.5, 3.0])
+    np.testing.assert_allclose(bradley_terry(r, -r, m), np.logaddexp(0.0, -(2 * r - m)), rtol=1e-5)
+    np.testing.assert_allclose(bradley_terry(r, -r, 0.0 * m), bradley_terry(r, -r))
+
+
+def test_logexp_equals_its_formula():
+    r = jnp.asarray([1.0, -2.0])
+    np.testing.assert_allclose(logexp(r, -r), np.log1p(np.exp(-2 * r)), rtol=1e-5)
+
+
+def test_centering():
+    np.testing.assert_allclose(centering(jnp.asarray([1.0, 2.0]), jnp.asarray([-1.0, 1.0])), [0.0, 9.0])
+
+
+def test_gradients_are_finite_far_out():
+    for gap in (-1e4, 1e4):
+        value, grad = jax.value_and_grad(bradley_terry)(jnp.float32(gap), jnp.float32(-gap))
+        assert np.isfinite(value)
+        assert np.isfinite(grad)
+
+
+@few
+@given(score, score, score, score)
+def test_preferences_complement_when_inputs_swap(a, b, c, d):
+    a, b, c, d = (jnp.float32(x) for x in (a, b, c, d))
+    two_way = jax.nn.softmax(jnp.stack([a, b]))
+    np.testing.assert_allclose(pairwise_preference(a, b), two_way[0], atol=1e-6)
+    p_ab, p_ba = pairwise_preference(a, b), pairwise_preference(c, d)
+    forth, back = average_orders(p_ab, p_ba), average_orders(p_ba, p_ab)
+    np.testing.assert_allclose(forth + back, 1.0, atol=1e-6)
+    np.testing.assert_allclose(forth, (p_ab + (1.0 - p_ba)) / 2, atol=1e-6)
+
+
+def test_pure_position_bias_averages_to_one_half():
+    always_a = jnp.float32(0.97)
+    np.testing.assert_allclose(average_orders(always_a, always_a), 0.5)
