@@ -32,7 +32,16 @@ from rlhf_jax.data.tokenizer import (
 )
 from rlhf_jax.data.turns import BadRow
 
-__all__ = ["TEMPLATES", "Renderer", "describe", "load_tokenizer", "pad_token_id", "render_all", "stop_token_ids"]
+__all__ = [
+    "DATA_SCORE",
+    "TEMPLATES",
+    "Renderer",
+    "describe",
+    "load_tokenizer",
+    "pad_token_id",
+    "render_all",
+    "stop_token_ids",
+]
 
 Overlong = Literal["error", "drop", "truncate_prompt_left", "truncate_response"]
 DATA_SCORE = "data"
@@ -53,7 +62,7 @@ class Renderer:
         only if still too long. `truncate_response` cuts responses alone. A cut response has no stop token.
       eos_id: stop token put after plain-text responses; None: the tokenizer's EOS. (The story models stop with BOS.)
       add_bos: plain-text prompts begin with BOS; None: see `tokenizer.has_bos_for_text`.
-      text_as_chat: strings are rendered as one user and one assistant message instead of plain text.
+      text_as_chat: string prompts and responses are rendered as a user and an assistant message, not as plain text.
     """
 
     tokenizer: Any
@@ -102,7 +111,8 @@ class Renderer:
         return _render(self, example)[0]
 
     def _chat(self, prompt: Text) -> Text:
-        return _messages(prompt, "user") if self.text_as_chat else prompt
+        # An empty prompt (language modelling) has no user who could say it, so it stays plain text.
+        return _messages(prompt, "user") if self.text_as_chat and prompt else prompt
 
 
 def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
@@ -165,7 +175,8 @@ def _messages(text: Text, role: str) -> list[Message]:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _template_ids(renderer: Renderer, messages: list[Message], generation: bool, variables: dict[str, Any]) -> list[int]:
+def _template_ids(renderer: Renderer, messages: list[Message], generation: bool,
+                  variables: dict[str, Any]) -> list[int]:
     try:
         return template_ids(renderer.tokenizer, messages, generation=generation, **variables)
     except TemplateRefused as error:

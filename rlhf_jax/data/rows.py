@@ -24,15 +24,7 @@ import numpy as np
 
 from rlhf_jax.data.graded_pairs import PairRule, finite_number, pairs_from_scores
 from rlhf_jax.data.groups import Message, Text
-from rlhf_jax.data.turns import (
-    BadRow,
-    as_dialogue,
-    as_messages,
-    as_text,
-    check_alternation,
-    is_empty,
-    split_pair,
-)
+from rlhf_jax.data.turns import BadRow, as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
 
 __all__ = ["BadRow", "Example", "Kind", "ParseOptions", "canonical_prompt", "pairs_from_scores", "parse_row"]
 
@@ -171,12 +163,14 @@ def _response(value: Any, column: str) -> Text:
 
 
 def _parse_prompt(row: Mapping[str, Any], options: ParseOptions) -> Example:
-    if any(column in row for column in PROMPT_COLUMNS):
+    given = any(column in row for column in PROMPT_COLUMNS)
+    if "chosen" in row and "rejected" in row and not (given and isinstance(row["chosen"], str)):
+        prompt = _parse_preference(row, options).prompt  # message answers make a string prompt a chat prompt
+        return Example([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+    if given:
         return Example(_prompt(row))
     if "messages" in row:
         return Example(_prompt({"prompt": row["messages"]}))
-    if "chosen" in row and "rejected" in row:
-        return Example(_parse_preference(row, options).prompt)
     raise _missing(row, *PROMPT_COLUMNS, "messages")
 
 

@@ -142,8 +142,9 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn:
     for place, token in enumerate(ids):
         if token in special:
             return EndOfTurn(token, len(ids) - place - 1)
-    raise ValueError(f"the chat template ends an assistant turn with {ending!r}, in which the tokenizer knows no special "
-                     "token; the model could not learn to stop. Use a template whose end of turn is in the vocabulary")
+    raise ValueError(f"the chat template ends an assistant turn with {ending!r}, in which the tokenizer knows no "
+                     "special token; the model could not learn to stop. Use a template whose end of turn is in the "
+                     "vocabulary")
 
 
 def stop_token_ids(tokenizer: Any, generation_config: Mapping[str, Any] | None = None) -> tuple[int, ...]:
@@ -161,7 +162,7 @@ def stop_token_ids(tokenizer: Any, generation_config: Mapping[str, Any] | None =
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """An id to fill rows with that is no stop token. Masks come from lengths, so any other id of the vocabulary does."""
+    """An id to fill rows with that is no stop token. Masks come from lengths, so any other id does."""
     stops = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
         stops.add(end_of_turn(tokenizer).stop_id)

@@ -60,7 +60,7 @@ def _as_message(turn: Any, column: str) -> Message:
         raise BadRow("not_messages", f"column {column!r} holds {_short(turn)} where a message object belongs; "
                                      'give {"role": ..., "content": ...}')
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRow("unknown_role", f"column {column!r} has a message with role {role!r}; known roles are "
                                      f"{', '.join(ROLES)}")
     if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
@@ -153,7 +153,7 @@ def split_pair(chosen: list[Message], rejected: list[Message]) -> tuple[list[Mes
     if len(chosen) != len(rejected):
         raise BadRow("unequal_turns", f"'chosen' has {len(chosen)} turns and 'rejected' {len(rejected)}; a pair "
                                       "differs in its last turn alone")
-    shared = sum(1 for _ in _common_prefix(chosen, rejected))
+    shared = len(_common_prefix(chosen, rejected))
     if shared < len(chosen) - 1:
         raise BadRow("differs_before_last_turn", f"'chosen' and 'rejected' differ already in turn {shared + 1} of "
                                                  f"{len(chosen)}; a pair shares every turn but the last")

@@ -1,8 +1,8 @@
 """KL(policy || reference): estimators from tokens the policy sampled, and the exact value from both rows of logits.
 
 J. Schulman, "Approximating KL divergence" (2020). With r = log reference - log policy of a sampled token, each
-estimator is a value per token, [...] to [...], whose mean over samples estimates the divergence. As a loss on the policy's
-own samples, k1 has zero gradient in expectation and k2 the gradient of the divergence.
+estimator is a value per token, [...] to [...], whose mean over samples estimates the divergence. As a loss on the
+policy's own samples, k1 has zero gradient in expectation and k2 the gradient of the divergence.
 """
 
 from __future__ import annotations

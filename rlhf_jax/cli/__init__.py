@@ -1,0 +1,1 @@
+"""The command line: `rlhf-jax VERB --config x.yaml --key value`. No logic of its own."""

@@ -1,0 +1,1 @@
+"""Data: rows of every layout, sources, rendering to token ids, prompt groups, packing and the loader."""

@@ -1,0 +1,189 @@
+"""The embedded default: a small world of postcards made by seeded code, whose truth is known.
+
+People ask for a postcard from a place about a thing; writers of mixed talent answer in two to five short sentences.
+The gold judge is a known, graded function of the answer. It draws the noisy Bradley-Terry labels of the offline
+preference set and it evaluates; training sees only the labels and what a reward model makes of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.data.groups import Message
+
+PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village", "lake", "station",
+          "garden", "museum")
+THINGS = ("cat", "storm", "train", "dinner", "letter", "song", "boat", "bridge", "dog", "lantern", "horse", "parade")
+VIVID = ("golden", "gentle", "curious", "shining", "silver", "playful", "quiet", "bright", "ancient", "sweet")
+COMPLAINTS = ("boring", "awful", "dull", "nasty")
+FRIENDS = ("Mia", "Noah", "Ruth", "Omar", "Lena", "Theo")
+WRITERS = ("Ana", "Ben", "Cleo", "Dan", "Eva", "Finn")
+REQUESTS = (
+    "Write a postcard from the {place} about a {thing}.",
+    "Please send me a card from the {place}. Tell me about the {thing}.",
+    "I want a postcard about a {thing} at the {place}.",
+    "What did the {thing} do at the {place}? Write me a card.",
+)
+WORD_LIMIT = 32
+"""Words beyond this cost: the judge is not maximised by length."""
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}{{ message['content'] }}<|end|>"
+    "{% endgeneration %}{% else %}<|user|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+    """Sizes of the world's data sets, in rows. `label_noise` divides gold differences: higher is noisier."""
+
+    seed: int = 0
+    sft_rows: int = 3000
+    preference_rows: int = 2000
+    prompt_rows: int = 2400
+    eval_prompts: int = 128
+    label_noise: float = 0.7
+
+
+def judge_text(prompt: str, answer: str) -> float:
+    """The gold score of an answer, between about -5 and 5. Higher is better.
+
+    1 for naming the place that was asked for, 1 for the thing, 0.5 for each vivid word (three count), 0.5 for a
+    greeting, 0.5 for a signature. Minus 0.75 for each repeated sentence, 1 for each complaint, 0.5 for each place or
+    thing nobody asked about, 0.1 for each word beyond `WORD_LIMIT`, 1 for an unfinished last sentence.
+    """
+    asked, words = set(re.findall(r"[a-z]+", prompt.lower())), re.findall(r"[a-z]+", answer.lower())
+    said = set(words)
+    score = sum(1.0 for kind in (PLACES, THINGS) for word in kind if word in asked and word in said)
+    score += 0.5 * min(3, len(said & set(VIVID)))
+    score += 0.5 * answer.startswith("Dear ") + 0.5 * bool(re.search(rf"Love, ({'|'.join(WRITERS)})\.\s*$", answer))
+    sentences = [s.strip().lower() for s in re.split(r"[.!?]", answer) if s.strip()]
+    score -= 0.75 * (len(sentences) - len(set(sentences)))
+    score -= 1.0 * sum(word in COMPLAINTS for word in words)
+    score -= 0.5 * len((said & {*PLACES, *THINGS}) - asked)
+    score -= 0.1 * max(0, len(words) - WORD_LIMIT)
+    score -= 1.0 * (not answer.rstrip().endswith((".", "!", "?")))
+    return float(score)
+
+
+def gold_judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    """`judge_text` in the signature of reward functions: f(prompts, completions, **columns) -> scores."""
+    del columns
+    return [judge_text(_content(p), _content(c)) for p, c in zip(prompts, completions, strict=True)]
+
+
+def _content(text: str | list[Message]) -> str:
+    return text if isinstance(text, str) else text[-1]["content"]
+
+
+def _sentence(rng: random.Random, place: str, thing: str, vivid: float, complaint: float) -> str:
+    adjective = rng.choice(VIVID) + " " if rng.random() < vivid else ""
+    other = rng.choice(VIVID) if rng.random() < vivid else "small"
+    if rng.random() < complaint:
+        return rng.choice((f"The {place} is {rng.choice(COMPLAINTS)} today.",
+                           f"It was a {rng.choice(COMPLAINTS)} {thing}."))
+    return rng.choice((
+        f"The {adjective}{thing} is {other}.",
+        f"I saw a {adjective}{thing} near the {place}.",
+        f"The {place} is {other} in the morning.",
+        f"We walked to the {adjective}{place} together.",
+        f"A {adjective}{thing} came to the {place} at night.",
+        f"Everyone here loves the {thing}.",
+    ))
+
+
+def write_answer(rng: random.Random, place: str, thing: str) -> str:
+    """An answer by a writer of random talent: may greet or not, digress, complain, repeat itself or ramble."""
+    talent = rng.random()
+    parts = [f"Dear {rng.choice(FRIENDS)},"] if rng.random() < 0.25 + 0.4 * talent else []
+    for _ in range(rng.randint(1, 5)):
+        wrong = rng.random() < 0.3 * (1 - talent)
+        parts.append(_sentence(rng, rng.choice(PLACES) if wrong else place, rng.choice(THINGS) if wrong else thing,
+                               vivid=0.15 + 0.4 * talent, complaint=0.25 * (1 - talent)))
+        if rng.random() < 0.12 * (1 - talent):
+            parts.append(parts[-1])
+    if rng.random() < 0.2 + 0.4 * talent:
+        parts.append(f"Love, {rng.choice(WRITERS)}.")
+    return " ".join(parts)
+
+
+def _asks(rng: random.Random, count: int) -> list[tuple[str, str, str]]:
+    """(request, place, thing), every combination about equally often."""
+    combinations = list(itertools.product(REQUESTS, PLACES, THINGS))
+    out: list[tuple[str, str, str]] = []
+    while len(out) < count:
+        rng.shuffle(combinations)
+        out += [(r.format(place=p, thing=t), p, t) for r, p, t in combinations]
+    return out[:count]
+
+
+def _user(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _assistant(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
+
+def world_rows(config: WorldConfig) -> dict[str, list[dict[str, Any]]]:
+    """All data sets: sft, preference (train and held out), prompts for the loop, prompts for evaluation.
+
+    The preference labels are drawn, P(first better) = sigma(gold gap / label_noise): they contradict the judge at
+    times, as people do. Evaluation prompts carry request forms and pairs also seen in training; answers are new.
+    """
+    rng = random.Random(f"postcards {config.seed}")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    rows["sft"] = [{"id": f"sft-{i}", "prompt": _user(ask), "completion": _assistant(write_answer(rng, place, thing))}
+                   for i, (ask, place, thing) in enumerate(_asks(rng, config.sft_rows))]
+    held_out = max(100, config.preference_rows // 10)
+    pairs = []
+    for i, (ask, place, thing) in enumerate(_asks(rng, config.preference_rows + held_out)):
+        first = second = write_answer(rng, place, thing)
+        while second == first:
+            second = write_answer(rng, place, thing)
+        gap = judge_text(ask, first) - judge_text(ask, second)
+        if rng.random() >= 1 / (1 + math.exp(-gap / config.label_noise)):
+            first, second = second, first
+        pairs.append({"id": f"pair-{i}", "prompt": _user(ask), "chosen": _assistant(first),
+                      "rejected": _assistant(second)})
+    rows["preference"], rows["preference_eval"] = pairs[: config.preference_rows], pairs[config.preference_rows :]
+    for name, count in (("prompts", config.prompt_rows), ("eval_prompts", config.eval_prompts)):
+        rows[name] = [{"id": f"{name}-{i}", "prompt": _user(ask)}
+                      for i, (ask, _, _) in enumerate(_asks(rng, count))]
+    return rows
+
+
+def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = 512) -> Any:
+    """A byte-level BPE tokenizer of the world's own words, with its chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "<|user|>", "<|assistant|>", "<|end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    lines = [_content(row["prompt"]) + " " + _content(row["completion"]) for row in rows["sft"]]
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|end|>",
+                                   pad_token="<pad>", chat_template=CHAT_TEMPLATE)
+
+
+def write_world(folder: Path, config: WorldConfig) -> None:
+    """Writes the data sets as JSONL and the tokenizer, ready for the same commands as any other data."""
+    rows = world_rows(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    train_tokenizer(rows).save_pretrained(folder / "tokenizer")

@@ -1,0 +1,1 @@
+"""The report: what a person looks at after a run."""

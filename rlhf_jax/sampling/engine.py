@@ -1,0 +1,239 @@
+"""The batch engine: a queue of prompts through a fixed number of slots and lanes, refilled between blocks."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
+from rlhf_jax.models import DecoderConfig, Params
+from rlhf_jax.parallel import batch_ways
+from rlhf_jax.sampling.decode import DecodeState, Refill, decode_block, empty_state, prefill
+from rlhf_jax.sampling.rules import Rules
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """What to sample, under the field's names.
+
+    Attributes:
+      num_generations: continuations per prompt, n.
+      temperature: one value, or several spread over the n samples (the paper's half 1.0, half 0.7 is (1.0, 0.7)).
+      top_k, top_p, min_p: 0, 1.0 and 0.0 switch them off.
+      max_new_tokens: response budget; a response that meets it ends with finish reason "length" and without EOS.
+      stop_strings: a response ends at the first token that completes one of these.
+      slots: prompts in flight, over all devices. lanes: continuations of one prompt in flight, None for all n; a
+        lane that finishes takes the prompt's next sample. block: tokens decoded between two looks by the host.
+      prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
+      seed: with the prompt id, the sample index and the position it decides every token.
+    """
+
+    num_generations: int = 8
+    temperature: float | tuple[float, ...] = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int = 256
+    stop_strings: tuple[str, ...] = ()
+    slots: int = 16
+    lanes: int | None = None
+    block: int = 32
+    prompt_length: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "max_new_tokens", "slots", "block"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more")
+        if self.lanes is not None and not 1 <= self.lanes <= self.num_generations:
+            raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
+                             "choose between 1 and that")
+        if min(self.temperatures) < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
+            raise ValueError(f"temperature = {self.temperature}, top_p = {self.top_p}, min_p = {self.min_p}, top_k = "
+                             f"{self.top_k}: need temperature >= 0, 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0")
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperature of each of the n samples: the given values in equal, contiguous shares."""
+        given = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))
+
+
+def prompt_hash(prompt_id: str) -> int:
+    """uint32 that stands for a prompt in the random keys."""
+    return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:4], "big")
+
+
+@dataclasses.dataclass
+class _Slot:
+    """Host's view of one prompt slot: the prompt, samples that wait, lane -> sample at work, finished samples."""
+
+    prompt: int
+    waiting: deque[int]
+    running: dict[int, int] = dataclasses.field(default_factory=dict)
+    done: dict[int, Response] = dataclasses.field(default_factory=dict)
+
+
+class Sampler:
+    """Samples n continuations of many prompts. Compiles one prefill and one decode program, whatever the data.
+
+    Args:
+      config: of the policy. sampling: settings. stop_ids: token ids that end a response.
+      mesh: slots are cut over its batch axes. decode_text: (prompt ids, response ids) -> text of the response.
+      dtype: of the caches and the computation.
+    """
+
+    def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
+                 decode_text: Callable[[Sequence[int], Sequence[int]], str], dtype: Any = jnp.float32):
+        if sampling.slots % batch_ways(mesh):
+            raise ValueError(f"slots = {sampling.slots} must be a multiple of the {batch_ways(mesh)} ways the mesh "
+                             "cuts a batch; raise slots")
+        self.config, self.sampling, self.decode_text = config, sampling, decode_text
+        self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
+        self.mesh, self._dtype = mesh, dtype
+        self._lanes = sampling.lanes or sampling.num_generations
+        self._prefill_rows = max(1, sampling.slots // 4)
+        self._seed = jax.random.key(sampling.seed)
+        shard = self._shardings()
+        self._prefill = jax.jit(partial(_prefill, config), donate_argnums=1, out_shardings=shard)
+        self._decode = jax.jit(partial(_decode, config, sampling.block), donate_argnums=1, out_shardings=shard)
+
+    def _shardings(self) -> DecodeState:
+        by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        cache = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
+        shardings = jax.tree.map(lambda _: by_slot, like)
+        return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
+
+    def generate(self, params: Params, prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
+        """Yields (index, group with its n responses) as prompts are finished, in no fixed order.
+
+        Args:
+          params: the trainer's tree, in the compute dtype.
+          prompts: groups with prompt ids and unique `prompt_id`s; their responses are ignored.
+
+        Raises:
+          ValueError: if a prompt plus `max_new_tokens` passes the model's maximum position, or exceeds `prompt_length`.
+        """
+        capacity = self._capacity(prompts)
+        make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
+                       self.sampling.max_new_tokens, self._dtype)
+        state = jax.jit(make, out_shardings=self._shardings())()
+        queue = deque(range(len(prompts)))
+        slots: list[_Slot | None] = [None] * self.sampling.slots
+        while queue or any(slots):
+            while (refill := self._refill(prompts, queue, slots, capacity)) is not None:
+                state = self._prefill(params, state, refill)
+            state = self._decode(params, state, self._seed, self._stop)
+            self._collect(state, slots, prompts)
+            for place, slot in enumerate(slots):
+                if slot is not None and len(slot.done) == self.sampling.num_generations:
+                    responses = tuple(slot.done[i] for i in range(self.sampling.num_generations))
+                    yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
+                    slots[place] = None
+
+    def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
+        longest = max(len(p.prompt_ids) for p in prompts)
+        capacity = self.sampling.prompt_length or max(16, 1 << (longest - 1).bit_length())
+        if longest > capacity:
+            raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
+                             "drop long prompts with max_prompt_length")
+        if longest + self.sampling.max_new_tokens > self.config.max_position:
+            raise ValueError(f"the longest prompt ({longest} tokens) plus max_new_tokens "
+                             f"({self.sampling.max_new_tokens}) passes the model's {self.config.max_position} positions; "
+                             "lower max_new_tokens or max_prompt_length")
+        return max(capacity, 2)
+
+    def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], capacity: int
+                ) -> Refill | None:
+        """Gives free slots new prompts (a prefill's worth at a time) and idle lanes their prompt's next sample.
+
+        None where nothing is worth doing yet.
+        """
+        free = [place for place, slot in enumerate(slots) if slot is None]
+        busy = len(slots) - len(free)
+        if len(free) < self._prefill_rows and busy and len(free) < len(queue):
+            free = []  # wait until a whole prefill can be filled
+        tokens = np.zeros((self._prefill_rows, capacity), np.int32)
+        lengths, hashes = np.ones(self._prefill_rows, np.int32), np.zeros(self._prefill_rows, np.uint32)
+        places = np.full(self._prefill_rows, len(slots), np.int32)
+        for row, place in enumerate(free[: min(len(queue), self._prefill_rows)]):
+            index = queue.popleft()
+            ids = prompts[index].prompt_ids
+            slots[place] = _Slot(index, deque(range(self.sampling.num_generations)))
+            tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+            hashes[row], places[row] = prompt_hash(prompts[index].prompt_id), place
+        restart, sample = self._restart_lanes(slots)
+        if not restart.any():
+            return None
+        last = [prompts[slot.prompt].prompt_ids[-1] if slot else 0 for slot in slots]
+        s = self.sampling
+        rules = Rules(np.asarray(s.temperatures, np.float32)[sample], np.full(sample.shape, s.top_k, np.int32),
+                      np.full(sample.shape, s.top_p, np.float32), np.full(sample.shape, s.min_p, np.float32))
+        limit = np.full(sample.shape, s.max_new_tokens, np.int32)
+        return Refill(places, tokens, lengths, hashes, restart, np.asarray(last, np.int32), sample, limit, rules)
+
+    def _restart_lanes(self, slots: list[_Slot | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Hands waiting samples to idle lanes: which lanes restart, and the sample each lane works on."""
+        restart = np.zeros((len(slots), self._lanes), bool)
+        sample = np.zeros((len(slots), self._lanes), np.int32)
+        for place, slot in enumerate(slots):
+            for lane in range(self._lanes) if slot else ():
+                assert slot is not None
+                if lane not in slot.running and slot.waiting:
+                    slot.running[lane] = slot.waiting.popleft()
+                    restart[place, lane], sample[place, lane] = True, slot.running[lane]
+        return restart, sample
+
+    def _collect(self, state: DecodeState, slots: list[_Slot | None], prompts: Sequence[PromptGroup]) -> None:
+        """Moves what finished lanes wrote to the host."""
+        active, counts = np.asarray(state.active), np.asarray(state.count)
+        ended = [(slot, place, lane) for place, slot in enumerate(slots) if slot is not None
+                 for lane in slot.running if not active[place, lane]]
+        if not ended:
+            return
+        out, logps = np.asarray(state.out), np.asarray(state.logps)
+        for slot, place, lane in ended:
+            n = int(counts[place, lane])
+            text_of = partial(self.decode_text, prompts[slot.prompt].prompt_ids.tolist())
+            ids, values = out[place, lane, :n].copy(), logps[place, lane, :n].copy()
+            slot.done[slot.running.pop(lane)] = self._response(ids, values, text_of)
+
+    def _response(self, ids: np.ndarray, logps: np.ndarray, text_of: Callable[[Sequence[int]], str]) -> Response:
+        stopped = int(ids[-1]) in self._stop
+        cut = self._stop_string_cut(ids, text_of)
+        if cut is not None:
+            ids, logps = ids[:cut], logps[:cut]
+        body = ids[:-1] if stopped and cut is None else ids
+        return Response(ids, np.ones(len(ids), bool), text_of(body.tolist()),
+                        STOP if stopped or cut is not None else LENGTH, logps)
+
+    def _stop_string_cut(self, ids: np.ndarray, text_of: Callable[[Sequence[int]], str]) -> int | None:
+        """Length of the shortest prefix of `ids` that contains a stop string, or None."""
+
+        def contains(count: int) -> bool:
+            text = text_of(ids[:count].tolist())
+            return any(s in text for s in self.sampling.stop_strings)
+
+        if not self.sampling.stop_strings or not contains(len(ids)):
+            return None
+        return bisect.bisect_left(range(1, len(ids)), True, key=contains) + 1
+
+
+def _prefill(config: DecoderConfig, params: Params, state: DecodeState, refill: Refill) -> DecodeState:
+    return prefill(params, config, state, refill)
+
+
+def _decode(config: DecoderConfig, steps: int, params: Params, state: DecodeState, seed: Any, stop_ids: Any
+            ) -> DecodeState:
+    return decode_block(params, config, state, seed, stop_ids, steps)

@@ -1,0 +1,115 @@
+"""How the next token is drawn: temperature, top-k, top-p, min-p per row, without sorting the vocabulary.
+
+All settings are arrays, one value a row, so no value of them compiles a new program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_BLOCK = 128
+
+
+class Rules(NamedTuple):
+    """Sampling settings, each [...] matching the rows.
+
+    temperature: float32, 0 for greedy. top_k: int32, 0 for all. top_p: float32, 1 for all. min_p: float32, 0 for all.
+    """
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    min_p: Array
+
+
+def token_key(seed: Array, prompt: Array, sample: Array, position: Array) -> Array:
+    """The random key of one token: a function of what is sampled, never of who shares its batch.
+
+    Args:
+      seed: typed PRNG key of the run. prompt: uint32 hash of the prompt. sample: index among the prompt's samples.
+      position: index of the token in the response.
+    """
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(seed, prompt), sample), position)
+
+
+def _ordered_bits(x: Array) -> Array:
+    """uint32 keys that order like the float32 values."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    negative = bits >> 31 == 1
+    return jnp.where(negative, ~bits, bits | jnp.uint32(0x80000000))
+
+
+def _largest_threshold(keys: Array, enough: Array, mass: Array) -> Array:
+    """The largest key t for which sum(mass[keys >= t]) >= enough, by bisection over the 32 bits.
+
+    Args:
+      keys: [..., V] uint32. enough: [...] float32. mass: [..., V] float32, non-negative.
+    """
+
+    def step(bit: Array, threshold: Array) -> Array:
+        candidate = threshold | (jnp.uint32(1) << (jnp.uint32(31) - bit.astype(jnp.uint32)))
+        reached = jnp.sum(jnp.where(keys >= candidate[..., None], mass, 0.0), axis=-1)
+        return jnp.where(reached >= enough, candidate, threshold)
+
+    return jax.lax.fori_loop(0, 32, step, jnp.zeros(enough.shape, jnp.uint32))
+
+
+def _keep(logits: Array, rules: Rules) -> Array:
+    """[..., V] bool, tokens that top-k, top-p and min-p leave; the most probable one always stays.
+
+    Ties at the threshold are all kept. Filters apply one after the other, top-p to what top-k left.
+    """
+    keys = _ordered_bits(logits)
+    vocab = logits.shape[-1]
+    count = jnp.where(rules.top_k > 0, rules.top_k, vocab).astype(jnp.float32)
+    keep = keys >= _largest_threshold(keys, count, jnp.ones_like(logits))[..., None]
+    probs = jax.nn.softmax(jnp.where(keep, logits, -jnp.inf), axis=-1)
+    needed = jnp.where(rules.top_p < 1.0, rules.top_p, 0.0) * jnp.sum(probs, axis=-1)
+    keep &= (keys >= _largest_threshold(keys, needed, probs)[..., None]) | (rules.top_p >= 1.0)[..., None]
+    best = jnp.max(logits, axis=-1, keepdims=True)
+    floor = best + jnp.log(jnp.maximum(rules.min_p, 1e-30))[..., None]
+    keep &= (logits >= floor) | (rules.min_p <= 0.0)[..., None]
+    return keep | (logits >= best)
+
+
+def _categorical(keys: Array, logits: Array) -> Array:
+    """Draws an index [...] from softmax(logits [..., V]) with one uniform number a row, by inverse CDF in two levels."""
+    vocab = logits.shape[-1]
+    blocks = -(-vocab // _BLOCK)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, [(0, 0)] * (logits.ndim - 1) + [(0, blocks * _BLOCK - vocab)])
+    weights = weights.reshape(*logits.shape[:-1], blocks, _BLOCK)
+    coarse = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)  # [..., blocks]
+    uniform = jax.random.uniform if keys.ndim == 0 else jax.vmap(jax.random.uniform)
+    drawn = uniform(keys.reshape(-1) if keys.ndim else keys).reshape(keys.shape)
+    goal = drawn * coarse[..., -1]
+    block = jnp.argmax(coarse > goal[..., None], axis=-1)  # first block whose sum passes the goal
+    inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]  # [..., 128]
+    before = jnp.take_along_axis(coarse, block[..., None], axis=-1)[..., 0] - jnp.sum(inside, axis=-1)
+    fine = jnp.cumsum(inside, axis=-1) + before[..., None]
+    passed = (fine > goal[..., None]) & (inside > 0)
+    last = _BLOCK - 1 - jnp.argmax(inside[..., ::-1] > 0, axis=-1)
+    within = jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last)
+    return (block * _BLOCK + within).astype(jnp.int32)
+
+
+def sample_token(keys: Array, logits: Array, rules: Rules) -> tuple[Array, Array]:
+    """Draws the next token of each row.
+
+    Args:
+      keys: [...] typed PRNG keys. logits: [..., V] float32. rules: arrays [...].
+
+    Returns:
+      token [...] int32, and its log-probability [...] float32 under the model itself (temperature 1, unfiltered).
+    """
+    greedy = rules.temperature <= 0.0
+    scaled = logits / jnp.where(greedy, 1.0, rules.temperature)[..., None]
+    filtering = jnp.any((rules.top_k > 0) | (rules.top_p < 1.0) | (rules.min_p > 0.0))
+    scaled = jax.lax.cond(filtering, lambda x: jnp.where(_keep(x, rules), x, -jnp.inf), lambda x: x, scaled)
+    token = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), _categorical(keys, scaled))
+    picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return token, picked - jax.nn.logsumexp(logits, axis=-1)

@@ -1,0 +1,21 @@
+"""Scoring: what gives a response a score. Bradley-Terry models, pairwise preference models, Python functions."""
+
+from rlhf_jax.scoring.base import Scorer, rerender
+from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
+from rlhf_jax.scoring.function import FunctionScorer, load_function
+from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, letter_examples
+from rlhf_jax.scoring.tournament import knock_out, round_robin
+
+__all__ = [
+    "BradleyTerryScorer",
+    "FunctionScorer",
+    "PairwiseScorer",
+    "Scorer",
+    "comparison",
+    "context_text",
+    "knock_out",
+    "letter_examples",
+    "load_function",
+    "rerender",
+    "round_robin",
+]

@@ -1,0 +1,70 @@
+"""What gives responses a score: the interface, and rendering for scorers with a tokenizer of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
+from rlhf_jax.data.rows import BadRow, Example
+
+Scores = list[list[float | None]]
+"""Per group, per response; None where the scorer failed on one (it is then excluded and counted, never 0)."""
+Progress = Callable[[int], None]
+"""Called with the number of prompts done since the last call."""
+
+
+class Scorer(Protocol):
+    """Scores all responses of prompt groups. Higher is better; only differences within a prompt need mean anything."""
+
+    @property
+    def name(self) -> str:
+        """Under which the scores are stored in `Response.scores`."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the scores would: part of a stage's input hash."""
+        ...
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Responses or comparisons that got no verdict so far, by reason."""
+        ...
+
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores: ...
+
+
+def rerender(groups: Sequence[PromptGroup], renderer: Renderer, failures: Counter[str]
+             ) -> tuple[list[PromptGroup], list[tuple[int, list[int]]]]:
+    """Groups in the ids of the scorer's own tokenizer and template.
+
+    A response that ran out of budget gets no stop token, as it had none when it was sampled. Responses that cannot
+    be rendered are left out and counted in `failures` by reason.
+
+    Returns:
+      The groups that have a response left, and for each: (its index in `groups`, the indices of its responses).
+    """
+    out, places = [], []
+    for index, group in enumerate(groups):
+        kept: list[tuple[int, PromptGroup]] = []
+        for i, response in enumerate(group.responses):
+            try:
+                kept.append((i, renderer.render(Example(group.prompt, (response.text,), prompt_id=group.prompt_id))))
+            except BadRow as error:
+                failures[error.reason] += 1
+        if not kept:
+            continue
+        responses = tuple(_unstopped(new.responses[0], group.responses[i]) for i, new in kept)
+        out.append(dataclasses.replace(kept[0][1], responses=responses))
+        places.append((index, [i for i, _ in kept]))
+    return out, places
+
+
+def _unstopped(rendered: Response, original: Response) -> Response:
+    if original.finish_reason != LENGTH or len(rendered.ids) < 2:
+        return rendered
+    return dataclasses.replace(rendered, ids=rendered.ids[:-1], loss_mask=rendered.loss_mask[:-1])

@@ -1,0 +1,63 @@
+"""A Python function as a scorer, in the signature people already write reward functions in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.scoring.base import Progress, Scores
+
+RewardFunction = Callable[..., list[float | None]]
+"""f(prompts, completions, completion_ids=..., **columns) -> one number or None a completion."""
+
+
+def load_function(path: str) -> RewardFunction:
+    """The function named "package.module:function"."""
+    module, _, name = path.partition(":")
+    if not name:
+        raise ValueError(f"function {path!r} has no colon; write 'package.module:function'")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"function {path!r} cannot be imported: {error}. Is its package installed or its folder on "
+                         "PYTHONPATH?") from error
+    if not callable(found):
+        raise ValueError(f"{path!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+class FunctionScorer:
+    """Calls a Python function once for each batch of groups; NaN, infinity and None count as failures."""
+
+    def __init__(self, function: RewardFunction, *, name: str):
+        self.name, self._function = name, function
+        self.failures: Counter[str] = Counter()
+        source = inspect.getsource(inspect.getmodule(function) or function)
+        self.fingerprint = hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
+
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+        flat = [(group, response) for group in groups for response in group.responses]
+        columns: dict[str, list[Any]] = {name: [group.extra.get(name) for group, _ in flat]
+                                         for name in sorted({name for group in groups for name in group.extra})}
+        values = self._function(prompts=[g.prompt for g, _ in flat], completions=[r.text for _, r in flat],
+                                completion_ids=[r.ids.tolist() for _, r in flat], **columns)
+        if len(values) != len(flat):
+            raise ValueError(f"scorer {self.name!r} returned {len(values)} scores for {len(flat)} completions; a reward "
+                             "function returns one number or None for each")
+        clean = iter([self._checked(value) for value in values])
+        scores = [[next(clean) for _ in group.responses] for group in groups]
+        if progress:
+            progress(len(groups))
+        return scores
+
+    def _checked(self, value: float | None) -> float | None:
+        if value is None or not math.isfinite(value):
+            self.failures["no_score" if value is None else "non_finite_score"] += 1
+            return None
+        return float(value)

@@ -1,0 +1,170 @@
+"""The pairwise preference model: a language model that answers one letter, A or B (RLHF Workflow, section 2.2).
+
+Trained as supervised fine-tuning on one letter; read from the logits of the two letters, in both orders, averaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax import losses
+from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
+from rlhf_jax.data.packing import unpack_slots
+from rlhf_jax.data.rows import BadRow, Example
+from rlhf_jax.models import CheckpointError, DecoderConfig, Params, output_head
+from rlhf_jax.scoring.base import Progress, Scores
+from rlhf_jax.scoring.tournament import knock_out, round_robin
+from rlhf_jax.training.evaluate import map_groups
+from rlhf_jax.training.fit import default_row_length
+from rlhf_jax.training.objectives import Compute
+
+LETTERS = ("A", "B")
+
+
+def context_text(prompt: Text) -> str:
+    """The conversation before the two answers, as the published preference models expect it.
+
+    A newline, then for each turn a newline, `<turn> role`, a newline, a space and the text; a newline at the end.
+    """
+    messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return "\n" + "".join(f"\n<turn> {m['role']}\n {m['content']}" for m in messages) + "\n"
+
+
+def comparison(prompt: Text, first: Text, second: Text) -> list[Message]:
+    """The user turn that asks which of two answers is better."""
+    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {_last(first)} [RESPONSE B] {_last(second)} \n"
+    return [{"role": "user", "content": content}]
+
+
+def _last(response: Text) -> str:
+    return response if isinstance(response, str) else response[-1]["content"]
+
+
+def _coin(prompt_id: str, seed: int) -> bool:
+    return hashlib.sha256(f"{seed} {prompt_id}".encode()).digest()[0] % 2 == 0
+
+
+def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel) -> list[Example]:
+    """Preference examples as one-letter conversations; a coin seeded by the prompt id puts chosen at A or B."""
+    out = []
+    for example in examples:
+        for number, (chosen, rejected) in enumerate(example.pairs):
+            name = f"{example.prompt_id}/{number}"
+            first = _coin(name, seed)
+            order = (chosen, rejected) if first else (rejected, chosen)
+            question = comparison(example.prompt, *(example.responses[i] for i in order))
+            out.append(Example(question, (LETTERS[0 if first else 1],), prompt_id=name))
+    funnel.notes["comparisons"] += len(out)
+    return out
+
+
+def letter_ids(renderer: Renderer) -> tuple[int, int]:
+    """Token ids of the letters where a reply begins; each must be a single token of its own."""
+    group = renderer.render(Example([{"role": "user", "content": "?"}], LETTERS))
+    ids = []
+    for letter, response in zip(LETTERS, group.responses, strict=True):
+        if len(response.ids) != 2:
+            raise CheckpointError(f"the reply {letter!r} takes {len(response.ids) - 1} tokens in this tokenizer and "
+                                  "template; a pairwise preference model needs one. Use another chat template")
+        ids.append(int(response.ids[0]))
+    if ids[0] == ids[1]:
+        raise CheckpointError("both letters have the same token id in this tokenizer; it cannot tell A from B")
+    return ids[0], ids[1]
+
+
+class PairwiseScorer:
+    """P(first is better), both orders averaged, and scores of n responses from a tournament.
+
+    Args:
+      params, config: of a causal language model trained on letters.
+      method: "round_robin" plays all pairs, score = mean probability of winning; "knock_out" plays about 2n games to
+        find the best (score 1) and the worst (score 0), the others have 0.5.
+      min_letter_mass: a comparison in which A and B together have less probability is a failure, not a coin flip.
+
+    Raises:
+      CheckpointError: if the model is a classifier or its letters are no single tokens.
+    """
+
+    def __init__(self, params: Params, config: DecoderConfig, renderer: Renderer, mesh: Mesh, *, name: str = "proxy",
+                 fingerprint: str = "", method: Literal["round_robin", "knock_out"] = "round_robin",
+                 rows_per_batch: int = 4, min_letter_mass: float = 0.5):
+        if config.is_classifier:
+            raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
+                                  f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
+        self.name, self.fingerprint, self.method = name, fingerprint, method
+        self.failures: Counter[str] = Counter()
+        self.disagreements = 0
+        self._params, self._renderer, self._mesh, self._rows = params, renderer, mesh, rows_per_batch
+        self._compute, self._letters, self._mass = Compute(config), letter_ids(renderer), min_letter_mass
+
+    def _outputs(self, params: Params, batch: Any) -> Any:
+        """[B, S, 2]: P(A against B), and the probability that falls on either letter."""
+        hidden = self._compute.hidden(params, batch)
+        ends = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
+        logits = jnp.einsum("bsd,vd->bsv", ends, output_head(params), preferred_element_type=jnp.float32)
+        probs = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+        a, b = self._letters
+        mass = (probs[..., a] + probs[..., b]) / jnp.sum(probs, axis=-1)
+        return jnp.stack([losses.pairwise_preference(logits[..., a], logits[..., b]), mass], axis=-1)
+
+    def _question(self, name: str, messages: list[Message]) -> PromptGroup | None:
+        """The rendered question, its last token (where the reply begins) as the one branch."""
+        try:
+            ids = self._renderer.render_prompt(messages)
+            limit = self._renderer.max_length
+            if limit is not None and len(ids) > limit:
+                raise BadRow("prompt_too_long", f"the comparison has {len(ids)} tokens, max_length is {limit}")
+        except BadRow as error:
+            self.failures[error.reason] += 1
+            return None
+        return PromptGroup(name, ids[:-1], (Response(ids[-1:], np.ones(1, bool)),))
+
+    def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
+        """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
+        questions: list[PromptGroup] = []
+        places: list[tuple[int, int] | None] = []
+        for prompt, first, second in games:
+            pair = [self._question("", comparison(prompt, *order)) for order in ((first, second), (second, first))]
+            if pair[0] is None or pair[1] is None:
+                places.append(None)
+                continue
+            places.append((len(questions), len(questions) + 1))
+            questions += [pair[0], pair[1]]
+        if not questions:
+            return [None] * len(games)
+        found = map_groups(self._outputs, self._params, questions, self._mesh, cut=unpack_slots,
+                           row_length=default_row_length(questions), rows_per_batch=self._rows, progress=progress)
+        out: list[float | None] = []
+        for place in places:
+            if place is None:
+                out.append(None)
+                continue
+            (p_ab, mass_ab), (p_ba, mass_ba) = (np.asarray(found[i][0], np.float64) for i in place)
+            if not min(mass_ab, mass_ba) >= self._mass:
+                self.failures["no_letter"] += 1
+                out.append(None)
+                continue
+            self.disagreements += (p_ab > 0.5) == (p_ba > 0.5)
+            out.append(float(losses.average_orders(float(p_ab), float(p_ba))))
+        return out
+
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+        """Scores of all responses from the games of the configured tournament."""
+        play = round_robin if self.method == "round_robin" else knock_out
+
+        def games(asked: Sequence[tuple[int, int, int]]) -> list[float | None]:
+            return self.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
+                                 for g, i, j in asked], progress)
+
+        return play([len(group.responses) for group in groups], games)
+
+

@@ -1,0 +1,54 @@
+"""From games between two responses to scores of n: round-robin and knock-out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+Scores = list[list[float | None]]
+Games = Callable[[Sequence[tuple[int, int, int]]], list[float | None]]
+"""Plays games (group, i, j) in one batch: P(i better than j), None where a game failed."""
+
+
+def round_robin(sizes: Sequence[int], play: Games) -> Scores:
+    """All pairs of each group, n (n - 1) / 2 games; a response's score is its mean probability of winning.
+
+    Identical odds in both directions are guaranteed by averaging orders, so i beats j with p means j beats i with 1 - p.
+    A response all of whose games failed gets None.
+    """
+    asked = [(g, i, j) for g, size in enumerate(sizes) for i, j in itertools.combinations(range(size), 2)]
+    won: list[list[list[float]]] = [[[] for _ in range(size)] for size in sizes]
+    for (g, i, j), p in zip(asked, play(asked), strict=True):
+        if p is not None:
+            won[g][i].append(p)
+            won[g][j].append(1.0 - p)
+    return [[sum(games) / len(games) if games else None for games in group] for group in won]
+
+
+def _knock_out_once(fields: list[list[int]], play: Games, keep_winner: bool) -> list[int]:
+    """One survivor a group: pairs meet, the winner (or the loser) goes on, an odd one out waits for the next round."""
+    fields = [list(field) for field in fields]
+    while any(len(field) > 1 for field in fields):
+        asked = [(g, field[k], field[k + 1]) for g, field in enumerate(fields) for k in range(0, len(field) - 1, 2)]
+        results = iter(zip(asked, play(asked), strict=True))
+        for g, field in enumerate(fields):
+            survivors = field[len(field) // 2 * 2 :]
+            for _ in range(len(field) // 2):
+                (_, i, j), p = next(results)
+                first_wins = p is None or p >= 0.5  # a failed game or a tie: the earlier response goes on
+                survivors.append(i if first_wins == keep_winner else j)
+            fields[g] = survivors
+    return [field[0] for field in fields]
+
+
+def knock_out(sizes: Sequence[int], play: Games) -> Scores:
+    """Best and worst of each group by two knock-out cups, about 2 n games: score 1, 0, and 0.5 for all others.
+
+    A group of one response scores [0.5].
+    """
+    fields = [list(range(size)) for size in sizes]
+    best = _knock_out_once(fields, play, keep_winner=True)
+    rest = [[i for i in field if i != b] or [b] for field, b in zip(fields, best, strict=True)]
+    worst = _knock_out_once(rest, play, keep_winner=False)
+    return [[0.5 if b == w else 1.0 if i == b else 0.0 if i == w else 0.5 for i in field]
+            for field, b, w in zip(fields, best, worst, strict=True)]

@@ -1,0 +1,1 @@
+"""The workflow: stages, the run manifest, the online iteration and its baselines."""

@@ -1,0 +1,157 @@
+"""Options of the stages, as frozen dataclasses; keys carry TRL's names where TRL has one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rlhf_jax.data.chat import Overlong
+from rlhf_jax.data.graded_pairs import PairRule
+from rlhf_jax.losses import PreferenceLoss
+from rlhf_jax.models import LoraConfig
+from rlhf_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which rows, and how they become tokens.
+
+    Attributes:
+      dataset: files, folders, globs, `tfds:name` or hub names, read in this order.
+      split: of sources that have splits. converter: name of a row converter (`rlhf_jax.data.converters`).
+      pair_rule, min_gap: graded rows as preferences: which pairs, and the smallest score gap.
+      max_samples: rows kept, from the start; None for all.
+      max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
+      max_length, max_prompt_length: in tokens; None for no limit.
+      overlong: what becomes of longer rows.
+      chat_template_path: replaces the tokenizer's template: a name, a file or a folder.
+      text_as_chat: string prompts become user messages instead of plain text.
+      allow_empty_prompt: an empty prompt means the BOS token alone.
+    """
+
+    dataset: tuple[str, ...] = ()
+    split: str | None = None
+    converter: str | None = None
+    pair_rule: PairRule = "all"
+    min_gap: float = 0.0
+    max_samples: int | None = None
+    max_bad_rows: int | float = 0.02
+    max_length: int | None = 1024
+    max_prompt_length: int | None = None
+    overlong: Overlong = "drop"
+    chat_template_path: str | None = None
+    text_as_chat: bool = False
+    allow_empty_prompt: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraOptions:
+    """use_peft trains a low-rank adapter instead of all weights; the exported model is merged, the adapter beside it."""
+
+    use_peft: bool = False
+    lora_r: int = 16
+    lora_alpha: float = 32.0
+    lora_target_modules: tuple[str, ...] = LoraConfig.lora_target_modules
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        return LoraConfig(self.lora_r, self.lora_alpha, self.lora_target_modules) if self.use_peft else None
+
+
+@dataclasses.dataclass(frozen=True)
+class SftOptions(LoraOptions, TrainConfig):
+    """Supervised fine-tuning. learning_rate: TRL's default."""
+
+    learning_rate: float = 2e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardOptions(LoraOptions, TrainConfig):
+    """A reward model.
+
+    kind: "bradley_terry" (a scalar head) or "pairwise" (a language model that answers A or B).
+    center_rewards_coefficient: weight of (r_chosen + r_rejected)^2 (Bradley-Terry only). use_margin: subtract the
+    rows' margins (Bradley-Terry only).
+    """
+
+    kind: Literal["bradley_terry", "pairwise"] = "bradley_terry"
+    learning_rate: float = 5e-6
+    center_rewards_coefficient: float = 0.0
+    use_margin: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "pairwise" and (self.center_rewards_coefficient or self.use_margin):
+            raise ValueError("center_rewards_coefficient and use_margin belong to kind: bradley_terry and have no "
+                             "effect on a pairwise model; leave them out")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceOptions(LoraOptions, TrainConfig, PreferenceLoss):
+    """Direct preference optimisation; the loss keys are those of `losses.PreferenceLoss`."""
+
+    learning_rate: float = 5e-7
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        PreferenceLoss.__post_init__(self)
+
+    @property
+    def loss(self) -> PreferenceLoss:
+        return PreferenceLoss(**{f.name: getattr(self, f.name) for f in dataclasses.fields(PreferenceLoss)})
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerOptions:
+    """What scores responses.
+
+    kind: "bradley_terry", "pairwise" (both take `model_name_or_path`) or "function" (takes `function`).
+    function: "package.module:function" with the signature f(prompts, completions, **columns) -> scores.
+    method: tournament of the pairwise model. chat_template_path, max_length: of the scorer's own tokenizer.
+    """
+
+    kind: Literal["bradley_terry", "pairwise", "function"] = "bradley_terry"
+    model_name_or_path: str | None = None
+    function: str | None = None
+    method: Literal["round_robin", "knock_out"] = "round_robin"
+    chat_template_path: str | None = None
+    text_as_chat: bool = False
+    max_length: int | None = 1024
+
+    def __post_init__(self) -> None:
+        wanted, other = ("function", "model_name_or_path") if self.kind == "function" else (
+            "model_name_or_path", "function")
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            raise ValueError(f"a scorer of kind {self.kind!r} takes {wanted} and not {other}; given were "
+                             f"{wanted} = {getattr(self, wanted)!r}, {other} = {getattr(self, other)!r}")
+        if self.method != "round_robin" and self.kind != "pairwise":
+            raise ValueError(f"method = {self.method!r} is the pairwise model's tournament and has no effect on kind "
+                             f"{self.kind!r}; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairOptions:
+    """How scored responses become a preference pair (the seed's `choose_type`).
+
+    Attributes:
+      rule: max_min (best and worst, the paper's), max_random (best and another), max_max (best and second best),
+        random (two at random).
+      min_gap: the smallest penalised score gap of a pair.
+      length_penalty: subtracted from the score for each unit of length, *before* selection and ordering.
+      length_unit: "characters" (the paper's) or "tokens".
+      drop_truncated: responses that ran out of budget take no part.
+      seed: of the random rules; a prompt's draw depends on the seed and its id alone.
+    """
+
+    rule: Literal["max_min", "max_random", "max_max", "random"] = "max_min"
+    min_gap: float = 0.0
+    length_penalty: float = 0.0
+    length_unit: Literal["characters", "tokens"] = "characters"
+    drop_truncated: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.min_gap < 0:
+            raise ValueError(f"min_gap = {self.min_gap}; a gap is 0 or more")
+        if self.length_unit != "characters" and self.length_penalty == 0:
+            raise ValueError("length_unit has no effect while length_penalty is 0; set a penalty or leave it out")

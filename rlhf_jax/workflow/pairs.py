@@ -1,0 +1,89 @@
+"""From scored responses to preference pairs: penalise, select, order, all by the same score."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
+from rlhf_jax.workflow.options import PairOptions
+
+
+def _length(response: Response, unit: str) -> int:
+    if unit == "tokens":
+        return len(response.ids)
+    text = response.text if isinstance(response.text, str) else "".join(m["content"] for m in response.text)
+    return len(text)
+
+
+def penalised(response: Response, scorer: str, options: PairOptions) -> float:
+    """score - length_penalty x length (RLHF Workflow, equation 9)."""
+    return response.scores[scorer] - options.length_penalty * _length(response, options.length_unit)
+
+
+def candidates(group: PromptGroup, scorer: str, options: PairOptions) -> list[int]:
+    """Indices of the responses that may take part: scored, and finished where that is asked."""
+    return [i for i, r in enumerate(group.responses)
+            if scorer in r.scores and not (options.drop_truncated and r.finish_reason == LENGTH)]
+
+
+def _select(ranked: list[int], rule: str, rng: random.Random) -> tuple[int, int]:
+    """Two of the responses, ranked from best to worst, as (better, worse)."""
+    if rule == "max_min":
+        return ranked[0], ranked[-1]
+    if rule == "max_max":
+        return ranked[0], ranked[1]
+    if rule == "max_random":
+        return ranked[0], rng.choice(ranked[1:])
+    first, second = sorted(rng.sample(range(len(ranked)), 2))
+    return ranked[first], ranked[second]
+
+
+def make_pair(group: PromptGroup, scorer: str, options: PairOptions) -> tuple[PromptGroup | None, str]:
+    """The group reduced to its pair, response 0 chosen and 1 rejected, margin = penalised gap; or the reason why not."""
+    able = candidates(group, scorer, options)
+    if len(able) < 2:
+        return None, "fewer_than_two_scored"
+    value = {i: penalised(group.responses[i], scorer, options) for i in able}
+    ranked = sorted(able, key=lambda i: (-value[i], i))
+    rng = random.Random(f"{options.seed} {group.prompt_id}")
+    chosen, rejected = _select(ranked, options.rule, rng)
+    gap = value[chosen] - value[rejected]
+    if gap <= 0:
+        return None, "tie"
+    if gap < options.min_gap:
+        return None, "gap_too_small"
+    if group.responses[chosen].ids.tolist() == group.responses[rejected].ids.tolist():
+        return None, "identical_responses"
+    responses = (group.responses[chosen], group.responses[rejected])
+    extra = {**group.extra, "response_indices": [chosen, rejected]}
+    return dataclasses.replace(group, responses=responses, pairs=((0, 1),), margins=(gap,), extra=extra), ""
+
+
+def make_pairs(groups: Sequence[PromptGroup], scorer: str, options: PairOptions) -> tuple[list[PromptGroup], Funnel]:
+    """A pair for every group that has one, and how many had none, by reason."""
+    funnel = Funnel(read=len(groups))
+    out = []
+    for group in groups:
+        pair, reason = make_pair(group, scorer, options)
+        if pair is None:
+            funnel.dropped[reason] += 1
+        else:
+            out.append(pair)
+    return out, funnel
+
+
+def best_of_n(groups: Sequence[PromptGroup], scorer: str, options: PairOptions) -> tuple[list[PromptGroup], Funnel]:
+    """Each group reduced to its best response (RAFT, arXiv 2304.06767; best-of-n)."""
+    funnel = Funnel(read=len(groups))
+    out = []
+    for group in groups:
+        able = candidates(group, scorer, options)
+        if not able:
+            funnel.dropped["none_scored"] += 1
+            continue
+        best = max(able, key=lambda i: (penalised(group.responses[i], scorer, options), -i))
+        out.append(dataclasses.replace(group, responses=(group.responses[best],), pairs=(), margins=()))
+    return out, funnel

@@ -1,0 +1,81 @@
+"""A model as the stages use it: weights, config, tokenizer, stop tokens and how text becomes ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_ids
+from rlhf_jax.data.funnel import Funnel, load_examples
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.rows import Example, Kind, ParseOptions
+from rlhf_jax.models import DecoderConfig, Params, load_params, read_config
+from rlhf_jax.parallel import param_shardings
+from rlhf_jax.workflow.options import DataOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder, opened lazily."""
+
+    folder: Path
+    chat_template_path: str | None = None
+
+    @cached_property
+    def config(self) -> DecoderConfig:
+        return read_config(self.folder)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(str(self.folder), self.chat_template_path)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a response: the model's own if it names any, and the chat template's end of turn."""
+        if self.tokenizer.chat_template or not self.config.eos_token_ids:
+            return stop_token_ids(self.tokenizer, {"eos_token_id": list(self.config.eos_token_ids)})
+        return self.config.eos_token_ids
+
+    def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
+        """The weights, sharded over the mesh."""
+        return jax.device_put(load_params(self.folder, self.config, dtype), param_shardings(self.config, mesh))
+
+    def renderer(self, data: DataOptions) -> Renderer:
+        eos = self.tokenizer.eos_token_id
+        return Renderer(self.tokenizer, data.max_prompt_length, data.max_length, data.overlong,
+                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=data.text_as_chat)
+
+    @property
+    def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:
+        return partial(continuation_text, self.tokenizer)
+
+
+def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of a response, its leading space as in the running text, special tokens left out."""
+    before = tokenizer.decode(list(prompt_ids)[-8:], skip_special_tokens=True)
+    both = tokenizer.decode([*list(prompt_ids)[-8:], *ids], skip_special_tokens=True)
+    return both[len(before):] if both.startswith(before) else tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> tuple[list[Example], Funnel]:
+    """Rows of the configured sources as examples, with the funnel so far."""
+    options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
+    examples, funnel = load_examples(list(data.dataset), kind, split=data.split, converter=data.converter,
+                                     options=options, max_bad_rows=data.max_bad_rows, quarantine_path=quarantine)
+    if data.max_samples is not None and len(examples) > data.max_samples:
+        funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples
+        examples = examples[: data.max_samples]
+    return examples, funnel
+
+
+def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
+    """Prompts alone, as groups without responses."""
+    return render_all([dataclasses.replace(e, responses=(), pairs=(), margins=(), scores=(), labels=())
+                       for e in examples], renderer, funnel)

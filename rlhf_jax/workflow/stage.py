@@ -1,0 +1,140 @@
+"""Stages: named by the hash of what goes in, skipped when done, continued when interrupted, never overwritten."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+RECORD = "stage.json"
+
+
+class StageConflict(RuntimeError):
+    """A folder already holds the work of another configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder, the hash of its inputs, and what it reports (counts, metrics, funnel)."""
+
+    name: str
+    folder: Path
+    key: str
+    report: Mapping[str, Any]
+    seconds: float
+    reused: bool
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as JSON values, for hashing and printing."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def hash_path(path: str | Path) -> str:
+    """sha256 of a file's bytes, or of the names and bytes of all files in a folder; of the name itself if no such path.
+
+    The last case is a hub or tfds name: what it stands for is pinned by its revision, not by us.
+    """
+    path = Path(path).expanduser()
+    digest = hashlib.sha256()
+    if not path.exists():
+        return hashlib.sha256(str(path).encode()).hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Writes JSON to a temporary name, syncs and renames it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as stream:
+        json.dump(to_plain(value), stream, indent=1)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Stage:
+    """Runs `body(folder)` unless this very stage is done; its return value is the stage's report.
+
+    `body` may find partial work of a killed run of the *same* inputs (finished shards, checkpoints) and continue it.
+    The record is written last, so a folder without one is unfinished, whatever lies in it.
+
+    Raises:
+      StageConflict: if the folder belongs to other inputs.
+    """
+    key = fingerprint({"stage": name, "inputs": inputs})
+    started, done = folder / "inputs.json", folder / RECORD
+    for path in (done, started):
+        if path.is_file() and (found := json.loads(path.read_text()))["key"] != key:
+            changed = _differences(found["inputs"], to_plain(inputs))
+            raise StageConflict(f"{folder} holds the {found['stage']} stage of another configuration; these inputs "
+                                f"differ: {', '.join(changed) or 'stage'}. Choose another output_dir or remove it")
+    if done.is_file():
+        record = json.loads(done.read_text())
+        return Stage(name, folder, key, record["report"], record["seconds"], reused=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs})
+    start = time.perf_counter()
+    report = to_plain(body(folder))
+    seconds = round(time.perf_counter() - start, 3)
+    write_json_atomic(done, {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds})
+    return Stage(name, folder, key, report, seconds, reused=False)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in sorted({*old, *new}) for d in _differences(old.get(k), new.get(k), f"{path}.{k}".strip("."))]
+    return [] if old == new else [path]
+
+
+@dataclasses.dataclass
+class Run:
+    """A run folder: stages in `stages/<name>-<hash>`, and `manifest.json` that lists those this run is made of."""
+
+    folder: Path
+    config: Any
+    stages: list[Stage] = dataclasses.field(default_factory=list)
+    announce: Callable[[str], None] = print
+
+    def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Stage:
+        """`run_stage` in this run's folder; the same inputs under the same name are one stage, shared by all who ask."""
+        key = fingerprint({"stage": name, "inputs": inputs})
+        folder = self.folder / "stages" / f"{name.replace('/', '-')}-{key[:10]}"
+        known = any(stage.folder == folder for stage in self.stages)
+        if not known:
+            self.announce(f"{name} ...")
+        stage = run_stage(folder, name, inputs, body)
+        if not known:
+            self.stages.append(stage)
+            self.announce(f"{name}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}")
+            self.write_manifest()
+        return stage
+
+    def write_manifest(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(self.folder / "manifest.json", {
+            "config": self.config,
+            "stages": [{"name": s.name, "folder": str(s.folder.relative_to(self.folder)), "key": s.key,
+                        "seconds": s.seconds, "report": s.report} for s in self.stages]})

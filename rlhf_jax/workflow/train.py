@@ -1,0 +1,165 @@
+"""The training stages: SFT, reward and preference models, preference optimisation. Each ends in a Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.models import (
+    DecoderConfig,
+    LoraConfig,
+    Params,
+    as_classifier,
+    init_lora,
+    merge_lora,
+    param_specs,
+    save_adapter,
+    save_hf,
+    with_lora,
+)
+from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.parallel import constrainer
+from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.training.fit import FitResult, Model, Reporter, fit, make_plan, write_trainer_state
+from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
+from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
+from rlhf_jax.workflow.reference import reference_logps
+
+MODEL = "model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where training happens and who is told: the mesh and a progress reporter."""
+
+    mesh: Mesh
+    report: Reporter
+
+
+def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
+    """How objectives run this model."""
+    return Compute(config, train.remat, train.logits_chunk, constrainer(mesh))
+
+
+def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
+    params = with_lora(frozen, trained["lora"], scale)
+    return {**params, "score": trained["score"]} if "score" in trained else params
+
+
+def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int) -> Model:
+    """All weights, or a fresh adapter (and the scalar head, if any) over frozen ones."""
+    specs = param_specs(config)
+    if lora is None:
+        return Model(params, specs)
+    trained: Params = {"lora": init_lora(jax.random.key(seed), config, lora)}
+    trained_specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
+    frozen, frozen_specs = dict(params), dict(specs)
+    if config.is_classifier:
+        trained["score"], trained_specs["score"] = frozen.pop("score"), frozen_specs.pop("score")
+    return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale))
+
+
+def export(folder: Path, result: FitResult, model: Model, config: DecoderConfig, lora: LoraConfig | None,
+           tokenizer_from: Path, base: str) -> Params:
+    """Writes the trained model to `folder`/model, whole or not at all; returns the merged parameters."""
+    partial_folder = folder / f".{MODEL}.partial"
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    params = jax.device_get(result.params)
+    if lora is not None:
+        adapter, frozen = params["lora"], jax.device_get(model.frozen)
+        save_adapter(partial_folder / "adapter", adapter, config, lora, base)
+        merged = merge_lora(frozen, adapter, lora.scale)
+        params = {**merged, "score": params["score"]} if config.is_classifier else merged
+        params = jax.tree.map(np.asarray, params)
+    save_hf(partial_folder, params, config, tokenizer_from=tokenizer_from)
+    if (folder / MODEL).exists():
+        shutil.rmtree(folder / MODEL)
+    os.replace(partial_folder, folder / MODEL)
+    return params
+
+
+def train_stage(
+    folder: Path,
+    *,
+    params: Params,
+    config: DecoderConfig,
+    options: LoraOptions,
+    train: TrainConfig,
+    objective: Callable[[Compute], Objective],
+    groups: Sequence[PromptGroup],
+    tokenizer_from: Path,
+    base: str,
+    setting: Setting,
+    reference: list[list[np.ndarray]] | None = None,
+    eval_groups: Sequence[PromptGroup] = (),
+    eval_reference: list[list[np.ndarray]] | None = None,
+) -> Mapping[str, Any]:
+    """Fits an objective to packed groups and exports the model; continues from checkpoints found in `folder`.
+
+    Returns:
+      The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
+    """
+    model = trainable(params, config, options.lora, train.seed)
+    plan = make_plan(list(groups), train, setting.mesh, reference=reference)
+    result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
+                 folder=folder / "checkpoints", eval_groups=list(eval_groups), eval_reference=eval_reference,
+                 report=setting.report)
+    export(folder, result, model, config, options.lora, tokenizer_from, base)
+    write_trainer_state(folder / MODEL, result, plan)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    train_rows = [row for row in result.log_history if "loss" in row]
+    eval_rows = [row for row in result.log_history if "eval_loss" in row]
+    return {"steps": result.steps, "groups": len(groups), "packing_efficiency": round(result.efficiency, 4),
+            "compiled_programs": result.compiles, "train": train_rows[-1], "eval": eval_rows[-1] if eval_rows else {}}
+
+
+def sft_stage(folder: Path, *, options: SftOptions, params: Params, config: DecoderConfig,
+              groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
+              eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+    """Supervised fine-tuning; also RAFT's update and the pairwise preference model's."""
+    return train_stage(folder, params=params, config=config, options=options, train=options, objective=Sft,
+                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
+                       eval_groups=eval_groups)
+
+
+def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params, config: DecoderConfig,
+                        groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
+                        eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+    """A Bradley-Terry reward model on the backbone of `params` (a language model gets a fresh scalar head)."""
+    if not config.is_classifier:
+        config = dataclasses.replace(config, num_labels=1, tie_embeddings=False, pad_token_id=config.pad_token_id)
+        params = as_classifier(params, jax.random.key(options.seed), config)
+    objective = partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
+                        use_margin=options.use_margin)
+    return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,
+                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
+                       eval_groups=eval_groups)
+
+
+def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig, reference: Params,
+              groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
+              cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+    """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model."""
+    objective = partial(Preference, loss=options.loss)
+    reference_of = eval_reference_of = None
+    if options.loss.needs_reference:
+        compute = compute_of(config, options, setting.mesh)
+        dtype = jnp.dtype(options.dtype)
+        reference_of, eval_reference_of = (
+            reference_logps(compute, reference, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
+                            row_length=options.row_length) if some else None
+            for some in (list(groups), list(eval_groups)))
+    return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,
+                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
+                       reference=reference_of, eval_groups=eval_groups, eval_reference=eval_reference_of)

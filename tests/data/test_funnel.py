@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from rlhf_jax.data.funnel import Funnel, TooManyBadRows, load_examples, unique_prompt_ids
+from rlhf_jax.data.jsonl import read_jsonl
+from rlhf_jax.data.rows import Example, ParseOptions
+
+GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
+LINES = [GOOD, {"prompt": "p", "chosen": "a", "rejected": "a"}, {"prompt": "q", "chosen": "a"}, GOOD,
+         {"prompt": "r", "responses": ["a"], "rewards": [float("nan")]},
+         {"prompt": "s", "responses": ["a", "b"], "rewards": [1, 1]}]
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in LINES) + '{"prompt": "cut')
+    return str(path)
+
+
+def test_every_row_is_counted_and_bad_ones_are_kept_apart(source, tmp_path):
+    quarantine = tmp_path / "quarantine.jsonl"
+    examples, funnel = load_examples(source, "preference", max_bad_rows=4, quarantine_path=quarantine)
+    assert len(examples) == 2
+    assert funnel.to_json() == {
+        "read": 7, "valid": 3, "kept": 2, "dropped": {"no_pair": 1}, "notes": {"renamed_prompt_id": 1},
+        "invalid": {"identical_chosen_rejected": 1, "missing_column": 1, "non_finite_score": 1, "truncated_json": 1}}
+    rows = read_jsonl(quarantine)
+    assert [(row["row_number"], row["reason"]) for row in rows] == [
+        (2, "identical_chosen_rejected"), (3, "missing_column"), (5, "non_finite_score"), (7, "truncated_json")]
+    assert rows[0]["row"] == LINES[1]
+    assert rows[2]["row"]["rewards"] == ["nan"]
+    assert rows[0]["source"] == source
+
+
+@pytest.mark.parametrize("budget", [3, 0, 0.5, 0.0])
+def test_budget(source, tmp_path, budget):
+    quarantine = tmp_path / "quarantine.jsonl"
+    with pytest.raises(TooManyBadRows, match=r"(?s)row 2: .*identical.*raise max_bad_rows.*quarantine\.jsonl"):
+        load_examples(source, "preference", max_bad_rows=budget, quarantine_path=quarantine)
+    assert read_jsonl(quarantine)
+
+
+def test_prompt_ids_are_unique_and_stable(source):
+    examples, _ = load_examples(source, "preference", max_bad_rows=0.9)
+    first, second = (example.prompt_id for example in examples)
+    assert second == f"{first}#1"
+    renamed = unique_prompt_ids([Example("p", prompt_id=i) for i in ("a", "a#1", "a", "a#1", "a")])
+    assert [example.prompt_id for example in renamed] == ["a", "a#1", "a#2", "a#1#1", "a#3"]
+
+
+def test_duplicate_prompts_can_be_dropped(source):
+    examples, funnel = load_examples([source, source], "preference", max_bad_rows=0.9, drop_duplicate_prompts=True)
+    assert len(examples) == 1
+    assert funnel.dropped == {"duplicate_prompt": 3, "no_pair": 2}
+    assert funnel.kept == 1
+
+
+def test_converters(source):
+    both = [{"prompt": "x"}, {"prompt": "y"}]
+    examples, funnel = load_examples(source + "[:1]", "prompt", converter=lambda row: both)
+    assert [example.prompt for example in examples] == ["x", "y"]
+    assert funnel.read == 2
+    with pytest.raises(TooManyBadRows, match="converter needs the column 'instruction'"):
+        load_examples(source, "sft", converter="alpaca")
+    with pytest.raises(ValueError, match="there is no converter 'nope'; known ones are alpaca"):
+        load_examples(source, "sft", converter="nope")
+    with pytest.raises(ValueError, match=r"(?s)no row .* can be used.*converter_gave_nothing"):
+        load_examples(source, "sft", converter=lambda row: [], max_bad_rows=1.0)
+
+
+def test_options_reach_the_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "", "chosen": "a", "rejected": "b"}))
+    assert load_examples(str(path), "preference", options=ParseOptions(allow_empty_prompt=True))[0][0].prompt == ""
+    with pytest.raises(TooManyBadRows, match="allow_empty_prompt"):
+        load_examples(str(path), "preference")
+
+
+def test_funnel_adds_prints_and_comes_back():
+    one, two = Funnel(5), Funnel(3)
+    one.invalid["missing_column"] = 2
+    two.dropped["prompt_too_long"] = 1
+    two.notes["truncated_response"] = 1
+    both = one.merged(two)
+    assert (both.read, both.valid, both.kept) == (8, 6, 5)
+    assert Funnel.from_json(json.loads(json.dumps(both.to_json()))) == both
+    assert [line.split() for line in str(both).splitlines()] == [
+        ["rows", "read", "8"], ["invalid", "-2", "missing_column"], ["valid", "6"],
+        ["dropped", "-1", "prompt_too_long"], ["kept", "5"], ["of", "these", "1", "truncated_response"]]

@@ -1,0 +1,205 @@
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_jax.data.rows import BadRow, ParseOptions, parse_row
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def bot(text):
+    return {"role": "assistant", "content": text}
+
+
+def reason(row, kind, **options):
+    with pytest.raises(BadRow) as caught:
+        parse_row(row, kind, ParseOptions(**options))
+    return caught.value.reason
+
+
+HH = "\n\nHuman: sky?\n\nAssistant: It is "
+PAIRS = {
+    "explicit strings": ({"prompt": "sky?", "chosen": "blue", "rejected": "black"}, "sky?", ("blue", "black")),
+    "explicit messages": ({"prompt": [user("sky?")], "chosen": [bot("blue")], "rejected": [bot("black")]},
+                          [user("sky?")], ([bot("blue")], [bot("black")])),
+    "string prompt, answers as messages": ({"prompt": "sky?", "chosen": [bot("blue")], "rejected": [bot("black")]},
+                                           "sky?", ([bot("blue")], [bot("black")])),
+    "message prompt, answers as strings": ({"prompt": [user("sky?")], "chosen": "blue", "rejected": "black"},
+                                           [user("sky?")], ("blue", "black")),
+    "ultrafeedback": ({"prompt": "sky? ", "chosen": [user("sky?"), bot("blue")],
+                       "rejected": [user("sky?"), bot("black")]}, [user("sky?")], ([bot("blue")], [bot("black")])),
+    "implicit messages": ({"chosen": [user("sky?"), bot("blue")], "rejected": [user("sky?"), bot("black")]},
+                          [user("sky?")], ([bot("blue")], [bot("black")])),
+    "implicit hh strings": ({"chosen": HH + "blue.", "rejected": HH + "black."}, [user("sky?")],
+                            ([bot("It is blue.")], [bot("It is black.")])),
+    "sharegpt": ({"conversations": [{"from": "human", "value": "sky?"}], "chosen": {"from": "gpt", "value": "blue"},
+                  "rejected": {"from": "gpt", "value": "black"}}, [user("sky?")], ([bot("blue")], [bot("black")])),
+    "context_messages": ({"context_messages": [user("sky?")], "chosen": "blue", "rejected": "black"}, [user("sky?")],
+                         ("blue", "black")),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_preference_layouts(name):
+    row, prompt, responses = PAIRS[name]
+    example = parse_row(row, "preference")
+    assert (example.prompt, example.responses, example.pairs) == (prompt, responses, ((0, 1),))
+    in_chat = isinstance(prompt, str) and not isinstance(responses[0], str)
+    assert parse_row(row, "prompt").prompt == ([user(prompt)] if in_chat else prompt)
+
+
+@pytest.mark.parametrize(("row", "prompt", "response"), [
+    ({"prompt": "a", "completion": " b"}, "a", " b"),
+    ({"prompt": [user("a")], "completion": [bot("b")]}, [user("a")], [bot("b")]),
+    ({"prompt": [user("a")], "completion": "b"}, [user("a")], "b"),
+    ({"text": "whole"}, "", "whole"),
+    ({"messages": [user("a"), bot("b"), user("c"), bot("d")]}, [user("a")], [bot("b"), user("c"), bot("d")]),
+    ({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "a"},
+                        {"from": "gpt", "value": "b"}]}, [{"role": "system", "content": "s"}, user("a")], [bot("b")]),
+])
+def test_sft_layouts(row, prompt, response):
+    example = parse_row(row, "sft")
+    assert (example.prompt, example.responses) == (prompt, (response,))
+
+
+@pytest.mark.parametrize(("row", "prompt"), [
+    ({"prompt": "a"}, "a"), ({"prompt": [user("a")]}, [user("a")]), ({"context_messages": [user("a")]}, [user("a")]),
+    ({"messages": [user("a")]}, [user("a")]), ({"conversations": [{"from": "human", "value": "a"}]}, [user("a")]),
+])
+def test_prompt_layouts(row, prompt):
+    example = parse_row({**row, "answer": 7}, "prompt")
+    assert (example.prompt, example.responses, example.extra) == (prompt, (), {"answer": 7})
+
+
+def test_graded_layouts():
+    cells = [{"text": "a", "score": 1}, {"text": "b", "score": None}]
+    objects = parse_row({"prompt": "p", "responses": cells}, "graded")
+    assert (objects.responses, objects.scores) == (("a", "b"), (1.0, None))
+    loop = parse_row({"prompt": [user("p")], "responses": ["a", "b"], "rewards": [0.5, -1]}, "graded")
+    assert (loop.responses, loop.scores, loop.pairs) == (("a", "b"), (0.5, -1.0), ())
+
+
+def test_an_empty_graded_response_is_left_out_alone():
+    cells = [{"text": t, "score": s, "model": t} for t, s in (("a", 1), (" ", 0), ("b", 3))]
+    example = parse_row({"prompt": "p", "responses": cells}, "graded")
+    assert example.scores == (1.0, 3.0)
+    assert example.extra == {"response_models": ["a", "b"], "left_out_responses": 1}
+    assert reason({"prompt": "p", "responses": cells[1:2]}, "graded") == "empty_response"
+
+
+def test_graded_rows_as_preferences():
+    row = {"prompt": "p", "responses": ["a", "b", "c"], "rewards": [1.0, 3.0, 0.0]}
+    example = parse_row(row, "preference")
+    assert example.pairs == ((1, 0), (1, 2), (0, 2))
+    assert example.margins == (2.0, 3.0, 1.0)
+    assert parse_row(row, "preference", ParseOptions(pair_rule="best_worst")).pairs == ((1, 2),)
+    assert parse_row(row, "preference", ParseOptions(min_gap=2.5)).pairs == ((1, 2),)
+    drawn = {parse_row(row, "preference", ParseOptions(pair_rule="best_random", seed=s)).pairs for s in range(20)}
+    assert drawn == {((1, 0),), ((1, 2),)}
+    assert reason({**row, "rewards": [1, 1, 1]}, "preference") == "no_pair"
+
+
+def test_unpaired():
+    example = parse_row({"prompt": "p", "completion": "c", "label": 1}, "unpaired")
+    assert (example.responses, example.labels) == (("c",), (True,))
+    assert reason({"prompt": "p", "completion": "c", "label": "yes"}, "unpaired") == "bad_label"
+
+
+def test_margins():
+    row = PAIRS["explicit strings"][0]
+    assert parse_row(row, "preference").margins == ()
+    assert parse_row({**row, "margin": 2}, "preference").margins == (2.0,)
+    assert parse_row({**row, "score_chosen": 8.5, "score_rejected": 8}, "preference").margins == (0.5,)
+    assert reason({**row, "margin": float("nan")}, "preference") == "non_finite_score"
+    assert reason({**row, "margin": "big"}, "preference") == "not_a_number"
+
+
+@pytest.mark.parametrize(("row", "kind", "key"), [
+    ({"chosen": "a"}, "preference", "missing_column"),
+    ({"prompt": "p"}, "sft", "missing_column"),
+    ({"question": "p"}, "prompt", "missing_column"),
+    ({"prompt": None}, "prompt", "missing_column"),
+    ({"prompt": " ", "completion": "a"}, "sft", "empty_prompt"),
+    ({"prompt": "p", "completion": "\n"}, "sft", "empty_response"),
+    ({"text": ""}, "sft", "empty_response"),
+    ({"prompt": "p", "chosen": "a", "rejected": "a"}, "preference", "identical_chosen_rejected"),
+    ({"chosen": HH + "a", "rejected": HH + "a"}, "preference", "identical_chosen_rejected"),
+    ({"chosen": "A: It is blue.", "rejected": "A: It is black."}, "preference", "implicit_prompt_needs_messages"),
+    ({"prompt": "p", "chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]}, "preference",
+     "prompt_mismatch"),
+    ({"prompt": "p", "chosen": [user("p"), bot("a")], "rejected": [bot("b")]}, "preference", "mixed_chosen_rejected"),
+    ({"messages": [bot("a"), user("b"), bot("c")]}, "sft", "not_alternating"),
+    ({"messages": [user("a")]}, "sft", "last_turn_not_assistant"),
+    ({"prompt": [user("a"), bot("b")]}, "prompt", "prompt_ends_with_assistant"),
+    ({"prompt": "p", "responses": ["a"], "rewards": [float("inf")]}, "graded", "non_finite_score"),
+    ({"prompt": "p", "responses": ["a"], "rewards": [1, 2]}, "graded", "unequal_lists"),
+    ({"prompt": "p", "responses": []}, "graded", "no_responses"),
+    ({"prompt": "p", "responses": ["a"]}, "graded", "missing_score"),
+    ({"prompt": 5}, "prompt", "not_messages"),
+])
+def test_bad_rows(row, kind, key):
+    assert reason(row, kind) == key
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="known kinds are prompt"):
+        parse_row({"prompt": "p"}, "dpo")
+
+
+def test_empty_prompt_only_when_allowed():
+    row = {"prompt": "", "chosen": "a", "rejected": "b"}
+    assert reason(row, "preference") == "empty_prompt"
+    assert parse_row(row, "preference", ParseOptions(allow_empty_prompt=True)).prompt == ""
+
+
+def test_prompt_ids():
+    assert parse_row({"prompt": "p", "id": 0, "prompt_id": "x"}, "prompt").prompt_id == "x"
+    assert parse_row({"prompt": "p", "index": 0}, "prompt").prompt_id == "0"
+    plain, spaced, other = (parse_row({"prompt": p}, "prompt").prompt_id for p in ("a b", " a  b\n", "a c"))
+    assert plain == spaced != other
+    assert parse_row({"text": "a"}, "sft").prompt_id != parse_row({"text": "b"}, "sft").prompt_id
+
+
+def test_result_does_not_depend_on_the_hash_seed():
+    code = ("from rlhf_jax.data.rows import parse_row\n"
+            "m = lambda r, t: {'role': r, 'content': t}\n"
+            "print(parse_row({'prompt': 'q', 'chosen': [m('user', 'q'), m('assistant', 'a')],"
+            " 'rejected': [m('user', 'q'), m('assistant', 'b')], 'z': 1, 'y': 2}, 'preference'))")
+    printed = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+                              capture_output=True, text=True).stdout for seed in ("0", "1")}
+    assert len(printed) == 1
+
+
+words = st.text("abc xyz", min_size=1, max_size=8).filter(str.strip)
+
+
+@given(st.lists(words, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2), words, words)
+def test_implicit_prompt_is_whole_messages(turns, chosen, rejected):
+    prompt = [user(t) if i % 2 == 0 else bot(t) for i, t in enumerate(turns)]
+    row = {"chosen": [*prompt, bot(chosen)], "rejected": [*prompt, bot(rejected)]}
+    if chosen == rejected:
+        assert reason(row, "preference") == "identical_chosen_rejected"
+    else:
+        example = parse_row(row, "preference")
+        assert example.prompt == prompt
+        assert example.responses == ([bot(chosen)], [bot(rejected)])
+
+
+rows = st.dictionaries(st.sampled_from(["prompt", "chosen", "rejected", "messages", "responses", "rewards", "label",
+                                        "completion", "text"]),
+                       st.recursive(st.none() | st.integers(0, 1) | st.floats() | st.text("ab ", max_size=3),
+                                    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
+                                        st.sampled_from(["role", "content", "text", "score"]), inner, max_size=2)))
+
+
+@given(rows, st.sampled_from(["prompt", "sft", "preference", "graded", "unpaired"]))
+def test_any_row_is_parsed_or_a_bad_row(row, kind):
+    with contextlib.suppress(BadRow):
+        assert parse_row(row, kind).prompt_id

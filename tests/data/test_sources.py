@@ -1,0 +1,187 @@
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.jsonl import SourceError
+from rlhf_jax.data.sources import list_files, locate_rows, plain_values, read_rows
+from rlhf_jax.data.turns import BadRow
+
+ROWS = [{"prompt": f"p{i}", "n": i} for i in range(10)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def write_parquet(path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).to_parquet(str(path))
+
+
+WRITERS = {
+    "a.jsonl": lambda path: path.write_text(LINES),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(LINES.encode())),
+    "a.json": lambda path: path.write_text(json.dumps(ROWS)),
+    "lmflow.json": lambda path: path.write_text(json.dumps({"type": "text_only", "instances": ROWS})),
+    "a.parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_local_files(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    assert list(read_rows(str(tmp_path / name))) == list(enumerate(ROWS, start=1))
+
+
+def test_saved_data_set_and_its_arrow_file(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
+    arrow = next((tmp_path / "one").glob("*.arrow"))
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
+                         ).save_to_disk(str(tmp_path / "two"))
+    assert [row for _, row in read_rows(str(tmp_path / "one"))] == ROWS
+    assert [row for _, row in read_rows(str(arrow))] == ROWS
+    assert [row for _, row in read_rows(str(tmp_path / "two"), split="test")] == ROWS[:2]
+    with pytest.raises(SourceError, match="splits train, test"):
+        list(read_rows(str(tmp_path / "two")))
+
+
+def test_tables(tmp_path):
+    (tmp_path / "a.csv").write_text('prompt,score\n"a, ""b""\nc",1\nd,2,3\n')
+    (number, row), (_, bad) = read_rows(str(tmp_path / "a.csv"))
+    assert (number, row) == (3, {"prompt": 'a, "b"\nc', "score": "1"})
+    assert bad.reason == "wrong_number_of_columns"
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b'"quote\t1\nplain\t0\n'))
+    rows = list(read_rows(str(tmp_path / "a.tsv.gz"), header=("text", "label")))
+    assert rows == [(1, {"text": '"quote', "label": "1"}), (2, {"text": "plain", "label": "0"})]
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    assert list(read_rows(str(tmp_path / "a.txt"))) == [(1, {"text": "one"}), (3, {"text": "two"})]
+    with pytest.raises(SourceError, match="header="):
+        list(read_rows(str(tmp_path / "a.txt"), header=("x",)))
+
+
+def test_slices(tmp_path):
+    path = str(tmp_path / "a.jsonl")
+    WRITERS["a.jsonl"](tmp_path / "a.jsonl")
+    expected = {"[:3]": [1, 2, 3], "[8:]": [9, 10], "[-2:]": [9, 10], "[10%:50%]": [2, 3, 4, 5]}
+    assert {text: [number for number, _ in read_rows(path + text)] for text in expected} == expected
+    assert [n for n, _ in read_rows(path + "[1:]", split="train[:30%]")] == [2, 3]
+
+
+def test_folder_of_shards_and_glob(tmp_path):
+    for i in (2, 0, 1):
+        (tmp_path / f"shard-{i}.jsonl").write_text(json.dumps({"n": i}) + "\n")
+    (tmp_path / "notes.md").write_text("not data")
+    for source in (str(tmp_path), str(tmp_path / "shard-[0-9].jsonl")):
+        assert [(r.row["n"], r.number) for r in locate_rows(source, split="train")] == [(0, 1), (1, 1), (2, 1)]
+    assert [r.source.rpartition("/")[2] for r in locate_rows(str(tmp_path) + "[1:2]")] == ["shard-1.jsonl"]
+
+
+def test_splits_of_a_folder(tmp_path):
+    for name in ("train-0.jsonl", "train-1.jsonl", "valid.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"f": name}) + "\n")
+    assert [row["f"] for _, row in read_rows(str(tmp_path), split="train")] == ["train-0.jsonl", "train-1.jsonl"]
+    with pytest.raises(SourceError, match="splits train, valid; say which"):
+        list(read_rows(str(tmp_path)))
+    with pytest.raises(SourceError, match=r"no file of split 'test'; it holds train-0\.jsonl"):
+        list(read_rows(str(tmp_path), split="test"))
+    with pytest.raises(SourceError, match="one file, so it has no split 'test'"):
+        list(read_rows(str(tmp_path / "valid.jsonl"), split="test"))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.jsonl", b"", "holds no rows"),
+    ("a.json", b"", "holds no rows"),
+    ("a.csv", b"", "holds no rows"),
+    ("a.parquet", b"", "cannot read"),
+    ("a.arrow", b"junk", "cannot read"),
+    ("a.json", b'[{"a": 1}', "not whole JSON"),
+    ("a.json", b'{"a": 1}', "JSON array"),
+    ("a.jsonl.gz", b"\x1f\x8b\x08", "cut off"),
+    ("a.csv", b"a,b\n\xff,1\n", "cannot read"),
+])
+def test_files_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        list(read_rows(str(tmp_path / name)))
+
+
+def test_bad_lines_come_in_place(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n[1]\n{"prompt": "b"}\n{"pro')
+    (tmp_path / "a.json").write_text('[{"prompt": "a"}, 3]')
+    lines = [(n, getattr(row, "reason", None)) for n, row in read_rows(str(tmp_path / "a.jsonl"))]
+    assert lines == [(1, None), (2, "not_an_object"), (3, None), (4, "truncated_json")]
+    assert isinstance(list(read_rows(str(tmp_path / "a.json")))[1][1], BadRow)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(SourceError, match="there is no file"):
+        list(read_rows(str(tmp_path / "none.jsonl")))
+    with pytest.raises(SourceError, match="no file matches"):
+        list(read_rows(str(tmp_path / "*.jsonl")))
+    with pytest.raises(SourceError, match="no data file"):
+        list(read_rows(str(tmp_path)))
+    (tmp_path / "a.xyz").write_text("x")
+    with pytest.raises(SourceError, match="unknown ending"):
+        list(read_rows(str(tmp_path / "a.xyz")))
+    assert list_files("owner/name") is None
+
+
+def test_hub_name_without_a_network(monkeypatch):
+    import datasets
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("offline mode is enabled")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(SourceError, match=r"no local file.*offline mode.*Without a network, give a path"):
+        list(read_rows("owner/name", split="train"))
+
+
+def test_hub_name(monkeypatch):
+    import datasets
+
+    loaded = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, name: loaded)
+    assert [row for _, row in read_rows("owner/name", split="train[:20%]")] == ROWS[:2]
+
+
+def test_tfds_builder_folder(tmp_path):
+    import tensorflow_datasets as tfds
+
+    turns = [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "yo"}]
+    with tfds.core.registered.skip_registration():
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                text, sequence = tfds.features.Text(), tfds.features.Sequence
+                features = {"prompt": text, "score": np.float64, "messages": sequence({"role": text, "content": text})}
+                return tfds.core.DatasetInfo(builder=self, disable_shuffling=True,
+                                             features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, manager):
+                return {"train": ((i, {"prompt": f"p{i}", "score": i / 2, "messages": turns}) for i in range(4))}
+
+            def _generate_examples(self):
+                return iter(())
+
+    builder = Tiny(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    rows = list(read_rows(f"tfds:{builder.data_dir}", split="train[:50%]"))
+    assert rows == [(1, {"prompt": "p0", "score": 0.0, "messages": turns}),
+                    (2, {"prompt": "p1", "score": 0.5, "messages": turns})]
+    with pytest.raises(SourceError, match="splits train"):
+        list(read_rows(f"tfds:{builder.data_dir}", split="test"))
+
+
+def test_unknown_tfds_name(tmp_path):
+    with pytest.raises(SourceError, match="cannot read the TFDS data set"):
+        list(read_rows("tfds:no_such_data_set_at_all", split="train"))
+
+
+def test_plain_values():
+    assert plain_values({"a": b"x", "m": {"role": [b"u"], "content": [b"c"]}, "d": {"x": 1}}) == {
+        "a": "x", "m": [{"role": "u", "content": "c"}], "d": {"x": 1}}

@@ -1,0 +1,106 @@
+import pytest
+
+from rlhf_jax.data.tokenizer import (
+    TEMPLATES,
+    TemplateRefused,
+    adds_leading_space,
+    end_of_turn,
+    has_bos_for_text,
+    load_template,
+    load_tokenizer,
+    pad_token_id,
+    plain_ids,
+    stop_token_ids,
+    template_ids,
+)
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(("template", "stop", "trailing"), [
+    ("chatml", "<|im_end|>", 1), ("llama3", "<|eot_id|>", 0), ("zephyr", "</s>", 1), ("plain", "</s>", 2)])
+def test_named_templates(make_tokenizer, template, stop, trailing):
+    tokenizer = make_tokenizer(template)
+    end = end_of_turn(tokenizer)
+    assert (tokenizer.convert_ids_to_tokens(end.stop_id), end.trailing) == (stop, trailing)
+    prompt = template_ids(tokenizer, USER, generation=True)
+    whole = template_ids(tokenizer, [*USER, {"role": "assistant", "content": "yo"}], generation=False)
+    assert prompt.count(tokenizer.bos_token_id) == 1
+    assert prompt[0] == tokenizer.bos_token_id
+    assert whole[: len(prompt)] == prompt
+
+
+def test_chatml_with_its_turn_opener_as_bos(make_tokenizer):
+    tokenizer = make_tokenizer("chatml", bos_token="<|im_start|>", eos_token="<|im_end|>")
+    ids = template_ids(tokenizer, USER, generation=True)
+    assert ids[0] == tokenizer.bos_token_id != ids[1]
+    assert not has_bos_for_text(tokenizer)
+    assert has_bos_for_text(make_tokenizer("chatml"))
+    assert has_bos_for_text(make_tokenizer())
+    assert not has_bos_for_text(make_tokenizer(bos_token=None))
+
+
+def test_stop_tokens(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    eos, end, bos = (tokenizer.convert_tokens_to_ids(t) for t in ("</s>", "<|im_end|>", "<s>"))
+    assert stop_token_ids(tokenizer) == (eos, end)
+    assert stop_token_ids(tokenizer, {"eos_token_id": bos}) == (eos, bos, end)
+    assert stop_token_ids(make_tokenizer(), {"eos_token_id": [eos, bos]}) == (eos, bos)
+    with pytest.raises(ValueError, match="would never stop"):
+        stop_token_ids(make_tokenizer(eos_token=None))
+
+
+def test_template_without_a_stop_token_is_an_error(make_tokenizer):
+    tokenizer = make_tokenizer("{% for m in messages %}{{ m['content'] }}###{% endfor %}")
+    with pytest.raises(ValueError, match="could not learn to stop"):
+        end_of_turn(tokenizer)
+
+
+def test_no_template_and_a_template_that_refuses(make_tokenizer):
+    with pytest.raises(ValueError, match=r"no chat template.*chatml"):
+        template_ids(make_tokenizer(), USER, generation=True)
+    with pytest.raises(TemplateRefused, match="turns user: no thanks"):
+        template_ids(make_tokenizer("{{ raise_exception('no thanks') }}"), USER, generation=True)
+
+
+def test_padding_is_never_a_stop_token(make_tokenizer):
+    assert pad_token_id(make_tokenizer()) == make_tokenizer().pad_token_id
+    for pad in (None, "</s>"):
+        tokenizer = make_tokenizer(pad_token=pad)
+        assert tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer)) == "<pad>"
+    tokenizer = make_tokenizer("chatml", pad_token="<|im_end|>")
+    assert pad_token_id(tokenizer) not in stop_token_ids(tokenizer)
+
+
+def test_load_tokenizer(make_tokenizer, tmp_path):
+    make_tokenizer("chatml", pad_token="</s>").save_pretrained(tmp_path / "tok")
+    tokenizer = load_tokenizer(str(tmp_path / "tok"))
+    assert tokenizer.chat_template == TEMPLATES["chatml"]
+    assert tokenizer.pad_token == "<pad>"
+    assert load_tokenizer(str(tmp_path / "tok"), "llama3").chat_template == TEMPLATES["llama3"]
+    (tmp_path / "own.jinja").write_text("own")
+    assert load_template(str(tmp_path / "own.jinja")) == "own"
+    assert load_template(str(tmp_path / "tok")) == TEMPLATES["chatml"]
+    with pytest.raises(ValueError, match=r"no chat template 'chatmll'.*chatml, llama3"):
+        load_template("chatmll")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"(?s)no tokenizer can be loaded from .*tokenizer\.json"):
+        load_tokenizer(str(tmp_path / "empty"))
+
+
+def test_plain_text_has_no_special_tokens(make_tokenizer):
+    tokenizer = make_tokenizer()
+    assert not adds_leading_space(tokenizer)
+    assert tokenizer.decode(plain_ids(tokenizer, " the cat", continues=True)) == " the cat"
+    assert plain_ids(tokenizer, "", continues=True) == []
+
+
+def test_real_sentencepiece_tokenizer_keeps_spaces_as_given(real_tokenizer):
+    tokenizer = real_tokenizer("stories15M")
+    assert adds_leading_space(tokenizer)
+    prompt = plain_ids(tokenizer, "One day, a boy named Tim", continues=False)
+    for text in (" went home.", "othy went", "\nThe end", "  two"):
+        ids = prompt + plain_ids(tokenizer, text, continues=True)
+        assert tokenizer.decode(ids) == "One day, a boy named Tim" + text
+    whole = tokenizer("One day, a boy named Tim went home.", add_special_tokens=False)["input_ids"]
+    assert prompt + plain_ids(tokenizer, " went home.", continues=True) == whole
