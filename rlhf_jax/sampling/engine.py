@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import dataclasses
 import hashlib
 from collections import deque
@@ -114,6 +115,12 @@ class Sampler:
         like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
         return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
+
+    def seeded(self, seed: int) -> Sampler:
+        """The same compiled programs under another seed."""
+        other = copy.copy(self)
+        other.sampling, other._seed = dataclasses.replace(self.sampling, seed=seed), jax.random.key(seed)
+        return other
 
     def generate(self, params: Params, prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
         """Yields (index, group with its n responses) as prompts are finished, in no fixed order.

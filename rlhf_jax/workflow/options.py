@@ -17,19 +17,22 @@ class DataOptions:
     """Which rows, and how they become tokens.
 
     Attributes:
-      dataset: files, folders, globs, `tfds:name` or hub names, read in this order.
-      split: of sources that have splits. converter: name of a row converter (`rlhf_jax.data.converters`).
-      pair_rule, min_gap: graded rows as preferences: which pairs, and the smallest score gap.
+      dataset_name: files, folders, globs, `tfds:name` or hub names; one, or several read in this order.
+      split: of sources that have splits.
+      converter: name of a row converter (`rlhf_jax.data.converters`).
+      pair_rule: which pairs graded rows make as preferences.
+      min_gap: the smallest score gap of such a pair.
       max_samples: rows kept, from the start; None for all.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
-      max_length, max_prompt_length: in tokens; None for no limit.
+      max_length: tokens of prompt and response together; None for no limit.
+      max_prompt_length: tokens of the prompt; None for no limit.
       overlong: what becomes of longer rows.
       chat_template_path: replaces the tokenizer's template: a name, a file or a folder.
       text_as_chat: string prompts become user messages instead of plain text.
       allow_empty_prompt: an empty prompt means the BOS token alone.
     """
 
-    dataset: tuple[str, ...] = ()
+    dataset_name: str | tuple[str, ...] = ()
     split: str | None = None
     converter: str | None = None
     pair_rule: PairRule = "all"
@@ -43,10 +46,22 @@ class DataOptions:
     text_as_chat: bool = False
     allow_empty_prompt: bool = False
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`dataset_name` as a tuple."""
+        return (self.dataset_name,) if isinstance(self.dataset_name, str) else tuple(self.dataset_name)
+
 
 @dataclasses.dataclass(frozen=True)
 class LoraOptions:
-    """use_peft trains a low-rank adapter instead of all weights; the exported model is merged, the adapter beside it."""
+    """Low-rank adapters.
+
+    Attributes:
+      use_peft: train an adapter instead of all weights; the exported model is merged, the adapter lies beside it.
+      lora_r: rank.
+      lora_alpha: the update is scaled by lora_alpha / lora_r.
+      lora_target_modules: projections that get an update.
+    """
 
     use_peft: bool = False
     lora_r: int = 16
@@ -69,9 +84,10 @@ class SftOptions(LoraOptions, TrainConfig):
 class RewardOptions(LoraOptions, TrainConfig):
     """A reward model.
 
-    kind: "bradley_terry" (a scalar head) or "pairwise" (a language model that answers A or B).
-    center_rewards_coefficient: weight of (r_chosen + r_rejected)^2 (Bradley-Terry only). use_margin: subtract the
-    rows' margins (Bradley-Terry only).
+    Attributes:
+      kind: "bradley_terry" (a scalar head) or "pairwise" (a language model that answers A or B).
+      center_rewards_coefficient: weight of (r_chosen + r_rejected)^2 (Bradley-Terry only).
+      use_margin: subtract the rows' margins (Bradley-Terry only).
     """
 
     kind: Literal["bradley_terry", "pairwise"] = "bradley_terry"
@@ -94,7 +110,9 @@ class PreferenceOptions(LoraOptions, TrainConfig, PreferenceLoss):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        PreferenceLoss.__post_init__(self)
+        checked = self.loss  # raises for values and knobs that cannot work
+        object.__setattr__(self, "loss_type", checked.loss_type)
+        object.__setattr__(self, "loss_weights", checked.loss_weights)
 
     @property
     def loss(self) -> PreferenceLoss:
@@ -105,9 +123,14 @@ class PreferenceOptions(LoraOptions, TrainConfig, PreferenceLoss):
 class ScorerOptions:
     """What scores responses.
 
-    kind: "bradley_terry", "pairwise" (both take `model_name_or_path`) or "function" (takes `function`).
-    function: "package.module:function" with the signature f(prompts, completions, **columns) -> scores.
-    method: tournament of the pairwise model. chat_template_path, max_length: of the scorer's own tokenizer.
+    Attributes:
+      kind: "bradley_terry", "pairwise" (both take `model_name_or_path`) or "function" (takes `function`).
+      model_name_or_path: folder of the reward or preference model.
+      function: "package.module:function" with the signature f(prompts, completions, **columns) -> scores.
+      method: tournament of the pairwise model.
+      chat_template_path: replaces the template of the scorer's own tokenizer.
+      text_as_chat: string prompts become user messages instead of plain text.
+      max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
     """
 
     kind: Literal["bradley_terry", "pairwise", "function"] = "bradley_terry"

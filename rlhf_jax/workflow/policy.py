@@ -67,7 +67,7 @@ def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
 def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> tuple[list[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
     options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
-    examples, funnel = load_examples(list(data.dataset), kind, split=data.split, converter=data.converter,
+    examples, funnel = load_examples(list(data.sources), kind, split=data.split, converter=data.converter,
                                      options=options, max_bad_rows=data.max_bad_rows, quarantine_path=quarantine)
     if data.max_samples is not None and len(examples) > data.max_samples:
         funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples

@@ -1,0 +1,157 @@
+"""Turning a config dataclass into a command: help from docstrings, YAML plus `--key value`, errors with the nearest name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+ALIASES = {
+    "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
+    "reward_model_path": "model_name_or_path", "choose_type": "rule", "len_penalty": "length_penalty",
+    "K": "num_generations", "dataset": "dataset_name", "per_device_eval_batch_size": "micro_rows",
+    "ref_model_path": "reference_model", "ref_model": "reference_model",
+}
+"""Old or foreign names of keys and what they are called here; accepted, and said."""
+
+REFUSED = {
+    "gradient_accumulation_steps": "train_batch_size is the global batch; accumulation follows from micro_rows",
+    "per_device_train_batch_size": "train_batch_size is the global batch on any number of devices; micro_rows is what "
+                                   "one device works on at a time",
+    "packing": "rows are always packed", "padding_free": "rows are always packed",
+    "precompute_ref_log_probs": "reference log-probs are always computed once and cached",
+    "use_liger_kernel": "log-probs are always chunked; see logits_chunk",
+    "gradient_checkpointing": "use remat: none | full | dots", "bf16": "use dtype: bfloat16",
+    "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
+    "load_in_4bit": "4-bit weights are not supported", "trust_remote_code": "code from model folders is never run",
+    "rpo_alpha": "use loss_type: [sigmoid, sft] with loss_weights: [1, alpha]",
+    "cpo_alpha": "use loss_type: [cpo, sft] with loss_weights: [1, alpha]",
+    "reference_free": "choose a reference-free loss_type: simpo, cpo, orpo or alphapo",
+    "truncation_mode": "use overlong: error | drop | truncate_prompt_left | truncate_response",
+}
+"""Keys of other frameworks that have no meaning here, and what to do instead."""
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors name the nearest known key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        known = sorted({action.dest for action in self._actions})
+        words = [m.rsplit(".", 1)[-1] for m in re.findall(r"[\w.]+", message)]
+        hints = [f"{word}: {REFUSED[word]}" for word in words if word in REFUSED]
+        unknown = [m.strip(".") for m in re.findall(r"(?:--|[Kk]ey \"|Option ')([\w.]+)", message)]
+        for key in unknown:
+            if key in known or key in REFUSED:
+                continue
+            tails = {name.rsplit(".", 1)[-1]: name for name in known} | {name: name for name in known}
+            near = difflib.get_close_matches(key, tails, n=1) or difflib.get_close_matches(
+                key.rsplit(".", 1)[-1], tails, n=1)
+            hints += [f"no key {key!r}; did you mean {tails[near[0]]!r}?"] if near else []
+        print(f"rlhf-jax: {message}", *(f"  -> {hint}" for hint in dict.fromkeys(hints)), sep="\n", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def renamed(key: str) -> str:
+    """The current name of a key, whose last part may be an alias."""
+    head, _, tail = key.rpartition(".")
+    new = ALIASES.get(tail, tail)
+    if new != tail:
+        print(f"rlhf-jax: {tail} is called {new} here", file=sys.stderr)
+    return f"{head}.{new}" if head else new
+
+
+def _renamed_tree(value: Any, known: set[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key if key in known else renamed(key): _renamed_tree(child, known) for key, child in value.items()}
+
+
+def _renamed_args(args: Sequence[str], known: set[str]) -> list[str]:
+    out = []
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_").rsplit(".", 1)[-1] not in known:
+            arg = "--" + renamed(flag[2:]) + equals + value
+        out.append(arg)
+    return out
+
+
+def parse(command: type, verb: str, args: Sequence[str]) -> Any:
+    """Builds `command` (a config dataclass) from `--config file.yaml` and `--key value`, later ones winning.
+
+    Exits with status 2 and a message for unknown keys, wrong types, and values the dataclass refuses.
+    """
+    parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], exit_on_error=True,
+                    default_env=False)
+    parser.add_argument("--config", help="YAML file(s) with the keys below", action="append", default=[], type=str)
+    parser.add_class_arguments(command, nested_key=None, as_group=False)
+    known = {action.dest.rsplit(".", 1)[-1] for action in parser._actions}
+    args, files = _split_config(_renamed_args(args, known))
+    try:
+        loaded = [_renamed_tree(_load_yaml(path), known) for path in files]
+        namespace = parser.parse_object(_merged(loaded), cfg_base=None, defaults=True) if loaded else None
+        found = parser.parse_args(args, namespace=namespace) if namespace else parser.parse_args(args)
+        values = vars(parser.instantiate_classes(found))
+        values.pop("config", None)
+        return command(**values)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+
+
+def _split_config(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--config X`, and the config files."""
+    rest, files = [], []
+    queue = list(args)
+    while queue:
+        arg = queue.pop(0)
+        if arg == "--config" and queue:
+            files.append(queue.pop(0))
+        elif arg.startswith("--config="):
+            files.append(arg.partition("=")[2])
+        else:
+            rest.append(arg)
+    return rest, files
+
+
+def _load_yaml(path: str) -> dict[str, Any]:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"--config {path}: there is no such file")
+    try:
+        value = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"--config {path} holds {type(value).__name__}; a config is a mapping of keys to values")
+    return value
+
+
+def _merged(trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            both = isinstance(value, dict) and isinstance(out.get(key), dict)
+            out[key] = _merged([out[key], value]) if both else value
+    return out
+
+
+def show(value: Any) -> str:
+    """A resolved config as YAML."""
+    from rlhf_jax.workflow.stage import to_plain
+
+    return yaml.safe_dump(to_plain(value), sort_keys=False, default_flow_style=False)
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """Fields of a config dataclass, not recursing."""
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+
+
+__all__ = ["ALIASES", "REFUSED", "Namespace", "Parser", "as_dict", "parse", "show"]

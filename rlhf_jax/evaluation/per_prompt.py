@@ -1,0 +1,46 @@
+"""From responses to one number a prompt, and two runs over the same prompts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rlhf_jax.data.groups import PromptGroup, Response
+
+Measure = Callable[[Response], float | None]
+"""A number of one response, or None where it was not measured."""
+
+
+def score_of(name: str) -> Measure:
+    """The measure that reads a stored score; None where that scorer gave the response no verdict."""
+    return lambda response: response.scores.get(name)
+
+
+def measured(group: PromptGroup, *measures: Measure) -> np.ndarray:
+    """[responses, measures]: the values of those responses of a group that have all of them."""
+    rows = [[measure(response) for measure in measures] for response in group.responses]
+    whole = [row for row in rows if None not in row]
+    return np.array(whole, np.float64).reshape(len(whole), len(measures))
+
+
+def prompt_means(groups: Sequence[PromptGroup], measure: Measure) -> np.ndarray:
+    """[prompts]: the mean of a measure over each prompt's responses; prompts without a measured one are left out."""
+    values = (measured(group, measure) for group in groups)
+    return np.array([v.mean() for v in values if len(v)], np.float64)
+
+
+def matched(groups: Sequence[PromptGroup], others: Sequence[PromptGroup]) -> list[tuple[PromptGroup, PromptGroup]]:
+    """The two groups of each prompt, in the order of `groups`.
+
+    Raises:
+      ValueError: a prompt_id occurs twice, or in one of the two sequences alone.
+    """
+    by_id = {group.prompt_id: group for group in others}
+    here = {group.prompt_id for group in groups}
+    if len(here) != len(groups) or len(by_id) != len(others):
+        raise ValueError("a prompt_id occurs twice; a comparison needs each prompt once on each side")
+    if alone := sorted(here ^ by_id.keys()):
+        raise ValueError(f"{len(alone)} of {len(here | by_id.keys())} prompts occur on one side alone (first: "
+                         f"{alone[0]!r}); sample both policies from the same prompts")
+    return [(group, by_id[group.prompt_id]) for group in groups]

@@ -1,0 +1,132 @@
+"""Estimates with intervals. The unit is the prompt: all samples of a prompt move together in a resample."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its uncertainty.
+
+    Attributes:
+      value: the point estimate.
+      standard_error: of `value`; nan where one unit alone was measured.
+      low, high: ends of the confidence interval; nan where one unit alone was measured.
+      count: independent units behind it: prompts, or seeds.
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        digits = 2 if abs(self.value) < 100 else 1
+        interval = "" if math.isnan(self.low) else f" [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+        return f"{self.value:.{digits}f}{interval}"
+
+    def to_json(self) -> dict[str, float | int | None]:
+        """Plain numbers; nan becomes null, which JSON can hold."""
+        row = dataclasses.asdict(self)
+        return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in row.items()}
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> Estimate:
+        value, error, low, high = (
+            math.nan if row[name] is None else float(row[name]) for name in ("value", "standard_error", "low", "high"))
+        return Estimate(value, error, low, high, int(row["count"]))
+
+
+def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000) -> Estimate:
+    """The mean over prompts with a percentile bootstrap interval; [prompts] to Estimate.
+
+    Args:
+      values: [prompts], one number a prompt: the mean over its samples.
+      seed: of the resampling.
+      confidence: probability the interval aims at.
+      resamples: number of bootstrap resamples.
+
+    Raises:
+      ValueError: there are no values, or one is not finite.
+    """
+    values = _finite(values)
+    return resampled_estimate(values[:, None], lambda totals, count: totals[0] / count, seed, confidence, resamples)
+
+
+def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int], float], seed: int = 0,
+                       confidence: float = 0.95, resamples: int = 2000) -> Estimate:
+    """A function of sums over units with a percentile bootstrap interval over units.
+
+    Args:
+      totals: [units, M], what each unit (prompt) adds to M sums.
+      statistic: (sums [M], number of units) to the number; a ratio of two sums, for example.
+
+    Raises:
+      ValueError: there are no units, or a number is not finite.
+
+    Source: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+    """
+    totals = _finite(totals)
+    count = len(totals)
+    value = float(statistic(totals.sum(axis=0), count))
+    if count == 1:
+        return Estimate(value, math.nan, math.nan, math.nan, 1)
+    if (totals == totals[0]).all():
+        return Estimate(value, 0.0, value, value, count)
+    # A resample is how often each unit was drawn; the sums of those rows follow without gathering them.
+    rng = np.random.default_rng(seed)
+    times = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples))
+    found = np.array([statistic(drawn @ totals, count) for drawn in times])
+    low, high = np.quantile(found, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Estimate(value, float(found.std(ddof=1)), float(low), float(high), count)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: float = 0.95,
+                      resamples: int = 2000) -> Estimate:
+    """The mean of a - b over the same prompts in the same order; [prompts] and [prompts] to Estimate.
+
+    Pairing removes what is common to a prompt, so the interval is tighter than that of two separate means.
+
+    Raises:
+      ValueError: the shapes differ, there are no values, or one is not finite.
+    """
+    a, b = _finite(a), _finite(b)
+    if a.shape != b.shape:
+        raise ValueError(f"a paired difference needs the same prompts on both sides, got {a.shape} and {b.shape}")
+    return mean_estimate(a - b, seed, confidence, resamples)
+
+
+def across_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """The mean over independent runs, its standard error and Student's t interval; [seeds] to Estimate.
+
+    With one seed there is no standard error and no interval (nan).
+
+    Raises:
+      ValueError: there are no values, or one is not finite.
+    """
+    values = _finite(values)
+    mean, count = float(values.mean()), len(values)
+    if count == 1:
+        return Estimate(mean, math.nan, math.nan, math.nan, 1)
+    error = float(scipy.stats.sem(values))
+    reach = error * float(scipy.stats.t.ppf((1.0 + confidence) / 2.0, count - 1))
+    return Estimate(mean, error, mean - reach, mean + reach, count)
+
+
+def _finite(values: ArrayLike) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
+        raise ValueError("an estimate needs at least one value, got none")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{int((~np.isfinite(array)).sum())} of {array.size} values are nan or infinite; "
+                         "leave out what was not measured instead of passing a placeholder")
+    return array

@@ -1,0 +1,124 @@
+"""What the numbers say, in words computed from them: who wins, by how much, and what cannot be told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.evaluation import Estimate, PolicySummary
+from rlhf_jax.report.policies import (
+    CONTROLS,
+    FAMILIES,
+    Difference,
+    difference,
+    family_of,
+    judge_of,
+    last_of,
+    read_policies,
+)
+
+
+def headline(results: Mapping[str, Any]) -> list[str]:
+    """Sentences for the top of the page; empty without a scored policy."""
+    policies = read_policies(results)
+    judge = judge_of(policies)
+    scored = [p for p in policies if getattr(p, judge) is not None]
+    if not scored:
+        return []
+    best = max(scored, key=lambda p: getattr(p, judge).value)
+    sentences = [f"{_name(best)} has the highest {judge} reward, {getattr(best, judge)}."]
+    subject = last_of(scored, "online") or best
+    if subject is not best:
+        gap = difference(results, subject, best, judge)
+        sentences[0] += (f" The last round of online iterative DPO, {subject.label}, reaches {getattr(subject, judge)}"
+                         + (" and cannot be told apart from it." if gap and gap.verdict == "level" else "."))
+    sentences += _against_controls(results, scored, subject, judge)
+    sentences += _win_rate(results, subject)
+    sentences += _over_optimised(results, scored, judge)
+    sentences += _length(results, policies, subject)
+    if judge == "proxy":
+        sentences.append("No gold scorer judged this run: all scores are those of the reward model the policies were "
+                         "trained against, which flatters them.")
+    return sentences
+
+
+def _name(policy: PolicySummary) -> str:
+    family = family_of(policy)
+    return f"{policy.label} (round {policy.round} of {family.title})" if family.iterative else (
+        f"{policy.label} ({family.title})")
+
+
+def _against_controls(results: Mapping[str, Any], scored: Sequence[PolicySummary], subject: PolicySummary, judge: str
+                      ) -> list[str]:
+    controls = {family: last_of(scored, family) for family in CONTROLS if family != subject.family}
+    gaps = {family: gap for family, control in controls.items()
+            if control is not None and (gap := difference(results, subject, control, judge)) is not None}
+    if not gaps:
+        return []
+    told = [_gap(gap, FAMILIES[family].title) for family, gap in gaps.items()]
+    how = ("paired by prompt" if all(gap.paired for gap in gaps.values()) else
+           "which treat the two policies' samples as independent")
+    out = [f"In {judge} reward, {subject.label} is {'; '.join(told)}. These are 95 % "
+           f"intervals over prompts, {how}; how much training runs vary from seed to seed is not in them."]
+    if subject.family == "online" and "matched_dpo" in gaps:
+        out.append(_online_or_not(gaps["matched_dpo"]))
+    return out
+
+
+def _gap(gap: Difference, title: str) -> str:
+    words = {"above": "better than", "below": "worse than", "level": "not distinguishable from"}[gap.verdict]
+    return f"{words} {title} (difference {_signed(gap.estimate)})"
+
+
+def _online_or_not(gap: Difference) -> str:
+    if gap.verdict == "above":
+        return ("The matched control had the same prompts and the same number of samples, all drawn from the start at "
+                "once; the interval of the difference excludes zero, so sampling anew in rounds is what helped.")
+    if gap.verdict == "below":
+        return ("The matched control, with the same prompts and number of samples drawn from the start at once, is "
+                "better: in this run sampling anew in rounds did harm.")
+    return ("The interval of the difference from the matched control holds zero: this run does not show that sampling "
+            "anew in rounds helps beyond the same prompts and number of samples drawn from the start at once.")
+
+
+def _win_rate(results: Mapping[str, Any], subject: PolicySummary) -> list[str]:
+    rate = subject.win_rate
+    if rate is None or math.isnan(rate.low) or subject.label == results.get("baseline"):
+        return []
+    side = "more than half" if rate.low > 0.5 else "less than half" if rate.high < 0.5 else "not clearly off a half"
+    return [f"It wins {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}] of its comparisons with "
+            f"{results.get('baseline', 'the baseline')}: {side}."]
+
+
+def _over_optimised(results: Mapping[str, Any], scored: Sequence[PolicySummary], judge: str) -> list[str]:
+    """A warning where a later round has more proxy reward and clearly less gold reward than an earlier one."""
+    if judge != "gold":
+        return []
+    for family in (name for name, f in FAMILIES.items() if f.iterative):
+        rounds = [p for p in scored if p.family == family and p.proxy is not None]
+        last = last_of(rounds, family)
+        if last is None or last.proxy is None:
+            continue
+        peak = max(rounds, key=lambda p: p.gold.value if p.gold else 0.0)
+        gap = difference(results, last, peak, "gold")
+        if peak is not last and peak.proxy and last.proxy.value > peak.proxy.value and gap and gap.verdict == "below":
+            return [f"Over-optimisation: from {peak.label} to {last.label} the proxy reward rose and the gold reward "
+                    f"fell by {_signed(gap.estimate)}; the policy found what the reward model likes and the judge does "
+                    "not."]
+    return []
+
+
+def _length(results: Mapping[str, Any], policies: Sequence[PolicySummary], subject: PolicySummary) -> list[str]:
+    base = next((p for p in policies if p.label == results.get("baseline")), None)
+    if base is None or base is subject or base.length is None or subject.length is None or base.length.value == 0:
+        return []
+    ratio = subject.length.value / base.length.value
+    return [f"Its answers average {subject.length.value:.0f} tokens, {ratio:.2f} times {base.label}'s "
+            f"{base.length.value:.0f}."]
+
+
+def _signed(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return f"{estimate.value:+.2f}, no interval"
+    return f"{estimate.value:+.2f} [{estimate.low:+.2f}, {estimate.high:+.2f}]"

@@ -1,0 +1,35 @@
+"""The headline and the comparison table as Markdown, for a repository's results page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.report.headline import headline
+from rlhf_jax.report.policies import present_columns, read_policies, show
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers. Pipes in cells are escaped."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def write_markdown(results: Mapping[str, Any]) -> str:
+    """Title, what the numbers say, and the table of policies with 95 % intervals; ends with a newline."""
+    policies = read_policies(results)
+    columns = present_columns(policies)
+    parts = [f"## {results['title']}"]
+    if results.get("subtitle"):
+        parts.append(str(results["subtitle"]))
+    parts.append("\n".join(headline(results)))
+    if columns:
+        rows = []
+        for policy in policies:
+            cells = [show(getattr(policy, c.measure), c) for c in columns]
+            rows.append([policy.label, *(f"{number} ({range_})" if range_ else number for number, range_ in cells)])
+        parts.append(table(["policy", *(c.title for c in columns)], rows))
+        parts.append(f"Means over {max(p.prompts for p in policies):,} prompts; in brackets, 95 % bootstrap intervals "
+                     "over prompts.")
+    return "\n\n".join(part for part in parts if part) + "\n"

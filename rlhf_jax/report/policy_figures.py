@@ -1,0 +1,160 @@
+"""Figures of policies: reward against divergence, rewards and lengths by round, win rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.evaluation import Estimate, PolicySummary
+from rlhf_jax.report.drawing import INK, Drawing, interval_arms, legend_below, render
+from rlhf_jax.report.policies import COLUMNS, Family, family_of, read_policies
+
+TITLES = {column.measure: column.title for column in COLUMNS}
+
+
+def policy_figures(results: Mapping[str, Any]) -> list[Drawing]:
+    """The figures the results have numbers for."""
+    policies = read_policies(results)
+    made = [reward_against_kl(policies, results.get("best_of_n", ())),
+            win_rates(policies, str(results.get("baseline", "the baseline"))),
+            by_round(policies, ("gold", "proxy"), "reward_by_round", "Reward by round",
+                     "Bars are 95 % intervals over prompts. A proxy that climbs while gold stays or falls means that "
+                     "the policy exploits the reward model."),
+            by_round(policies, ("length", "clipped_ratio"), "length_by_round", "Answer length by round",
+                     "Longer answers often please a reward model more; reward that comes with length alone is to be "
+                     "distrusted. Cut off: the share of answers that ran out of budget.")]
+    return [figure for figure in made if figure is not None]
+
+
+def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[Mapping[str, Any]]) -> Drawing | None:
+    """Proxy and gold reward against the square root of the divergence from the start (Gao et al., arXiv 2210.10760)."""
+    shown = [p for p in policies if p.kl_k1 is not None]
+    measures = [m for m in ("gold", "proxy") if any(getattr(p, m) for p in shown)]
+    if not measures:
+        return None
+
+    def draw(axes: list[Any]) -> None:
+        for ax, measure in zip(axes, measures, strict=True):
+            _best_of_n(ax, measure, best_of_n)
+            for family, members in _families(shown, measure):
+                _path(ax, family, members, measure)
+            ax.set(title=TITLES[measure], xlabel="√KL from the start (√nats an answer)", ylabel="mean score")
+        legend_below(axes)
+
+    return render("reward_against_kl", "Reward against divergence",
+                  "Each point is a policy; numbers are rounds. Up and to the left is better: more reward for less "
+                  "change. Bars are 95 % intervals over prompts. The dashed line is best-of-n sampling from the start, "
+                  "placed at the bound log n − (n − 1)/n. KL is the k1 estimate, taken as 0 where noise makes it "
+                  "negative.",
+                  f"Scatter of {' and '.join(measures)} reward against root KL for {len(shown)} policies.",
+                  draw, panels=len(measures), height=4.2)
+
+
+def _best_of_n(ax: Any, measure: str, points: Sequence[Mapping[str, Any]]) -> None:
+    kept = [(p["n"], math.sqrt(max(p["kl"], 0.0)), Estimate.from_json(p[measure])) for p in points if p.get(measure)]
+    if not kept:
+        return
+    x = np.array([x for _, x, _ in kept])
+    estimates = [e for _, _, e in kept]
+    y = np.array([e.value for e in estimates])
+    ax.errorbar(x, y, yerr=interval_arms(estimates), color=INK, linestyle="--", marker=".", linewidth=1.0,
+                elinewidth=0.7, alpha=0.7, label="best of n from the start")
+    ax.annotate(f"n = {kept[-1][0]}", (x[-1], y[-1]), textcoords="offset points", xytext=(5, -9), fontsize=7.5)
+
+
+def _path(ax: Any, family: Family, members: Sequence[PolicySummary], measure: str) -> None:
+    estimates = [getattr(p, measure) for p in members]
+    root = [_root(p.kl_k1) for p in members if p.kl_k1 is not None]
+    x, y = [e.value for e in root], [e.value for e in estimates]
+    ax.errorbar(x, y, xerr=interval_arms(root), yerr=interval_arms(estimates), color=family.colour,
+                marker=family.marker, linestyle="-" if family.iterative else "none", elinewidth=0.9, label=family.title)
+    if len(members) > 1:
+        for policy, a, b in zip(members, x, y, strict=True):
+            ax.annotate(str(policy.round), (a, b), textcoords="offset points", xytext=(4, 4), fontsize=7.5,
+                        color=family.colour)
+
+
+def _root(kl: Estimate) -> Estimate:
+    """The square root of a divergence and of its interval; noise below zero becomes zero."""
+    value, low, high = (math.sqrt(v) if v > 0 else v * 0.0 for v in (kl.value, kl.low, kl.high))
+    return Estimate(value, math.nan, low, high, kl.count)
+
+
+def by_round(policies: Sequence[PolicySummary], measures: Sequence[str], name: str, title: str, caption: str
+             ) -> Drawing | None:
+    """Measures over the rounds of the iterative families; the others as level lines with their interval."""
+    rounds = [p for p in policies if family_of(p).iterative]
+    measures = [m for m in measures if any(getattr(p, m) for p in rounds)]
+    if not measures:
+        return None
+    last = max(p.round for p in rounds)
+
+    def draw(axes: list[Any]) -> None:
+        for ax, measure in zip(axes, measures, strict=True):
+            column = next(c for c in COLUMNS if c.measure == measure)
+            scale = 100.0 if column.percent else 1.0
+            for family, members in _families(policies, measure):
+                _rounds(ax, family, members, measure, policies, scale)
+            ax.set(title=column.title, xlabel="round", xticks=range(last + 1), xlim=(-0.2, last + 0.2))
+            ax.set_ylabel("% of answers" if column.percent else "tokens" if measure == "length" else "mean score")
+        legend_below(axes)
+
+    named = " and ".join(TITLES[m].lower() for m in measures)
+    return render(name, title, "Lines start at the policy before the first round; level lines are policies trained in "
+                  "one go. " + caption, f"Lines of {named} over {last} rounds.", draw, panels=len(measures), height=3.5)
+
+
+def _rounds(ax: Any, family: Family, members: Sequence[PolicySummary], measure: str,
+            policies: Sequence[PolicySummary], scale: float) -> None:
+    if not family.iterative:
+        estimate: Estimate = getattr(members[-1], measure)
+        ax.axhline(scale * estimate.value, color=family.colour, linestyle=":", linewidth=1.3, label=family.title)
+        if estimate.low == estimate.low:
+            ax.axhspan(scale * estimate.low, scale * estimate.high, color=family.colour, alpha=0.10, linewidth=0)
+        return
+    start = [p for p in policies if p.family == "sft" and getattr(p, measure)]
+    line = start[-1:] + sorted(members, key=lambda p: p.round)
+    estimates = [getattr(p, measure) for p in line]
+    ax.errorbar([p.round if p.family != "sft" else 0 for p in line], [scale * e.value for e in estimates],
+                yerr=interval_arms(estimates, scale), color=family.colour, marker=family.marker, elinewidth=0.9,
+                capsize=2, label=family.title)
+
+
+def win_rates(policies: Sequence[PolicySummary], baseline: str) -> Drawing | None:
+    """Win rates against the baseline with intervals, by the judge and by the proxy."""
+    shown = [p for p in policies if p.win_rate is not None and p.label != baseline]
+    if not shown:
+        return None
+    both = any(p.proxy_win_rate is not None and p.proxy_win_rate != p.win_rate for p in shown)
+
+    def draw(axes: list[Any]) -> None:
+        (ax,) = axes
+        ax.axvline(50, color=INK, linewidth=1.0, linestyle="--", alpha=0.6)
+        for row, policy in enumerate(shown):
+            family = family_of(policy)
+            for offset, rate, fill in ((-0.14, policy.win_rate, family.colour), (0.16, policy.proxy_win_rate, "none")):
+                if rate is not None and (both or offset < 0):
+                    ax.errorbar([100 * rate.value], [row + (offset if both else 0.0)],
+                                xerr=interval_arms([rate], 100.0), color=family.colour, marker=family.marker,
+                                markerfacecolor=fill, elinewidth=1.2, capsize=2, linestyle="none")
+        ax.set(yticks=range(len(shown)), yticklabels=[p.label for p in shown], xlabel=f"% of comparisons won against "
+               f"{baseline}", ylim=(len(shown) - 0.5, -0.5), xlim=(0, 100))
+
+    filled = " Filled marks are the judge's verdict, hollow ones the proxy's." if both else ""
+    return render("win_rate", f"Win rate against {baseline}",
+                  "Every answer meets every answer of the baseline to the same prompt; ties count one half. Bars are "
+                  f"95 % intervals over prompts; one that crosses the dashed line is a draw.{filled}",
+                  f"Win rates of {len(shown)} policies against {baseline} with intervals.", draw,
+                  height=0.9 + 0.34 * len(shown))
+
+
+def _families(policies: Sequence[PolicySummary], measure: str) -> list[tuple[Family, list[PolicySummary]]]:
+    """The measured policies by family, in order of presentation."""
+    found: dict[Family, list[PolicySummary]] = {}
+    for policy in policies:
+        if getattr(policy, measure) is not None:
+            found.setdefault(family_of(policy), []).append(policy)
+    return list(found.items())

@@ -1,0 +1,87 @@
+"""Evaluating policies in a run: fresh samples on held-out prompts, every scorer's verdict, KL to the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax import losses
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.data.packing import unpack_targets
+from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
+from rlhf_jax.models import Params
+from rlhf_jax.parallel import batch_ways
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.scoring import BradleyTerryScorer, PairwiseScorer, Scorer
+from rlhf_jax.training.evaluate import logps_fn, map_groups
+from rlhf_jax.training.fit import default_row_length
+from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.iterate import Policy, sample
+from rlhf_jax.workflow.stage import Stage
+
+JUDGED = "judged.jsonl"
+
+
+def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]]) -> list[PromptGroup]:
+    """Groups with two more scores a response: KL(policy || reference) estimated by k1 and by k3, summed over tokens.
+
+    The policy's log-probs are those the sampler reported; `reference` holds the other model's for the same tokens.
+    """
+    out = []
+    for group, theirs in zip(groups, reference, strict=True):
+        for name, estimator in (("kl_k1", losses.kl_k1), ("kl_k3", losses.kl_k3)):
+            values: list[float | None] = [
+                None if r.logps is None else float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref))))
+                for r, ref in zip(group.responses, theirs, strict=True)]
+            group = group.with_scores(name, values)
+        out.append(group)
+    return out
+
+
+def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer], start: Policy, dtype: str) -> Stage:
+    """Adds every scorer's verdict and the KL to `start` to the samples of a stage."""
+    inputs = {"source": sampled.key, "scorers": [[s.name, s.fingerprint] for s in scorers], "start": start.key,
+              "dtype": dtype}
+
+    def body(folder: Path) -> Mapping[str, Any]:
+        groups = [g for path in sorted(sampled.folder.glob("shard-*.jsonl")) for g in read_groups(path)]
+        for place, scorer in enumerate(scorers):
+            context.tick(name, place, len(scorers) + 1, scorer.name)
+            groups = [g.with_scores(scorer.name, s) for g, s in zip(groups, scorer.score(groups), strict=True)]
+        params: Params = start.checkpoint.params(context.mesh, jnp.dtype(dtype))
+        compute = Compute(start.checkpoint.config)
+        found = map_groups(logps_fn(compute), params, groups, context.mesh, cut=unpack_targets,
+                           row_length=default_row_length(groups), rows_per_batch=4 * batch_ways(context.mesh))
+        write_groups(folder / JUDGED, add_kl(groups, found))
+        context.tick(name, len(scorers) + 1, len(scorers) + 1, "")
+        return {"prompts": len(groups), "failures": {s.name: dict(s.failures) for s in scorers}}
+
+    return context.run.stage(name, inputs, body)
+
+
+def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Sequence[PromptGroup],
+                    sampling: SamplingConfig, scorers: Sequence[Scorer], dtype: str) -> list[PromptGroup]:
+    """Judged samples of a policy on the evaluation prompts."""
+    sampled = sample(context, f"evaluate/{policy.label}/sample", policy, prompts, sampling, dtype,
+                     shard_size=len(prompts))
+    judged = judge(context, f"evaluate/{policy.label}/judge", sampled, scorers, start, dtype)
+    return read_groups(judged.folder / JUDGED)
+
+
+def evaluate_scorer(scorer: BradleyTerryScorer | PairwiseScorer, groups: Sequence[PromptGroup], seed: int
+                    ) -> PreferenceReport:
+    """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt."""
+    if isinstance(scorer, PairwiseScorer):
+        pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
+        found = scorer.compare([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs])
+        kept = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
+        return preference_accuracy(probabilities=[p for p, _ in kept], clusters=[name for _, name in kept], seed=seed)
+    scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, scorer.score(groups), strict=True)]
+    margins, clusters = pair_margins(scored, scorer.name)
+    return preference_accuracy(margins, clusters=clusters, seed=seed)

@@ -1,0 +1,343 @@
+"""The whole workflow as one resumable run: SFT -> reward model -> baselines and online rounds -> evaluation -> results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from rlhf_jax.data.chat import render_all
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.jsonl import write_groups
+from rlhf_jax.data.world import WorldConfig, write_world
+from rlhf_jax.models import DecoderConfig, init_params, save_hf
+from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.scoring import letter_examples
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.evaluate import evaluate_policy, evaluate_scorer
+from rlhf_jax.workflow.iterate import LoopOptions, Policy, Recipe, iterate, train_pairs
+from rlhf_jax.workflow.options import (
+    DataOptions,
+    PairOptions,
+    PreferenceOptions,
+    RewardOptions,
+    ScorerOptions,
+    SftOptions,
+)
+from rlhf_jax.workflow.policy import Checkpoint, prompt_groups, read_data
+from rlhf_jax.workflow.scorers import AnyScorer, open_scorer
+from rlhf_jax.workflow.stage import hash_path
+from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
+
+Baseline = Literal["offline_dpo", "matched_dpo", "raft"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchOptions:
+    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes."""
+
+    tokenizer: str
+    embed: int = 96
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 256
+    max_position: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSection:
+    """Supervised fine-tuning of the start: data, held-out data, training."""
+
+    data: DataOptions
+    train: SftOptions = dataclasses.field(default_factory=SftOptions)
+    eval_data: DataOptions | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSection:
+    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder."""
+
+    data: DataOptions
+    train: RewardOptions = dataclasses.field(default_factory=RewardOptions)
+    eval_data: DataOptions | None = None
+    init: str = "policy"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSection:
+    """Held-out prompts and how to sample on them."""
+
+    data: DataOptions
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A run.
+
+    Attributes:
+      output_dir: the run folder. title: of the report.
+      model_name_or_path: the policy to start from; or `scratch` for fresh weights.
+      world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
+      sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
+      gold: a judge the loop never sees, for evaluation.
+      prompts: of the loop. evaluation: how policies are compared.
+      loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
+      baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
+      mesh: of devices.
+    """
+
+    output_dir: str
+    prompts: DataOptions
+    evaluation: EvaluationSection | None = None
+    title: str = "Online iterative RLHF"
+    model_name_or_path: str | None = None
+    chat_template_path: str | None = None
+    scratch: ScratchOptions | None = None
+    world: WorldConfig | None = None
+    sft: SftSection | None = None
+    reward: RewardSection | None = None
+    scorer: ScorerOptions | None = None
+    gold: ScorerOptions | None = None
+    loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    pairs: PairOptions = dataclasses.field(default_factory=PairOptions)
+    dpo: PreferenceOptions = dataclasses.field(default_factory=PreferenceOptions)
+    raft: SftOptions = dataclasses.field(default_factory=SftOptions)
+    baselines: tuple[Baseline, ...] = ()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of model_name_or_path (a model folder) and scratch (fresh weights); "
+                             f"given were {self.model_name_or_path!r} and {self.scratch!r}")
+        if (self.reward is None) == (self.scorer is None):
+            raise ValueError("give exactly one of reward (train a reward model in this run) and scorer (open one)")
+        if self.scratch is not None and self.sft is None:
+            raise ValueError("scratch gives random weights, so the run needs an sft section")
+        if "offline_dpo" in self.baselines and self.reward is None:
+            raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.loop, self.sampling, self.pairs, self.dpo, self.raft)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a finished run leaves for the report. judged: label -> judged samples, in order of presentation."""
+
+    policies: list[tuple[Policy, str, int]]
+    judged: dict[str, list[PromptGroup]]
+    funnels: dict[str, Funnel]
+    reward_model: Mapping[str, Any] | None
+
+
+class Experiment:
+    """Runs an `ExperimentConfig`, stage by stage; every stage is skipped if its inputs have not changed."""
+
+    def __init__(self, config: ExperimentConfig, context: Context):
+        self.config, self.context = config, context
+        self.funnels: dict[str, Funnel] = {}
+
+    @property
+    def folder(self) -> Path:
+        return self.context.run.folder
+
+    def located(self, data: DataOptions) -> DataOptions:
+        """The options with `world:NAME` replaced by the file it stands for."""
+        return dataclasses.replace(data, dataset_name=tuple(self._path(source) for source in data.sources))
+
+    def _path(self, source: str) -> str:
+        if not source.startswith("world:"):
+            return source
+        if self.config.world is None:
+            raise ValueError(f"data set {source!r} belongs to the embedded world and the config has no world section")
+        name = source.removeprefix("world:")
+        return str(self.folder / "world" / (name if name == "tokenizer" else f"{name}.jsonl"))
+
+    def groups(self, name: str, data: DataOptions, kind: Any, checkpoint: Checkpoint) -> list[PromptGroup]:
+        """Rows of a data set as groups in a model's ids; counts go to the funnel `name`."""
+        located = self.located(data)
+        examples, funnel = read_data(located, kind, self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl")
+        make = prompt_groups if kind == "prompt" else render_all
+        groups = make(examples, checkpoint.renderer(located), funnel)
+        self.funnels[name] = funnel
+        return groups
+
+    def _data_key(self, data: DataOptions) -> dict[str, Any]:
+        return {"options": dataclasses.replace(data, dataset_name=()),
+                "files": [hash_path(path) for path in self.located(data).sources]}
+
+    def run(self) -> Outcome:
+        """The whole run."""
+        if self.config.world is not None:
+            self._world(self.config.world)
+        start = self.start()
+        scorer, reward_model = self.scorer(start)
+        policies = [(start, "sft", 0)]
+        prompts = self.groups("prompts", self.config.prompts, "prompt", start.checkpoint)
+        policies += self._baselines(start, prompts, scorer)
+        online = iterate(self.context, "online", start, prompts, scorer, self.config.recipe)
+        policies += [(policy, "online", number) for number, policy in enumerate(online, start=1)]
+        self._publish(online[-1])
+        return Outcome(policies, self._judge(policies, start, scorer), self.funnels, reward_model)
+
+    def _world(self, world: WorldConfig) -> None:
+        if not (self.folder / "world" / "tokenizer").is_dir():
+            write_world(self.folder / "world", world)
+
+    def start(self) -> Policy:
+        """The policy the rounds start from: the given model, or what SFT makes of it."""
+        c = self.config
+        if c.scratch is not None:
+            folder = self._fresh(c.scratch)
+        else:
+            folder = Path(str(c.model_name_or_path)).expanduser()
+        checkpoint = Checkpoint(folder, c.chat_template_path)
+        base = Policy("base", checkpoint, hash_path(folder))
+        if c.sft is None:
+            return dataclasses.replace(base, label="sft")
+        section = c.sft
+        groups = self.groups("sft", section.data, "sft", checkpoint)
+        held_out = self.groups("sft/eval", section.eval_data, "sft", checkpoint) if section.eval_data else []
+        inputs = {"base": base.key, "data": self._data_key(section.data), "train": section.train,
+                  "eval": section.eval_data and self._data_key(section.eval_data)}
+
+        def body(folder: Path) -> Mapping[str, Any]:
+            return sft_stage(folder, options=section.train, params=checkpoint.params(self.context.mesh),
+                             config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
+                             base=str(checkpoint.folder), setting=self.context.setting("sft"), eval_groups=held_out)
+
+        stage = self.context.run.stage("sft", inputs, body)
+        return Policy("sft", Checkpoint(stage.folder / MODEL, c.chat_template_path), stage.key)
+
+    def _fresh(self, scratch: ScratchOptions) -> Path:
+        tokenizer = Path(self._path(scratch.tokenizer))
+        seed = self.config.sft.train.seed if self.config.sft else 0
+        inputs = {"scratch": dataclasses.replace(scratch, tokenizer=hash_path(tokenizer)), "seed": seed}
+
+        def body(folder: Path) -> Mapping[str, Any]:
+            checkpoint = Checkpoint(tokenizer)
+            t = checkpoint.tokenizer
+            config = DecoderConfig(
+                family="llama", vocab_size=len(t), embed=scratch.embed, layers=scratch.layers, heads=scratch.heads,
+                kv_heads=scratch.kv_heads, head_dim=scratch.embed // scratch.heads, mlp=scratch.mlp,
+                max_position=scratch.max_position, tie_embeddings=True, bos_token_id=t.bos_token_id,
+                eos_token_ids=(t.eos_token_id,), pad_token_id=t.pad_token_id)
+            params = jax.device_get(init_params(jax.random.key(seed), config))
+            save_hf(folder / MODEL, params, config, tokenizer_from=tokenizer)
+            return {}
+
+        return self.context.run.stage("scratch", inputs, body).folder / MODEL
+
+    def scorer(self, start: Policy) -> tuple[AnyScorer, Mapping[str, Any] | None]:
+        """The proxy the loop learns from, trained here or opened, and its evaluation on held-out pairs."""
+        c = self.config
+        if c.reward is None:
+            assert c.scorer is not None
+            return open_scorer(c.scorer, self.context.mesh, "proxy"), None
+        section = c.reward
+        checkpoint = start.checkpoint if section.init == "policy" else Checkpoint(Path(section.init).expanduser(),
+                                                                                  section.data.chat_template_path)
+        folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else
+                                    hash_path(section.init))
+        options = ScorerOptions(section.train.kind, str(folder), max_length=section.data.max_length,
+                                chat_template_path=section.data.chat_template_path,
+                                text_as_chat=section.data.text_as_chat)
+        scorer = open_scorer(options, self.context.mesh, "proxy")
+        if section.eval_data is None:
+            return scorer, None
+        assert not hasattr(scorer, "_function")
+        held_out = self.groups("reward/eval", section.eval_data, "preference", checkpoint)
+        return scorer, self._evaluate_reward(scorer, held_out, section.eval_data)
+
+    def _evaluate_reward(self, scorer: Any, held_out: list[PromptGroup], data: DataOptions) -> Mapping[str, Any]:
+        inputs = {"scorer": scorer.fingerprint, "data": self._data_key(data)}
+
+        def body(folder: Path) -> Mapping[str, Any]:
+            del folder
+            return evaluate_scorer(scorer, held_out, seed=0).to_json()
+
+        return self.context.run.stage("reward/evaluate", inputs, body).report
+
+    def _reward_model(self, section: RewardSection, checkpoint: Checkpoint, base_key: str) -> Path:
+        located = self.located(section.data)
+        train = section.train
+        if train.kind == "pairwise":
+            examples, funnel = read_data(located, "preference", self.folder / "quarantine" / "reward.jsonl")
+            groups = render_all(letter_examples(examples, train.seed, funnel), checkpoint.renderer(located), funnel)
+            self.funnels["reward"] = funnel
+        else:
+            groups = self.groups("reward", section.data, "preference", checkpoint)
+        inputs = {"base": base_key, "data": self._data_key(section.data), "train": train}
+        stage_of = sft_stage if train.kind == "pairwise" else bradley_terry_stage
+
+        def body(folder: Path) -> Mapping[str, Any]:
+            return stage_of(folder, options=train, params=checkpoint.params(self.context.mesh),  # type: ignore
+                            config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
+                            base=str(checkpoint.folder), setting=self.context.setting("reward"))
+
+        return self.context.run.stage("reward", inputs, body).folder / MODEL
+
+    def _baselines(self, start: Policy, prompts: Sequence[PromptGroup], scorer: AnyScorer
+                   ) -> list[tuple[Policy, str, int]]:
+        c, out = self.config, []
+        if "offline_dpo" in c.baselines:
+            out.append((self._offline(start), "offline_dpo", 1))
+        if "matched_dpo" in c.baselines:
+            loop = dataclasses.replace(c.loop, rounds=1, data_policy="fresh", window=2, reference="sft",
+                                       ref_model_mixup_alpha=0.6, prompts_per_round=self._prompts_in_all(prompts))
+            recipe = dataclasses.replace(c.recipe, loop=loop)
+            out.append((iterate(self.context, "matched_dpo", start, prompts, scorer, recipe)[0], "matched_dpo", 1))
+        if "raft" in c.baselines:
+            loop = dataclasses.replace(c.loop, method="raft", reference="sft", ref_model_mixup_alpha=0.6)
+            raft = iterate(self.context, "raft", start, prompts, scorer, dataclasses.replace(c.recipe, loop=loop))
+            out += [(policy, "raft", number) for number, policy in enumerate(raft, start=1)]
+        return out
+
+    def _prompts_in_all(self, prompts: Sequence[PromptGroup]) -> int:
+        each = self.config.loop.prompts_per_round
+        return len(prompts) if each is None else each * self.config.loop.rounds
+
+    def _offline(self, start: Policy) -> Policy:
+        """Offline DPO on the preference set: the human labels, no sampling."""
+        assert self.config.reward is not None
+        data = self.config.reward.data
+        groups = self.groups("offline_dpo", data, "preference", start.checkpoint)
+        inputs = {"data": self._data_key(data), "tokenizer": start.key}
+
+        def body(folder: Path) -> Mapping[str, Any]:
+            write_groups(folder / "pairs.jsonl", groups)
+            return {"pairs": len(groups)}
+
+        stage = self.context.run.stage("offline_dpo/pairs", inputs, body)
+        return train_pairs(self.context, "offline_dpo/dpo", "offline_dpo", start, start,
+                           [(stage.key, stage.folder / "pairs.jsonl")], self.config.dpo)
+
+    def _judge(self, policies: Sequence[tuple[Policy, str, int]], start: Policy, scorer: AnyScorer
+               ) -> dict[str, list[PromptGroup]]:
+        section = self.config.evaluation
+        if section is None:
+            return {}
+        scorers: list[AnyScorer] = [scorer]
+        if self.config.gold is not None:
+            scorers.append(open_scorer(self.config.gold, self.context.mesh, "gold"))
+        prompts = self.groups("evaluation", section.data, "prompt", start.checkpoint)
+        return {policy.label: evaluate_policy(self.context, policy, start, prompts, section.sampling, scorers,
+                                              self.config.dpo.dtype) for policy, _, _ in policies}
+
+    def _publish(self, policy: Policy) -> None:
+        """`policy` in the run folder points at the last round's model."""
+        link, target = self.folder / "policy", policy.folder.relative_to(self.folder)
+        temporary = self.folder / ".policy.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(link)

@@ -1,0 +1,88 @@
+"""results.json: everything the report shows, gathered from a finished run."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.evaluation.best_of_n import best_of_n_curve
+from rlhf_jax.evaluation.policy import summarise
+from rlhf_jax.workflow.experiment import ExperimentConfig, Outcome
+from rlhf_jax.workflow.stage import Run, to_plain
+
+PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a result depends on."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def gather(config: ExperimentConfig, run: Run, outcome: Outcome) -> dict[str, Any]:
+    """The one dictionary behind report, figures and tables."""
+    seed = config.evaluation.seed if config.evaluation else 0
+    gold = "gold" if config.gold is not None else None
+    baseline = outcome.judged.get("sft", [])
+    summaries = [summarise(policy.label, family, number, outcome.judged[policy.label], baseline,
+                           proxy="proxy", gold=gold, seed=seed).to_json()
+                 for policy, family, number in outcome.policies if policy.label in outcome.judged]
+    return {
+        "title": config.title,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "baseline": "sft",
+        "policies": summaries,
+        "best_of_n": [point.to_json() for point in best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)]
+        if baseline else [],
+        "reward_model": outcome.reward_model,
+        "training": training_logs(run),
+        "funnels": {name: funnel.to_json() for name, funnel in outcome.funnels.items()} | _pair_funnels(run),
+        "stages": [{"name": s.name, "seconds": s.seconds} for s in run.stages],
+        "samples": samples(outcome, count=6),
+        "config": to_plain(config),
+    }
+
+
+def training_logs(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Stage name -> log_history of each training stage."""
+    logs = {}
+    for stage in run.stages:
+        path = stage.folder / "model" / "trainer_state.json"
+        if path.is_file():
+            logs[stage.name] = json.loads(path.read_text())["log_history"]
+    return logs
+
+
+def _pair_funnels(run: Run) -> dict[str, Any]:
+    return {s.name: s.report["funnel"] for s in run.stages if "funnel" in s.report}
+
+
+def samples(outcome: Outcome, count: int) -> list[dict[str, Any]]:
+    """The first sample of every policy on a few prompts, side by side."""
+    labels = _shown(outcome.judged)
+    first: Sequence[PromptGroup] = outcome.judged[labels[0]] if labels else []
+    step = max(1, len(first) // count)
+    by_label = {label: {g.prompt_id: g for g in outcome.judged[label]} for label in labels}
+    shown = []
+    for group in first[::step][:count]:
+        answers = []
+        for label in labels:
+            response = by_label[label][group.prompt_id].responses[0]
+            answers.append({"label": label, "text": response.text, "scores": dict(response.scores),
+                            "finish_reason": response.finish_reason})
+        shown.append({"prompt": _text(group.prompt), "answers": answers})
+    return shown
+
+
+def _shown(judged: Mapping[str, Any]) -> list[str]:
+    """The start and the last policy of each family."""
+    last = {label.rsplit("-", 1)[0]: label for label in judged}
+    return [label for label in judged if label in last.values()]
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)

@@ -1,0 +1,80 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf_jax.evaluation import Estimate, across_seeds, mean_estimate, paired_difference, resampled_estimate
+
+
+def test_text_and_json_round_trip():
+    estimate = Estimate(0.618, 0.02, 0.58, 0.66, 12)
+    assert str(estimate) == "0.62 [0.58, 0.66]"
+    assert Estimate.from_json(estimate.to_json()) == estimate
+    alone = mean_estimate([0.5])
+    assert alone.to_json() == {"value": 0.5, "standard_error": None, "low": None, "high": None, "count": 1}
+    assert math.isnan(Estimate.from_json(alone.to_json()).low)
+    assert str(alone) == "0.50"
+
+
+def test_mean_matches_the_closed_form_standard_error():
+    values = np.random.default_rng(0).normal(size=400)
+    estimate = mean_estimate(values, seed=1, resamples=1500)
+    assert estimate.value == pytest.approx(values.mean())
+    assert estimate.standard_error == pytest.approx(values.std(ddof=1) / 20, rel=0.08)
+    assert estimate.low == pytest.approx(values.mean() - 1.96 * values.std() / 20, abs=0.01)
+    assert estimate == mean_estimate(values, seed=1, resamples=1500)
+    assert estimate != mean_estimate(values, seed=2, resamples=1500)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    estimates = [mean_estimate(rng.exponential(size=60), seed=i, confidence=0.8, resamples=200) for i in range(200)]
+    assert 0.70 < np.mean([e.low <= 1 <= e.high for e in estimates]) < 0.88
+
+
+def test_wider_confidence_is_a_wider_interval():
+    values = np.random.default_rng(3).normal(size=50)
+    narrow, wide = (mean_estimate(values, confidence=c, resamples=400) for c in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_ratio_of_sums_moves_clusters_together():
+    sums = np.array([[2.0, 1.0], [4.0, 4.0], [2.0, 0.0]])
+    estimate = resampled_estimate(sums, lambda s, units: s[1] / s[0], resamples=100)
+    assert estimate.value == pytest.approx(5 / 8)
+    assert estimate.count == 3
+    assert 0 <= estimate.low <= estimate.high <= 1
+
+
+def test_paired_difference_sees_what_separate_means_hide():
+    rng = np.random.default_rng(0)
+    prompt = rng.normal(scale=10.0, size=100)
+    difference = paired_difference(prompt + 0.5, prompt + rng.normal(scale=0.1, size=100), resamples=300)
+    assert 0.4 < difference.low < difference.high < 0.6
+    with pytest.raises(ValueError, match="same prompts"):
+        paired_difference([1.0, 2.0], [1.0])
+
+
+def test_across_seeds_worked_by_hand():
+    estimate = across_seeds([1.0, 2.0, 3.0])
+    assert (estimate.value, estimate.count) == (2.0, 3)
+    assert estimate.standard_error == pytest.approx(1 / math.sqrt(3))
+    assert estimate.high - 2.0 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert math.isnan(across_seeds([1.0]).high)
+
+
+@pytest.mark.parametrize(("values", "message"), [([], "at least one"), ([1.0, math.nan], "nan or infinite")])
+def test_placeholders_are_refused(values, message):
+    for routine in (mean_estimate, across_seeds):
+        with pytest.raises(ValueError, match=message):
+            routine(values)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
+def test_an_interval_lies_within_the_data(values):
+    estimate = mean_estimate(values, resamples=50)
+    assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
+    if len(set(values)) == 1:
+        assert estimate.low == estimate.high == estimate.value
