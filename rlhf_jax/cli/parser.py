@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
@@ -73,31 +72,20 @@ def _renamed_tree(value: Any, known: set[str]) -> Any:
     return {key if key in known else renamed(key): _renamed_tree(child, known) for key, child in value.items()}
 
 
-def _renamed_args(args: Sequence[str], known: set[str]) -> list[str]:
-    out = []
-    for arg in args:
-        flag, equals, value = arg.partition("=")
-        if flag.startswith("--") and flag[2:].replace("-", "_").rsplit(".", 1)[-1] not in known:
-            arg = "--" + renamed(flag[2:]) + equals + value
-        out.append(arg)
-    return out
-
-
 def parse(command: type, verb: str, args: Sequence[str]) -> Any:
     """Builds `command` (a config dataclass) from `--config file.yaml` and `--key value`, later ones winning.
 
     Exits with status 2 and a message for unknown keys, wrong types, and values the dataclass refuses.
     """
-    parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], exit_on_error=True,
-                    default_env=False)
-    parser.add_argument("--config", help="YAML file(s) with the keys below", action="append", default=[], type=str)
+    parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
+    parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)
+    if {"-h", "--help"} & set(args):
+        parser.parse_args(["--help"])
     known = {action.dest.rsplit(".", 1)[-1] for action in parser._actions}
-    args, files = _split_config(_renamed_args(args, known))
     try:
-        loaded = [_renamed_tree(_load_yaml(path), known) for path in files]
-        namespace = parser.parse_object(_merged(loaded), cfg_base=None, defaults=True) if loaded else None
-        found = parser.parse_args(args, namespace=namespace) if namespace else parser.parse_args(args)
+        tree = _renamed_tree(_tree(args), known)
+        found = parser.parse_object(tree, defaults=True)
         values = vars(parser.instantiate_classes(found))
         values.pop("config", None)
         return command(**values)
@@ -105,19 +93,26 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
         parser.error(str(error))
 
 
-def _split_config(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `--config X`, and the config files."""
-    rest, files = [], []
+def _tree(args: Sequence[str]) -> dict[str, Any]:
+    """All config files and `--key value` pairs as one nested mapping, in the order given."""
+    trees: list[dict[str, Any]] = []
     queue = list(args)
     while queue:
-        arg = queue.pop(0)
-        if arg == "--config" and queue:
-            files.append(queue.pop(0))
-        elif arg.startswith("--config="):
-            files.append(arg.partition("=")[2])
-        else:
-            rest.append(arg)
-    return rest, files
+        flag, equals, value = queue.pop(0).partition("=")
+        if not flag.startswith("--"):
+            raise ValueError(f"{flag!r} is not an option; options are written --key value or --key=value")
+        if not equals:
+            if not queue:
+                raise ValueError(f"{flag} needs a value: {flag} VALUE")
+            value = queue.pop(0)
+        key = flag[2:].replace("-", "_")
+        trees.append(_load_yaml(value) if key == "config" else _nested(key, yaml.safe_load(value)))
+    return _merged(trees)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    head, _, tail = key.partition(".")
+    return {head: _nested(tail, value) if tail else value}
 
 
 def _load_yaml(path: str) -> dict[str, Any]:
@@ -147,11 +142,3 @@ def show(value: Any) -> str:
     from rlhf_jax.workflow.stage import to_plain
 
     return yaml.safe_dump(to_plain(value), sort_keys=False, default_flow_style=False)
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """Fields of a config dataclass, not recursing."""
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-
-
-__all__ = ["ALIASES", "REFUSED", "Namespace", "Parser", "as_dict", "parse", "show"]

@@ -19,9 +19,8 @@ from typing import Any
 
 from rlhf_jax.data.groups import Message
 
-PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village", "lake", "station",
-          "garden", "museum")
-THINGS = ("cat", "storm", "train", "dinner", "letter", "song", "boat", "bridge", "dog", "lantern", "horse", "parade")
+PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village")
+THINGS = ("cat", "storm", "train", "dinner", "letter", "song", "boat", "bridge")
 VIVID = ("golden", "gentle", "curious", "shining", "silver", "playful", "quiet", "bright", "ancient", "sweet")
 COMPLAINTS = ("boring", "awful", "dull", "nasty")
 FRIENDS = ("Mia", "Noah", "Ruth", "Omar", "Lena", "Theo")
@@ -163,7 +162,7 @@ def world_rows(config: WorldConfig) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = 512) -> Any:
+def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = 640) -> Any:
     """A byte-level BPE tokenizer of the world's own words, with its chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

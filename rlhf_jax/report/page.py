@@ -36,7 +36,10 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     lack is left out.
 
     Args:
-      results: the contents of results.json; every part but `title` may be missing.
+      results: the contents of results.json; every part but `title` may be missing. `policies`, `best_of_n`,
+        `reward_model` and `funnels` hold the JSON of PolicySummary, BestOfN, PreferenceReport and Funnel; `training`
+        a log_history a stage; `differences` rows of {policy, against, measure, estimate}, paired by prompt, that
+        replace the report's own, unpaired ones; `stages` names and seconds; `samples` prompts and their answers.
       folder: made where it does not exist.
 
     Returns:

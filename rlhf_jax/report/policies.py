@@ -37,7 +37,7 @@ def family_of(policy: PolicySummary) -> Family:
 
 def read_policies(results: Mapping[str, Any]) -> list[PolicySummary]:
     """The policies of results.json in their order of presentation."""
-    return [PolicySummary.from_json(row) for row in results.get("policies", ())]
+    return [PolicySummary.from_json(row) for row in results.get("policies") or ()]
 
 
 def last_of(policies: Iterable[PolicySummary], family: str) -> PolicySummary | None:
@@ -73,7 +73,7 @@ def difference(results: Mapping[str, Any], policy: PolicySummary, against: Polic
     Reads the paired difference from `results["differences"]` where it is there. Else the two sets of samples are taken
     as independent, which for the same prompts gives an interval that is, as a rule, too wide rather than too narrow.
     """
-    for row in results.get("differences", ()):
+    for row in results.get("differences") or ():
         if (row["policy"], row["against"], row["measure"]) == (policy.label, against.label, measure):
             return Difference(policy.label, against.label, measure, Estimate.from_json(row["estimate"]), True)
     a, b = getattr(policy, measure), getattr(against, measure)

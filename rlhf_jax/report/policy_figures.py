@@ -18,7 +18,7 @@ TITLES = {column.measure: column.title for column in COLUMNS}
 def policy_figures(results: Mapping[str, Any]) -> list[Drawing]:
     """The figures the results have numbers for."""
     policies = read_policies(results)
-    made = [reward_against_kl(policies, results.get("best_of_n", ())),
+    made = [reward_against_kl(policies, results.get("best_of_n") or ()),
             win_rates(policies, str(results.get("baseline", "the baseline"))),
             by_round(policies, ("gold", "proxy"), "reward_by_round", "Reward by round",
                      "Bars are 95 % intervals over prompts. A proxy that climbs while gold stays or falls means that "
@@ -141,12 +141,12 @@ def win_rates(policies: Sequence[PolicySummary], baseline: str) -> Drawing | Non
                                 xerr=interval_arms([rate], 100.0), color=family.colour, marker=family.marker,
                                 markerfacecolor=fill, elinewidth=1.2, capsize=2, linestyle="none")
         ax.set(yticks=range(len(shown)), yticklabels=[p.label for p in shown], xlabel=f"% of comparisons won against "
-               f"{baseline}", ylim=(len(shown) - 0.5, -0.5), xlim=(0, 100))
+               f"{baseline}", ylim=(len(shown) - 0.5, -0.5))
 
     filled = " Filled marks are the judge's verdict, hollow ones the proxy's." if both else ""
     return render("win_rate", f"Win rate against {baseline}",
                   "Every answer meets every answer of the baseline to the same prompt; ties count one half. Bars are "
-                  f"95 % intervals over prompts; one that crosses the dashed line is a draw.{filled}",
+                  f"95 % intervals over prompts; one that crosses the dashed line has no clear winner.{filled}",
                   f"Win rates of {len(shown)} policies against {baseline} with intervals.", draw,
                   height=0.9 + 0.34 * len(shown))
 

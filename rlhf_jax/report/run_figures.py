@@ -23,7 +23,7 @@ CURVES = (
 
 def training_figures(results: Mapping[str, Any]) -> list[Drawing]:
     """Learning curves, one figure a training stage."""
-    made = [learning_curves(label, log) for label, log in results.get("training", {}).items()]
+    made = [learning_curves(label, log) for label, log in (results.get("training") or {}).items()]
     return [figure for figure in made if figure is not None]
 
 
@@ -92,7 +92,7 @@ def reliability(results: Mapping[str, Any]) -> Drawing | None:
 
 def funnel_bars(results: Mapping[str, Any]) -> Drawing | None:
     """What became of the rows of each data set: kept, left out on purpose, unusable."""
-    funnels = {name: f for name, f in results.get("funnels", {}).items() if f["read"]}
+    funnels = {name: f for name, f in (results.get("funnels") or {}).items() if f["read"]}
     if not funnels:
         return None
 

@@ -48,6 +48,7 @@ class ScratchOptions:
     kv_heads: int = 2
     mlp: int = 256
     max_position: int = 256
+    initializer_range: float = 0.08
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +232,8 @@ class Experiment:
                 family="llama", vocab_size=len(t), embed=scratch.embed, layers=scratch.layers, heads=scratch.heads,
                 kv_heads=scratch.kv_heads, head_dim=scratch.embed // scratch.heads, mlp=scratch.mlp,
                 max_position=scratch.max_position, tie_embeddings=True, bos_token_id=t.bos_token_id,
-                eos_token_ids=(t.eos_token_id,), pad_token_id=t.pad_token_id)
+                eos_token_ids=(t.eos_token_id,), pad_token_id=t.pad_token_id,
+                initializer_range=scratch.initializer_range)
             params = jax.device_get(init_params(jax.random.key(seed), config))
             save_hf(folder / MODEL, params, config, tokenizer_from=tokenizer)
             return {}

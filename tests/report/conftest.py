@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,7 @@ def results():
     return {
         "title": "Quickstart: the whole workflow on a <small> world", "subtitle": "A decoder of 3 million parameters",
         "created": "2025-01-31T10:00:00+00:00", "versions": {"rlhf_jax": "0.1.0", "jax": "0.10.0"}, "baseline": "sft",
-        "policies": [dict(p) for p in POLICIES],
+        "policies": copy.deepcopy(POLICIES),
         "best_of_n": [{"n": n, "proxy": estimate(0.55 * np.log2(n), 0.03).to_json(),
                        "gold": estimate(0.42 * np.log2(n), 0.04).to_json(), "kl": best_of_n_kl(n)}
                       for n in (1, 2, 4, 8)],

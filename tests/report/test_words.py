@@ -1,0 +1,106 @@
+import copy
+
+import pytest
+
+from rlhf_jax.evaluation import Estimate
+from rlhf_jax.report import aggregate, headline, write_markdown, write_seeds_markdown
+
+
+def change(results, label, **values):
+    row = next(row for row in results["policies"] if row["label"] == label)
+    for name, value in values.items():
+        shift = value - row[name]["value"]
+        row[name] = {**row[name], "value": value, "low": row[name]["low"] + shift, "high": row[name]["high"] + shift}
+
+
+def test_the_winner_and_the_matched_control(results):
+    text = " ".join(headline(results))
+    assert "online-3 (round 3 of online iterative DPO) has the highest gold reward, 1.80 [1.70, 1.90]." in text
+    assert "better than matched one-round DPO (difference +0.50 [+0.36, +0.64])" in text
+    assert "excludes zero, so sampling anew" in text
+    assert "treat the two policies' samples as independent" in text
+    assert "1.46 times sft's 74" in text
+
+
+def test_it_says_so_when_the_control_cannot_be_told_apart(results):
+    change(results, "matched_dpo-1", gold=1.85)
+    text = " ".join(headline(results))
+    assert "matched_dpo-1 (matched one-round DPO) has the highest gold reward" in text
+    assert "online-3, reaches 1.80 [1.70, 1.90] and cannot be told apart from it." in text
+    assert "holds zero: this run does not show" in text
+    change(results, "matched_dpo-1", gold=2.5)
+    assert "did harm" in " ".join(headline(results))
+
+
+def test_paired_differences_are_preferred(results):
+    paired = Estimate(0.5, 0.4, -0.3, 1.3, 400).to_json()
+    results["differences"] = [
+        {"policy": "online-3", "against": "matched_dpo-1", "measure": "gold", "estimate": paired}]
+    assert "not distinguishable from matched one-round DPO (difference +0.50 [-0.30, +1.30])" in headline(results)[1]
+
+
+def test_over_optimisation_is_named(results):
+    change(results, "online-3", gold=1.0)
+    assert any(s.startswith("Over-optimisation: from online-2 to online-3") for s in headline(results))
+
+
+def test_without_gold_the_proxy_speaks_and_says_it_flatters(results):
+    for row in results["policies"]:
+        row["gold"] = None
+    sentences = headline(results)
+    assert "highest proxy reward" in sentences[0]
+    assert "flatters" in sentences[-1]
+
+
+def test_nothing_scored_says_nothing():
+    assert headline({"title": "x", "policies": []}) == []
+
+
+def test_markdown_table(results):
+    results["policies"][0]["label"] = "s|ft"
+    text = write_markdown(results)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(results["policies"])
+    assert lines[2].startswith("| s\\|ft | 0.00 (-0.10 to 0.10) |")
+    assert "| policy | Gold reward | Proxy reward |" in lines[0]
+    assert text.endswith("\n")
+    assert write_markdown({"title": "x", "policies": []}) == "## x\n"
+
+
+def seeds(results, golds):
+    runs = []
+    for gold in golds:
+        runs.append(copy.deepcopy(results))
+        change(runs[-1], "online-3", gold=gold)
+    return runs
+
+
+def test_seeds_worked_by_hand(results):
+    total = aggregate(seeds(results, [1.7, 1.8, 1.9]))
+    online = next(p for p in total["policies"] if p["label"] == "online-3")
+    assert online["gold"]["value"] == pytest.approx(1.8)
+    assert online["gold"]["standard_error"] == pytest.approx(0.1 / 3**0.5)
+    row = next(d for d in total["differences"] if d["family"] == "matched_dpo" and d["measure"] == "gold")
+    assert (row["policy"], row["against"]) == ("online-3", "matched_dpo-1")
+    assert row["estimate"]["value"] == pytest.approx(0.5)
+    assert row["estimate"]["low"] == pytest.approx(0.5 - 4.302653 * 0.1 / 3**0.5)
+    text = write_seeds_markdown(total)
+    assert "over 3 seeds [+0.25, +0.75], which excludes zero: sampling anew in rounds helps" in text
+    assert "| online-3 | 1.80 ± 0.06 |" in text
+    assert "| online-3 − sft | +1.80 (+1.55 to +2.05) |" in text
+
+
+def test_seeds_that_disagree_and_one_seed(results):
+    assert "holds zero" in write_seeds_markdown(aggregate(seeds(results, [0.5, 1.8, 1.9])))
+    one = write_seeds_markdown(aggregate([results]))
+    assert "+0.50 with one seed, so no interval" in one
+    assert "nan" not in one
+    with pytest.raises(ValueError, match="at least one seed"):
+        aggregate([])
+
+
+def test_a_policy_missing_in_one_seed_counts_fewer(results):
+    runs = seeds(results, [1.7, 1.9])
+    runs[1]["policies"] = [p for p in runs[1]["policies"] if p["family"] != "raft"]
+    raft = next(p for p in aggregate(runs)["policies"] if p["label"] == "raft-3")
+    assert raft["gold"]["count"] == 1
