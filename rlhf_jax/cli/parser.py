@@ -1,10 +1,12 @@
-"""Turning a config dataclass into a command: help from docstrings, YAML plus `--key value`, errors with the nearest name."""
+"""A config dataclass as a command: help from docstrings, YAML plus `--key value`, errors with the nearest name."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,7 +47,7 @@ class Parser(ArgumentParser):
         known = sorted({action.dest for action in self._actions})
         words = [m.rsplit(".", 1)[-1] for m in re.findall(r"[\w.]+", message)]
         hints = [f"{word}: {REFUSED[word]}" for word in words if word in REFUSED]
-        unknown = [m.strip(".") for m in re.findall(r"(?:--|[Kk]ey \"|Option ')([\w.]+)", message)]
+        unknown = [m.strip(".") for m in re.findall(r"(?:--|[Kk]ey \"|[Oo]ption ')([\w.]+)", message)]
         for key in unknown:
             if key in known or key in REFUSED:
                 continue
@@ -72,11 +74,26 @@ def _renamed_tree(value: Any, known: set[str]) -> Any:
     return {key if key in known else renamed(key): _renamed_tree(child, known) for key, child in value.items()}
 
 
+def _resolve_types(command: type) -> None:
+    """Turns the string annotations of a config dataclass, and of those inside it, into types the parser can check.
+
+    jsonargparse looks names up in one module; options inherited from another would go unchecked.
+    """
+    hints = typing.get_type_hints(command)
+    hints["return"] = type(None)
+    vars(command)["__init__"].__annotations__ = hints
+    for hint in hints.values():
+        for inner in (hint, *typing.get_args(hint)):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner) and inner is not command:
+                _resolve_types(inner)
+
+
 def parse(command: type, verb: str, args: Sequence[str]) -> Any:
     """Builds `command` (a config dataclass) from `--config file.yaml` and `--key value`, later ones winning.
 
     Exits with status 2 and a message for unknown keys, wrong types, and values the dataclass refuses.
     """
+    _resolve_types(command)
     parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
     parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)

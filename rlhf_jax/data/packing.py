@@ -13,6 +13,7 @@ vocabulary is never multiplied for prompt tokens.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,12 @@ class RowShape:
 def group_length(group: PromptGroup) -> int:
     """Tokens a group takes in a row: its prompt once and every response."""
     return len(group.prompt_ids) + sum(len(r.ids) for r in group.responses)
+
+
+def default_row_length(groups: Sequence[PromptGroup], at_least: int = 128) -> int:
+    """The smallest power of two that holds the longest group."""
+    longest = max((group_length(g) for g in groups), default=1)
+    return max(at_least, 1 << (longest - 1).bit_length())
 
 
 def _targets(group: PromptGroup) -> int:
@@ -171,7 +178,8 @@ def _write_group(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup,
     at.token += size
     first_slot = at.slot
     for branch in range(len(group.responses)):
-        _write_response(out, row, at, group, branch, start + size - 1, reference and reference[branch])
+        _write_response(out, row, at, group, branch, start + size - 1,
+                        None if reference is None else reference[branch])
     margins = group.margins or (0.0,) * len(group.pairs)
     for (chosen, rejected), margin in zip(group.pairs, margins, strict=True):
         out.pair_slots[row, at.pair] = first_slot + chosen, first_slot + rejected
@@ -206,7 +214,7 @@ def unpack_targets(values: np.ndarray, groups: Sequence[PromptGroup], rows: Sequ
         for index in members:
             sizes = [int(r.loss_mask.sum()) for r in groups[index].responses]
             edges = np.cumsum([at, *sizes])
-            out[index] = [values[row, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            out[index] = [values[row, a:b] for a, b in itertools.pairwise(edges)]
             at = int(edges[-1])
     return out
 

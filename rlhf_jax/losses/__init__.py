@@ -3,13 +3,20 @@
 This package imports jax alone and is meant to be reused: `from rlhf_jax import losses`.
 """
 
-from .divergence import DIVERGENCES, alpha_divergence, f_divergence, forward_kl, js_divergence, reverse_kl
-from .kl import kl_exact, kl_k1, kl_k2, kl_k3
-from .kto import apo_zero_unpaired_loss, bco_loss, kto_baseline, kto_loss
-from .margin_aware import hellinger_loss, kl_loss, rev_kl_loss, tv_loss
-from .pairs import PairLogps, implicit_rewards, log_ratios
-from .preference import PreferenceLoss, Term, preference_loss, weighted_total
-from .reference_based import (
+from rlhf_jax.losses.divergence import (
+    DIVERGENCES,
+    alpha_divergence,
+    f_divergence,
+    forward_kl,
+    js_divergence,
+    reverse_kl,
+)
+from rlhf_jax.losses.kl import kl_exact, kl_k1, kl_k2, kl_k3
+from rlhf_jax.losses.kto import apo_zero_unpaired_loss, bco_loss, kto_baseline, kto_loss
+from rlhf_jax.losses.margin_aware import hellinger_loss, kl_loss, rev_kl_loss, tv_loss
+from rlhf_jax.losses.pairs import PairLogps, implicit_rewards, log_ratios
+from rlhf_jax.losses.preference import PreferenceLoss, Term, preference_loss, weighted_total
+from rlhf_jax.losses.reference_based import (
     aot_loss,
     aot_unpaired_loss,
     apo_down_loss,
@@ -26,11 +33,11 @@ from .reference_based import (
     sigmoid_norm_loss,
     sppo_hard_loss,
 )
-from .reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
-from .registry import LOSSES, Loss
-from .reward import average_orders, bradley_terry, centering, logexp, pairwise_preference
-from .token_logps import TokenStats, token_logps, token_logps_and_stats
-from .token_weights import ld_token_weights, wpo_weight
+from rlhf_jax.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
+from rlhf_jax.losses.registry import LOSSES, Loss
+from rlhf_jax.losses.reward import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from rlhf_jax.losses.token_logps import TokenStats, token_logps, token_logps_and_stats
+from rlhf_jax.losses.token_weights import ld_token_weights, wpo_weight
 
 __all__ = [
     "DIVERGENCES",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .divergence import EXPONENT_CAP
+from rlhf_jax.losses.divergence import EXPONENT_CAP
 
 
 def kl_k1(logps: Array, ref_logps: Array) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .pairs import PairLogps, log_ratios, smoothed_logistic
+from rlhf_jax.losses.pairs import PairLogps, log_ratios, smoothed_logistic
 
 
 def _logits(pair: PairLogps, beta: float) -> Array:

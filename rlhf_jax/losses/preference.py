@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from .divergence import f_divergence
-from .pairs import PairLogps, where_pairs
-from .registry import ALIASES, LOSSES, Loss
+from rlhf_jax.losses.divergence import f_divergence
+from rlhf_jax.losses.pairs import PairLogps, where_pairs
+from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .divergence import Divergence, capped_exp, reverse_kl
-from .pairs import PairLogps, log_ratios, per_token, smoothed_logistic
+from rlhf_jax.losses.divergence import Divergence, capped_exp, reverse_kl
+from rlhf_jax.losses.pairs import PairLogps, log_ratios, per_token, smoothed_logistic
 
 
 def _scores(pair: PairLogps, divergence: Divergence) -> tuple[Array, Array]:

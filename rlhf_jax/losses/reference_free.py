@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .divergence import capped_exp
-from .pairs import PairLogps, per_token, smoothed_logistic
+from rlhf_jax.losses.divergence import capped_exp
+from rlhf_jax.losses.pairs import PairLogps, per_token, smoothed_logistic
 
 _MIN_NLL = 1e-6
 """Odds of p = exp(-1e-6) are the largest taken, about 1e6: at p = 1 they are infinite."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from . import margin_aware, reference_based, reference_free
+from rlhf_jax.losses import margin_aware, reference_based, reference_free
 
 
 class Loss(NamedTuple):

@@ -125,7 +125,7 @@ def _logps_bwd(
     axis, length = targets.ndim - 1, targets.shape[-1]
     chunk = min(chunk, length)
 
-    def step(head_grad: Array, xs: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+    def step(head_grad: Array, xs: tuple[Array, ...]) -> tuple[Array, Array]:
         hidden_c, targets_c, lse_c, grad_c = xs
         logits = _logits(hidden_c, head, softcap)
         onehot = jax.nn.one_hot(targets_c, head.shape[0], dtype=jnp.float32)

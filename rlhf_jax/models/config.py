@@ -1,4 +1,4 @@
-"""The shape of a decoder: one frozen dataclass for every family, read from and written to Hugging Face's config.json."""
+"""The shape of a decoder: one frozen dataclass for every family, from and to Hugging Face's config.json."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
         raise ValueError(f"model_type {family!r} is not supported; supported are {sorted(_FAMILIES)}")
     for key, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
         if raw.get(key, only) != only:
-            raise ValueError(f"config.json has {key} = {raw[key]!r}; the {family} decoder here implements {only!r} only")
+            raise ValueError(f"config.json has {key} = {raw[key]!r}; the {family} decoder here knows {only!r} only")
     architecture = (raw.get("architectures") or [""])[0]
     labels = 0
     if architecture.endswith("ForSequenceClassification"):

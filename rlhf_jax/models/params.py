@@ -1,4 +1,4 @@
-"""One table describes every weight: `ParamSpec`. Initialisation, sharding, counting and Hugging Face names follow from it."""
+"""One table describes every weight: `ParamSpec`. Initial values, sharding, counts and Hugging Face names follow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ParamSpec(NamedTuple):
     shape: with the stacked layers first where `axes[0]` is "layers". axes: logical names, one a dimension.
     init: "normal", "ones" or "zeros". hf_name: tensor name, `{layer}` for the layer number.
     inputs: None where Hugging Face keeps the same shape; else the number of leading input axes of a projection
-      [in..., out...] that Hugging Face stores as [prod(out), prod(in)], and as a plain [prod(out)] vector for 0 (biases).
+      [in..., out...] that Hugging Face stores as [prod(out), prod(in)]; 0 for a plain [prod(out)] vector.
     """
 
     shape: tuple[int, ...]

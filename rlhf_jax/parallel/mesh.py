@@ -1,4 +1,4 @@
-"""The device mesh: axes `data` (replicas), `fsdp`, `context`, `tensor`, and which logical axis of an array goes where."""
+"""The device mesh: axes `data` (replicas), `fsdp`, `context`, `tensor`, and which array axis goes where."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Rules:
     rank: _Place = None
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        """The `PartitionSpec` of an array with these logical axes; a mesh axis is used once, first come first served."""
+        """The `PartitionSpec` of an array with these logical axes; the first axis that asks for a mesh axis gets it."""
         used: set[str] = set()
         places: list[_Place] = []
         for axis in axes:

@@ -1,8 +1,8 @@
 """The report: what a person looks at after a run."""
 
-from .headline import headline
-from .markdown import write_markdown
-from .page import write_report
-from .seeds import aggregate, write_seeds_markdown
+from rlhf_jax.report.headline import headline
+from rlhf_jax.report.markdown import write_markdown
+from rlhf_jax.report.page import write_report
+from rlhf_jax.report.seeds import aggregate, write_seeds_markdown
 
 __all__ = ["aggregate", "headline", "write_markdown", "write_report", "write_seeds_markdown"]

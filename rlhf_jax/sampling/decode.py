@@ -7,6 +7,7 @@ token, so that drawing the first token of a response is no special case.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -103,7 +104,8 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
     def lanes(new: Array, old: Array) -> Array:
         return jnp.where(refill.restart, new, old)
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         prompt_k=state.prompt_k.at[:, refill.slots].set(keys.astype(state.prompt_k.dtype), mode="drop"),
         prompt_v=state.prompt_v.at[:, refill.slots].set(values.astype(state.prompt_v.dtype), mode="drop"),
         prompt_length=state.prompt_length.at[refill.slots].set(refill.lengths - 1, mode="drop"),
@@ -145,7 +147,8 @@ def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed:
     place = jnp.where(state.active, state.count, capacity)  # idle lanes write nowhere
     count = state.count + state.active.astype(jnp.int32)
     stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         suffix_k=state.suffix_k.at[:, at_slot, at_lane, place].set(keys.astype(state.suffix_k.dtype), mode="drop"),
         suffix_v=state.suffix_v.at[:, at_slot, at_lane, place].set(values.astype(state.suffix_v.dtype), mode="drop"),
         out=state.out.at[at_slot, at_lane, place].set(token, mode="drop"),

@@ -157,8 +157,8 @@ class Sampler:
                              "drop long prompts with max_prompt_length")
         if longest + self.sampling.max_new_tokens > self.config.max_position:
             raise ValueError(f"the longest prompt ({longest} tokens) plus max_new_tokens "
-                             f"({self.sampling.max_new_tokens}) passes the model's {self.config.max_position} positions; "
-                             "lower max_new_tokens or max_prompt_length")
+                             f"({self.sampling.max_new_tokens}) passes the model's {self.config.max_position} "
+                             "positions; lower max_new_tokens or max_prompt_length")
         return max(capacity, 2)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], capacity: int
@@ -185,8 +185,8 @@ class Sampler:
             return None
         last = [prompts[slot.prompt].prompt_ids[-1] if slot else 0 for slot in slots]
         s = self.sampling
-        rules = Rules(np.asarray(s.temperatures, np.float32)[sample], np.full(sample.shape, s.top_k, np.int32),
-                      np.full(sample.shape, s.top_p, np.float32), np.full(sample.shape, s.min_p, np.float32))
+        rules = Rules(jnp.asarray(s.temperatures, jnp.float32)[sample], jnp.full(sample.shape, s.top_k, jnp.int32),
+                      jnp.full(sample.shape, s.top_p), jnp.full(sample.shape, s.min_p))
         limit = np.full(sample.shape, s.max_new_tokens, np.int32)
         return Refill(places, tokens, lengths, hashes, restart, np.asarray(last, np.int32), sample, limit, rules)
 

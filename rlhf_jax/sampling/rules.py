@@ -77,7 +77,7 @@ def _keep(logits: Array, rules: Rules) -> Array:
 
 
 def _categorical(keys: Array, logits: Array) -> Array:
-    """Draws an index [...] from softmax(logits [..., V]) with one uniform number a row, by inverse CDF in two levels."""
+    """Draws an index [...] from softmax(logits [..., V]) with one uniform number a row: inverse CDF in two levels."""
     vocab = logits.shape[-1]
     blocks = -(-vocab // _BLOCK)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))

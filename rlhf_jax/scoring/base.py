@@ -50,18 +50,30 @@ def rerender(groups: Sequence[PromptGroup], renderer: Renderer, failures: Counte
     """
     out, places = [], []
     for index, group in enumerate(groups):
-        kept: list[tuple[int, PromptGroup]] = []
-        for i, response in enumerate(group.responses):
-            try:
-                kept.append((i, renderer.render(Example(group.prompt, (response.text,), prompt_id=group.prompt_id))))
-            except BadRow as error:
-                failures[error.reason] += 1
-        if not kept:
-            continue
-        responses = tuple(_unstopped(new.responses[0], group.responses[i]) for i, new in kept)
-        out.append(dataclasses.replace(kept[0][1], responses=responses))
-        places.append((index, [i for i, _ in kept]))
+        kept = _rendered(group, renderer, failures)
+        if kept:
+            responses = tuple(_unstopped(new.responses[0], group.responses[i]) for i, new in kept)
+            out.append(dataclasses.replace(kept[0][1], responses=responses))
+            places.append((index, [i for i, _ in kept]))
     return out, places
+
+
+def _rendered(group: PromptGroup, renderer: Renderer, failures: Counter[str]) -> list[tuple[int, PromptGroup]]:
+    """(index, one-response group) of each response that can be rendered: all at once, or one by one where one fails."""
+    texts = tuple(response.text for response in group.responses)
+    if renderer.overlong == "drop":
+        try:
+            whole = renderer.render(Example(group.prompt, texts, prompt_id=group.prompt_id))
+            return [(i, dataclasses.replace(whole, responses=(r,))) for i, r in enumerate(whole.responses)]
+        except BadRow:
+            pass  # which of them it was is found out below
+    kept = []
+    for i, text in enumerate(texts):
+        try:
+            kept.append((i, renderer.render(Example(group.prompt, (text,), prompt_id=group.prompt_id))))
+        except BadRow as error:
+            failures[error.reason] += 1
+    return kept
 
 
 def _unstopped(rendered: Response, original: Response) -> Response:

@@ -15,8 +15,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.packing import unpack_slots
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
 from rlhf_jax.scoring.base import Progress, Scores, rerender
-from rlhf_jax.training.evaluate import map_groups
-from rlhf_jax.training.fit import default_row_length
+from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
 
@@ -39,8 +38,9 @@ class BradleyTerryScorer:
                                   f"checkpoint is {kind}; for a pairwise preference model set kind: pairwise")
         self.name, self.fingerprint = name, fingerprint
         self.failures: Counter[str] = Counter()
-        self._params, self._renderer, self._mesh, self._rows = params, renderer, mesh, rows_per_batch
+        self._params, self._renderer = params, renderer
         self._compute = Compute(config)
+        self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
     def _outputs(self, params: Params, batch: Any) -> Any:
         return self._compute.slot_scores(params, batch)[..., 0]
@@ -51,8 +51,7 @@ class BradleyTerryScorer:
         scores: Scores = [[None] * len(group.responses) for group in groups]
         if not rendered:
             return scores
-        found = map_groups(self._outputs, self._params, rendered, self._mesh, cut=unpack_slots,
-                           row_length=default_row_length(rendered), rows_per_batch=self._rows, progress=progress)
+        found = self._map(self._params, rendered, progress)
         for (index, members), values in zip(places, found, strict=True):
             for i, value in zip(members, np.asarray(values, np.float64), strict=True):
                 if math.isfinite(value):

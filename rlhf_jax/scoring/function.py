@@ -48,8 +48,8 @@ class FunctionScorer:
         values = self._function(prompts=[g.prompt for g, _ in flat], completions=[r.text for _, r in flat],
                                 completion_ids=[r.ids.tolist() for _, r in flat], **columns)
         if len(values) != len(flat):
-            raise ValueError(f"scorer {self.name!r} returned {len(values)} scores for {len(flat)} completions; a reward "
-                             "function returns one number or None for each")
+            raise ValueError(f"scorer {self.name!r} returned {len(values)} scores for {len(flat)} completions; a "
+                             "reward function returns one number or None for each")
         clean = iter([self._checked(value) for value in values])
         scores = [[next(clean) for _ in group.responses] for group in groups]
         if progress:

@@ -23,8 +23,7 @@ from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, output_head
 from rlhf_jax.scoring.base import Progress, Scores
 from rlhf_jax.scoring.tournament import knock_out, round_robin
-from rlhf_jax.training.evaluate import map_groups
-from rlhf_jax.training.fit import default_row_length
+from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
 LETTERS = ("A", "B")
@@ -103,8 +102,9 @@ class PairwiseScorer:
         self.name, self.fingerprint, self.method = name, fingerprint, method
         self.failures: Counter[str] = Counter()
         self.disagreements = 0
-        self._params, self._renderer, self._mesh, self._rows = params, renderer, mesh, rows_per_batch
+        self._params, self._renderer = params, renderer
         self._compute, self._letters, self._mass = Compute(config), letter_ids(renderer), min_letter_mass
+        self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
     def _outputs(self, params: Params, batch: Any) -> Any:
         """[B, S, 2]: P(A against B), and the probability that falls on either letter."""
@@ -141,8 +141,7 @@ class PairwiseScorer:
             questions += [pair[0], pair[1]]
         if not questions:
             return [None] * len(games)
-        found = map_groups(self._outputs, self._params, questions, self._mesh, cut=unpack_slots,
-                           row_length=default_row_length(questions), rows_per_batch=self._rows, progress=progress)
+        found = self._map(self._params, questions, progress)
         out: list[float | None] = []
         for place in places:
             if place is None:
@@ -154,7 +153,7 @@ class PairwiseScorer:
                 out.append(None)
                 continue
             self.disagreements += (p_ab > 0.5) == (p_ba > 0.5)
-            out.append(float(losses.average_orders(float(p_ab), float(p_ba))))
+            out.append(float(losses.average_orders(jnp.asarray(p_ab), jnp.asarray(p_ba))))
         return out
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:

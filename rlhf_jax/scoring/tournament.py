@@ -13,7 +13,7 @@ Games = Callable[[Sequence[tuple[int, int, int]]], list[float | None]]
 def round_robin(sizes: Sequence[int], play: Games) -> Scores:
     """All pairs of each group, n (n - 1) / 2 games; a response's score is its mean probability of winning.
 
-    Identical odds in both directions are guaranteed by averaging orders, so i beats j with p means j beats i with 1 - p.
+    Both orders are averaged in each game, so i beating j with p means j beating i with 1 - p.
     A response all of whose games failed gets None.
     """
     asked = [(g, i, j) for g, size in enumerate(sizes) for i, j in itertools.combinations(range(size), 2)]

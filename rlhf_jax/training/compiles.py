@@ -17,10 +17,10 @@ class CompileCount:
         self.programs = 0
         self.seconds = 0.0
 
-    def _listen(self, event: str, duration: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _EVENT:
             self.programs += 1
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 @contextmanager

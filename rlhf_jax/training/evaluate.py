@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,51 +13,77 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
-from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, pack, pack_rows, row_shape
+from rlhf_jax.data.packing import (
+    PackedBatch,
+    RowShape,
+    default_row_length,
+    group_length,
+    pack,
+    pack_rows,
+    row_shape,
+    unpack_targets,
+)
 from rlhf_jax.losses import token_logps
 from rlhf_jax.models import Params, output_head
-from rlhf_jax.parallel import batch_sharding, replicated
+from rlhf_jax.parallel import batch_sharding, batch_ways, replicated
 from rlhf_jax.training.objectives import Compute, Metrics, Objective
 from rlhf_jax.training.step import finish_metrics
 
 Rows = list[list[int]]
 
 
-def packed_batches(groups: Sequence[PromptGroup], row_length: int, rows_per_batch: int,
-                   reference: Sequence[Sequence[np.ndarray]] | None = None, shape: RowShape | None = None,
-                   ) -> Iterator[tuple[Rows, PackedBatch]]:
+def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape,
+                   reference: Sequence[Sequence[np.ndarray]] | None = None) -> Iterator[tuple[Rows, PackedBatch]]:
     """All groups, packed best-fit, `rows_per_batch` rows at a time (the last batch padded)."""
-    rows = pack_rows([group_length(g) for g in groups], row_length)
-    shape = shape or row_shape(groups, rows, row_length)
+    rows = pack_rows([group_length(g) for g in groups], shape.tokens)
     for start in range(0, len(rows), rows_per_batch):
         some = rows[start : start + rows_per_batch]
         yield some, pack(groups, some, shape, rows_per_batch, reference)
 
 
-def map_groups(
-    fn: Callable[[Params, PackedBatch], Any], params: Params, groups: Sequence[PromptGroup], mesh: Mesh, *,
-    row_length: int, rows_per_batch: int, cut: Callable[..., dict[int, Any]],
-    progress: Callable[[int], None] | None = None,
-) -> list[Any]:
-    """Applies a packed model function to every group, data-parallel over the mesh.
+class PackedMap:
+    """A packed model function over any number of prompt groups, data-parallel over the mesh.
+
+    Row capacities only ever grow, so later calls on similar data reuse the compiled program.
 
     Args:
       fn: (params, batch [B, ...]) -> array [B, M] or [B, S, ...].
       cut: `unpack_targets` or `unpack_slots`, matching what `fn` returns.
-      progress: called with the number of groups done since the last call.
-
-    Returns:
-      One result a group, in order.
+      rows_per_batch: rows each device works on at a time.
+      row_length: tokens of a row; None takes the smallest power of two that holds every group seen.
     """
-    compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
-    results: list[Any] = [None] * len(groups)
-    for rows, batch in packed_batches(groups, row_length, rows_per_batch):
-        found = cut(np.asarray(compiled(params, batch)), groups, rows)
-        for index, value in found.items():
-            results[index] = value
-        if progress:
-            progress(len(found))
-    return results
+
+    def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
+                 rows_per_batch: int = 4, row_length: int | None = None):
+        self._compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        self._cut, self._rows, self._row_length = cut, rows_per_batch * batch_ways(mesh), row_length
+        self._shape: RowShape | None = None
+
+    def __call__(self, params: Params, groups: Sequence[PromptGroup],
+                 progress: Callable[[int], None] | None = None) -> list[Any]:
+        """One result a group, in order. `progress` gets the number of groups done since its last call."""
+        self._shape = self._grown(groups)
+        results: list[Any] = [None] * len(groups)
+        for rows, batch in packed_batches(groups, self._rows, self._shape):
+            found = self._cut(np.asarray(self._compiled(params, batch)), groups, rows)
+            for index, value in found.items():
+                results[index] = value
+            if progress:
+                progress(len(found))
+        return results
+
+    def _grown(self, groups: Sequence[PromptGroup]) -> RowShape:
+        tokens = self._row_length or max(default_row_length(groups), self._shape.tokens if self._shape else 0)
+        needed = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
+        if self._shape is None:
+            return needed
+        return RowShape(*(max(a, b) for a, b in zip(dataclasses.astuple(self._shape), dataclasses.astuple(needed),
+                                                    strict=True)))
+
+
+def logps_map(compute: Compute, mesh: Mesh, *, rows_per_batch: int = 4, row_length: int | None = None) -> PackedMap:
+    """params, groups -> per group and response, float32 log-probs of the trained tokens."""
+    return PackedMap(logps_fn(compute), mesh, unpack_targets, rows_per_batch=rows_per_batch, row_length=row_length)
 
 
 def logps_fn(compute: Compute) -> Callable[[Params, PackedBatch], Any]:
@@ -80,8 +107,10 @@ def evaluate_objective(objective: Objective, params: Params, groups: Sequence[Pr
         return sums, metrics
 
     compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    tokens = max(plan.row_length, default_row_length(groups))
+    shape = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
     parts = [jax.device_get(compiled(params, batch))
-             for _, batch in packed_batches(groups, plan.row_length, plan.micro_rows, reference)]
+             for _, batch in packed_batches(groups, plan.micro_rows, shape, reference)]
     loss = 0.0
     for name, (coefficient, _, _) in parts[0][0].items():
         weight = sum(float(sums[name][2]) for sums, _ in parts)

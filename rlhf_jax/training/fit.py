@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
-from rlhf_jax.data.packing import group_length
+from rlhf_jax.data.packing import default_row_length
 from rlhf_jax.models import Params
 from rlhf_jax.parallel import batch_ways, replicated, spec_shardings
 from rlhf_jax.training.checkpoints import Checkpoints
@@ -42,19 +42,13 @@ class NonFiniteLoss(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """params: the trained tree (float32). log_history: one dict a logging step, Hugging Face's layout. compiles: count."""
+    """params: the trained tree, float32. log_history: one dict a logging step, in Hugging Face's layout."""
 
     params: Params
     log_history: list[dict[str, Any]]
     steps: int
     compiles: int
     efficiency: float
-
-
-def default_row_length(groups: list[PromptGroup], at_least: int = 128) -> int:
-    """The smallest power of two that holds the longest group."""
-    longest = max((group_length(g) for g in groups), default=1)
-    return max(at_least, 1 << (longest - 1).bit_length())
 
 
 @dataclasses.dataclass(frozen=True)

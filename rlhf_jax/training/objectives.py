@@ -108,7 +108,7 @@ class Sft:
 
 @dataclasses.dataclass(frozen=True)
 class BradleyTerry:
-    """Reward model: -log sigma(r_chosen - r_rejected - margin), optionally with the centring term (arXiv 2312.09244)."""
+    """Reward model: -log sigma(r_chosen - r_rejected - margin), optionally with centring (arXiv 2312.09244)."""
 
     compute: Compute
     center_rewards_coefficient: float = 0.0
@@ -125,7 +125,8 @@ class BradleyTerry:
         margin = batch.pair_margin.reshape(-1) if self.use_margin else None
         terms = [Term("bradley_terry", 1.0, losses.bradley_terry(chosen, rejected, margin), weights)]
         if self.center_rewards_coefficient:
-            terms.append(Term("centering", self.center_rewards_coefficient, losses.centering(chosen, rejected), weights))
+            centering = losses.centering(chosen, rejected)
+            terms.append(Term("centering", self.center_rewards_coefficient, centering, weights))
         means = {"accuracy": _mean(chosen > rejected, mask), "margin": _mean(chosen - rejected, mask),
                  "mean_reward": _mean(outputs, batch.slot_mask)}
         low = jnp.float32(-jnp.inf)

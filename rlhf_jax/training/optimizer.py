@@ -27,7 +27,7 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
     }
     if warmup == 0:
         return after[config.lr_scheduler_type]
-    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1)) if warmup > 1 else optax.constant_schedule(peak)
+    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
     return optax.join_schedules([ramp, after[config.lr_scheduler_type]], [warmup])
 
 

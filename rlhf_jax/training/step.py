@@ -49,7 +49,7 @@ def state_shardings(optimizer: optax.GradientTransformation, params: Any, shardi
 
 
 def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
-    """The state before the first step, each array where `shardings` says. The masters are float32 copies of `params`."""
+    """The state before step 1, each array where `shardings` says; the masters are float32 copies of `params`."""
 
     def build(params: Any) -> TrainState:
         masters = cast(params, jnp.float32)

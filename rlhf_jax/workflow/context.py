@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.training.evaluate import PackedMap, logps_map
+from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.stage import Run
 from rlhf_jax.workflow.train import Setting
@@ -32,6 +34,7 @@ class Context:
     mesh: Mesh
     tick: Tick = no_tick
     _samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
+    _logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
 
     def setting(self, name: str) -> Setting:
         """Where a training stage happens, with its progress shown under `name`."""
@@ -44,6 +47,12 @@ class Context:
     def progress(self, name: str) -> Callable[[int, int], None]:
         """Progress of a stage that counts prompts or shards."""
         return lambda done, total: self.tick(name, done, total, "")
+
+    def logps_map(self, config: DecoderConfig) -> PackedMap:
+        """Log-probs of groups under a model of this shape."""
+        if config not in self._logps_maps:
+            self._logps_maps[config] = logps_map(Compute(config), self.mesh)
+        return self._logps_maps[config]
 
     def sampler(self, config: DecoderConfig, sampling: SamplingConfig, checkpoint: Checkpoint, dtype: str) -> Sampler:
         """A sampler for this model shape and these settings; the seed is an argument of the compiled programs."""

@@ -10,17 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import losses
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.data.packing import unpack_targets
+from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
 from rlhf_jax.models import Params
-from rlhf_jax.parallel import batch_ways
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.scoring import BradleyTerryScorer, PairwiseScorer, Scorer
-from rlhf_jax.training.evaluate import logps_fn, map_groups
-from rlhf_jax.training.fit import default_row_length
-from rlhf_jax.training.objectives import Compute
+from rlhf_jax.scoring import PairwiseScorer, Scorer
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.iterate import Policy, sample
 from rlhf_jax.workflow.stage import Stage
@@ -55,9 +51,7 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
             context.tick(name, place, len(scorers) + 1, scorer.name)
             groups = [g.with_scores(scorer.name, s) for g, s in zip(groups, scorer.score(groups), strict=True)]
         params: Params = start.checkpoint.params(context.mesh, jnp.dtype(dtype))
-        compute = Compute(start.checkpoint.config)
-        found = map_groups(logps_fn(compute), params, groups, context.mesh, cut=unpack_targets,
-                           row_length=default_row_length(groups), rows_per_batch=4 * batch_ways(context.mesh))
+        found = context.logps_map(start.checkpoint.config)(params, groups)
         write_groups(folder / JUDGED, add_kl(groups, found))
         context.tick(name, len(scorers) + 1, len(scorers) + 1, "")
         return {"prompts": len(groups), "failures": {s.name: dict(s.failures) for s in scorers}}
@@ -74,9 +68,11 @@ def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Se
     return read_groups(judged.folder / JUDGED)
 
 
-def evaluate_scorer(scorer: BradleyTerryScorer | PairwiseScorer, groups: Sequence[PromptGroup], seed: int
-                    ) -> PreferenceReport:
+def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> PreferenceReport:
     """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt."""
+    nothing = np.zeros(0, np.int32)
+    groups = [PromptGroup(e.prompt_id, nothing, tuple(Response(nothing, nothing, text) for text in e.responses),
+                          e.prompt, e.pairs) for e in examples]
     if isinstance(scorer, PairwiseScorer):
         pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
         found = scorer.compare([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs])

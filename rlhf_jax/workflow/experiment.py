@@ -1,11 +1,11 @@
-"""The whole workflow as one resumable run: SFT -> reward model -> baselines and online rounds -> evaluation -> results."""
+"""The whole workflow as one resumable run: SFT, reward model, baselines, online rounds, evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -15,120 +15,16 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.data.world import WorldConfig, write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
-from rlhf_jax.parallel import MeshConfig
-from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import letter_examples
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import evaluate_policy, evaluate_scorer
-from rlhf_jax.workflow.iterate import LoopOptions, Policy, Recipe, iterate, train_pairs
-from rlhf_jax.workflow.options import (
-    DataOptions,
-    PairOptions,
-    PreferenceOptions,
-    RewardOptions,
-    ScorerOptions,
-    SftOptions,
-)
-from rlhf_jax.workflow.policy import Checkpoint, prompt_groups, read_data
+from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
+from rlhf_jax.workflow.iterate import Policy, iterate, train_pairs
+from rlhf_jax.workflow.options import DataOptions, ScorerOptions
+from rlhf_jax.workflow.policy import Checkpoint, Loaded, prompt_groups, read_data
 from rlhf_jax.workflow.scorers import AnyScorer, open_scorer
 from rlhf_jax.workflow.stage import hash_path
 from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
-
-Baseline = Literal["offline_dpo", "matched_dpo", "raft"]
-
-
-@dataclasses.dataclass(frozen=True)
-class ScratchOptions:
-    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes."""
-
-    tokenizer: str
-    embed: int = 96
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 2
-    mlp: int = 256
-    max_position: int = 256
-    initializer_range: float = 0.08
-
-
-@dataclasses.dataclass(frozen=True)
-class SftSection:
-    """Supervised fine-tuning of the start: data, held-out data, training."""
-
-    data: DataOptions
-    train: SftOptions = dataclasses.field(default_factory=SftOptions)
-    eval_data: DataOptions | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardSection:
-    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder."""
-
-    data: DataOptions
-    train: RewardOptions = dataclasses.field(default_factory=RewardOptions)
-    eval_data: DataOptions | None = None
-    init: str = "policy"
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationSection:
-    """Held-out prompts and how to sample on them."""
-
-    data: DataOptions
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
-    """A run.
-
-    Attributes:
-      output_dir: the run folder. title: of the report.
-      model_name_or_path: the policy to start from; or `scratch` for fresh weights.
-      world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
-      sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
-      gold: a judge the loop never sees, for evaluation.
-      prompts: of the loop. evaluation: how policies are compared.
-      loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
-      baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
-      mesh: of devices.
-    """
-
-    output_dir: str
-    prompts: DataOptions
-    evaluation: EvaluationSection | None = None
-    title: str = "Online iterative RLHF"
-    model_name_or_path: str | None = None
-    chat_template_path: str | None = None
-    scratch: ScratchOptions | None = None
-    world: WorldConfig | None = None
-    sft: SftSection | None = None
-    reward: RewardSection | None = None
-    scorer: ScorerOptions | None = None
-    gold: ScorerOptions | None = None
-    loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
-    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
-    pairs: PairOptions = dataclasses.field(default_factory=PairOptions)
-    dpo: PreferenceOptions = dataclasses.field(default_factory=PreferenceOptions)
-    raft: SftOptions = dataclasses.field(default_factory=SftOptions)
-    baselines: tuple[Baseline, ...] = ()
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-
-    def __post_init__(self) -> None:
-        if (self.model_name_or_path is None) == (self.scratch is None):
-            raise ValueError("give exactly one of model_name_or_path (a model folder) and scratch (fresh weights); "
-                             f"given were {self.model_name_or_path!r} and {self.scratch!r}")
-        if (self.reward is None) == (self.scorer is None):
-            raise ValueError("give exactly one of reward (train a reward model in this run) and scorer (open one)")
-        if self.scratch is not None and self.sft is None:
-            raise ValueError("scratch gives random weights, so the run needs an sft section")
-        if "offline_dpo" in self.baselines and self.reward is None:
-            raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(self.loop, self.sampling, self.pairs, self.dpo, self.raft)
 
 
 @dataclasses.dataclass
@@ -191,19 +87,28 @@ class Experiment:
         self._publish(online[-1])
         return Outcome(policies, self._judge(policies, start, scorer), self.funnels, reward_model)
 
+    def preview(self) -> Loaded:
+        """The base model and the first data set the run would train on (SFT rows, or the loop's prompts)."""
+        if self.config.world is not None:
+            self._world(self.config.world)
+        checkpoint, section = self._base(), self.config.sft
+        name, data, kind = ("sft", section.data, "sft") if section else ("prompts", self.config.prompts, "prompt")
+        groups = self.groups(name, data, kind, checkpoint)
+        return Loaded(checkpoint, groups, [], self.funnels[name])
+
+    def _base(self) -> Checkpoint:
+        c = self.config
+        folder = self._fresh(c.scratch) if c.scratch is not None else Path(str(c.model_name_or_path)).expanduser()
+        return Checkpoint(folder, c.chat_template_path)
+
     def _world(self, world: WorldConfig) -> None:
         if not (self.folder / "world" / "tokenizer").is_dir():
             write_world(self.folder / "world", world)
 
     def start(self) -> Policy:
         """The policy the rounds start from: the given model, or what SFT makes of it."""
-        c = self.config
-        if c.scratch is not None:
-            folder = self._fresh(c.scratch)
-        else:
-            folder = Path(str(c.model_name_or_path)).expanduser()
-        checkpoint = Checkpoint(folder, c.chat_template_path)
-        base = Policy("base", checkpoint, hash_path(folder))
+        c, checkpoint = self.config, self._base()
+        base = Policy("base", checkpoint, hash_path(checkpoint.folder))
         if c.sft is None:
             return dataclasses.replace(base, label="sft")
         section = c.sft
@@ -257,11 +162,10 @@ class Experiment:
         scorer = open_scorer(options, self.context.mesh, "proxy")
         if section.eval_data is None:
             return scorer, None
-        assert not hasattr(scorer, "_function")
-        held_out = self.groups("reward/eval", section.eval_data, "preference", checkpoint)
-        return scorer, self._evaluate_reward(scorer, held_out, section.eval_data)
+        return scorer, self._evaluate_reward(scorer, section.eval_data)
 
-    def _evaluate_reward(self, scorer: Any, held_out: list[PromptGroup], data: DataOptions) -> Mapping[str, Any]:
+    def _evaluate_reward(self, scorer: AnyScorer, data: DataOptions) -> Mapping[str, Any]:
+        held_out, self.funnels["reward/eval"] = read_data(self.located(data), "preference")
         inputs = {"scorer": scorer.fingerprint, "data": self._data_key(data)}
 
         def body(folder: Path) -> Mapping[str, Any]:
@@ -280,10 +184,10 @@ class Experiment:
         else:
             groups = self.groups("reward", section.data, "preference", checkpoint)
         inputs = {"base": base_key, "data": self._data_key(section.data), "train": train}
-        stage_of = sft_stage if train.kind == "pairwise" else bradley_terry_stage
+        stage_of: Any = sft_stage if train.kind == "pairwise" else bradley_terry_stage
 
         def body(folder: Path) -> Mapping[str, Any]:
-            return stage_of(folder, options=train, params=checkpoint.params(self.context.mesh),  # type: ignore
+            return stage_of(folder, options=train, params=checkpoint.params(self.context.mesh),
                             config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
                             base=str(checkpoint.folder), setting=self.context.setting("reward"))
 

@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, save_hf
-from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.context import Context
@@ -111,7 +111,8 @@ def sample(context: Context, name: str, policy: Policy, prompts: Sequence[Prompt
            dtype: str, shard_size: int) -> Stage:
     """The sampling stage of a policy over some prompts."""
     longest = max(len(p.prompt_ids) for p in prompts)
-    sampling = dataclasses.replace(sampling, prompt_length=sampling.prompt_length or max(16, 1 << (longest - 1).bit_length()))
+    capacity = sampling.prompt_length or max(16, 1 << (longest - 1).bit_length())
+    sampling = dataclasses.replace(sampling, prompt_length=capacity)
     ids = [p.prompt_id for p in prompts]
     inputs = {"policy": policy.key, "prompts": groups_fingerprint(prompts), "prompt_ids": ids, "sampling": sampling,
               "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}

@@ -42,7 +42,7 @@ def _select(ranked: list[int], rule: str, rng: random.Random) -> tuple[int, int]
 
 
 def make_pair(group: PromptGroup, scorer: str, options: PairOptions) -> tuple[PromptGroup | None, str]:
-    """The group reduced to its pair, response 0 chosen and 1 rejected, margin = penalised gap; or the reason why not."""
+    """The group reduced to its pair (response 0 chosen, margin the penalised gap), or the reason why not."""
     able = candidates(group, scorer, options)
     if len(able) < 2:
         return None, "fewer_than_two_scored"

@@ -57,6 +57,16 @@ class Checkpoint:
         return partial(continuation_text, self.tokenizer)
 
 
+@dataclasses.dataclass
+class Loaded:
+    """A model and the data read for it, before a stage starts; also what `--dry-run` shows."""
+
+    checkpoint: Checkpoint
+    groups: list[PromptGroup]
+    eval_groups: list[PromptGroup]
+    funnel: Funnel
+
+
 def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Text of a response, its leading space as in the running text, special tokens left out."""
     before = tokenizer.decode(list(prompt_ids)[-8:], skip_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.packing import unpack_targets
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import batch_ways
-from rlhf_jax.training.evaluate import logps_fn, map_groups
-from rlhf_jax.training.fit import default_row_length
+from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 
 
@@ -60,8 +58,7 @@ def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGro
         with np.load(path) as stored:
             flat = stored["logps"]
         return _cut(flat, sizes)
-    found = map_groups(logps_fn(compute), cast(params, dtype), groups, mesh, cut=unpack_targets,
-                       row_length=row_length or default_row_length(list(groups)), rows_per_batch=rows * batch_ways(mesh))
+    found = logps_map(compute, mesh, rows_per_batch=rows, row_length=row_length)(cast(params, dtype), groups)
     cache.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as stream:
@@ -74,5 +71,5 @@ def _cut(flat: np.ndarray, sizes: list[list[int]]) -> list[list[np.ndarray]]:
     edges = np.cumsum([0, *(n for group in sizes for n in group)])
     if edges[-1] != len(flat):
         raise ValueError("a cached reference file has another number of tokens than the data; delete the cache folder")
-    pieces = iter([flat[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    pieces = iter([flat[a:b] for a, b in itertools.pairwise(edges)])
     return [[next(pieces) for _ in group] for group in sizes]

@@ -11,7 +11,8 @@ from typing import Any
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
-from rlhf_jax.workflow.experiment import ExperimentConfig, Outcome
+from rlhf_jax.workflow.experiment import Outcome
+from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.stage import Run, to_plain
 
 PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")

@@ -11,13 +11,11 @@ import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.data.packing import unpack_targets
 from rlhf_jax.models import Params, cast
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
-from rlhf_jax.training.evaluate import logps_fn, map_groups
-from rlhf_jax.training.fit import default_row_length
+from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 
 Progress = Callable[[int, int], None]
@@ -60,8 +58,7 @@ def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
 def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any,
                 tolerance: float) -> float:
     """Largest |sampler - trainer| log-prob difference over `groups`; raises LogpMismatch above `tolerance`."""
-    found = map_groups(logps_fn(compute), params, groups, sampler.mesh, cut=unpack_targets,
-                       row_length=default_row_length(list(groups)), rows_per_batch=sampler.sampling.slots)
+    found = logps_map(compute, sampler.mesh)(params, groups)
     worst = max(float(np.max(np.abs(ours - r.logps))) for group, per in zip(groups, found, strict=True)
                 for r, ours in zip(group.responses, per, strict=True) if r.logps is not None)
     if not worst <= tolerance:
@@ -124,5 +121,7 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
             done += 1
             progress(done, len(paths))
     groups = read_shards(folder)
-    return {"prompts": len(groups), **score_metrics(groups, scorer.name), "failures": dict(scorer.failures),
+    unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
+    return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
+            "failures": dict(scorer.failures),
             "compiled_programs": compiles.programs}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from rlhf_jax.parallel import batch_ways
 from rlhf_jax.scoring import BradleyTerryScorer, FunctionScorer, PairwiseScorer, load_function
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
 from rlhf_jax.workflow.policy import Checkpoint
@@ -15,7 +14,7 @@ from rlhf_jax.workflow.stage import fingerprint, hash_path
 AnyScorer = BradleyTerryScorer | PairwiseScorer | FunctionScorer
 
 
-def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, rows_per_device: int = 4) -> AnyScorer:
+def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     """The scorer that `options` describe, called `name` in the data.
 
     Raises:
@@ -29,9 +28,8 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, rows_per_device: 
     checkpoint = Checkpoint(Path(options.model_name_or_path).expanduser(), options.chat_template_path)
     data = DataOptions(max_length=options.max_length, overlong="drop", text_as_chat=options.text_as_chat)
     key = fingerprint({"options": options, "weights": hash_path(checkpoint.folder)})
-    rows = rows_per_device * batch_ways(mesh)
     if options.kind == "pairwise":
         return PairwiseScorer(checkpoint.params(mesh), checkpoint.config, checkpoint.renderer(data), mesh, name=name,
-                              fingerprint=key, method=options.method, rows_per_batch=rows)
+                              fingerprint=key, method=options.method)
     return BradleyTerryScorer(checkpoint.params(mesh), checkpoint.config, checkpoint.renderer(data), mesh, name=name,
-                              fingerprint=key, rows_per_batch=rows)
+                              fingerprint=key)

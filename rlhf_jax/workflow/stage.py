@@ -119,7 +119,7 @@ class Run:
     announce: Callable[[str], None] = print
 
     def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Stage:
-        """`run_stage` in this run's folder; the same inputs under the same name are one stage, shared by all who ask."""
+        """`run_stage` in this run's folder; the same inputs under the same name are one stage for all who ask."""
         key = fingerprint({"stage": name, "inputs": inputs})
         folder = self.folder / "stages" / f"{name.replace('/', '-')}-{key[:10]}"
         known = any(stage.folder == folder for stage in self.stages)

@@ -1,4 +1,4 @@
-"""The training stages: SFT, reward and preference models, preference optimisation. Each ends in a Hugging Face folder."""
+"""The training stages: SFT, reward and preference models, preference optimisation; out comes a model folder."""
 
 from __future__ import annotations
 

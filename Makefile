@@ -1,0 +1,34 @@
+# Two commands do everything on a fresh machine:  make quickstart   and   make test
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SEEDS  ?= 5
+
+.PHONY: quickstart test test-slow lint check reproduce clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,lint]"
+	touch $@
+
+quickstart: $(VENV)/.installed        ## the whole workflow on the embedded default, then a report to open
+	$(BIN)/rlhf-jax quickstart
+
+test: $(VENV)/.installed              ## the tests
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+
+test-slow: $(VENV)/.installed         ## minutes-long suites: kill and resume, parity with torch where it is installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test                      ## what a commit must pass
+
+reproduce: $(VENV)/.installed         ## the quickstart over SEEDS seeds, summarised in docs/results/quickstart.md
+	$(BIN)/python -m rlhf_jax.cli.reproduce --seeds $(SEEDS) --output docs/results/quickstart.md
+
+clean:
+	rm -rf runs $(VENV)

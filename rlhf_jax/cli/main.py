@@ -1,0 +1,96 @@
+"""`rlhf-jax VERB --config x.yaml --key value`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+VERB_HELP = {
+    "quickstart": "the whole workflow on the embedded default: minutes on two CPU cores, no network",
+    "iterate": "SFT -> reward model -> (sample, score, pair, train) x rounds -> evaluation -> report",
+    "sft": "supervised fine-tuning",
+    "reward": "train a Bradley-Terry or a pairwise preference model",
+    "generate": "sample n continuations of every prompt",
+    "score": "score sampled responses",
+    "pairs": "choose preference pairs from scored responses",
+    "dpo": "train on preference pairs (the DPO family)",
+    "evaluate": "evaluate a reward or preference model on held-out pairs",
+    "report": "draw the report of a finished run again",
+}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: rlhf-jax VERB [--config x.yaml] [--key value ...]   (rlhf-jax VERB --help lists the keys)\n")
+        print("\n".join(f"  {verb:<11} {text}" for verb, text in VERB_HELP.items()))
+        print("\nevery verb takes --dry-run: print the resolved config, the model, the data funnel and three examples")
+        raise SystemExit(0)
+    verb, rest = args[0], args[1:]
+    if verb not in VERB_HELP:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERB_HELP, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"rlhf-jax: no verb {verb!r}{hint} Known are: {', '.join(VERB_HELP)}", file=sys.stderr)
+        raise SystemExit(2)
+    dry_run = "--dry-run" in rest
+    rest = [arg for arg in rest if arg != "--dry-run"]
+    _environment()
+    try:
+        _dispatch(verb, rest, dry_run)
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("RLHF_JAX_TRACEBACK"):
+            raise
+        print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
+        print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _environment() -> None:
+    """Quiet libraries and a compilation cache that outlives the process; both can be overridden from outside."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rlhf_jax" / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
+    from rlhf_jax.cli.parser import parse, show
+
+    if verb == "report":
+        from rlhf_jax.cli.run import ReportCommand, report
+
+        report(parse(ReportCommand, verb, args))
+        return
+    from rlhf_jax.workflow.commands import VERBS
+    from rlhf_jax.workflow.experiment_config import ExperimentConfig
+
+    if verb in ("iterate", "quickstart"):
+        with resources.as_file(resources.files("rlhf_jax.cli") / "quickstart.yaml") as default:
+            first = ["--config", str(default)] if verb == "quickstart" else []
+            command: Any = parse(ExperimentConfig, verb, [*first, *args])
+    else:
+        command = parse(VERBS[verb][0], verb, args)
+
+    from rlhf_jax.cli import run
+
+    if dry_run:
+        print(show(command))
+        run.dry_run(command)
+    elif isinstance(command, ExperimentConfig):
+        run.experiment(command)
+    else:
+        stage = run.single(verb, command)
+        print(json.dumps(stage.report, indent=1))
+        print(f"\n{verb}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}, in {stage.folder}")
+
+
+if __name__ == "__main__":
+    main()

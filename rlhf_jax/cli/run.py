@@ -1,0 +1,118 @@
+"""Running a parsed command with progress on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rlhf_jax.data.chat import describe
+from rlhf_jax.models import count_params
+from rlhf_jax.parallel import initialize, is_main_process, make_mesh
+from rlhf_jax.report import headline, write_markdown, write_report
+from rlhf_jax.workflow.commands import VERBS, loaded
+from rlhf_jax.workflow.context import Context, Tick
+from rlhf_jax.workflow.experiment import Experiment
+from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.policy import Loaded
+from rlhf_jax.workflow.results import gather
+from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportCommand:
+    """Drawing the report of a finished run again, from its results.json.
+
+    Attributes:
+      run: the run folder.
+    """
+
+    run: str
+
+
+@contextmanager
+def _bars() -> Iterator[tuple[Console, Tick]]:
+    """A progress bar for the stage at work, with an estimate of what is left; plain lines without a terminal."""
+    console = Console(highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
+               TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not is_main_process()) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tick(name: str, done: int, total: int, words: str) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, total=total, words=words)
+            progress.update(tasks[name], completed=done, total=total, words=words)
+            if done >= total:
+                progress.remove_task(tasks.pop(name))
+
+        yield console, tick
+
+
+def _context(folder: str, config: Any, mesh: Any, console: Console, tick: Tick) -> Context:
+    run = Run(Path(folder), config, announce=console.print if is_main_process() else lambda _: None)
+    return Context(run, make_mesh(mesh), tick)
+
+
+def single(verb: str, command: Any) -> Stage:
+    """Runs one stage."""
+    initialize()
+    with _bars() as (console, tick):
+        context = _context(command.output_dir, command, getattr(command, "mesh", None), console, tick)
+        return VERBS[verb][1](command, context)
+
+
+def experiment(config: ExperimentConfig) -> None:
+    """Runs the whole workflow and ends with the page a person opens."""
+    initialize()
+    with _bars() as (console, tick):
+        context = _context(config.output_dir, config, config.mesh, console, tick)
+        outcome = Experiment(config, context).run()
+        context.run.write_manifest()
+    if not is_main_process():
+        return
+    results = gather(config, context.run, outcome)
+    write_json_atomic(context.run.folder / "results.json", results)
+    report(ReportCommand(str(context.run.folder)))
+
+
+def report(command: ReportCommand) -> None:
+    """Writes report.html, figures/ and report.md beside results.json and says the main points."""
+    folder = Path(command.run)
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
+    results = json.loads(path.read_text())
+    page = write_report(results, folder)
+    (folder / "report.md").write_text(write_markdown(results))
+    print(write_markdown(results) if results["policies"] else "\n".join(headline(results)))
+    print(f"\nreport: {page}")
+
+
+def dry_run(command: Any) -> None:
+    """Prints the model's size, the data funnel and three rendered examples, trained-on tokens between [ and ].
+
+    Nothing is written to the command's output folder.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = dataclasses.replace(command, output_dir=folder)
+        data: Loaded | None
+        if isinstance(command, ExperimentConfig):
+            run = Run(Path(folder), command, announce=lambda _: None)
+            data = Experiment(command, Context(run, make_mesh(command.mesh))).preview()
+        else:
+            data = loaded(command)
+        if data is None:
+            print("this verb reads no training data; the config above is all there is to show")
+            return
+        config = data.checkpoint.config
+        print(f"model: {config.family}, {count_params(config):,} parameters\n\n{data.funnel}\n")
+        for group in data.groups[:3]:
+            print(describe(group, data.checkpoint.tokenizer), end="\n\n")

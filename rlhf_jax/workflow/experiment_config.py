@@ -1,0 +1,124 @@
+"""The options of a whole run: one YAML, one frozen dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from rlhf_jax.data.world import WorldConfig
+from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.workflow.iterate import LoopOptions, Recipe
+from rlhf_jax.workflow.options import (
+    DataOptions,
+    PairOptions,
+    PreferenceOptions,
+    RewardOptions,
+    ScorerOptions,
+    SftOptions,
+)
+
+Baseline = Literal["offline_dpo", "matched_dpo", "raft"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchOptions:
+    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes."""
+
+    tokenizer: str
+    embed: int = 96
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 256
+    max_position: int = 256
+    initializer_range: float = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSection:
+    """Supervised fine-tuning of the start: data, held-out data, training."""
+
+    data: DataOptions
+    train: SftOptions = dataclasses.field(default_factory=SftOptions)
+    eval_data: DataOptions | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSection:
+    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder."""
+
+    data: DataOptions
+    train: RewardOptions = dataclasses.field(default_factory=RewardOptions)
+    eval_data: DataOptions | None = None
+    init: str = "policy"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSection:
+    """Held-out prompts and how to sample on them."""
+
+    data: DataOptions
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """A run.
+
+    Attributes:
+      output_dir: the run folder. title: of the report.
+      model_name_or_path: the policy to start from; or `scratch` for fresh weights.
+      world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
+      sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
+      gold: a judge the loop never sees, for evaluation.
+      prompts: of the loop. evaluation: how policies are compared.
+      loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
+      baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
+      mesh: of devices.
+    """
+
+    output_dir: str
+    prompts: DataOptions
+    evaluation: EvaluationSection | None = None
+    title: str = "Online iterative RLHF"
+    model_name_or_path: str | None = None
+    chat_template_path: str | None = None
+    scratch: ScratchOptions | None = None
+    world: WorldConfig | None = None
+    sft: SftSection | None = None
+    reward: RewardSection | None = None
+    scorer: ScorerOptions | None = None
+    gold: ScorerOptions | None = None
+    loop: LoopOptions = dataclasses.field(default_factory=LoopOptions)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    pairs: PairOptions = dataclasses.field(default_factory=PairOptions)
+    dpo: PreferenceOptions = dataclasses.field(default_factory=PreferenceOptions)
+    raft: SftOptions = dataclasses.field(default_factory=SftOptions)
+    baselines: tuple[Baseline, ...] = ()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.scratch is None):
+            raise ValueError("give exactly one of model_name_or_path (a model folder) and scratch (fresh weights); "
+                             f"given were {self.model_name_or_path!r} and {self.scratch!r}")
+        if (self.reward is None) == (self.scorer is None):
+            raise ValueError("give exactly one of reward (train a reward model in this run) and scorer (open one)")
+        if self.scratch is not None and self.sft is None:
+            raise ValueError("scratch gives random weights, so the run needs an sft section")
+        if "offline_dpo" in self.baselines and self.reward is None:
+            raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(self.loop, self.sampling, self.pairs, self.dpo, self.raft)
+
+
+def reseeded(config: Any, shift: int) -> Any:
+    """A config with `shift` added to every field called `seed`, at any depth: another repetition of the same run."""
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        return config
+    changed = {f.name: getattr(config, f.name) + shift if f.name == "seed" else reseeded(getattr(config, f.name), shift)
+               for f in dataclasses.fields(config)}
+    return dataclasses.replace(config, **changed)
