@@ -41,7 +41,7 @@ def main() -> None:
         raise SystemExit(2)
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
-    _environment()
+    prepare_environment()
     try:
         _dispatch(verb, rest, dry_run)
     except (ValueError, RuntimeError, OSError) as error:
@@ -52,7 +52,7 @@ def main() -> None:
         raise SystemExit(1) from error
 
 
-def _environment() -> None:
+def prepare_environment() -> None:
     """Quiet libraries and a compilation cache that outlives the process; both can be overridden from outside."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -73,6 +73,11 @@ class PreferenceLoss:
         return any(LOSSES[name].needs_reference for name in self.loss_types)
 
     @property
+    def compares_pairs(self) -> bool:
+        """Whether any chosen loss looks across the pairs of a batch (`aot`), so that the batch may not be cut."""
+        return any("mask" in LOSSES[name].inputs for name in self.loss_types)
+
+    @property
     def needs_margin(self) -> bool:
         """Whether any chosen loss reads reward gaps."""
         return any("margin" in LOSSES[name].inputs for name in self.loss_types)

@@ -70,7 +70,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """Base and scaling from either layout: `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling`."""
     parameters = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta")}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    theta = float(parameters.get("rope_theta") or 10_000.0)
+    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10_000.0)
     if kind == "default":
         return theta, None
     if kind == "llama3":
@@ -78,6 +78,22 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
                                   float(parameters["high_freq_factor"]),
                                   int(parameters["original_max_position_embeddings"]))
     raise ValueError(f"config.json asks for rope type {kind!r}; supported are 'default' and 'llama3'")
+
+
+def _window(raw: Mapping[str, Any], family: str) -> int | None:
+    """The sliding window of all layers, or None; qwen slides from layer `max_window_layers` on."""
+    if family == "llama" or not raw.get("use_sliding_window", family == "mistral"):
+        return None
+    window = raw.get("sliding_window", 4096)  # absent: transformers' default
+    layers, first = raw["num_hidden_layers"], 0 if family == "mistral" else raw.get("max_window_layers", 28)
+    kinds = raw.get("layer_types") or ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    if window is None or "sliding_attention" not in kinds:
+        return None
+    if "full_attention" in kinds:
+        raise ValueError(f"config.json gives sliding_window = {window} to some layers and full attention to others "
+                         f"(layer_types or max_window_layers = {first}); the {family} decoder here knows one kind for "
+                         "all layers")
+    return int(window)
 
 
 def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -95,10 +111,9 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     architecture = (raw.get("architectures") or [""])[0]
     labels = 0
     if architecture.endswith("ForSequenceClassification"):
-        labels = int(raw.get("num_labels") or len(raw.get("id2label") or {0: ""}))
+        labels = int(raw.get("num_labels") or len(raw.get("id2label") or "01"))  # absent: transformers' default of 2
     theta, scaling = _rope(raw)
     eos = raw.get("eos_token_id")
-    windowed = raw.get("use_sliding_window", family == "mistral")
     return DecoderConfig(
         family=family,
         vocab_size=raw["vocab_size"],
@@ -113,7 +128,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
         rope_scaling=scaling,
         max_position=raw.get("max_position_embeddings", 2048),
         tie_embeddings=raw.get("tie_word_embeddings", False),
-        window=raw.get("sliding_window") if windowed else None,
+        window=_window(raw, family),
         num_labels=labels,
         bos_token_id=raw.get("bos_token_id"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
@@ -126,6 +141,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
 def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
     """The config.json that `transformers` loads as the same model, causal or classifier."""
     kind = "ForSequenceClassification" if config.is_classifier else "ForCausalLM"
+    eos = config.eos_token_ids
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         s = config.rope_scaling
@@ -151,7 +167,7 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": config.initializer_range,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(config.eos_token_ids) if len(config.eos_token_ids) != 1 else config.eos_token_ids[0],
+        "eos_token_id": list(eos) if len(eos) > 1 else next(iter(eos), None),
         "pad_token_id": config.pad_token_id,
         "dtype": dtype,
         "torch_dtype": dtype,
@@ -162,6 +178,7 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
         raw["sliding_window"] = config.window
     if config.family in ("qwen2", "qwen3"):
         raw["use_sliding_window"] = config.window is not None
+        raw["max_window_layers"] = 0 if config.window is not None else config.layers
     if config.is_classifier:
         raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.num_labels)}
         raw["label2id"] = {f"LABEL_{i}": i for i in range(config.num_labels)}

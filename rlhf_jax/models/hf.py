@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,13 @@ def _shards(folder: Path) -> dict[str, Path]:
                               "convert older formats with transformers' save_pretrained(safe_serialization=True)")
     with safe_open(single, framework="numpy") as reader:
         return dict.fromkeys(reader.keys(), single)
+
+
+def _hf_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
+    """Shape of a weight in the file (see `ParamSpec.inputs`)."""
+    if inputs is None:
+        return shape
+    return (math.prod(shape),) if inputs == 0 else (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
 
 
 def _from_hf(tensor: np.ndarray, shape: tuple[int, ...], inputs: int | None) -> np.ndarray:
@@ -108,8 +116,8 @@ def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: 
 
     def read(name: str, shape: tuple[int, ...], inputs: int | None) -> np.ndarray:
         tensor = readers[files[name]].get_tensor(name)
-        if tensor.size != int(np.prod(shape)):
-            raise CheckpointError(f"{name} in {files[name]} has shape {tensor.shape}; config.json implies {shape}. "
+        if tensor.shape != (expected := _hf_shape(shape, inputs)):
+            raise CheckpointError(f"{name} in {files[name]} has shape {tensor.shape}; config.json implies {expected}. "
                                   "The weights belong to another configuration")
         return _from_hf(tensor, shape, inputs).astype(dtype)
 

@@ -59,6 +59,10 @@ class SamplingConfig:
         if self.lanes is not None and not 1 <= self.lanes <= self.num_generations:
             raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
                              "choose between 1 and that")
+        given = len(self.temperature) if isinstance(self.temperature, tuple) else 1
+        if not 1 <= given <= self.num_generations:
+            raise ValueError(f"temperature has {given} values for num_generations = {self.num_generations} samples; "
+                             "give one value, or at most one for each sample")
         if min(self.temperatures) < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
             raise ValueError(f"temperature = {self.temperature}, top_p = {self.top_p}, min_p = {self.min_p}, top_k = "
                              f"{self.top_k}: need temperature >= 0, 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0")

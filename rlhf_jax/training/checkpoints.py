@@ -21,17 +21,20 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, log: list[dict[str, Any]]) -> None:
-        """Starts writing `state` and the metric history; returns before the disk is done."""
+    def save(self, step: int, state: TrainState, log: list[dict[str, Any]], unlogged: list[dict[str, float]]) -> None:
+        """Starts writing `state`, the metric history and the steps since its last line; returns before it is done."""
         self._manager.save(step, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_tree(state)), log=ocp.args.JsonSave({"log_history": log})))
+            state=ocp.args.StandardSave(_tree(state)),
+            # copies: the disk is written in a thread while the caller's lists grow
+            log=ocp.args.JsonSave({"log_history": list(log), "unlogged": list(unlogged)})))
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, list[dict[str, Any]]]:
-        """State of `step` with the shapes, dtypes and shardings of `like`, and the metric history up to it."""
+    def restore(self, step: int, like: TrainState
+                ) -> tuple[TrainState, list[dict[str, Any]], list[dict[str, float]]]:
+        """What `save` was given at `step`; the state with the shapes, dtypes and shardings of `like`."""
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
         out = self._manager.restore(step, args=ocp.args.Composite(
             state=ocp.args.StandardRestore(target), log=ocp.args.JsonRestore()))
-        return TrainState(**out["state"]), list(out["log"]["log_history"])
+        return TrainState(**out["state"]), list(out["log"]["log_history"]), list(out["log"]["unlogged"])
 
     def close(self) -> None:
         """Waits for the last save and releases the folder."""

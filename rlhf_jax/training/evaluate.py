@@ -97,9 +97,12 @@ def logps_fn(compute: Compute) -> Callable[[Params, PackedBatch], Any]:
     return fn
 
 
-def evaluate_objective(objective: Objective, params: Params, groups: Sequence[PromptGroup], plan: BatchPlan,
-                       mesh: Mesh, *, reference: Sequence[Sequence[np.ndarray]] | None = None) -> dict[str, float]:
-    """Loss and metrics of an objective over held-out groups, weighted exactly (no mean of means)."""
+def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: BatchPlan, mesh: Mesh, *,
+                   reference: Sequence[Sequence[np.ndarray]] | None = None) -> Callable[[Params], dict[str, float]]:
+    """params -> loss and metrics of an objective over held-out groups, weighted exactly (no mean of means).
+
+    One program, compiled at the first call, serves all calls.
+    """
 
     def fn(params: Params, batch: PackedBatch) -> Any:
         terms, metrics = objective.terms(objective.outputs(params, batch), batch)
@@ -109,13 +112,17 @@ def evaluate_objective(objective: Objective, params: Params, groups: Sequence[Pr
     compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
     tokens = max(plan.row_length, default_row_length(groups))
     shape = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
-    parts = [jax.device_get(compiled(params, batch))
-             for _, batch in packed_batches(groups, plan.micro_rows, shape, reference)]
-    loss = 0.0
-    for name, (coefficient, _, _) in parts[0][0].items():
-        weight = sum(float(sums[name][2]) for sums, _ in parts)
-        loss += float(coefficient) * sum(float(sums[name][1]) for sums, _ in parts) / max(weight, 1.0)
-    means = jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *(m.means for _, m in parts))
-    maxima = jax.tree.map(lambda *xs: np.max(xs), *(m.maxima for _, m in parts))
-    finished = finish_metrics(Metrics(means, maxima))
-    return {"loss": loss, **{name: float(value) for name, value in finished.items()}}
+
+    def evaluate(params: Params) -> dict[str, float]:
+        parts = [jax.device_get(compiled(params, batch))
+                 for _, batch in packed_batches(groups, plan.micro_rows, shape, reference)]
+        loss = 0.0
+        for name, (coefficient, _, _) in parts[0][0].items():
+            weight = sum(float(sums[name][2]) for sums, _ in parts)
+            loss += float(coefficient) * sum(float(sums[name][1]) for sums, _ in parts) / max(weight, 1.0)
+        means = jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *(m.means for _, m in parts))
+        maxima = jax.tree.map(lambda *xs: np.max(xs), *(m.maxima for _, m in parts))
+        finished = finish_metrics(Metrics(means, maxima))
+        return {"loss": loss, **{name: float(value) for name, value in finished.items()}}
+
+    return evaluate

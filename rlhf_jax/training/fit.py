@@ -23,7 +23,7 @@ from rlhf_jax.parallel import batch_ways, replicated, spec_shardings
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.config import TrainConfig
-from rlhf_jax.training.evaluate import evaluate_objective
+from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.objectives import Objective
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import Assemble, TrainState, init_state, make_train_step, state_shardings, whole
@@ -96,18 +96,21 @@ def fit(
     step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
                               frozen_shardings=frozen_shardings, dtype=dtype)
     log: list[dict[str, Any]] = []
+    unlogged: list[dict[str, float]] = []
     with count_compiles() as compiles:
         state = init_state(optimizer, model.trained, shardings)
         checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
         if checkpoints and (last := checkpoints.latest()) is not None:
-            state, log = checkpoints.restore(last, state)
-        loop = _Loop(plan, config, checkpoints, report, log)
+            state, log, unlogged = checkpoints.restore(last, state)
+        loop = _Loop(plan, config, checkpoints, report, log, unlogged)
+        evaluate = None
+        if eval_groups:
+            evaluator = make_evaluator(objective, eval_groups, plan, mesh, reference=eval_reference)
 
-        def evaluate(state: TrainState) -> dict[str, float]:
-            return evaluate_objective(objective, model.assemble(state.params, frozen), eval_groups or [], plan,
-                                      mesh, reference=eval_reference)
+            def evaluate(state: TrainState) -> dict[str, float]:
+                return evaluator(model.assemble(state.params, frozen))
 
-        state = loop.run(step_fn, state, frozen, evaluate if eval_groups else None)
+        state = loop.run(step_fn, state, frozen, evaluate)
         if checkpoints:
             checkpoints.close()
     return FitResult(state.params, loop.log, plan.steps, compiles.programs, plan.efficiency)
@@ -117,9 +120,9 @@ class _Loop:
     """Walks the plan; keeps what is not yet logged."""
 
     def __init__(self, plan: BatchPlan, config: TrainConfig, checkpoints: Checkpoints | None, report: Reporter,
-                 log: list[dict[str, Any]]):
+                 log: list[dict[str, Any]], unlogged: list[dict[str, float]]):
         self.plan, self.config, self.checkpoints, self.report, self.log = plan, config, checkpoints, report, log
-        self._window: list[dict[str, float]] = []
+        self._window = unlogged
         self._clock = time.perf_counter()
 
     def run(self, step_fn: Any, state: TrainState, frozen: Params, evaluate: Any) -> TrainState:
@@ -138,7 +141,7 @@ class _Loop:
                 scores = {f"eval_{name}": value for name, value in evaluate(state).items()}
                 self.log.append({"step": step + 1, "epoch": self._epoch(step + 1), **scores})
             if self.checkpoints and (last or _due(step + 1, self.config.save_steps)):
-                self.checkpoints.save(step + 1, state, self.log)
+                self.checkpoints.save(step + 1, state, self.log, self._window)
         return state
 
     def _epoch(self, step: int) -> float:

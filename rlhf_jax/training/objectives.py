@@ -79,6 +79,22 @@ def of_pairs(values: Array, batch: PackedBatch) -> tuple[Array, Array]:
     return picked[:, 0], picked[:, 1]
 
 
+def ld_weights(lengths: Array, batch: PackedBatch, alpha: float) -> Array:
+    """[B, M] LD-DPO weights of the targets, from the branches' lengths [B, S] in tokens (see `ld_token_weights`)."""
+
+    def one(length: Array, row: PackedBatch) -> Array:
+        index = jnp.arange(row.target_slot.shape[0])
+        slots = row.slot_mask.shape[0]
+        first = jax.ops.segment_min(jnp.where(row.target_mask, index, index.size), row.target_slot, slots)
+        both = jnp.min(length[row.pair_slots], axis=-1, keepdims=True)  # [P, 1]
+        both = jnp.broadcast_to(jnp.where(row.pair_mask[:, None], both, jnp.inf), row.pair_slots.shape)
+        shared = jnp.full(slots, jnp.inf).at[row.pair_slots].min(both)
+        slot = row.target_slot
+        return losses.ld_token_weights(index - first[slot], length[slot], shared[slot], alpha)
+
+    return jax.vmap(one)(lengths, batch)
+
+
 def _mean(values: Array, mask: Array) -> tuple[Array, Array]:
     weights = mask.astype(jnp.float32)
     return jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0)), jnp.sum(weights)
@@ -137,10 +153,17 @@ class BradleyTerry:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """The DPO family and its reference-free relatives, as `losses.PreferenceLoss` says."""
+    """The DPO family and its reference-free relatives, as `losses.PreferenceLoss` says.
+
+    Attributes:
+      ld_alpha: LD-DPO, weight of the tokens beyond the pair's shared length, policy and reference alike; None for 1.
+      use_weighting: WPO, pairs count by how likely the policy itself finds both responses.
+    """
 
     compute: Compute
     loss: PreferenceLoss
+    ld_alpha: float | None = None
+    use_weighting: bool = False
 
     @property
     def needs_reference(self) -> bool:
@@ -151,11 +174,16 @@ class Preference:
 
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
         logps, stats = outputs
-        policy, reference = slot_sums(logps, batch), slot_sums(batch.reference_logps, batch)
         lengths = slot_sums(jnp.ones_like(logps), batch)
+        counted = jnp.ones_like(logps) if self.ld_alpha is None else ld_weights(lengths, batch, self.ld_alpha)
+        policy, reference = slot_sums(logps * counted, batch), slot_sums(batch.reference_logps * counted, batch)
         mask = batch.pair_mask.reshape(-1)
         pair = PairLogps(*of_pairs(policy, batch), *of_pairs(reference, batch), *of_pairs(lengths, batch))
         terms = losses.preference_loss(pair, self.loss, mask=mask, margin=batch.pair_margin.reshape(-1))
+        if self.use_weighting:
+            adjusted = slot_sums(logps - stats.log_sum_p2, batch) / jnp.maximum(lengths, 1.0)
+            likely, likely_too = of_pairs(losses.wpo_weight(adjusted), batch)
+            terms = tuple(term._replace(values=term.values * likely * likely_too) for term in terms)
         chosen, rejected = losses.implicit_rewards(pair, self.loss.beta)
         mean_logits = slot_sums(stats.mean_logit, batch) / jnp.maximum(lengths, 1.0)
         logits = of_pairs(mean_logits, batch)

@@ -104,15 +104,27 @@ class RewardOptions(LoraOptions, TrainConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceOptions(LoraOptions, TrainConfig, PreferenceLoss):
-    """Direct preference optimisation; the loss keys are those of `losses.PreferenceLoss`."""
+    """Direct preference optimisation; the loss keys are those of `losses.PreferenceLoss`.
+
+    Attributes:
+      ld_alpha: LD-DPO: weight of the tokens beyond the length both responses reach; None for plain sums.
+      use_weighting: WPO: pairs count by how likely the policy itself finds both responses.
+    """
 
     learning_rate: float = 5e-7
+    ld_alpha: float | None = None
+    use_weighting: bool = False
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
         checked = self.loss  # raises for values and knobs that cannot work
         object.__setattr__(self, "loss_type", checked.loss_type)
         object.__setattr__(self, "loss_weights", checked.loss_weights)
+        if self.ld_alpha is not None and not 0 <= self.ld_alpha <= 1:
+            raise ValueError(f"ld_alpha = {self.ld_alpha}; it weighs the tokens beyond the shared length, 0 to 1")
+        if self.use_weighting and checked.compares_pairs:
+            raise ValueError(f"use_weighting weighs each pair on its own and loss_type {checked.loss_type!r} sorts "
+                             "pairs against each other; leave one of them out")
 
     @property
     def loss(self) -> PreferenceLoss:

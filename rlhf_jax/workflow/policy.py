@@ -48,8 +48,10 @@ class Checkpoint:
         return jax.device_put(load_params(self.folder, self.config, dtype), param_shardings(self.config, mesh))
 
     def renderer(self, data: DataOptions) -> Renderer:
+        """How rows become ids: within the data's limits, and never beyond the model's own positions."""
         eos = self.tokenizer.eos_token_id
-        return Renderer(self.tokenizer, data.max_prompt_length, data.max_length, data.overlong,
+        longest = min(data.max_length or self.config.max_position, self.config.max_position)
+        return Renderer(self.tokenizer, data.max_prompt_length, longest, data.overlong,
                         eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=data.text_as_chat)
 
     @property

@@ -21,19 +21,29 @@ from rlhf_jax.training.objectives import Compute
 
 
 def params_fingerprint(params: Params) -> str:
-    """A hash of all weights: on each device a position-weighted integer sum, so no weight travels to the host."""
+    """A hash of all weights: on each device a sum of mixed (place, bits) words, so no weight travels to the host.
+
+    For a given place the mixing is a bijection of the bits, so a change of one weight always changes the sums.
+    """
 
     def of_leaf(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
-        place = jax.lax.iota(jnp.uint32, bits.size)
-        weight = (place * jnp.uint32(2654435761)) | jnp.uint32(1)
-        mixed = bits ^ (bits >> 15)
-        return jnp.stack([jnp.sum(bits * weight, dtype=jnp.uint32), jnp.sum(mixed * (weight ^ place),
-                                                                           dtype=jnp.uint32)])
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):  # no reshape: each device numbers its own shard
+            place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        words = (_mixed(bits ^ _mixed(place + jnp.uint32(seed))) for seed in (0x9E3779B9, 0x7F4A7C15))
+        return jnp.stack([jnp.sum(word, dtype=jnp.uint32) for word in words])
 
     sums = jax.device_get(jax.jit(lambda tree: [of_leaf(x) for x in jax.tree.leaves(tree)])(params))
-    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    return hashlib.sha256(repr([(p, s.tolist()) for p, s in zip(paths, sums, strict=True)]).encode()).hexdigest()
+    names = [(jax.tree_util.keystr(path), x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+    return hashlib.sha256(repr([(*n, s.tolist()) for n, s in zip(names, sums, strict=True)]).encode()).hexdigest()
+
+
+def _mixed(word: jax.Array) -> jax.Array:
+    """MurmurHash3's 32-bit finaliser: a bijection in which every input bit moves every output bit."""
+    word = (word ^ (word >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> jnp.uint32(16))
 
 
 def groups_fingerprint(groups: Sequence[PromptGroup]) -> str:
@@ -49,9 +59,10 @@ def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGro
                     cache: Path, rows: int, row_length: int | None = None) -> list[list[np.ndarray]]:
     """Per group and response, float32 log-probs of the trained tokens under `params`.
 
-    Found in `cache` if the same weights, tokens and dtype were seen before, else computed and stored there.
+    Found in `cache` if the same model, weights, tokens and dtype were seen before, else computed and stored there.
     """
-    key = hashlib.sha256(f"{params_fingerprint(params)} {groups_fingerprint(groups)} {jnp.dtype(dtype)}".encode())
+    parts = params_fingerprint(params), groups_fingerprint(groups), jnp.dtype(dtype), compute.config
+    key = hashlib.sha256(" ".join(map(str, parts)).encode())
     path = cache / f"reference-{key.hexdigest()[:20]}.npz"
     sizes = [[int(r.loss_mask.sum()) for r in group.responses] for group in groups]
     if path.is_file():

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
+from rlhf_jax.evaluation.win_rate import score_difference
 from rlhf_jax.workflow.experiment import Outcome
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.stage import Run, to_plain
@@ -37,6 +38,7 @@ def gather(config: ExperimentConfig, run: Run, outcome: Outcome) -> dict[str, An
         "versions": versions(),
         "baseline": "sft",
         "policies": summaries,
+        "differences": differences(outcome, gold, seed),
         "best_of_n": [point.to_json() for point in best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)]
         if baseline else [],
         "reward_model": outcome.reward_model,
@@ -46,6 +48,17 @@ def gather(config: ExperimentConfig, run: Run, outcome: Outcome) -> dict[str, An
         "samples": samples(outcome, count=6),
         "config": to_plain(config),
     }
+
+
+def differences(outcome: Outcome, gold: str | None, seed: int) -> list[dict[str, Any]]:
+    """Paired score differences, by prompt, of the last online policy to the last policy of every other family."""
+    labels = _shown(outcome.judged)
+    if not labels or outcome.policies[-1][1] != "online":
+        return []
+    last = outcome.policies[-1][0].label
+    return [{"policy": last, "against": label, "measure": measure,
+             "estimate": score_difference(outcome.judged[last], outcome.judged[label], measure, seed).to_json()}
+            for label in labels if label != last for measure in ("gold", "proxy") if measure == "proxy" or gold]
 
 
 def training_logs(run: Run) -> dict[str, list[dict[str, Any]]]:

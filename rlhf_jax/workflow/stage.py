@@ -86,7 +86,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
     """
     key = fingerprint({"stage": name, "inputs": inputs})
     started, done = folder / "inputs.json", folder / RECORD
-    for path in (done, started):
+    for path in (done, started) if done.is_file() or _work(folder) else ():
         if path.is_file() and (found := json.loads(path.read_text()))["key"] != key:
             changed = _differences(found["inputs"], to_plain(inputs))
             raise StageConflict(f"{folder} holds the {found['stage']} stage of another configuration; these inputs "
@@ -101,6 +101,11 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
     seconds = round(time.perf_counter() - start, 3)
     write_json_atomic(done, {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds})
     return Stage(name, folder, key, report, seconds, reused=False)
+
+
+def _work(folder: Path) -> list[Path]:
+    """Files of an unfinished stage that took work to make: all but its inputs and the rows it put aside."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.name != "inputs.json" and "quarantine" not in p.name]
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -112,6 +112,9 @@ def train_stage(
     """
     model = trainable(params, config, options.lora, train.seed)
     plan = make_plan(list(groups), train, setting.mesh, reference=reference)
+    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
+        raise ValueError(f"loss_type {options.loss_type!r} sorts all pairs of a batch, and this batch needs "
+                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / "checkpoints", eval_groups=list(eval_groups), eval_reference=eval_reference,
                  report=setting.report)
@@ -151,7 +154,7 @@ def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, confi
               groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
               cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
     """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model."""
-    objective = partial(Preference, loss=options.loss)
+    objective = partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting)
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
         compute = compute_of(config, options, setting.mesh)

@@ -1,0 +1,149 @@
+"""Eight virtual CPU devices for the whole run, and what several rooms' tests share: tiny models and prompt groups."""
+
+import dataclasses
+import os
+
+import pytest
+
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):  # read when jax first looks for devices, not later
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+
+
+def tiny_config(family="llama", **changes):
+    from rlhf_jax.models import DecoderConfig
+
+    switches = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}, "mistral": {"window": 3}}.get(family, {})
+    config = DecoderConfig(family, vocab_size=48, embed=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32,
+                           initializer_range=0.3)
+    return dataclasses.replace(config, **switches, **changes)
+
+
+def random_params(config, seed=0):
+    """Weights whose norms and biases are random too, so that leaving one out is seen."""
+    import jax
+    import jax.numpy as jnp
+
+    from rlhf_jax.models import init_params
+
+    leaves, tree = jax.tree.flatten(init_params(jax.random.key(seed), config))
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noise = [jax.random.normal(key, x.shape, jnp.float32) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [x + 0.1 * n for x, n in zip(leaves, noise, strict=True)])
+
+
+def random_groups(count, seed=0, *, vocab=48, k=(2, 2), prompt=(1, 6), response=(1, 6), holes=True, pairs="all"):
+    """`count` groups; k, prompt and response are inclusive ranges. pairs: "all" (each response beats the next), "some"
+    (any number of pairs in any order), or "none". At least one token of each response is trained."""
+    import numpy as np
+
+    from rlhf_jax.data.groups import PromptGroup, Response
+
+    rng = np.random.default_rng(seed)
+
+    def between(bounds):
+        return int(rng.integers(bounds[0], bounds[1] + 1))
+
+    def one_response():
+        size = between(response)
+        mask = rng.random(size) < 0.7 if holes else np.ones(size, bool)
+        mask[rng.integers(size)] = True
+        return Response(rng.integers(0, vocab, size).astype(np.int32), mask)
+
+    groups = []
+    for i in range(count):
+        size = between(k)
+        chain = tuple((a, a + 1) for a in range(size - 1)) if pairs != "none" else ()
+        if pairs == "some" and size > 1:
+            chain = tuple(tuple(int(x) for x in rng.permutation(size)[:2]) for _ in range(between((0, 3))))
+        ids = rng.integers(0, vocab, between(prompt)).astype(np.int32)
+        groups.append(PromptGroup(f"p{i}", ids, tuple(one_response() for _ in range(size)), pairs=chain,
+                                  margins=tuple(rng.normal(size=len(chain)).tolist())))
+    return groups
+
+
+def random_reference(groups, seed=0):
+    """Made-up reference log-probs of the trained tokens."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    return [[-rng.gamma(2.0, 1.0, int(r.loss_mask.sum())).astype(np.float32) for r in g.responses] for g in groups]
+
+
+def plain_hidden(params, config, ids):
+    """[N, D] hidden states of one sequence [N]: the decoder written out plainly."""
+    import jax
+    import jax.numpy as jnp
+
+    def norm(x, scale):
+        return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + config.norm_eps) * scale
+
+    place = jnp.arange(len(ids))
+    half = config.head_dim // 2
+    angles = place[:, None] / config.rope_theta ** (2 * jnp.arange(half) / config.head_dim)
+
+    def rotated(x):  # [N, heads, Dh]: pairs (x_i, x_{i + half}) as complex numbers
+        turned = (x[..., :half] + 1j * x[..., half:]) * jnp.exp(1j * angles)[:, None]
+        return jnp.concatenate([turned.real, turned.imag], -1)
+
+    def for_each_query_head(x):  # [N, K, Dh] to [N, H, Dh]
+        return jnp.repeat(x, config.heads // config.kv_heads, axis=1)
+
+    behind = place[:, None] - place[None, :]
+    seen = (behind >= 0) & (behind < (config.window or len(ids) + 1))
+    x = params["embed"][ids]
+    for layer in range(config.layers):
+        weights = jax.tree.map(lambda w, i=layer: w[i], params["layers"])
+        attn, mlp = weights["attention"], weights["mlp"]
+        y = norm(x, weights["attention_norm"])
+        q, k, v = (jnp.einsum("nd,dhe->nhe", y, attn[name]) for name in "qkv")
+        if config.qkv_bias:
+            q, k, v = q + attn["q_bias"], k + attn["k_bias"], v + attn["v_bias"]
+        if config.qk_norm:
+            q, k = norm(q, attn["q_norm"]), norm(k, attn["k_norm"])
+        k, v = for_each_query_head(rotated(k)), for_each_query_head(v)
+        scores = jnp.einsum("qhe,khe->hqk", rotated(q), k) / jnp.sqrt(1.0 * config.head_dim)
+        seen_v = jnp.einsum("hqk,khe->qhe", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), -1), v)
+        x = x + jnp.einsum("qhe,hed->qd", seen_v, attn["o"])
+        y = norm(x, weights["mlp_norm"])
+        gate = y @ mlp["gate"]
+        x = x + (gate / (1 + jnp.exp(-gate)) * (y @ mlp["up"])) @ mlp["down"]
+    return norm(x, params["final_norm"])
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """tiny(family, **changes): a `DecoderConfig` of two layers."""
+    return tiny_config
+
+
+@pytest.fixture(scope="session")
+def weights():
+    """weights(config, seed): random parameters, norms and biases included."""
+    return random_params
+
+
+@pytest.fixture(scope="session")
+def make_groups():
+    return random_groups
+
+
+@pytest.fixture(scope="session")
+def make_reference():
+    return random_reference
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """plain(params, config, ids): an independent decoder for one sequence."""
+    return plain_hidden
+
+
+@pytest.fixture(scope="session")
+def lone_mesh():
+    """A mesh of one device."""
+    import jax
+
+    from rlhf_jax.parallel import MeshConfig, make_mesh
+
+    return make_mesh(MeshConfig(), jax.devices()[:1])

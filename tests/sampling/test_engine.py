@@ -1,0 +1,232 @@
+"""The batch engine: what a sample may depend on, and that sampler and trainer are one model."""
+
+import copy
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup
+from rlhf_jax.models import cast
+from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.training.compiles import count_compiles
+
+
+@pytest.mark.parametrize("settings", [
+    {"slots": 1}, {"slots": 16}, {"lanes": 1}, {"lanes": 3}, {"block": 1}, {"block": 64}, {"prompt_length": 40},
+    {"slots": 2, "lanes": 2, "block": 3},
+], ids=str)
+def test_samples_do_not_depend_on_slots_lanes_block_or_capacity(tiny, config, params, prompts, sampled, settings):
+    assert tiny.sample_ids(config, params, prompts, **settings) == tiny.ids_of(sampled)
+
+
+def test_samples_do_not_depend_on_refill_order_or_neighbours(tiny, config, params, prompts, sampled):
+    sampler, expected = tiny.make_sampler(config), tiny.ids_of(sampled)
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(prompts, len(prompts))
+        assert tiny.ids_of(tiny.run(sampler, params, shuffled)) == expected
+    for prompt in prompts[:3]:
+        alone = tiny.ids_of(tiny.run(sampler, params, [prompt]))
+        assert alone == {prompt.prompt_id: expected[prompt.prompt_id]}
+
+
+def test_more_generations_keep_the_first_ones(tiny, config, params, prompts, sampled):
+    more = tiny.sample_ids(config, params, prompts, num_generations=6)
+    assert {name: samples[:4] for name, samples in more.items()} == tiny.ids_of(sampled)
+
+
+def test_seed_prompt_id_and_sample_index_each_change_the_sample(tiny, config, params, prompts, sampled):
+    expected = tiny.ids_of(sampled)
+    assert tiny.sample_ids(config, params, prompts, seed=4) != expected
+    renamed = [dataclasses.replace(p, prompt_id=f"q{p.prompt_id}") for p in prompts]
+    assert list(tiny.sample_ids(config, params, renamed).values()) != list(expected.values())
+    assert all(len({tuple(ids) for ids in samples}) > 1 for samples in expected.values())
+
+
+def test_seeded_shares_the_programs_and_changes_the_samples(tiny, config, params, prompts, sampled):
+    sampler = tiny.make_sampler(config)
+    tiny.run(sampler, params, prompts)
+    with count_compiles() as count:
+        other = tiny.run(sampler.seeded(4), params, prompts)
+    assert count.programs <= 1  # the empty state is built by a small program of its own
+    assert tiny.ids_of(other) == tiny.sample_ids(config, params, prompts, seed=4) != tiny.ids_of(sampled)
+    assert tiny.ids_of(tiny.run(sampler, params, prompts)) == tiny.ids_of(sampled)
+
+
+def test_no_value_of_a_sampling_setting_compiles_a_new_decode_program(tiny, config, params, prompts):
+    settings = SamplingConfig(num_generations=4, max_new_tokens=5, slots=3, block=4, prompt_length=16)
+    sampler = Sampler(config, settings, [tiny.STOP_ID], tiny.one_device(), tiny.words)
+    tiny.run(sampler, params, prompts)
+    sizes = sampler._prefill._cache_size(), sampler._decode._cache_size()
+    assert sizes == (1, 1)
+    for values in ({"temperature": 0.0}, {"temperature": (1.0, 0.7)}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.2},
+                   {"temperature": 0.3, "top_k": 2, "top_p": 0.9, "min_p": 0.1, "seed": 9}):
+        other = copy.copy(sampler)
+        other.sampling = dataclasses.replace(sampler.sampling, **values)
+        tiny.run(other, params, prompts)
+    assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == sizes
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("heads", [{}, {"qk_norm": True, "family": "qwen3"}, {"tie_embeddings": True}], ids=str)
+def test_sampler_log_probs_equal_the_trainers_packed_forward(tiny, prompts, window, heads):
+    config = tiny.make_config(window=window, **heads)
+    params = tiny.make_params(config, seed=1)
+    groups = list(tiny.run(tiny.make_sampler(config), params, prompts).values())
+    found = tiny.forward_logps(config, params, groups)
+    for group, per_response in zip(groups, found, strict=True):
+        for r, ours in zip(group.responses, per_response, strict=True):
+            assert len(r.logps) == len(r.ids)
+            np.testing.assert_allclose(r.logps, ours, atol=1e-4)
+
+
+def test_log_probs_stay_the_models_own_under_temperature_and_filters(tiny, config, params, prompts):
+    sampler = tiny.make_sampler(config, temperature=0.5, top_k=6, top_p=0.9)
+    groups = list(tiny.run(sampler, params, prompts).values())
+    for group, per_response in zip(groups, tiny.forward_logps(config, params, groups), strict=True):
+        for r, ours in zip(group.responses, per_response, strict=True):
+            np.testing.assert_allclose(r.logps, ours, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_greedy_decoding_is_the_argmax_of_a_full_forward_step_by_step(tiny, prompts, window):
+    config = tiny.make_config(window=window)
+    params = tiny.make_params(config, seed=2)
+    steps = 6
+    sampler = tiny.make_sampler(config, stop_ids=(), temperature=0.0, num_generations=1, max_new_tokens=steps)
+    found = tiny.ids_of(tiny.run(sampler, params, prompts[:3]))
+    for prompt in prompts[:3]:
+        ids = prompt.prompt_ids.tolist()
+        for _ in range(steps):
+            ids.append(int(np.argmax(tiny.next_logits(config, params, ids))))
+        assert found[prompt.prompt_id] == [ids[len(prompt.prompt_ids) :]]
+
+
+def test_a_response_that_stops_ends_with_its_one_stop_token(tiny, config, params, prompts):
+    sampler = tiny.make_sampler(config, stop_ids=(2, 11, 12, 13), num_generations=6)
+    responses = [r for g in tiny.run(sampler, params, prompts).values() for r in g.responses]
+    stopped = [r for r in responses if r.finish_reason == STOP]
+    cut_off = [r for r in responses if r.finish_reason == LENGTH]
+    assert len(stopped) + len(cut_off) == len(responses)
+    assert len(stopped) >= 3
+    assert len(cut_off) >= 3
+    for r in stopped:
+        assert r.ids[-1] in (2, 11, 12, 13)
+        assert not set(r.ids[:-1].tolist()) & {2, 11, 12, 13}
+        assert f"w{r.ids[-1]} " not in r.text
+        assert len(r.ids) <= 12
+    for r in cut_off:
+        assert len(r.ids) == 12
+        assert not set(r.ids.tolist()) & {2, 11, 12, 13}
+    assert all(r.loss_mask.all() for r in responses)
+
+
+def test_a_stop_token_at_the_last_place_of_the_budget_still_counts_as_stopped(tiny, config, params, prompts, sampled):
+    index, r = next((i, r) for i, r in enumerate(sampled["p3"].responses))
+    stop = int(r.ids[4])
+    budget = r.ids.tolist().index(stop) + 1
+    found = tiny.run(tiny.make_sampler(config, stop_ids=(stop,), max_new_tokens=budget), params, prompts)
+    again = found["p3"].responses[index]
+    assert again.finish_reason == STOP
+    assert again.ids.tolist() == r.ids[:budget].tolist()
+
+
+def test_a_stop_string_cuts_at_the_first_token_that_completes_it(tiny, config, params, prompts, sampled):
+    whole = sampled["p2"].responses[1]
+    assert len(whole.ids) >= 5
+    wanted = f"w{whole.ids[2]} w{whole.ids[3]} "  # completed by the fourth token
+    first = next(n for n in range(1, len(whole.ids) + 1) if wanted in tiny.words([], whole.ids[:n].tolist()))
+    sampler = tiny.make_sampler(config, stop_strings=(wanted, "never said"))
+    found = tiny.run(sampler, params, prompts)
+    cut = found["p2"].responses[1]
+    assert cut.ids.tolist() == whole.ids[:first].tolist()
+    assert cut.finish_reason == STOP
+    assert len(cut.logps) == len(cut.ids) == len(cut.loss_mask)
+    np.testing.assert_array_equal(cut.logps, whole.logps[:first])
+    assert cut.text == tiny.words([], cut.ids.tolist())
+    others = [(a, b) for name in sampled for a, b in zip(found[name].responses, sampled[name].responses, strict=True)
+              if wanted not in b.text]
+    assert all(a.ids.tolist() == b.ids.tolist() and a.finish_reason == b.finish_reason for a, b in others)
+
+
+def test_a_prompt_of_bos_alone_is_sampled_from_the_models_first_distribution(tiny, config, params, prompts):
+    assert prompts[0].prompt_ids.tolist() == [tiny.BOS]
+    first = tiny.next_logits(config, params, [tiny.BOS])
+    group = tiny.run(tiny.make_sampler(config, temperature=0.0, num_generations=1), params, prompts[:1])["p0"]
+    assert group.responses[0].ids[0] == int(np.argmax(first))
+    np.testing.assert_allclose(group.responses[0].logps[0], jax.nn.log_softmax(first).max(), atol=1e-5)
+
+
+def test_temperatures_are_assigned_to_the_samples_in_equal_contiguous_shares(tiny, config, params, prompts):
+    assert SamplingConfig(num_generations=4, temperature=(1.0, 0.7)).temperatures == (1.0, 1.0, 0.7, 0.7)
+    assert SamplingConfig(num_generations=3, temperature=(1.0, 0.7)).temperatures == (1.0, 1.0, 0.7)
+    mixed = tiny.sample_ids(config, params, prompts, temperature=(1.0, 0.7))
+    hot, warm = (tiny.sample_ids(config, params, prompts, temperature=t) for t in (1.0, 0.7))
+    assert hot != warm
+    for name, samples in mixed.items():
+        assert samples == hot[name][:2] + warm[name][2:]
+
+
+def test_temperatures_follow_the_sample_not_the_lane(tiny, config, params, prompts):
+    settings = {"temperature": (1.0, 0.0), "num_generations": 6}
+    one_lane = tiny.sample_ids(config, params, prompts, lanes=1, **settings)
+    assert one_lane == tiny.sample_ids(config, params, prompts, **settings)
+    assert all(samples[3] == samples[4] == samples[5] for samples in one_lane.values())
+
+
+def test_bfloat16_runs_and_reports_finite_log_probs(tiny, config, params, prompts):
+    import jax.numpy as jnp
+
+    sampler = tiny.make_sampler(config)
+    sampler._dtype = jnp.bfloat16
+    groups = tiny.run(sampler, cast(params, jnp.bfloat16), prompts)
+    assert all(np.isfinite(r.logps).all() and r.logps.dtype == np.float32 for g in groups.values() for r in g.responses)
+
+
+def test_a_prompt_too_long_for_the_capacity_is_an_error_that_says_what_to_raise(tiny, config, params, prompts):
+    sampler = tiny.make_sampler(config, prompt_length=4)
+    with pytest.raises(ValueError, match="prompt_length is 4; raise prompt_length"):
+        tiny.run(sampler, params, prompts)
+
+
+def test_a_prompt_plus_budget_beyond_the_models_positions_is_an_error(tiny, config, params):
+    long = PromptGroup("long", np.full(90, 5, np.int32), ())
+    with pytest.raises(ValueError, match=r"90 tokens.*96 positions; lower max_new_tokens"):
+        tiny.run(tiny.make_sampler(config), params, [long])
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"num_generations": 0}, "num_generations"), ({"max_new_tokens": 0}, "max_new_tokens"), ({"slots": 0}, "slots"),
+    ({"block": 0}, "block"), ({"lanes": 0}, "lanes"), ({"lanes": 9, "num_generations": 4}, "lanes"),
+    ({"temperature": -0.1}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"top_p": 1.1}, "top_p"),
+    ({"min_p": 1.0}, "min_p"), ({"top_k": -1}, "top_k"),
+    ({"temperature": (), "num_generations": 2}, "temperature"),
+    ({"temperature": (1.0, 0.7, 0.5), "num_generations": 2}, "temperature"),
+])
+def test_settings_that_cannot_work_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        SamplingConfig(**settings)
+
+
+def test_samples_do_not_depend_on_the_number_of_devices(tiny, config, params):
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, str(tiny.path), "8"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout) == tiny.sample_ids(config, params, tiny.make_prompts(11))
+
+
+def test_slots_that_do_not_divide_over_the_devices_are_refused(tiny):
+    done = subprocess.run(
+        [sys.executable, "-c",
+         "import runpy, sys; from rlhf_jax.parallel import make_mesh\n"
+         "t = runpy.run_path(sys.argv[1]); t['make_sampler'](t['make_config'](), mesh=make_mesh(), slots=4)",
+         str(tiny.path)],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True, text=True, check=False)
+    assert "slots = 4 must be a multiple of the 8 ways" in done.stderr
