@@ -18,7 +18,7 @@ VERB_HELP = {
     "score": "score sampled responses",
     "pairs": "choose preference pairs from scored responses",
     "dpo": "train on preference pairs (the DPO family)",
-    "evaluate": "evaluate a reward or preference model on held-out pairs",
+    "evaluate": "evaluate a scorer on held-out pairs, or a policy against a baseline",
     "report": "draw the report of a finished run again",
 }
 
@@ -69,8 +69,8 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
 
         report(parse(ReportCommand, verb, args))
         return
-    from rlhf_jax.workflow.commands import VERBS
     from rlhf_jax.workflow.experiment_config import ExperimentConfig
+    from rlhf_jax.workflow.verbs import VERBS
 
     if verb in ("iterate", "quickstart"):
         with resources.as_file(resources.files("rlhf_jax.cli") / "quickstart.yaml") as default:
@@ -86,6 +86,8 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
         run.dry_run(command)
     elif isinstance(command, ExperimentConfig):
         run.experiment(command)
+    elif getattr(command, "baseline_model", None):
+        run.policy_evaluation(command)
     else:
         stage = run.single(verb, command)
         print(json.dumps(stage.report, indent=1))

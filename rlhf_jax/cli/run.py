@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import initialize, is_main_process, make_mesh
 from rlhf_jax.report import headline, write_markdown, write_report
-from rlhf_jax.workflow.commands import VERBS, loaded
+from rlhf_jax.workflow.commands import EvaluateCommand
 from rlhf_jax.workflow.context import Context, Tick
+from rlhf_jax.workflow.evaluate import Outcome
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.policy import Loaded
 from rlhf_jax.workflow.results import gather
 from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
+from rlhf_jax.workflow.verbs import VERBS, evaluate_policies, loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +73,28 @@ def single(verb: str, command: Any) -> Stage:
 
 def experiment(config: ExperimentConfig) -> None:
     """Runs the whole workflow and ends with the page a person opens."""
+    seed = config.evaluation.seed if config.evaluation else 0
+    _reported(config, lambda context: Experiment(config, context).run(), config.title,
+              "gold" if config.gold else None, seed)
+
+
+def policy_evaluation(command: EvaluateCommand) -> None:
+    """Evaluates a policy against a baseline, with the same page."""
+    title = f"{command.model_name_or_path} against {command.baseline_model}"
+    _reported(command, lambda context: evaluate_policies(command, context), title,
+              "gold" if command.gold else None, command.seed)
+
+
+def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: str | None, seed: int) -> None:
     initialize()
     with _bars() as (console, tick):
         context = _context(config.output_dir, config, config.mesh, console, tick)
-        outcome = Experiment(config, context).run()
+        outcome = run(context)
         context.run.write_manifest()
-    if not is_main_process():
-        return
-    results = gather(config, context.run, outcome)
-    write_json_atomic(context.run.folder / "results.json", results)
-    report(ReportCommand(str(context.run.folder)))
+    if is_main_process():
+        results = gather(context.run, outcome, title=title, gold=gold, seed=seed)
+        write_json_atomic(context.run.folder / "results.json", results)
+        report(ReportCommand(str(context.run.folder)))
 
 
 def report(command: ReportCommand) -> None:

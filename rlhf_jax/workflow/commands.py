@@ -1,25 +1,12 @@
-"""The single verbs: each one stage, with files in and files out."""
+"""The options of the single verbs, one frozen dataclass each."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import jax.numpy as jnp
-
-from rlhf_jax.data.chat import render_all
-from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.data.rows import Kind
 from rlhf_jax.parallel import MeshConfig
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.scoring import letter_examples
-from rlhf_jax.training.objectives import Compute
-from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.evaluate import evaluate_scorer
 from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
@@ -28,17 +15,6 @@ from rlhf_jax.workflow.options import (
     ScorerOptions,
     SftOptions,
 )
-from rlhf_jax.workflow.pairs import make_pairs
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, prompt_groups, read_data
-from rlhf_jax.workflow.sample import read_shards, sample_stage, score_stage
-from rlhf_jax.workflow.scorers import open_scorer
-from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
-from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
-
-
-def part(command: Any, options: type) -> Any:
-    """The fields of `command` that make up one of its option groups."""
-    return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,173 +125,35 @@ class PairsCommand(PairOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(DataOptions):
-    """Evaluating a reward or preference model on held-out preference rows: accuracy, NLL, calibration, with intervals.
+    """Evaluating a scorer on held-out preference rows, or a policy against a baseline on held-out prompts.
 
     Attributes:
-      scorer: the model.
-      output_dir: where evaluation.json goes.
+      scorer: the reward or preference model. Without model_name_or_path it is what is evaluated: accuracy, likelihood
+        and calibration on the preference rows of dataset_name.
+      output_dir: where the results go.
+      model_name_or_path: a policy to evaluate on the prompts of dataset_name: rewards, KL, lengths, report.
+      baseline_model: the policy to win against and to measure KL from.
+      gold: a second judge of the policies' answers.
+      sampling: how the policies answer.
+      dtype: of the policies' weights and computation.
       seed: of the bootstrap.
       mesh: of devices.
     """
 
     scorer: ScorerOptions
     output_dir: str
+    model_name_or_path: str | None = None
+    baseline_model: str | None = None
+    gold: ScorerOptions | None = None
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
-
-def data_key(data: DataOptions) -> dict[str, Any]:
-    """What identifies a data set in a stage's inputs: options, and the bytes of its files rather than their names."""
-    return {"options": dataclasses.replace(data, dataset_name=()), "files": [hash_path(path) for path in data.sources]}
-
-
-def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
-    """Reads, validates and renders a verb's data for its model."""
-    data: DataOptions = part(command, DataOptions)
-    checkpoint = Checkpoint(Path(command.model_name_or_path).expanduser(), data.chat_template_path)
-    renderer, folder = checkpoint.renderer(data), Path(command.output_dir)
-
-    def rendered(data: DataOptions, name: str) -> tuple[list[PromptGroup], Funnel]:
-        examples, funnel = read_data(data, kind, folder / f"quarantine-{name}.jsonl")
-        if letters:
-            examples = letter_examples(examples, command.seed, funnel)
-        make = prompt_groups if kind == "prompt" else render_all
-        return make(examples, renderer, funnel), funnel
-
-    if getattr(command, "pairs", None):
-        groups = read_groups(command.pairs)
-        funnel = Funnel(read=len(groups))
-    else:
-        groups, funnel = rendered(data, "train")
-    held_out = getattr(command, "eval_dataset_name", ())
-    eval_data = dataclasses.replace(data, dataset_name=held_out, max_samples=None)
-    evaluation = rendered(eval_data, "eval")[0] if held_out else []
-    return Loaded(checkpoint, groups, evaluation, funnel)
-
-
-def loaded(command: Any) -> Loaded | None:
-    """The data of a verb that reads any; None for score and pairs."""
-    match command:
-        case SftCommand():
-            return load(command, "sft")
-        case RewardCommand():
-            return load(command, "preference", letters=command.kind == "pairwise")
-        case DpoCommand():
-            return load(command, "preference")
-        case GenerateCommand():
-            return load(command, "prompt")
-    return None
-
-
-def _train(command: Any, context: Context, name: str, options: Any, body: Any, **inputs: Any) -> Stage:
-    """Runs a training stage in the command's output folder, keyed by its base model, data and options."""
-    data = loaded(command)
-    assert data is not None
-    keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
-            "eval": [hash_path(path) for path in _sources(command.eval_dataset_name)], "options": options, **inputs}
-
-    def run(folder: Path) -> Mapping[str, Any]:
-        report = body(folder, options=options, params=data.checkpoint.params(context.mesh),
-                      config=data.checkpoint.config, groups=data.groups, eval_groups=data.eval_groups,
-                      tokenizer_from=data.checkpoint.folder, base=str(data.checkpoint.folder),
-                      setting=context.setting(name))
-        return {**report, "funnel": data.funnel.to_json()}
-
-    return run_stage(Path(command.output_dir), name, keys, run)
-
-
-def _sources(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-def run_sft(command: SftCommand, context: Context) -> Stage:
-    """`rlhf-jax sft`."""
-    return _train(command, context, "sft", part(command, SftOptions), sft_stage)
-
-
-def run_reward(command: RewardCommand, context: Context) -> Stage:
-    """`rlhf-jax reward`."""
-    body = sft_stage if command.kind == "pairwise" else bradley_terry_stage
-    return _train(command, context, "reward", part(command, RewardOptions), body)
-
-
-def run_dpo(command: DpoCommand, context: Context) -> Stage:
-    """`rlhf-jax dpo`."""
-    reference = Checkpoint(Path(command.reference_model or command.model_name_or_path).expanduser())
-
-    def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
-        cache = folder / "reference_cache"
-        return dpo_stage(folder, reference=reference.params(context.mesh), cache=cache, **arguments)
-
-    return _train(command, context, "dpo", part(command, PreferenceOptions), body,
-                  reference=hash_path(reference.folder), pairs=command.pairs and hash_path(command.pairs))
-
-
-def run_generate(command: GenerateCommand, context: Context) -> Stage:
-    """`rlhf-jax generate`."""
-    data = load(command, "prompt")
-    sampling: SamplingConfig = part(command, SamplingConfig)
-    inputs = {"policy": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
-              "sampling": sampling, "dtype": command.dtype, "shard_size": command.shard_size}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        sampler = context.sampler(data.checkpoint.config, sampling, data.checkpoint, command.dtype)
-        report = sample_stage(folder, sampler=sampler, compute=Compute(data.checkpoint.config),
-                              params=data.checkpoint.params(context.mesh), prompts=data.groups,
-                              dtype=jnp.dtype(command.dtype), shard_size=command.shard_size,
-                              progress=context.progress("generate"))
-        return {**report, "funnel": data.funnel.to_json()}
-
-    return run_stage(Path(command.output_dir), "generate", inputs, body)
-
-
-def run_score(command: ScoreCommand, context: Context) -> Stage:
-    """`rlhf-jax score`."""
-    source = Path(command.input)
-    scorer = open_scorer(part(command, ScorerOptions), context.mesh, command.name)
-    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": hash_path(source)}
-    return run_stage(Path(command.output_dir), "score", inputs,
-                     lambda folder: score_stage(folder, scorer=scorer, source=source,
-                                                progress=context.progress("score")))
-
-
-def run_pairs(command: PairsCommand, context: Context) -> Stage:
-    """`rlhf-jax pairs`."""
-    del context
-    options: PairOptions = part(command, PairOptions)
-    inputs = {"source": hash_path(command.input), "scorer": command.scorer, "options": options}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        groups, funnel = make_pairs(read_shards(Path(command.input)), command.scorer, options)
-        write_groups(folder / "pairs.jsonl", groups)
-        return {"funnel": funnel.to_json()}
-
-    return run_stage(Path(command.output_dir), "pairs", inputs, body)
-
-
-def run_evaluate(command: EvaluateCommand, context: Context) -> Stage:
-    """`rlhf-jax evaluate`."""
-    data: DataOptions = part(command, DataOptions)
-    scorer = open_scorer(command.scorer, context.mesh, "proxy")
-    examples, funnel = read_data(data, "preference", Path(command.output_dir) / "quarantine.jsonl")
-    inputs = {"scorer": scorer.fingerprint, "data": data_key(data), "seed": command.seed}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        del folder
-        return {**evaluate_scorer(scorer, examples, command.seed).to_json(), "funnel": funnel.to_json()}
-
-    return run_stage(Path(command.output_dir), "evaluate", inputs, body)
-
-
-VERBS: dict[str, tuple[type, Any]] = {
-    "sft": (SftCommand, run_sft),
-    "reward": (RewardCommand, run_reward),
-    "dpo": (DpoCommand, run_dpo),
-    "generate": (GenerateCommand, run_generate),
-    "score": (ScoreCommand, run_score),
-    "pairs": (PairsCommand, run_pairs),
-    "evaluate": (EvaluateCommand, run_evaluate),
-}
-"""Verb -> (its config, what it does)."""
-
-
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) != (self.baseline_model is None):
+            raise ValueError("evaluating a policy takes both model_name_or_path and baseline_model (say the start); "
+                             "evaluating a scorer takes neither")
+        if self.model_name_or_path is None and (self.gold is not None or self.sampling != SamplingConfig()):
+            raise ValueError("gold and sampling have no effect on the evaluation of a scorer; leave them out or give "
+                             "model_name_or_path and baseline_model")

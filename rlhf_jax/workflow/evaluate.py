@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import losses
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Example
@@ -22,6 +24,23 @@ from rlhf_jax.workflow.iterate import Policy, sample
 from rlhf_jax.workflow.stage import Stage
 
 JUDGED = "judged.jsonl"
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run leaves for the report.
+
+    Attributes:
+      policies: (policy, family, round) in order of presentation; the first is the baseline.
+      judged: label -> judged samples.
+      funnels: data set -> how many of its rows were used.
+      reward_model: its evaluation on held-out pairs, if it was trained here.
+    """
+
+    policies: list[tuple[Policy, str, int]]
+    judged: dict[str, list[PromptGroup]]
+    funnels: dict[str, Funnel]
+    reward_model: Mapping[str, Any] | None
 
 
 def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]]) -> list[PromptGroup]:

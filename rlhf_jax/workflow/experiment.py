@@ -17,7 +17,7 @@ from rlhf_jax.data.world import WorldConfig, write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
 from rlhf_jax.scoring import letter_examples
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.evaluate import evaluate_policy, evaluate_scorer
+from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
 from rlhf_jax.workflow.iterate import Policy, iterate, train_pairs
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
@@ -25,16 +25,6 @@ from rlhf_jax.workflow.policy import Checkpoint, Loaded, prompt_groups, read_dat
 from rlhf_jax.workflow.scorers import AnyScorer, open_scorer
 from rlhf_jax.workflow.stage import hash_path
 from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What a finished run leaves for the report. judged: label -> judged samples, in order of presentation."""
-
-    policies: list[tuple[Policy, str, int]]
-    judged: dict[str, list[PromptGroup]]
-    funnels: dict[str, Funnel]
-    reward_model: Mapping[str, Any] | None
 
 
 class Experiment:

@@ -12,8 +12,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
 from rlhf_jax.evaluation.win_rate import score_difference
-from rlhf_jax.workflow.experiment import Outcome
-from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.evaluate import Outcome
 from rlhf_jax.workflow.stage import Run, to_plain
 
 PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
@@ -24,19 +23,23 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def gather(config: ExperimentConfig, run: Run, outcome: Outcome) -> dict[str, Any]:
-    """The one dictionary behind report, figures and tables."""
-    seed = config.evaluation.seed if config.evaluation else 0
-    gold = "gold" if config.gold is not None else None
-    baseline = outcome.judged.get("sft", [])
+def gather(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: int) -> dict[str, Any]:
+    """The one dictionary behind report, figures and tables.
+
+    Args:
+      gold: name of the gold judge's scores, or None where there is none.
+      seed: of the bootstrap.
+    """
+    start = outcome.policies[0][0].label
+    baseline = outcome.judged.get(start, [])
     summaries = [summarise(policy.label, family, number, outcome.judged[policy.label], baseline,
                            proxy="proxy", gold=gold, seed=seed).to_json()
                  for policy, family, number in outcome.policies if policy.label in outcome.judged]
     return {
-        "title": config.title,
+        "title": title,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "baseline": "sft",
+        "baseline": start,
         "policies": summaries,
         "differences": differences(outcome, gold, seed),
         "best_of_n": [point.to_json() for point in best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)]
@@ -46,14 +49,14 @@ def gather(config: ExperimentConfig, run: Run, outcome: Outcome) -> dict[str, An
         "funnels": {name: funnel.to_json() for name, funnel in outcome.funnels.items()} | _pair_funnels(run),
         "stages": [{"name": s.name, "seconds": s.seconds} for s in run.stages],
         "samples": samples(outcome, count=6),
-        "config": to_plain(config),
+        "config": to_plain(run.config),
     }
 
 
 def differences(outcome: Outcome, gold: str | None, seed: int) -> list[dict[str, Any]]:
-    """Paired score differences, by prompt, of the last online policy to the last policy of every other family."""
+    """Paired score differences, by prompt, of the last policy to the last one of every other family."""
     labels = _shown(outcome.judged)
-    if not labels or outcome.policies[-1][1] != "online":
+    if not labels:
         return []
     last = outcome.policies[-1][0].label
     return [{"policy": last, "against": label, "measure": measure,
