@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,10 +40,17 @@ class ReportCommand:
     run: str
 
 
+LINE_SECONDS = 20.0
+"""Without a terminal, a stage says where it stands this often."""
+
+
 @contextmanager
 def _bars() -> Iterator[tuple[Console, Tick]]:
     """A progress bar for the stage at work, with an estimate of what is left; plain lines without a terminal."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        yield console, _lines(console)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[words]}"),
                TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not is_main_process()) as progress:
@@ -56,6 +64,18 @@ def _bars() -> Iterator[tuple[Console, Tick]]:
                 progress.remove_task(tasks.pop(name))
 
         yield console, tick
+
+
+def _lines(console: Console) -> Tick:
+    last = time.monotonic()
+
+    def tick(name: str, done: int, total: int, words: str) -> None:
+        nonlocal last
+        if is_main_process() and time.monotonic() - last > LINE_SECONDS:
+            console.print(f"  {name}: {done} of {total} {words}")
+            last = time.monotonic()
+
+    return tick
 
 
 def _context(folder: str, config: Any, mesh: Any, console: Console, tick: Tick) -> Context:
