@@ -103,7 +103,7 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
     try:
         tree = _renamed_tree(_tree(args), known)
         found = parser.parse_object(tree, defaults=True)
-        values = vars(parser.instantiate_classes(found))
+        values = vars(parser.instantiate(found))
         values.pop("config", None)
         return command(**values)
     except (ValueError, TypeError) as error:

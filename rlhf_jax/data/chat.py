@@ -2,7 +2,7 @@
 
 Messages are rendered by the tokenizer's chat template; plain text is tokenised as it stands. Either way the prompt
 has at most one BOS, the stop token lies inside the loss mask of the last turn, what a template writes after it is cut
-off, and masks come from lengths, never from token ids (design section 9).
+off, and masks come from lengths, never from token ids.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The data funnel: how many rows were read, were valid and were kept, and where each of the others went.
 
-Silent loss of rows is the commonest root of spoiled runs (spec/peers-torch.md, finding 9). Nothing leaves the data
+Silent loss of rows is the commonest root of spoiled runs. Nothing leaves the data
 path here without a reason and a count, and rows that cannot be used lie in a quarantine file with their row number.
 """
 

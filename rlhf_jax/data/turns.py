@@ -1,8 +1,7 @@
 """Messages and turns: how a cell of a data row becomes chat messages, and where a shared prompt ends.
 
 A prompt that is not given is found on message boundaries: the longest common prefix of whole messages. It is never a
-prefix of characters, which would cut words and move the first letters of an answer into the prompt
-(spec/peers-torch.md section 1.7).
+prefix of characters, which would cut words and move the first letters of an answer into the prompt.
 """
 
 from __future__ import annotations
@@ -141,8 +140,7 @@ def as_dialogue(value: Any, column: str) -> list[Message]:
 def split_pair(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
     """Prompt, chosen and rejected response of two whole conversations: the RLHFlow validity filter.
 
-    Both must have the same number of turns, the same text in all but the last, and different last turns
-    (spec/rlhf-workflow.md section 2.0).
+    Both must have the same number of turns, the same text in all but the last, and different last turns.
 
     Raises:
       BadRow: identical_chosen_rejected, unequal_turns, differs_before_last_turn.

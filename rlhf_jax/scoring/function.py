@@ -6,9 +6,12 @@ import hashlib
 import importlib
 import inspect
 import math
+import numbers
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.scoring.base import Progress, Scores
@@ -57,6 +60,9 @@ class FunctionScorer:
         return scores
 
     def _checked(self, value: float | None) -> float | None:
+        if value is not None and not isinstance(value, numbers.Real | np.number | np.bool_):
+            raise ValueError(f"scorer {self.name!r} returned {value!r}, a {type(value).__name__}; a reward function "
+                             "returns one number or None for each completion")
         if value is None or not math.isfinite(value):
             self.failures["no_score" if value is None else "non_finite_score"] += 1
             return None

@@ -133,12 +133,13 @@ class PairwiseScorer:
         questions: list[PromptGroup] = []
         places: list[tuple[int, int] | None] = []
         for prompt, first, second in games:
-            pair = [self._question("", comparison(prompt, *order)) for order in ((first, second), (second, first))]
-            if pair[0] is None or pair[1] is None:
+            one = self._question("", comparison(prompt, first, second))
+            other = None if one is None else self._question("", comparison(prompt, second, first))
+            if one is None or other is None:
                 places.append(None)
                 continue
             places.append((len(questions), len(questions) + 1))
-            questions += [pair[0], pair[1]]
+            questions += [one, other]
         if not questions:
             return [None] * len(games)
         found = self._map(self._params, questions, progress)

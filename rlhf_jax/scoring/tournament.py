@@ -25,9 +25,12 @@ def round_robin(sizes: Sequence[int], play: Games) -> Scores:
     return [[sum(games) / len(games) if games else None for games in group] for group in won]
 
 
-def _knock_out_once(fields: list[list[int]], play: Games, keep_winner: bool) -> list[int]:
-    """One survivor a group: pairs meet, the winner (or the loser) goes on, an odd one out waits for the next round."""
-    fields = [list(field) for field in fields]
+def _knock_out_once(fields: list[list[int]], play: Games, keep_winner: bool) -> tuple[list[int | None], list[set[int]]]:
+    """One survivor a group: pairs meet, the winner (or the loser) goes on, an odd one out waits for the next round.
+
+    A failed game puts both out. Returns the survivors (None where nobody is left) and who was put out.
+    """
+    fields, out = [list(field) for field in fields], [set[int]() for _ in fields]
     while any(len(field) > 1 for field in fields):
         asked = [(g, field[k], field[k + 1]) for g, field in enumerate(fields) for k in range(0, len(field) - 1, 2)]
         results = iter(zip(asked, play(asked), strict=True))
@@ -35,20 +38,27 @@ def _knock_out_once(fields: list[list[int]], play: Games, keep_winner: bool) -> 
             survivors = field[len(field) // 2 * 2 :]
             for _ in range(len(field) // 2):
                 (_, i, j), p = next(results)
-                first_wins = p is None or p >= 0.5  # a failed game or a tie: the earlier response goes on
-                survivors.append(i if first_wins == keep_winner else j)
+                if p is None:
+                    out[g] |= {i, j}
+                else:
+                    survivors.append(i if (p >= 0.5) == keep_winner else j)  # a tie: the earlier response wins
             fields[g] = survivors
-    return [field[0] for field in fields]
+    return [field[0] if field else None for field in fields], out
 
 
 def knock_out(sizes: Sequence[int], play: Games) -> Scores:
     """Best and worst of each group by two knock-out cups, about 2 n games: score 1, 0, and 0.5 for all others.
 
-    A group of one response scores [0.5].
+    A group of one response scores [0.5]. A response one of whose games failed gets None.
     """
-    fields = [list(range(size)) for size in sizes]
-    best = _knock_out_once(fields, play, keep_winner=True)
-    rest = [[i for i in field if i != b] or [b] for field, b in zip(fields, best, strict=True)]
-    worst = _knock_out_once(rest, play, keep_winner=False)
-    return [[0.5 if b == w else 1.0 if i == b else 0.0 if i == w else 0.5 for i in field]
-            for field, b, w in zip(fields, best, worst, strict=True)]
+    best, failed = _knock_out_once([list(range(size)) for size in sizes], play, keep_winner=True)
+    rest = [[i for i in range(size) if i != b and i not in out]
+            for size, b, out in zip(sizes, best, failed, strict=True)]
+    worst, later = _knock_out_once(rest, play, keep_winner=False)
+
+    def score(i: int, g: int) -> float | None:
+        if i in failed[g] | later[g]:
+            return None
+        return 1.0 if i == best[g] and sizes[g] > 1 else 0.0 if i == worst[g] else 0.5
+
+    return [[score(i, g) for i in range(size)] for g, size in enumerate(sizes)]

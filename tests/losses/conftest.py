@@ -7,7 +7,7 @@ from rlhf_jax.losses import PairLogps
 
 @pytest.fixture
 def appendix_a():
-    """The three pairs of the golden vectors (spec/peers-torch.md, Appendix A), as functions of a dtype."""
+    """The three pairs of the golden vectors, as functions of a dtype."""
 
     def pair(dtype=jnp.float32):
         rows = [-10, -20, -7], [-12, -15, -30], [-11, -18, -9], [-11.5, -16, -25], [5, 8, 4], [6, 7, 12]
