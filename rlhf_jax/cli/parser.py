@@ -123,13 +123,20 @@ def _tree(args: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"{flag} needs a value: {flag} VALUE")
             value = queue.pop(0)
         key = flag[2:].replace("-", "_")
-        trees.append(_load_yaml(value) if key == "config" else _nested(key, yaml.safe_load(value)))
+        trees.append(_load_yaml(value) if key == "config" else _nested(key, _flag_value(flag, value)))
     return _merged(trees)
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
     head, _, tail = key.partition(".")
     return {head: _nested(tail, value) if tail else value}
+
+
+def _flag_value(flag: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{flag} {text}: the value is not valid YAML; put it in quotes") from error
 
 
 def _load_yaml(path: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import math
 import random
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,4 +186,7 @@ def write_world(folder: Path, config: WorldConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    train_tokenizer(rows).save_pretrained(folder / "tokenizer")
+    partial = folder / ".tokenizer.partial"
+    train_tokenizer(rows).save_pretrained(partial)
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    partial.replace(folder / "tokenizer")  # last and at once: a world with a tokenizer is whole

@@ -139,7 +139,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         logged = finish_metrics(metrics) | {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "num_tokens": jnp.sum(batch.group_ids > 0).astype(jnp.float32),
         }

@@ -107,12 +107,17 @@ def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int
     return list(prompts[start:stop])
 
 
+def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup]) -> SamplingConfig:
+    """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs."""
+    longest = max(len(p.prompt_ids) for p in prompts)
+    capacity = sampling.prompt_length or max(16, 1 << (longest - 1).bit_length())
+    return dataclasses.replace(sampling, prompt_length=capacity)
+
+
 def sample(context: Context, name: str, policy: Policy, prompts: Sequence[PromptGroup], sampling: SamplingConfig,
            dtype: str, shard_size: int) -> Stage:
     """The sampling stage of a policy over some prompts."""
-    longest = max(len(p.prompt_ids) for p in prompts)
-    capacity = sampling.prompt_length or max(16, 1 << (longest - 1).bit_length())
-    sampling = dataclasses.replace(sampling, prompt_length=capacity)
+    sampling = with_capacity(sampling, prompts)
     ids = [p.prompt_id for p in prompts]
     inputs = {"policy": policy.key, "prompts": groups_fingerprint(prompts), "prompt_ids": ids, "sampling": sampling,
               "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}
@@ -144,9 +149,6 @@ def pairs(context: Context, name: str, scored: Stage, scorer: Scorer, options: P
     def body(folder: Path) -> Mapping[str, Any]:
         select = best_of_n if method == "raft" else make_pairs
         groups, funnel = select(read_shards(scored.folder), scorer.name, options)
-        if not groups:
-            raise ValueError(f"no prompt gave a pair:\n{funnel}\nRaise temperature or num_generations, lower min_gap, "
-                             "or look at the scores: a reward model that gives equal scores is broken")
         write_groups(folder / "pairs.jsonl", groups)
         return {"funnel": funnel.to_json()}
 

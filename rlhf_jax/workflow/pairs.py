@@ -63,7 +63,7 @@ def make_pair(group: PromptGroup, scorer: str, options: PairOptions) -> tuple[Pr
 
 
 def make_pairs(groups: Sequence[PromptGroup], scorer: str, options: PairOptions) -> tuple[list[PromptGroup], Funnel]:
-    """A pair for every group that has one, and how many had none, by reason."""
+    """A pair for every group that has one, and how many had none, by reason. Raises ValueError where none has one."""
     funnel = Funnel(read=len(groups))
     out = []
     for group in groups:
@@ -72,7 +72,16 @@ def make_pairs(groups: Sequence[PromptGroup], scorer: str, options: PairOptions)
             funnel.dropped[reason] += 1
         else:
             out.append(pair)
+    _some(out, groups, scorer, funnel)
     return out, funnel
+
+
+def _some(kept: Sequence[PromptGroup], groups: Sequence[PromptGroup], scorer: str, funnel: Funnel) -> None:
+    if not kept:
+        names = sorted({name for group in groups for r in group.responses for name in r.scores})
+        raise ValueError(f"no prompt gave a pair by the scores {scorer!r} (there are scores by {names}):\n{funnel}\n"
+                         "Raise temperature or num_generations, lower min_gap, or look at the scores: a reward model "
+                         "that gives equal scores is broken")
 
 
 def best_of_n(groups: Sequence[PromptGroup], scorer: str, options: PairOptions) -> tuple[list[PromptGroup], Funnel]:
@@ -86,4 +95,5 @@ def best_of_n(groups: Sequence[PromptGroup], scorer: str, options: PairOptions) 
             continue
         best = max(able, key=lambda i: (penalised(group.responses[i], scorer, options), -i))
         out.append(dataclasses.replace(group, responses=(group.responses[best],), pairs=(), margins=()))
+    _some(out, groups, scorer, funnel)
     return out, funnel

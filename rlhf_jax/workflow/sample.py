@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ def shard_name(number: int) -> str:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The finished shards of a stage, in order."""
-    return sorted(folder.glob("shard-*.jsonl"))
+    """The finished shards of a stage, in order. Raises ValueError where there is none."""
+    found = sorted(folder.glob("shard-*.jsonl"))
+    if not found:
+        raise ValueError(f"{folder} holds no shard-*.jsonl; give the output_dir of a finished `generate` or `score`")
+    return found
 
 
 def read_shards(folder: Path) -> list[PromptGroup]:
@@ -109,7 +113,7 @@ def score_metrics(groups: Sequence[PromptGroup], name: str) -> dict[str, float]:
 
 def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progress) -> Mapping[str, Any]:
     """Adds a scorer's verdicts to every shard of `source`."""
-    paths, done = shards(source), 0
+    paths, done, before = shards(source), 0, Counter(scorer.failures)
     with count_compiles() as compiles:
         for path in paths:
             groups = read_groups(path)
@@ -123,5 +127,5 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
     groups = read_shards(folder)
     unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
     return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
-            "failures": dict(scorer.failures),
+            "failures": dict(scorer.failures - before),
             "compiled_programs": compiles.programs}

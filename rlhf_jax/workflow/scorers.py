@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rlhf_jax.scoring import BradleyTerryScorer, FunctionScorer, PairwiseScorer, load_function
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
 from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.stage import fingerprint, hash_path
+from rlhf_jax.workflow.stage import fingerprint, hash_path, to_plain
 
 AnyScorer = BradleyTerryScorer | PairwiseScorer | FunctionScorer
 
@@ -27,7 +27,8 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     assert options.model_name_or_path is not None
     checkpoint = Checkpoint(Path(options.model_name_or_path).expanduser(), options.chat_template_path)
     data = DataOptions(max_length=options.max_length, overlong="drop", text_as_chat=options.text_as_chat)
-    key = fingerprint({"options": options, "weights": hash_path(checkpoint.folder)})
+    settings = {name: value for name, value in to_plain(options).items() if name != "model_name_or_path"}
+    key = fingerprint({"options": settings, "weights": hash_path(checkpoint.folder)})  # wherever the folder lies
     if options.kind == "pairwise":
         return PairwiseScorer(checkpoint.params(mesh), checkpoint.config, checkpoint.renderer(data), mesh, name=name,
                               fingerprint=key, method=options.method)

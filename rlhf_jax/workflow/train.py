@@ -120,7 +120,10 @@ def train_stage(
                  report=setting.report)
     export(folder, result, model, config, options.lora, tokenizer_from, base)
     write_trainer_state(folder / MODEL, result, plan)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    done = folder / ".checkpoints.done"
+    shutil.rmtree(done, ignore_errors=True)
+    os.replace(folder / "checkpoints", done)  # at once: a half-deleted checkpoint must never be found again
+    shutil.rmtree(done, ignore_errors=True)
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]
     return {"steps": result.steps, "groups": len(groups), "packing_efficiency": round(result.efficiency, 4),

@@ -28,7 +28,7 @@ from rlhf_jax.workflow.commands import (
 )
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
-from rlhf_jax.workflow.iterate import Policy
+from rlhf_jax.workflow.iterate import Policy, with_capacity
 from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
@@ -140,7 +140,7 @@ def run_dpo(command: DpoCommand, context: Context) -> Stage:
 def run_generate(command: GenerateCommand, context: Context) -> Stage:
     """`rlhf-jax generate`."""
     data = load(command, "prompt")
-    sampling: SamplingConfig = part(command, SamplingConfig)
+    sampling = with_capacity(part(command, SamplingConfig), data.groups)
     inputs = {"policy": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
               "sampling": sampling, "dtype": command.dtype, "shard_size": command.shard_size}
 

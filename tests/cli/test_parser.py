@@ -1,0 +1,103 @@
+import pytest
+import yaml
+
+from rlhf_jax.cli.parser import parse
+from rlhf_jax.workflow.commands import DpoCommand, GenerateCommand, SftCommand
+from rlhf_jax.workflow.experiment_config import ExperimentConfig
+
+SFT = ["--model_name_or_path", "m", "--output_dir", "o", "--dataset_name", "d"]
+RUN = {"output_dir": "o", "model_name_or_path": "m", "prompts": {"dataset_name": "p"},
+       "scorer": {"kind": "bradley_terry", "model_name_or_path": "r"}}
+
+
+def refused(command, args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(command, "verb", args)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_later_values_win_and_nested_keys_merge(tmp_path):
+    for name, tree in (("a", {**RUN, "dpo": {"beta": 0.3, "learning_rate": 1e-5}}), ("b", {"dpo": {"beta": 0.2}})):
+        (tmp_path / name).write_text(yaml.safe_dump(tree))
+    config = parse(ExperimentConfig, "iterate", ["--config", str(tmp_path / "a"), "--config", str(tmp_path / "b"),
+                                                 "--loop.rounds", "5", "--dpo.learning_rate=2e-5"])
+    assert (config.dpo.beta, config.dpo.learning_rate, config.loop.rounds) == (0.2, 2e-5, 5)
+
+
+def test_one_data_set_or_several_and_tuples_of_numbers():
+    assert parse(SftCommand, "sft", SFT).sources == ("d",)
+    assert parse(SftCommand, "sft", [*SFT[:4], "--dataset_name", "[a, b]"]).sources == ("a", "b")
+    assert parse(GenerateCommand, "generate", [*SFT, "--temperature", "[1.0, 0.7]"]).temperatures[::4] == (1.0, 0.7)
+
+
+def test_an_unknown_flag_names_the_nearest_key(capsys):
+    assert "learning_rate" in refused(SftCommand, [*SFT, "--learning_rat", "1"], capsys)
+
+
+def test_an_unknown_nested_key_in_yaml_names_the_nearest_key(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**RUN, "dpo": {"betta": 0.1}}))
+    assert "dpo.beta" in refused(ExperimentConfig, ["--config", str(tmp_path / "x.yaml")], capsys)
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--train_batch_size", "many"], "int"),
+    (["--lr_scheduler_type", "cosin"], "cosine"),
+    (["--train_batch_size", "0"], "1 or more"),
+    (["--packing", "true"], "always packed"),
+    (["--gradient_accumulation_steps", "4"], "train_batch_size"),
+    (["--bf16", "true"], "dtype: bfloat16"),
+    (["--learning_rate"], "needs a value"),
+    (["stray"], "not an option"),
+    (["--config", "/nowhere.yaml"], "no such file"),
+])
+def test_what_cannot_work_says_what_to_do(args, words, capsys):
+    assert words in refused(SftCommand, [*SFT, *args], capsys)
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--simpo_gamma", "1"], "no effect"),
+    (["--loss_type", "sigmod"], "sigmoid"),
+    (["--loss_type", "[sigmoid, sft]", "--loss_weights", "[1]"], "loss_weights"),
+    (["--pairs", "x.jsonl"], "exactly one of"),
+    (["--min_lr_rate", "0.5"], "no effect"),
+])
+def test_options_without_effect_or_in_conflict_are_errors(args, words, capsys):
+    assert words in refused(DpoCommand, [*SFT, *args], capsys)
+
+
+def test_old_names_are_accepted_and_said(capsys):
+    assert parse(SftCommand, "sft", [*SFT, "--warmup_ratio", "0.1"]).warmup_steps == 0.1
+    assert "warmup_steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n"])
+def test_a_config_that_is_no_mapping_is_an_error(text, tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(text)
+    assert "x.yaml" in refused(SftCommand, ["--config", str(tmp_path / "x.yaml")], capsys)
+
+
+def test_help_is_made_of_the_docstrings(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(DpoCommand, "dpo", ["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    assert "folder of the reference policy" in out
+    assert "probability that a label is flipped" in out
+
+
+def test_shipped_configs_are_valid():
+    from pathlib import Path
+
+    folder = Path(__file__).parents[2] / "configs"
+    paths = {"--model_name_or_path": "m", "--scorer.model_name_or_path": "r", "--prompts.dataset_name": "p",
+             "--evaluation.data.dataset_name": "e"}
+    args = [word for pair in paths.items() for word in pair]
+    for name in ("chat/iterate.yaml", "chat/one_round_lora.yaml"):
+        parse(ExperimentConfig, "iterate", ["--config", str(folder / name), *args])
+    parse(ExperimentConfig, "iterate", ["--config", str(folder / "stories/iterate.yaml"), *args,
+                                        "--gold.model_name_or_path", "g"])
+    parse(ExperimentConfig, "quickstart", ["--config", str(folder / "quickstart.yaml")])
+    for preset in ("paper", "repo-v1", "repo-v2"):
+        parse(ExperimentConfig, "iterate", ["--config", str(folder / f"presets/{preset}.yaml"),
+                                            "--config", str(folder / "chat/iterate.yaml"), *args])

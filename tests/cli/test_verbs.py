@@ -1,0 +1,153 @@
+"""Every verb, one after the other, as a user gives them; then bad input."""
+
+import json
+
+import jax
+import pytest
+
+from rlhf_jax.cli import main as cli
+from rlhf_jax.data.jsonl import read_groups
+from rlhf_jax.data.world import WorldConfig, write_world
+from rlhf_jax.models import DecoderConfig, init_params, save_hf
+
+TRAIN = ["--train_batch_size", "8", "--micro_rows", "1", "--row_length", "160", "--learning_rate", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=8, eval_prompts=8))
+    sizes = {"vocab_size": 400, "embed": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp": 32}
+    vocab = len(json.loads((folder / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    config = DecoderConfig("llama", **{**sizes, "vocab_size": vocab}, max_position=256, tie_embeddings=True,
+                           bos_token_id=1, eos_token_ids=(4,), pad_token_id=0)
+    params = jax.device_get(init_params(jax.random.key(0), config))
+    save_hf(folder / "base", params, config, tokenizer_from=folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def rlhf_jax(monkeypatch, capsys):
+    """Runs a command line; returns (exit status, stdout, stderr)."""
+
+    def command(*args):
+        monkeypatch.setattr("sys.argv", ["rlhf-jax", *map(str, args)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return command
+
+
+def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, tmp_path):
+    base = ["--model_name_or_path", world / "base"]
+    steps = {
+        "sft": [*base, "--dataset_name", world / "sft.jsonl", "--eval_dataset_name", world / "sft.jsonl", *TRAIN],
+        "reward": [*base, "--dataset_name", world / "preference.jsonl", *TRAIN],
+        "generate": ["--model_name_or_path", tmp_path / "sft/model", "--dataset_name", world / "prompts.jsonl",
+                     "--num_generations", "2", "--max_new_tokens", "6", "--slots", "8", "--block", "4"],
+        "score": ["--input", tmp_path / "generate", "--model_name_or_path", tmp_path / "reward/model"],
+        "pairs": ["--input", tmp_path / "score"],
+        "dpo": ["--model_name_or_path", tmp_path / "sft/model", "--pairs", tmp_path / "pairs/pairs.jsonl", *TRAIN],
+        "evaluate": ["--scorer.model_name_or_path", tmp_path / "reward/model", "--dataset_name",
+                     world / "preference_eval.jsonl"],
+    }
+    for verb, args in steps.items():
+        status, out, err = rlhf_jax(verb, *args, "--output_dir", tmp_path / verb)
+        assert status == 0, err
+        assert f"{verb}: " in out
+    pairs = read_groups(tmp_path / "pairs/pairs.jsonl")
+    assert all(g.responses[0].scores["proxy"] > g.responses[1].scores["proxy"] for g in pairs)
+    report = json.loads((tmp_path / "dpo/stage.json").read_text())["report"]
+    assert report["train"]["loss"] == pytest.approx(0.6931, abs=0.05)
+    assert 0 <= json.loads((tmp_path / "evaluate/stage.json").read_text())["report"]["accuracy"]["value"] <= 1
+    status, out, _ = rlhf_jax("pairs", *steps["pairs"], "--output_dir", tmp_path / "pairs")
+    assert status == 0
+    assert "already done" in out
+    status, _, err = rlhf_jax("pairs", *steps["pairs"], "--rule", "max_max", "--output_dir", tmp_path / "pairs")
+    assert status == 1
+    assert "options.rule" in err
+
+
+def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):
+    status, _, err = rlhf_jax("reward", "--kind", "pairwise", "--model_name_or_path", world / "base", "--dataset_name",
+                              world / "preference.jsonl", *TRAIN, "--row_length", "256", "--output_dir", tmp_path / "pm")
+    assert status == 0, err
+    status, _, err = rlhf_jax("evaluate", "--scorer.kind", "pairwise", "--scorer.model_name_or_path",
+                              tmp_path / "pm/model", "--dataset_name", world / "preference_eval.jsonl",
+                              "--output_dir", tmp_path / "eval")
+    assert status in (0, 1)
+    assert status == 0 or "could not be scored" in err or "at least one" in err
+
+
+def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
+    base = world / "base"
+    status, out, err = rlhf_jax(
+        "evaluate", "--model_name_or_path", base, "--baseline_model", base, "--dataset_name",
+        world / "eval_prompts.jsonl", "--scorer.kind", "function", "--scorer.function",
+        "rlhf_jax.data.world:gold_judge", "--sampling.num_generations", "2", "--sampling.max_new_tokens", "5",
+        "--sampling.slots", "8", "--output_dir", tmp_path / "policy")
+    assert status == 0, err
+    assert (tmp_path / "policy/report.html").is_file()
+    results = json.loads((tmp_path / "policy/results.json").read_text())
+    assert [p["win_rate"]["value"] for p in results["policies"]] == [0.5, 0.5]
+    status, _, err = rlhf_jax("report", "--run", tmp_path / "policy")
+    assert status == 0, err
+
+
+def test_a_dry_run_shows_the_mask_and_writes_nothing(world, rlhf_jax, tmp_path):
+    status, out, err = rlhf_jax("dpo", "--dry-run", "--model_name_or_path", world / "base", "--dataset_name",
+                                world / "preference.jsonl", "--output_dir", tmp_path / "none")
+    assert status == 0, err
+    assert "parameters" in out
+    assert "kept" in out
+    assert out.count("prompt pair-") == 3
+    assert "<|end|>]" in out
+    assert not (tmp_path / "none").exists()
+
+
+def test_verbs_are_listed_and_a_misspelt_one_is_named(rlhf_jax):
+    status, out, _ = rlhf_jax("--help")
+    assert status == 0
+    assert all(verb in out for verb in cli.VERB_HELP)
+    status, _, err = rlhf_jax("itterate")
+    assert status == 2
+    assert "did you mean 'iterate'" in err
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("", "empty"),
+    ('{"prompt": "a", "completion": "b"', "truncated_json"),
+    ('{"prompt": "a"}\n', "missing_column"),
+    ('{"prompt": "a", "completion": ""}\n', "empty_response"),
+])
+def test_bad_rows_end_in_one_clear_error(content, words, world, rlhf_jax, tmp_path):
+    (tmp_path / "bad.jsonl").write_text(content)
+    status, _, err = rlhf_jax("sft", "--model_name_or_path", world / "base", "--dataset_name", tmp_path / "bad.jsonl",
+                              "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert words in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(world, rlhf_jax, tmp_path):
+    (tmp_path / "bert").mkdir()
+    for file in (world / "base").iterdir():
+        (tmp_path / "bert" / file.name).write_bytes(file.read_bytes())
+    raw = json.loads((world / "base/config.json").read_text())
+    (tmp_path / "bert/config.json").write_text(json.dumps({**raw, "model_type": "bert"}))
+    status, _, err = rlhf_jax("sft", "--model_name_or_path", tmp_path / "bert", "--dataset_name", world / "sft.jsonl",
+                              "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert "'bert' is not supported; supported are" in err
+
+
+def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(world, rlhf_jax, tmp_path):
+    status, _, err = rlhf_jax("evaluate", "--scorer.model_name_or_path", world / "base", "--dataset_name",
+                              world / "preference_eval.jsonl", "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert "sequence classifier" in err

@@ -1,0 +1,78 @@
+"""A micro world, a tiny model of its tokens in a folder, and a run on one device."""
+
+import jax
+import pytest
+
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.rows import Example
+from rlhf_jax.data.world import WorldConfig, world_rows, write_world
+from rlhf_jax.models import DecoderConfig, save_hf
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.iterate import Policy
+from rlhf_jax.workflow.options import DataOptions
+from rlhf_jax.workflow.policy import Checkpoint, prompt_groups
+from rlhf_jax.workflow.stage import Run, hash_path
+
+WORLD = WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=24, eval_prompts=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles(tmp_path_factory):
+    """Compiling is most of what these tests cost: unoptimised programs mean the same, and equal ones are kept."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    changes = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0,
+               "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla")}
+    before = {name: getattr(jax.config, name) for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder of a micro world."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, WORLD)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model(world, weights):
+    """make_model(folder, seed, **changes): a tiny random model with the world's tokenizer, as a Hugging Face folder."""
+
+    def make(folder, seed=0, **changes):
+        tokenizer = Checkpoint(world / "tokenizer").tokenizer
+        sizes = {"family": "llama", "vocab_size": len(tokenizer), "embed": 16, "layers": 2, "heads": 2, "kv_heads": 1,
+                 "head_dim": 8, "mlp": 32, "max_position": 256, "tie_embeddings": True, "initializer_range": 0.1,
+                 "bos_token_id": tokenizer.bos_token_id, "eos_token_ids": (tokenizer.eos_token_id,),
+                 "pad_token_id": tokenizer.pad_token_id}
+        config = DecoderConfig(**{**sizes, **changes})
+        save_hf(folder, jax.device_get(weights(config, seed)), config, tokenizer_from=world / "tokenizer")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, make_model):
+    return make_model(tmp_path_factory.mktemp("start") / "model")
+
+
+@pytest.fixture(scope="session")
+def start(model):
+    return Policy("sft", Checkpoint(model), hash_path(model))
+
+
+@pytest.fixture(scope="session")
+def prompts(start):
+    examples = [Example(row["prompt"], prompt_id=row["id"]) for row in world_rows(WORLD)["prompts"]]
+    return prompt_groups(examples, start.checkpoint.renderer(DataOptions()), Funnel())
+
+
+@pytest.fixture
+def make_context(lone_mesh):
+    return lambda folder: Context(Run(folder, {}, announce=lambda text: None), lone_mesh)

@@ -1,0 +1,89 @@
+"""kill -9 at any moment, give the command again: the end is the same, to the byte."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+TRAIN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 160, "learning_rate": 1e-3, "save_steps": 2}
+CONFIG = {
+    "world": {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 4},
+    "scratch": {"tokenizer": "world:tokenizer", "embed": 16, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 32},
+    "sft": {"data": {"dataset_name": "world:sft"}, "train": TRAIN},
+    "reward": {"data": {"dataset_name": "world:preference"}, "eval_data": {"dataset_name": "world:preference_eval"},
+               "train": TRAIN},
+    "gold": {"kind": "function", "function": "rlhf_jax.data.world:gold_judge"},
+    "prompts": {"dataset_name": "world:prompts"},
+    "loop": {"rounds": 2, "prompts_per_round": 8, "shard_size": 2},
+    "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 2, "block": 2},
+    "dpo": TRAIN,
+    "evaluation": {"data": {"dataset_name": "world:eval_prompts"},
+                   "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 2, "block": 4}},
+}
+KILLS = 10
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "rlhf_jax.cli.main", "iterate", "--config", str(folder.parent / "config.yaml"),
+               "--output_dir", str(folder)]
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+           "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def products(folder: Path) -> dict[str, bytes]:
+    """Everything a later stage or a user reads: samples, scores, pairs, weights."""
+    wanted = ("pairs.jsonl", "model.safetensors", "judged.jsonl", "config.json")
+    files = [p for p in (folder / "stages").rglob("*") if p.name in wanted or p.name.startswith("shard-")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".model.partial" not in str(p)}
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    begin = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    begin, seconds = time.monotonic(), time.monotonic() - begin
+    rng, killed, folder = random.Random(0), 0, tmp_path / "killed"
+    while killed < KILLS:
+        process = start(folder)
+        try:
+            process.wait(timeout=rng.uniform(4.0, max(8.0, seconds / 2)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            continue
+        assert process.returncode == 0, process.stderr.read()
+        break
+    assert killed >= 3, "the run finished before it could be killed; make the delays shorter"
+    last = start(folder)
+    assert last.wait() == 0, last.stderr.read()
+    expected, found = products(tmp_path / "whole"), products(folder)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+@pytest.mark.slow
+def test_a_stage_without_its_record_is_done_again_whatever_lies_there(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    folder = tmp_path / "run"
+    first = start(folder)
+    assert first.wait() == 0, first.stderr.read()
+    expected = products(folder)
+    pairs = next((folder / "stages").glob("online-round-1-pairs-*"))
+    (pairs / "stage.json").unlink()
+    (pairs / "pairs.jsonl").write_text('{"half": ')
+    shard = next((folder / "stages").glob("online-round-2-sample-*")) / "shard-00001.jsonl"
+    (shard.parent / "stage.json").unlink()
+    shard.rename(shard.with_name(f".{shard.name}.1.tmp"))
+    again = start(folder)
+    assert again.wait() == 0, again.stderr.read()
+    assert products(folder) == expected

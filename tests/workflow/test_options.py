@@ -1,0 +1,97 @@
+"""Every option that would have no effect, or contradicts another, is an error that says so."""
+
+import dataclasses
+
+import pytest
+
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand
+from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
+from rlhf_jax.workflow.iterate import LoopOptions
+from rlhf_jax.workflow.options import (
+    DataOptions,
+    PairOptions,
+    PreferenceOptions,
+    RewardOptions,
+    ScorerOptions,
+    SftOptions,
+)
+
+FUNCTION = {"kind": "function", "function": "m:f"}
+SCORER = ScorerOptions(**FUNCTION)
+DATA = DataOptions("x.jsonl")
+RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
+
+
+@pytest.mark.parametrize(("options", "settings", "words"), [
+    (RewardOptions, {"kind": "pairwise", "use_margin": True}, "kind: bradley_terry"),
+    (RewardOptions, {"kind": "pairwise", "center_rewards_coefficient": 0.1}, "kind: bradley_terry"),
+    (ScorerOptions, {}, "takes model_name_or_path and not function"),
+    (ScorerOptions, {"function": "m:f"}, "takes model_name_or_path and not function"),
+    (ScorerOptions, {"model_name_or_path": "m", "function": "m:f"}, "takes model_name_or_path and not function"),
+    (ScorerOptions, {"kind": "function", "model_name_or_path": "m"}, "takes function and not model_name_or_path"),
+    (ScorerOptions, {"model_name_or_path": "m", "method": "knock_out"}, "no effect on kind 'bradley_terry'"),
+    (ScorerOptions, {**FUNCTION, "method": "knock_out"}, "no effect on kind 'function'"),
+    (PairOptions, {"min_gap": -0.1}, "min_gap"),
+    (PairOptions, {"length_unit": "tokens"}, "length_unit has no effect"),
+    (LoopOptions, {"rounds": 0}, "rounds = 0"),
+    (LoopOptions, {"shard_size": 0}, "shard_size = 0"),
+    (LoopOptions, {"data_policy": "window", "window": 0}, "window = 0"),
+    (LoopOptions, {"window": 3}, "window = 3 has no effect"),
+    (LoopOptions, {"window": 3, "data_policy": "accumulate"}, "window = 3 has no effect"),
+    (LoopOptions, {"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha = 0.5 has no effect"),
+    (LoopOptions, {"ref_model_mixup_alpha": 0.5, "reference": "previous"}, "has no effect with reference = 'previous'"),
+    (LoopOptions, {"method": "raft", "reference": "previous"}, "has no reference"),
+    (LoopOptions, {"method": "raft", "reference": "ema"}, "has no reference"),
+    (SftOptions, {"min_lr_rate": 0.2}, "min_lr_rate = 0.2 has no effect"),
+    (SftOptions, {"train_batch_size": 0}, "train_batch_size"),
+    (SftOptions, {"learning_rate": 0.0}, "learning_rate"),
+    (SftOptions, {"num_train_epochs": 0}, "num_train_epochs"),
+    (PreferenceOptions, {"label_smoothing": 0.1, "loss_type": "simpo"}, "label_smoothing=0.1 has no effect"),
+    (PreferenceOptions, {"loss_type": "sigmoyd"}, "Did you mean 'sigmoid'"),
+    (PreferenceOptions, {"loss_type": ("sigmoid", "sft"), "loss_weights": (1.0,)}, "loss_weights has 1 numbers"),
+    (PreferenceOptions, {"f_alpha_divergence_coef": 0.3}, "f_alpha_divergence_coef"),
+    (PreferenceOptions, {"beta": 0.0}, "beta"),
+    (SamplingConfig, {"lanes": 9}, "lanes = 9"),
+    (SamplingConfig, {"temperature": (1.0, 0.7, 0.4), "num_generations": 2}, "temperature has 3 values"),
+    (DpoCommand, {"model_name_or_path": "m", "output_dir": "o"}, "exactly one of dataset_name"),
+    (DpoCommand, {"model_name_or_path": "m", "output_dir": "o", "dataset_name": "x", "pairs": "y"}, "exactly one of"),
+    (EvaluateCommand, {"output_dir": "o", "scorer": SCORER, "model_name_or_path": "m"}, "baseline_model"),
+    (EvaluateCommand, {"output_dir": "o", "scorer": SCORER, "gold": SCORER}, "gold and sampling have no effect"),
+    (ExperimentConfig, RUN, "exactly one of model_name_or_path"),
+    (ExperimentConfig, {**RUN, "model_name_or_path": "m", "scratch": ScratchOptions("t")}, "exactly one of model_name"),
+    (ExperimentConfig, {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}, "exactly one of reward"),
+    (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t")}, "needs an sft section"),
+    (ExperimentConfig, {**RUN, "model_name_or_path": "m", "baselines": ("offline_dpo",)}, "offline_dpo"),
+], ids=str)
+def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(options, settings, words):
+    with pytest.raises(ValueError, match=words):
+        options(**settings)
+
+
+@pytest.mark.parametrize(("options", "settings"), [
+    (RewardOptions, {"use_margin": True, "center_rewards_coefficient": 0.1}), (RewardOptions, {"kind": "pairwise"}),
+    (ScorerOptions, FUNCTION), (ScorerOptions, {"model_name_or_path": "m"}),
+    (ScorerOptions, {"kind": "pairwise", "model_name_or_path": "m", "method": "knock_out"}),
+    (PairOptions, {"length_penalty": 0.001, "length_unit": "tokens"}),
+    (LoopOptions, {"data_policy": "window", "window": 3}), (LoopOptions, {"method": "raft"}),
+    (LoopOptions, {"reference": "ema", "ref_model_mixup_alpha": 0.5}),
+    (SftOptions, {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
+    (PreferenceOptions, {"label_smoothing": 0.1}),
+    (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t"), "sft": SftSection(DATA)}),
+], ids=str)
+def test_the_combinations_those_errors_advise_are_accepted(options, settings):
+    options(**settings)
+
+
+def test_loss_options_reach_the_loss_and_adapters_the_training():
+    options = PreferenceOptions(loss_type="ipo", beta=0.3, use_peft=True, lora_r=4)
+    assert (options.loss.loss_types, options.loss.beta) == (("ipo",), 0.3)
+    assert options.lora.lora_r == 4
+    assert dataclasses.replace(options, use_peft=False).lora is None
+
+
+def test_a_data_set_name_may_be_one_or_several():
+    assert DataOptions("a.jsonl").sources == ("a.jsonl",)
+    assert DataOptions(("a.jsonl", "b.jsonl")).sources == ("a.jsonl", "b.jsonl")
+    assert DataOptions().sources == ()

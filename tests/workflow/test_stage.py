@@ -1,0 +1,139 @@
+"""Stages: skipped when done, refused when foreign, continued when interrupted; the record comes last."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.workflow.stage import RECORD, Run, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
+
+INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
+
+
+def counting(report=None):
+    calls = []
+
+    def body(folder):
+        calls.append(sorted(p.name for p in folder.iterdir()))
+        return report or {"n": len(calls)}
+
+    return calls, body
+
+
+def test_a_finished_stage_is_not_run_again_and_reports_what_it_reported(tmp_path):
+    calls, body = counting()
+    first = run_stage(tmp_path / "s", "sample", INPUTS, body)
+    again = run_stage(tmp_path / "s", "sample", dict(reversed(INPUTS.items())), body)
+    assert len(calls) == 1
+    assert (first.reused, again.reused) == (False, True)
+    assert (again.report, again.key, again.seconds) == (first.report, first.key, first.seconds)
+
+
+@pytest.mark.parametrize(("changed", "named"), [
+    ({"data": "xyz"}, "data"),
+    ({"options": {"learning_rate": 0.2, "seed": 0}}, "options.learning_rate"),
+    ({"options": {"learning_rate": 0.1, "seed": 0, "new": 1}}, "options.new"),
+    ({"sampling": SamplingConfig(top_k=5)}, "sampling.top_k"),
+])
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_inputs_are_a_conflict_that_names_exactly_the_keys_that_differ(tmp_path, changed, named, finished):
+    def die(folder):
+        raise KeyboardInterrupt
+
+    if finished:
+        run_stage(tmp_path / "s", "sample", INPUTS, counting()[1])
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(tmp_path / "s", "sample", INPUTS, die)
+    calls, body = counting()
+    with pytest.raises(StageConflict, match=f"these inputs differ: {named}. Choose another output_dir"):
+        run_stage(tmp_path / "s", "sample", INPUTS | changed, body)
+    assert not calls
+
+
+def test_the_same_inputs_under_another_stage_name_are_a_conflict(tmp_path):
+    run_stage(tmp_path / "s", "sample", INPUTS, counting()[1])
+    with pytest.raises(StageConflict, match="holds the sample stage"):
+        run_stage(tmp_path / "s", "score", INPUTS, counting()[1])
+
+
+def test_an_interrupted_stage_finds_its_partial_work_and_continues(tmp_path):
+    def dies_halfway(folder):
+        (folder / "shard-0").write_text("done")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        run_stage(tmp_path / "s", "sample", INPUTS, dies_halfway)
+    assert not (tmp_path / "s" / RECORD).exists()
+    calls, body = counting()
+    assert not run_stage(tmp_path / "s", "sample", INPUTS, body).reused
+    assert calls == [["inputs.json", "shard-0"]]
+
+
+def test_the_record_is_written_after_everything_else(tmp_path):
+    seen = []
+
+    def body(folder):
+        seen.append(sorted(p.name for p in folder.iterdir()))
+        return {}
+
+    run_stage(tmp_path / "s", "sample", INPUTS, body)
+    assert seen == [["inputs.json"]]
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["inputs.json", RECORD]
+
+
+def test_a_leftover_temporary_record_is_no_record(tmp_path):
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / f".{RECORD}.tmp").write_text('{"key": "other", "inp')
+    (folder / ".inputs.json.tmp").write_text("")
+    calls, body = counting()
+    assert not run_stage(folder, "sample", INPUTS, body).reused
+    assert len(calls) == 1
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json_atomic(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json_atomic(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_the_fingerprint_sees_every_field_and_no_order():
+    assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
+    base = SamplingConfig()
+    for field, value in (("seed", 1), ("temperature", 0.5), ("stop_strings", ("x",)), ("lanes", 1)):
+        assert fingerprint(dataclasses.replace(base, **{field: value})) != fingerprint(base)
+
+
+def test_a_path_is_hashed_by_names_and_bytes_and_not_by_where_it_lies(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("same")
+    assert hash_path(tmp_path / "a") == hash_path(tmp_path / "b")
+    (tmp_path / "b" / "x.txt").write_text("other")
+    assert hash_path(tmp_path / "a") != hash_path(tmp_path / "b")
+    (tmp_path / "b" / "x.txt").rename(tmp_path / "b" / "y.txt")
+    (tmp_path / "b" / "y.txt").write_text("same")
+    assert hash_path(tmp_path / "a") != hash_path(tmp_path / "b")
+    assert hash_path("hub/name") != hash_path("hub/other")
+
+
+def test_a_run_keeps_stages_of_other_configurations_and_lists_only_its_own(tmp_path):
+    said = []
+    run = Run(tmp_path, {"seed": 1}, announce=said.append)
+    one = run.stage("online/round-1/sample", {"seed": 1}, counting()[1])
+    assert run.stage("online/round-1/sample", {"seed": 1}, counting()[1]).folder == one.folder
+    other = Run(tmp_path, {"seed": 2}, announce=said.append)
+    two = other.stage("online/round-1/sample", {"seed": 2}, counting()[1])
+    assert one.folder != two.folder
+    assert one.folder.is_dir()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["config"] == {"seed": 2}
+    assert [tmp_path / Path(s["folder"]) for s in manifest["stages"]] == [two.folder]
+    again = Run(tmp_path, {"seed": 1}, announce=said.append)
+    assert again.stage("online/round-1/sample", {"seed": 1}, counting()[1]).reused
+    assert said[-1] == "online/round-1/sample: already done"
