@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import default_row_length
-from rlhf_jax.models import Params
+from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import batch_ways, replicated, spec_shardings
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
@@ -91,28 +91,30 @@ def fit(
     optimizer = make_optimizer(config, schedule, model.specs)
     shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
     frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
-    frozen = jax.device_put(model.frozen, frozen_shardings) if model.frozen else {}
     dtype = jnp.dtype(config.dtype)
+    frozen = jax.device_put(cast(model.frozen, dtype), frozen_shardings) if model.frozen else {}
     step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
                               frozen_shardings=frozen_shardings, dtype=dtype)
     log: list[dict[str, Any]] = []
     unlogged: list[dict[str, float]] = []
+    evaluate = None
+    if eval_groups:
+        evaluator = make_evaluator(objective, eval_groups, plan, mesh, reference=eval_reference)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            return evaluator(model.assemble(state.params, frozen))
+
     with count_compiles() as compiles:
         state = init_state(optimizer, model.trained, shardings)
         checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
-        if checkpoints and (last := checkpoints.latest()) is not None:
-            state, log, unlogged = checkpoints.restore(last, state)
-        loop = _Loop(plan, config, checkpoints, report, log, unlogged)
-        evaluate = None
-        if eval_groups:
-            evaluator = make_evaluator(objective, eval_groups, plan, mesh, reference=eval_reference)
-
-            def evaluate(state: TrainState) -> dict[str, float]:
-                return evaluator(model.assemble(state.params, frozen))
-
-        state = loop.run(step_fn, state, frozen, evaluate)
-        if checkpoints:
-            checkpoints.close()
+        try:
+            if checkpoints and (last := checkpoints.latest()) is not None:
+                state, log, unlogged = checkpoints.restore(last, state)
+            loop = _Loop(plan, config, checkpoints, report, log, unlogged)
+            state = loop.run(step_fn, state, frozen, evaluate)
+        finally:  # a save under way is finished, whatever stopped the run
+            if checkpoints:
+                checkpoints.close()
     return FitResult(state.params, loop.log, plan.steps, compiles.programs, plan.efficiency)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from rlhf_jax.models.params import is_spec
@@ -23,7 +24,7 @@ def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
         "cosine_with_min_lr": optax.cosine_decay_schedule(peak, rest, alpha=config.min_lr_rate),
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "constant_with_warmup": optax.constant_schedule(peak),
-        "inverse_sqrt": lambda step: peak * (max(warmup, 1) / (step + max(warmup, 1))) ** 0.5,
+        "inverse_sqrt": lambda step: peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5,
     }
     if warmup == 0:
         return after[config.lr_scheduler_type]

@@ -26,6 +26,15 @@ def params_fingerprint(params: Params) -> str:
     For a given place the mixing is a bijection of the bits, so a change of one weight always changes the sums.
     """
 
+    sums = jax.device_get(_sums(jax.tree.leaves(params)))
+    names = [(jax.tree_util.keystr(path), x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+    return hashlib.sha256(repr([(*n, s.tolist()) for n, s in zip(names, sums, strict=True)]).encode()).hexdigest()
+
+
+@jax.jit
+def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    """Two 32-bit sums a leaf."""
+
     def of_leaf(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
         place = jnp.zeros(x.shape, jnp.uint32)
@@ -34,9 +43,7 @@ def params_fingerprint(params: Params) -> str:
         words = (_mixed(bits ^ _mixed(place + jnp.uint32(seed))) for seed in (0x9E3779B9, 0x7F4A7C15))
         return jnp.stack([jnp.sum(word, dtype=jnp.uint32) for word in words])
 
-    sums = jax.device_get(jax.jit(lambda tree: [of_leaf(x) for x in jax.tree.leaves(tree)])(params))
-    names = [(jax.tree_util.keystr(path), x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)]
-    return hashlib.sha256(repr([(*n, s.tolist()) for n, s in zip(names, sums, strict=True)]).encode()).hexdigest()
+    return [of_leaf(x) for x in leaves]
 
 
 def _mixed(word: jax.Array) -> jax.Array:

@@ -56,7 +56,7 @@ def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
     ended = lengths[~clipped]
     return {"completions/mean_length": float(lengths.mean()), "completions/min_length": float(lengths.min()),
             "completions/max_length": float(lengths.max()), "completions/clipped_ratio": float(clipped.mean()),
-            "completions/mean_terminated_length": float(ended.mean()) if len(ended) else float("nan")}
+            **({"completions/mean_terminated_length": float(ended.mean())} if len(ended) else {})}
 
 
 def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 RECORD = "stage.json"
+_TIMED = (RECORD, "inputs.json", "trainer_state.json")
+"""What stages write about themselves, seconds included; no part of what they made."""
 
 
 class StageConflict(RuntimeError):
@@ -49,13 +51,14 @@ def fingerprint(value: Any) -> str:
 def hash_path(path: str | Path) -> str:
     """sha256 of a file's bytes, or of the names and bytes of all files in a folder; of the name itself if no such path.
 
-    The last case is a hub or tfds name: what it stands for is pinned by its revision, not by us.
+    Records with timings in a folder are left out: the same weights or shards have one hash. The last case is a hub or
+    tfds name: what it stands for is pinned by its revision, not by us.
     """
     path = Path(path).expanduser()
     digest = hashlib.sha256()
     if not path.exists():
         return hashlib.sha256(str(path).encode()).hexdigest()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _TIMED) if path.is_dir() else [path]
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
