@@ -71,10 +71,10 @@ def group_length(group: PromptGroup) -> int:
     return len(group.prompt_ids) + sum(len(r.ids) for r in group.responses)
 
 
-def default_row_length(groups: Sequence[PromptGroup], at_least: int = 128) -> int:
-    """The smallest power of two that holds the longest group."""
+def default_row_length(groups: Sequence[PromptGroup], multiple: int = 128) -> int:
+    """The smallest multiple that holds the longest group; attention costs the square of it."""
     longest = max((group_length(g) for g in groups), default=1)
-    return max(at_least, 1 << (longest - 1).bit_length())
+    return -(-longest // multiple) * multiple
 
 
 def _targets(group: PromptGroup) -> int:

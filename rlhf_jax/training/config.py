@@ -15,7 +15,7 @@ class TrainConfig:
     Attributes:
       train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
       micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation.
-      row_length: tokens of a packed row; None takes the smallest power of two that holds every group.
+      row_length: tokens of a packed row; None takes the smallest multiple of 128 that holds every group.
       num_train_epochs: passes over the data, may be fractional.
       max_steps: stop after so many steps, None for no limit.
       learning_rate: peak.

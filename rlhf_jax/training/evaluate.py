@@ -50,7 +50,7 @@ class PackedMap:
       fn: (params, batch [B, ...]) -> array [B, M] or [B, S, ...].
       cut: `unpack_targets` or `unpack_slots`, matching what `fn` returns.
       rows_per_batch: rows each device works on at a time.
-      row_length: tokens of a row; None takes the smallest power of two that holds every group seen.
+      row_length: tokens of a row; None takes the smallest multiple of 128 that holds every group seen.
     """
 
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,

@@ -25,7 +25,6 @@ def params_fingerprint(params: Params) -> str:
 
     For a given place the mixing is a bijection of the bits, so a change of one weight always changes the sums.
     """
-
     sums = jax.device_get(_sums(jax.tree.leaves(params)))
     names = [(jax.tree_util.keystr(path), x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)]
     return hashlib.sha256(repr([(*n, s.tolist()) for n, s in zip(names, sums, strict=True)]).encode()).hexdigest()

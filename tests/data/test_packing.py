@@ -149,12 +149,12 @@ def test_row_capacities_are_the_smallest_round_numbers_that_hold_the_rows(make_g
     assert row_shape([], [], 8) == RowShape(8, 8, 1, 1)
 
 
-def test_default_row_length_is_a_power_of_two_that_holds_the_longest_group(make_groups):
+def test_default_row_length_is_the_smallest_multiple_that_holds_the_longest_group(make_groups):
     def longest(tokens):
         return make_groups(1, k=(1, 1), prompt=(1, 1), response=(tokens - 1, tokens - 1))
 
-    assert [default_row_length(longest(n)) for n in (5, 128, 129, 256, 257)] == [128, 128, 256, 256, 512]
-    assert default_row_length(longest(5), at_least=1) == 8
+    assert [default_row_length(longest(n)) for n in (5, 128, 129, 256, 257)] == [128, 128, 256, 256, 384]
+    assert default_row_length(longest(5), multiple=4) == 8
 
 
 def test_rows_beyond_the_data_are_padding(make_groups):

@@ -1,0 +1,204 @@
+"""The embedded world: made by seeded code, judged by a function whose values can be worked out by hand."""
+
+import json
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.chat import Renderer, load_tokenizer
+from rlhf_jax.data.rows import Example, parse_row
+from rlhf_jax.data.world import (
+    COMPLAINTS,
+    WORD_LIMIT,
+    WorldConfig,
+    gold_judge,
+    judge_text,
+    train_tokenizer,
+    world_rows,
+    write_answer,
+    write_world,
+)
+
+SMALL = WorldConfig(sft_rows=60, preference_rows=80, prompt_rows=40, eval_prompts=20)
+ASK = "Write a postcard from the harbor about a cat."
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return world_rows(SMALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, SMALL)
+    return folder
+
+
+def content(messages):
+    return messages[-1]["content"]
+
+
+@pytest.mark.parametrize(("answer", "score"), [
+    ("Hello.", 0.0),
+    ("The cat is here.", 1.0),  # the thing
+    ("The cat is at the harbor.", 2.0),  # and the place
+    ("The golden cat.", 1.5),  # one vivid word
+    ("The golden gentle curious shining cat.", 2.5),  # three count at most
+    ("The golden golden cat.", 1.5),  # the same word counts once
+    ("Dear Mia, the cat.", 1.5),  # a greeting
+    ("The cat. Love, Ana.", 1.5),  # a signature
+    ("The cat. Love, Zoe.", 1.0),  # of nobody known
+    ("Love, Ana. The cat.", 1.0),  # a signature comes last
+    ("Dear Mia, the golden gentle curious cat is at the harbor. Love, Ana.", 4.5),
+    ("The cat. The cat.", 0.25),  # a repeated sentence
+    ("The cat. The CAT. the cat!", -0.5),  # twice, whatever the case
+    ("The cat is boring.", 0.0),  # a complaint
+    ("The boring boring cat.", -1.0),  # each of them
+    ("The cat and the storm.", 0.5),  # a thing nobody asked about
+    ("The cat on the mountain in a boat.", 0.0),  # two of them
+    ("The cat sat", 0.0),  # an unfinished sentence
+    ("", -1.0),
+])
+def test_the_judges_values_by_hand(answer, score):
+    assert judge_text(ASK, answer) == pytest.approx(score)
+
+
+def test_words_beyond_the_limit_cost_a_tenth_each():
+    at_limit = "The cat " + "so " * (WORD_LIMIT - 3) + "much."
+    assert judge_text(ASK, at_limit) == pytest.approx(1.0)
+    assert judge_text(ASK, at_limit.replace("much", "so so so so so much")) == pytest.approx(0.5)
+
+
+def test_the_judge_takes_texts_and_messages_alike():
+    user, assistant = [{"role": "user", "content": ASK}], [{"role": "assistant", "content": "The cat."}]
+    assert gold_judge([user, ASK], [assistant, "The cat."], column=[1, 2]) == [1.0, 1.0]
+
+
+def test_the_judge_is_not_maximised_by_length():
+    rng = random.Random(0)
+    answers = [write_answer(rng, "harbor", "cat") for _ in range(4000)]
+    lengths = np.array([len(re.findall("[a-z]+", a.lower())) for a in answers])
+    scores = np.array([judge_text(ASK, a) for a in answers])
+    order = np.argsort(lengths)
+    fifths = [scores[part].mean() for part in np.array_split(order, 5)]
+    longest = scores[order[-100:]].mean()
+    assert longest < max(fifths) - 0.3
+    assert fifths[0] < max(fifths) - 0.3
+    assert judge_text(ASK, " ".join(answers[:20])) < np.median(scores)
+
+
+def test_answers_spread_over_the_scale_and_hold_every_fault():
+    rng = random.Random(1)
+    answers = [write_answer(rng, "harbor", "cat") for _ in range(1000)]
+    scores = [judge_text(ASK, a) for a in answers]
+    assert min(scores) < -0.5
+    assert max(scores) >= 4.0
+    assert np.std(scores) > 0.7
+    assert any(word in a for a in answers for word in COMPLAINTS)
+
+
+def test_the_same_seed_makes_the_same_world_and_another_seed_another(rows):
+    assert world_rows(SMALL) == rows
+    other = world_rows(WorldConfig(seed=1, sft_rows=60, preference_rows=80, prompt_rows=40, eval_prompts=20))
+    assert other["sft"] != rows["sft"]
+    assert other["prompts"] != rows["prompts"]
+
+
+def test_the_data_sets_have_the_sizes_asked_for_and_parse_as_what_they_are(rows):
+    kinds = {"sft": ("sft", 60), "preference": ("preference", 80), "preference_eval": ("preference", 100),
+             "prompts": ("prompt", 40), "eval_prompts": ("prompt", 20)}
+    assert set(rows) == set(kinds)
+    for name, (kind, count) in kinds.items():
+        examples = [parse_row(row, kind) for row in rows[name]]
+        assert len({e.prompt_id for e in examples}) == len(examples) == count
+
+
+def flip_rate(pairs):
+    """Share of decided pairs whose label contradicts the judge."""
+    gaps = [judge_text(content(p["prompt"]), content(p["chosen"])) - judge_text(content(p["prompt"]),
+                                                                               content(p["rejected"])) for p in pairs]
+    gaps = np.array([g for g in gaps if abs(g) > 1e-9])
+    return np.mean(gaps < 0), gaps
+
+
+def test_labels_contradict_the_judge_as_often_as_the_noise_says():
+    pairs = world_rows(WorldConfig(sft_rows=1, preference_rows=2000, prompt_rows=1, eval_prompts=1))["preference"]
+    rate, gaps = flip_rate(pairs)
+    expected = 1 / (1 + np.exp(np.abs(gaps) / 0.7))
+    sigma = math.sqrt((expected * (1 - expected)).sum()) / len(gaps)
+    assert abs(rate - expected.mean()) < 4 * sigma
+    assert 0.1 < rate < 0.3
+
+
+def test_label_noise_sets_the_rate():
+    def rate(noise):
+        config = WorldConfig(sft_rows=1, preference_rows=600, prompt_rows=1, eval_prompts=1, label_noise=noise)
+        return flip_rate(world_rows(config)["preference"])[0]
+
+    assert rate(0.01) < 0.01 < rate(0.7) < rate(5.0) < 0.5
+
+
+def test_chosen_and_rejected_differ_and_evaluation_rows_show_no_answer(rows):
+    for row in [*rows["preference"], *rows["preference_eval"]]:
+        assert row["chosen"] != row["rejected"]
+    for name in ("prompts", "eval_prompts"):
+        assert all(set(row) == {"id", "prompt"} for row in rows[name])
+        assert all([m["role"] for m in row["prompt"]] == ["user"] for row in rows[name])
+
+
+def test_held_out_pairs_are_not_the_training_pairs(rows):
+    def texts(name):
+        return {(content(r["prompt"]), content(r["chosen"]), content(r["rejected"])) for r in rows[name]}
+
+    assert not texts("preference") & texts("preference_eval")
+
+
+def test_the_written_world_is_the_world(folder, rows):
+    for name, content_ in rows.items():
+        lines = (folder / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == content_
+    assert not list(folder.glob(".*"))
+
+
+def test_writing_a_world_over_a_half_written_one_makes_it_whole(tmp_path, folder):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / ".tokenizer.partial").mkdir()
+    (tmp_path / ".tokenizer.partial" / "tokenizer.json").write_text("{")
+    write_world(tmp_path, SMALL)
+    assert (tmp_path / "tokenizer" / "tokenizer.json").read_bytes() == (
+        folder / "tokenizer" / "tokenizer.json").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_template_writes_one_bos_and_trains_on_the_answer_with_its_end(folder, rows):
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    row = rows["sft"][0]
+    group = Renderer(tokenizer).render(Example(row["prompt"], (row["completion"],)))
+    ids = [*group.prompt_ids.tolist(), *group.responses[0].ids.tolist()]
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.pad_token_id not in ids
+    assert tokenizer.decode(group.responses[0].ids) == content(row["completion"]) + "<|end|>"
+    assert group.responses[0].loss_mask.all()
+    assert tokenizer.decode(group.prompt_ids) == f"<s><|user|>{content(row['prompt'])}<|end|><|assistant|>"
+
+
+def test_the_templates_own_generation_mask_marks_the_same_tokens(folder, rows):
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    row = rows["sft"][1]
+    found = tokenizer.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=True, return_dict=True,
+                                          return_assistant_tokens_mask=True)
+    group = Renderer(tokenizer).render(Example(row["prompt"], (row["completion"],)))
+    assert found["input_ids"] == [*group.prompt_ids.tolist(), *group.responses[0].ids.tolist()]
+    mask = [0] * len(group.prompt_ids) + group.responses[0].loss_mask.astype(int).tolist()
+    assert found["assistant_masks"] == mask
+
+
+def test_any_text_survives_the_tokenizer(rows):
+    tokenizer = train_tokenizer(rows, 400)
+    for text in ("The cat.", " two  spaces", "naïve café 😀", "tab\tand\nnewline"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
