@@ -71,7 +71,13 @@ def renamed(key: str) -> str:
 def _renamed_tree(value: Any, known: set[str]) -> Any:
     if not isinstance(value, dict):
         return value
-    return {key if key in known else renamed(key): _renamed_tree(child, known) for key, child in value.items()}
+    tree: dict[str, Any] = {}
+    for key, child in value.items():
+        name = key if key in known else renamed(key)
+        if name in tree or (name != key and name in value):
+            raise ValueError(f"{key} and {name} are one key; give it once")
+        tree[name] = _renamed_tree(child, known)
+    return tree
 
 
 def _resolve_types(command: type) -> None:

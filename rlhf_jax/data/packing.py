@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import PromptGroup, Response
 
 
 @struct.dataclass
@@ -75,6 +75,23 @@ def default_row_length(groups: Sequence[PromptGroup], multiple: int = 128) -> in
     """The smallest multiple that holds the longest group; attention costs the square of it."""
     longest = max((group_length(g) for g in groups), default=1)
     return -(-longest // multiple) * multiple
+
+
+def split_group(group: PromptGroup, limit: int) -> list[PromptGroup]:
+    """The group's responses, in order, over as few groups of at most `limit` tokens as that order allows.
+
+    Sharing a prompt saves its forward pass, but attention costs the square of the row: many long answers to a short
+    prompt are cheaper in several rows. A response that exceeds the limit alone still gets a group; pairs are dropped.
+    """
+    pieces: list[list[Response]] = []
+    room = 0
+    for response in group.responses:
+        if len(response.ids) > room:
+            pieces.append([])
+            room = limit - len(group.prompt_ids)
+        pieces[-1].append(response)
+        room -= len(response.ids)
+    return [dataclasses.replace(group, responses=tuple(piece), pairs=(), margins=()) for piece in pieces]
 
 
 def _targets(group: PromptGroup) -> int:

@@ -21,6 +21,7 @@ from rlhf_jax.data.packing import (
     pack,
     pack_rows,
     row_shape,
+    split_group,
     unpack_targets,
 )
 from rlhf_jax.losses import token_logps
@@ -30,6 +31,8 @@ from rlhf_jax.training.objectives import Compute, Metrics, Objective
 from rlhf_jax.training.step import finish_metrics
 
 Rows = list[list[int]]
+SHORT_ROW = 256
+"""Tokens a group may take in one row before its responses are spread over several (attention costs the square)."""
 
 
 def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape,
@@ -61,16 +64,21 @@ class PackedMap:
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:
-        """One result a group, in order. `progress` gets the number of groups done since its last call."""
-        self._shape = self._grown(groups)
-        results: list[Any] = [None] * len(groups)
-        for rows, batch in packed_batches(groups, self._rows, self._shape):
-            found = self._cut(np.asarray(self._compiled(params, batch)), groups, rows)
-            for index, value in found.items():
-                results[index] = value
+        """Per group, in order, one result a response. `progress` gets the number of groups done since its last call."""
+        pieces = [(i, piece) for i, group in enumerate(groups) for piece in split_group(group, SHORT_ROW)]
+        split = [piece for _, piece in pieces]
+        self._shape = self._grown(split)
+        found: dict[int, Any] = {}
+        done = 0
+        for rows, batch in packed_batches(split, self._rows, self._shape):
+            found |= self._cut(np.asarray(self._compiled(params, batch)), split, rows)
             if progress:
-                progress(len(found))
-        return results
+                before, done = done, len(found) * len(groups) // len(split)
+                progress(done - before)
+        parts: list[list[Any]] = [[] for _ in groups]
+        for place, (index, _) in enumerate(pieces):
+            parts[index].extend(found[place])
+        return parts
 
     def _grown(self, groups: Sequence[PromptGroup]) -> RowShape:
         tokens = self._row_length or max(default_row_length(groups), self._shape.tokens if self._shape else 0)
