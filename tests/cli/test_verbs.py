@@ -74,7 +74,8 @@ def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, t
 
 def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):
     status, _, err = rlhf_jax("reward", "--kind", "pairwise", "--model_name_or_path", world / "base", "--dataset_name",
-                              world / "preference.jsonl", *TRAIN, "--row_length", "256", "--output_dir", tmp_path / "pm")
+                              world / "preference.jsonl", *TRAIN, "--row_length", "256", "--output_dir",
+                              tmp_path / "pm")
     assert status == 0, err
     status, _, err = rlhf_jax("evaluate", "--scorer.kind", "pairwise", "--scorer.model_name_or_path",
                               tmp_path / "pm/model", "--dataset_name", world / "preference_eval.jsonl",
@@ -85,7 +86,7 @@ def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):
 
 def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     base = world / "base"
-    status, out, err = rlhf_jax(
+    status, _, err = rlhf_jax(
         "evaluate", "--model_name_or_path", base, "--baseline_model", base, "--dataset_name",
         world / "eval_prompts.jsonl", "--scorer.kind", "function", "--scorer.function",
         "rlhf_jax.data.world:gold_judge", "--sampling.num_generations", "2", "--sampling.max_new_tokens", "5",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,8 +20,7 @@ from rlhf_jax.training.compiles import count_compiles
 
 
 @pytest.mark.parametrize("settings", [
-    {"slots": 1}, {"slots": 16}, {"lanes": 1}, {"lanes": 3}, {"block": 1}, {"block": 64}, {"prompt_length": 40},
-    {"slots": 2, "lanes": 2, "block": 3},
+    {"slots": 1, "lanes": 1, "block": 64}, {"slots": 16, "lanes": 3, "block": 1}, {"prompt_length": 40},
 ], ids=str)
 def test_samples_do_not_depend_on_slots_lanes_block_or_capacity(tiny, config, params, prompts, sampled, settings):
     assert tiny.sample_ids(config, params, prompts, **settings) == tiny.ids_of(sampled)
@@ -37,7 +37,7 @@ def test_samples_do_not_depend_on_refill_order_or_neighbours(tiny, config, param
 
 
 def test_more_generations_keep_the_first_ones(tiny, config, params, prompts, sampled):
-    more = tiny.sample_ids(config, params, prompts, num_generations=6)
+    more = tiny.sample_ids(config, params, prompts, num_generations=6, lanes=4)
     assert {name: samples[:4] for name, samples in more.items()} == tiny.ids_of(sampled)
 
 
@@ -73,10 +73,10 @@ def test_no_value_of_a_sampling_setting_compiles_a_new_decode_program(tiny, conf
     assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == sizes
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("heads", [{}, {"qk_norm": True, "family": "qwen3"}, {"tie_embeddings": True}], ids=str)
-def test_sampler_log_probs_equal_the_trainers_packed_forward(tiny, prompts, window, heads):
-    config = tiny.make_config(window=window, **heads)
+@pytest.mark.parametrize("changes", [{}, {"window": 4}, {"qk_norm": True, "family": "qwen3", "tie_embeddings": True}],
+                         ids=str)
+def test_sampler_log_probs_equal_the_trainers_packed_forward(tiny, prompts, changes):
+    config = tiny.make_config(**changes)
     params = tiny.make_params(config, seed=1)
     groups = list(tiny.run(tiny.make_sampler(config), params, prompts).values())
     found = tiny.forward_logps(config, params, groups)
@@ -94,22 +94,21 @@ def test_log_probs_stay_the_models_own_under_temperature_and_filters(tiny, confi
             np.testing.assert_allclose(r.logps, ours, atol=1e-4)
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("window", [None, 4])
 def test_greedy_decoding_is_the_argmax_of_a_full_forward_step_by_step(tiny, prompts, window):
     config = tiny.make_config(window=window)
     params = tiny.make_params(config, seed=2)
-    steps = 6
-    sampler = tiny.make_sampler(config, stop_ids=(), temperature=0.0, num_generations=1, max_new_tokens=steps)
+    sampler = tiny.make_sampler(config, stop_ids=(), temperature=0.0)
     found = tiny.ids_of(tiny.run(sampler, params, prompts[:3]))
     for prompt in prompts[:3]:
         ids = prompt.prompt_ids.tolist()
-        for _ in range(steps):
+        for _ in range(12):
             ids.append(int(np.argmax(tiny.next_logits(config, params, ids))))
-        assert found[prompt.prompt_id] == [ids[len(prompt.prompt_ids) :]]
+        assert found[prompt.prompt_id] == [ids[len(prompt.prompt_ids) :]] * 4
 
 
 def test_a_response_that_stops_ends_with_its_one_stop_token(tiny, config, params, prompts):
-    sampler = tiny.make_sampler(config, stop_ids=(2, 11, 12, 13), num_generations=6)
+    sampler = tiny.make_sampler(config, stop_ids=(2, 11, 12, 13), num_generations=6, lanes=4)
     responses = [r for g in tiny.run(sampler, params, prompts).values() for r in g.responses]
     stopped = [r for r in responses if r.finish_reason == STOP]
     cut_off = [r for r in responses if r.finish_reason == LENGTH]
@@ -128,13 +127,13 @@ def test_a_response_that_stops_ends_with_its_one_stop_token(tiny, config, params
 
 
 def test_a_stop_token_at_the_last_place_of_the_budget_still_counts_as_stopped(tiny, config, params, prompts, sampled):
-    index, r = next((i, r) for i, r in enumerate(sampled["p3"].responses))
-    stop = int(r.ids[4])
-    budget = r.ids.tolist().index(stop) + 1
-    found = tiny.run(tiny.make_sampler(config, stop_ids=(stop,), max_new_tokens=budget), params, prompts)
-    again = found["p3"].responses[index]
+    whole = [(name, i, r.ids.tolist()) for name, g in sampled.items() for i, r in enumerate(g.responses)
+             if r.finish_reason == LENGTH]
+    name, index, ids = next((name, i, ids) for name, i, ids in whole if ids.count(ids[-1]) == 1)
+    found = tiny.run(tiny.make_sampler(config, stop_ids=(2, ids[-1])), params, prompts)
+    again = found[name].responses[index]
     assert again.finish_reason == STOP
-    assert again.ids.tolist() == r.ids[:budget].tolist()
+    assert again.ids.tolist() == ids
 
 
 def test_a_stop_string_cuts_at_the_first_token_that_completes_it(tiny, config, params, prompts, sampled):
@@ -158,7 +157,7 @@ def test_a_stop_string_cuts_at_the_first_token_that_completes_it(tiny, config, p
 def test_a_prompt_of_bos_alone_is_sampled_from_the_models_first_distribution(tiny, config, params, prompts):
     assert prompts[0].prompt_ids.tolist() == [tiny.BOS]
     first = tiny.next_logits(config, params, [tiny.BOS])
-    group = tiny.run(tiny.make_sampler(config, temperature=0.0, num_generations=1), params, prompts[:1])["p0"]
+    group = tiny.run(tiny.make_sampler(config, temperature=0.0), params, prompts[:1])["p0"]
     assert group.responses[0].ids[0] == int(np.argmax(first))
     np.testing.assert_allclose(group.responses[0].logps[0], jax.nn.log_softmax(first).max(), atol=1e-5)
 
@@ -175,16 +174,14 @@ def test_temperatures_are_assigned_to_the_samples_in_equal_contiguous_shares(tin
 
 def test_temperatures_follow_the_sample_not_the_lane(tiny, config, params, prompts):
     settings = {"temperature": (1.0, 0.0), "num_generations": 6}
-    one_lane = tiny.sample_ids(config, params, prompts, lanes=1, **settings)
-    assert one_lane == tiny.sample_ids(config, params, prompts, **settings)
+    one_lane = tiny.sample_ids(config, params, prompts, slots=1, lanes=1, block=64, **settings)
+    assert one_lane == tiny.sample_ids(config, params, prompts, lanes=4, **settings)
     assert all(samples[3] == samples[4] == samples[5] for samples in one_lane.values())
 
 
 def test_bfloat16_runs_and_reports_finite_log_probs(tiny, config, params, prompts):
-    import jax.numpy as jnp
-
-    sampler = tiny.make_sampler(config)
-    sampler._dtype = jnp.bfloat16
+    sampling = tiny.make_sampler(config).sampling
+    sampler = Sampler(config, sampling, [2], tiny.one_device(), tiny.words, jnp.bfloat16)
     groups = tiny.run(sampler, cast(params, jnp.bfloat16), prompts)
     assert all(np.isfinite(r.logps).all() and r.logps.dtype == np.float32 for g in groups.values() for r in g.responses)
 
@@ -215,7 +212,8 @@ def test_settings_that_cannot_work_are_refused(settings, words):
 
 
 def test_samples_do_not_depend_on_the_number_of_devices(tiny, config, params):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
+           "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run([sys.executable, str(tiny.path), "8"], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == tiny.sample_ids(config, params, tiny.make_prompts(11))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.models import DecoderConfig, init_params, output_head, packed_forward
+from rlhf_jax.models import DecoderConfig, output_head, packed_forward, param_specs
+from rlhf_jax.models.params import map_specs
 from rlhf_jax.parallel import MeshConfig, make_mesh
 from rlhf_jax.sampling import Sampler, SamplingConfig
 from rlhf_jax.training.evaluate import logps_map
@@ -29,7 +30,11 @@ def make_config(**changes):
 
 
 def make_params(config, seed=0):
-    return init_params(jax.random.key(seed), config)
+    """Normal weights from numpy, which compiles nothing; norms one."""
+    draws = np.random.default_rng(seed)
+    return map_specs(lambda s: jnp.asarray(draws.normal(0, config.initializer_range, s.shape) if s.init == "normal"
+                                           else np.full(s.shape, float(s.init == "ones")), jnp.float32),
+                     param_specs(config))
 
 
 def make_prompts(count=6, seed=0, longest=12):
@@ -60,7 +65,7 @@ def make_sampler(config, stop_ids=(STOP_ID,), mesh=None, **settings):
     """A sampler that shares its compiled programs with all those of the same shapes, whatever their other settings."""
     settings = {"num_generations": 4, "max_new_tokens": 12, "slots": 4, "block": 5, "seed": 3, **settings}
     sampling = SamplingConfig(**settings)
-    stops = tuple([*stop_ids, *[-1] * (4 - len(stop_ids))])
+    stops = (*stop_ids, *[-1] * (4 - len(stop_ids)))
     shared = _programs(config, stops, mesh or one_device(), sampling.slots, sampling.lanes or sampling.num_generations,
                        sampling.block, sampling.max_new_tokens)
     sampler = copy.copy(shared)

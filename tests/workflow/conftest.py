@@ -23,7 +23,7 @@ def _quick_compiles(tmp_path_factory):
 
     changes = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0,
                "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla")}
-    before = {name: getattr(jax.config, name) for name in changes}
+    before = {name: jax.config.values[name] for name in changes}
     for name, value in changes.items():
         jax.config.update(name, value)
     yield

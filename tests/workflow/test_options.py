@@ -47,7 +47,7 @@ RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
     (SftOptions, {"train_batch_size": 0}, "train_batch_size"),
     (SftOptions, {"learning_rate": 0.0}, "learning_rate"),
     (SftOptions, {"num_train_epochs": 0}, "num_train_epochs"),
-    (PreferenceOptions, {"label_smoothing": 0.1, "loss_type": "simpo"}, "label_smoothing=0.1 has no effect"),
+    (PreferenceOptions, {"simpo_gamma": 1.0}, "simpo_gamma=1.0 has no effect"),
     (PreferenceOptions, {"loss_type": "sigmoyd"}, "Did you mean 'sigmoid'"),
     (PreferenceOptions, {"loss_type": ("sigmoid", "sft"), "loss_weights": (1.0,)}, "loss_weights has 1 numbers"),
     (PreferenceOptions, {"f_alpha_divergence_coef": 0.3}, "f_alpha_divergence_coef"),
@@ -63,7 +63,7 @@ RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
     (ExperimentConfig, {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}, "exactly one of reward"),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t")}, "needs an sft section"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "baselines": ("offline_dpo",)}, "offline_dpo"),
-], ids=str)
+], ids=lambda x: getattr(x, "__name__", None))
 def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(options, settings, words):
     with pytest.raises(ValueError, match=words):
         options(**settings)
@@ -79,7 +79,7 @@ def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(optio
     (SftOptions, {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
     (PreferenceOptions, {"label_smoothing": 0.1}),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t"), "sft": SftSection(DATA)}),
-], ids=str)
+], ids=lambda x: getattr(x, "__name__", None))
 def test_the_combinations_those_errors_advise_are_accepted(options, settings):
     options(**settings)
 

@@ -40,6 +40,7 @@ def test_a_finished_stage_is_not_run_again_and_reports_what_it_reported(tmp_path
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_inputs_are_a_conflict_that_names_exactly_the_keys_that_differ(tmp_path, changed, named, finished):
     def die(folder):
+        (folder / "shard-00000.jsonl").write_text("")
         raise KeyboardInterrupt
 
     if finished:
@@ -51,6 +52,16 @@ def test_other_inputs_are_a_conflict_that_names_exactly_the_keys_that_differ(tmp
     with pytest.raises(StageConflict, match=f"these inputs differ: {named}. Choose another output_dir"):
         run_stage(tmp_path / "s", "sample", INPUTS | changed, body)
     assert not calls
+
+
+def test_a_start_that_made_nothing_but_a_list_of_bad_rows_gives_way_to_other_inputs(tmp_path):
+    def refuse(folder):
+        (folder / "quarantine-train.jsonl").write_text("")
+        raise ValueError("bad data")
+
+    with pytest.raises(ValueError, match="bad data"):
+        run_stage(tmp_path / "s", "sft", INPUTS, refuse)
+    assert run_stage(tmp_path / "s", "sft", INPUTS | {"data": "repaired"}, counting()[1]).report == {"n": 1}
 
 
 def test_the_same_inputs_under_another_stage_name_are_a_conflict(tmp_path):
@@ -119,6 +130,9 @@ def test_a_path_is_hashed_by_names_and_bytes_and_not_by_where_it_lies(tmp_path):
     (tmp_path / "b" / "x.txt").rename(tmp_path / "b" / "y.txt")
     (tmp_path / "b" / "y.txt").write_text("same")
     assert hash_path(tmp_path / "a") != hash_path(tmp_path / "b")
+    (tmp_path / "a" / RECORD).write_text("12.3 seconds")
+    (tmp_path / "b" / "y.txt").rename(tmp_path / "b" / "x.txt")
+    assert hash_path(tmp_path / "a") == hash_path(tmp_path / "b")
     assert hash_path("hub/name") != hash_path("hub/other")
 
 

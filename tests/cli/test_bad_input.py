@@ -1,0 +1,161 @@
+"""What goes wrong between the verbs ends with one clear message, an exit status and nothing half-made."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from rlhf_jax.cli import main as cli
+from rlhf_jax.cli.parser import parse
+from rlhf_jax.data.groups import STOP, PromptGroup, Response
+from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.workflow.commands import SftCommand
+
+SFT = ["--model_name_or_path", "m", "--output_dir", "o", "--dataset_name", "d"]
+
+
+def some_not_finite(prompts, completions, **columns):
+    return [math.nan if c == "b" else math.inf if c == "c" else float(len(c)) for c in completions]
+
+
+def never_finite(prompts, completions, **columns):
+    return [math.nan] * len(completions)
+
+
+def too_few(prompts, completions, **columns):
+    return [1.0]
+
+
+def words(prompts, completions, **columns):
+    return ["good"] * len(completions)
+
+
+@pytest.fixture
+def rlhf_jax(monkeypatch, capsys):
+    """Runs a command line; returns (exit status, stdout, stderr)."""
+    monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
+
+    def command(*args):
+        monkeypatch.setattr("sys.argv", ["rlhf-jax", *map(str, args)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def sampled(tmp_path):
+    """A folder as `generate` leaves it, of two prompts with three responses."""
+    def response(i, text):
+        return Response(np.array([i, 4], np.int32), np.ones(2, bool), text, STOP)
+
+    groups = [PromptGroup(f"p{n}", np.array([1], np.int32), tuple(response(i, t) for i, t in enumerate(texts)), "say")
+              for n, texts in enumerate((("aaa", "b", "aa"), ("a", "c", "aaaa")))]
+    write_groups(tmp_path / "sampled" / "shard-00000.jsonl", groups)
+    return tmp_path / "sampled"
+
+
+def score(rlhf_jax, sampled, out, function):
+    return rlhf_jax("score", "--input", sampled, "--kind", "function", "--function", f"my_rewards:{function}",
+                    "--output_dir", out)
+
+
+def test_scores_that_are_not_finite_are_left_out_counted_and_make_no_pair(rlhf_jax, sampled, tmp_path):
+    status, out, err = score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")
+    assert status == 0, err
+    assert '"non_finite_score": 2' in out
+    status, _, err = rlhf_jax("pairs", "--input", tmp_path / "scored", "--output_dir", tmp_path / "pairs")
+    assert status == 0, err
+    pairs = read_groups(tmp_path / "pairs" / "pairs.jsonl")
+    assert [[r.text for r in g.responses] for g in pairs] == [["aaa", "aa"], ["aaaa", "a"]]
+
+
+@pytest.mark.parametrize(("function", "said"), [
+    ("never_finite", "gave no score to any response"), ("too_few", "returned 1 scores for 6 completions"),
+    ("words", "returned 'good', a str"), ("missing", "cannot be imported"),
+])
+def test_a_reward_function_that_gives_no_scores_is_an_error(rlhf_jax, sampled, tmp_path, function, said):
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", function)
+    assert status == 1
+    assert said in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "scored" / "stage.json").exists()
+
+
+def test_a_shard_cut_off_in_the_middle_names_file_and_line(rlhf_jax, sampled, tmp_path):
+    shard = sampled / "shard-00000.jsonl"
+    shard.write_bytes(shard.read_bytes()[:-30])
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")
+    assert status == 1
+    assert "shard-00000.jsonl, line 2" in err
+
+
+@pytest.mark.parametrize("verb", ["score", "pairs"])
+def test_an_input_that_holds_no_shards_is_an_error_and_not_an_empty_result(rlhf_jax, tmp_path, verb):
+    kind = ["--kind", "function", "--function", "my_rewards:words"] if verb == "score" else []
+    status, _, err = rlhf_jax(verb, "--input", tmp_path / "nowhere", *kind, "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert "nowhere holds no shard-*.jsonl" in err
+    assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_pairs_by_scores_that_are_not_there_name_those_that_are(rlhf_jax, sampled, tmp_path):
+    score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")
+    status, _, err = rlhf_jax("pairs", "--input", tmp_path / "scored", "--scorer", "gold", "--output_dir",
+                              tmp_path / "pairs")
+    assert status == 1
+    assert "'gold'" in err
+    assert "['proxy']" in err
+    assert not (tmp_path / "pairs" / "pairs.jsonl").exists()
+
+
+def test_a_second_run_with_other_options_says_which_and_changes_nothing(rlhf_jax, sampled, tmp_path):
+    assert score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")[0] == 0
+    assert rlhf_jax("pairs", "--input", tmp_path / "scored", "--output_dir", tmp_path / "pairs")[0] == 0
+    before = (tmp_path / "pairs" / "pairs.jsonl").read_bytes()
+    status, _, err = rlhf_jax("pairs", "--input", tmp_path / "scored", "--output_dir", tmp_path / "pairs",
+                              "--length_penalty", "1")
+    assert status == 1
+    assert "options.length_penalty" in err
+    assert (tmp_path / "pairs" / "pairs.jsonl").read_bytes() == before
+
+
+def test_a_folder_without_a_model_is_refused(rlhf_jax, tmp_path):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    status, _, err = rlhf_jax("sft", "--model_name_or_path", tmp_path, "--dataset_name", tmp_path / "data.jsonl",
+                              "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert "no tokenizer can be loaded" in err
+    assert "Traceback" not in err
+
+
+def refused(args, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(SftCommand, "sft", [*SFT, *args])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_flag_whose_value_is_no_yaml_is_an_error_that_names_it(capsys):
+    assert "--converter [a: the value is not valid YAML" in refused(["--converter", "[a"], capsys)
+
+
+def test_one_key_under_its_old_and_its_new_name_is_a_conflict(capsys):
+    message = refused(["--warmup_ratio", "0.1", "--warmup_steps", "5"], capsys)
+    assert "warmup_ratio and warmup_steps are one key" in message
+
+
+@pytest.mark.parametrize("text", ["1e-5", "0.00001", "1.0e-5"])
+def test_numbers_are_numbers_however_they_are_written(text):
+    assert parse(SftCommand, "sft", [*SFT, "--learning_rate", text]).learning_rate == 1e-5
+
+
+def test_the_mesh_is_set_axis_by_axis(capsys):
+    assert parse(SftCommand, "sft", [*SFT, "--mesh.fsdp", "2", "--mesh.tensor=4"]).mesh.shape(8) == (1, 2, 1, 4)
+    assert "mesh.tensor" in refused(["--mesh.tensro", "2"], capsys)

@@ -1,0 +1,162 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rlhf_jax.models import CheckpointError, as_classifier, cast, load_params, read_config, save_hf
+from rlhf_jax.models.hf import hf_tensors, tensor_names
+from rlhf_jax.models.params import count_params, param_specs
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def rewrite(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.fixture
+def saved(tiny, weights, tmp_path):
+    config = tiny("qwen3")
+    save_hf(tmp_path, weights(config), config)
+    return config, tmp_path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"num_labels": 3}])
+@pytest.mark.parametrize("shard", [10**9, 3000])
+def test_saving_and_loading_is_the_identity_to_the_bit(family, changes, shard, tiny, weights, tmp_path):
+    config = tiny(family, eos_token_ids=(5,), pad_token_id=0, **changes)
+    params = weights(config)
+    save_hf(tmp_path, params, config, max_shard_bytes=shard)
+    assert read_config(tmp_path) == config
+    same(load_params(tmp_path), jax.device_get(params))
+    assert len(jax.tree.leaves(params)) == len(jax.tree.leaves(load_params(tmp_path)))
+    assert count_params(config) == sum(x.size for x in jax.tree.leaves(params))
+
+
+def test_shards_keep_their_size_and_the_index_names_every_tensor(tiny, weights, tmp_path):
+    config = tiny()
+    save_hf(tmp_path, weights(config), config, max_shard_bytes=5000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert [f.name for f in files] == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    assert set(index["weight_map"]) == set(tensor_names(param_specs(config)))
+    assert index["metadata"]["total_size"] == 4 * count_params(config)
+    for file in files:
+        tensors = load_file(file)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 5000
+        assert all(index["weight_map"][name] == file.name for name in tensors)
+
+
+def test_names_and_layout_are_huggingfaces(tiny, weights):
+    config = tiny("qwen2")
+    params = weights(config)
+    tensors = dict(hf_tensors(params, param_specs(config)))
+    attention = jax.tree.map(lambda x: x[1], params["layers"]["attention"])
+    x, y = np.random.default_rng(0).normal(size=16), np.random.default_rng(1).normal(size=(4, 8))
+    for name in "qkv":
+        expected = np.einsum("d,dhe->he", x, attention[name]) + attention[name + "_bias"]
+        stem = f"model.layers.1.self_attn.{name}_proj."
+        np.testing.assert_allclose(tensors[stem + "weight"] @ x + tensors[stem + "bias"], expected.ravel(), rtol=1e-5)
+    np.testing.assert_allclose(tensors["model.layers.1.self_attn.o_proj.weight"] @ y.ravel(),
+                               np.einsum("he,hed->d", y, attention["o"]), rtol=1e-5)
+    np.testing.assert_array_equal(tensors["model.layers.0.mlp.down_proj.weight"], params["layers"]["mlp"]["down"][0].T)
+    assert tensors["lm_head.weight"].shape == (48, 16)
+
+
+def test_bfloat16_files_are_written_and_read(tiny, weights, tmp_path):
+    config = tiny()
+    params = cast(weights(config), jnp.bfloat16)
+    save_hf(tmp_path, params, config)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert load_file(tmp_path / "model.safetensors")["model.norm.weight"].dtype == ml_dtypes.bfloat16
+    same(load_params(tmp_path, dtype=jnp.bfloat16), jax.device_get(params))
+    same(load_params(tmp_path), jax.device_get(cast(params, jnp.float32)))
+
+
+def test_stop_ids_of_the_generation_config_take_precedence(saved):
+    config, folder = saved
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    assert read_config(folder) == dataclasses.replace(config, eos_token_ids=(7, 8))
+    (folder / "generation_config.json").write_text("{}")
+    assert read_config(folder) == config
+
+
+def test_tokenizer_files_come_along(tiny, weights, tmp_path):
+    (tmp_path / "from").mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja", "notes.txt"):
+        (tmp_path / "from" / name).write_text(name)
+    save_hf(tmp_path / "to", weights(tiny()), tiny(), tokenizer_from=tmp_path / "from")
+    copied = {p.name for p in (tmp_path / "to").iterdir()}
+    assert copied == {"tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json",
+                      "model.safetensors"}
+
+
+def test_a_missing_tensor_is_named(saved):
+    rewrite(saved[1], lambda t: t.pop("model.layers.1.self_attn.q_norm.weight"))
+    with pytest.raises(CheckpointError, match=r"qwen3 language model: 1 missing.*layers.1.self_attn.q_norm.weight"):
+        load_params(saved[1])
+
+
+def test_an_unexpected_tensor_is_named(saved):
+    rewrite(saved[1], lambda t: t.update({"model.layers.2.mlp.up_proj.weight": np.zeros((2, 2), np.float32)}))
+    with pytest.raises(CheckpointError, match=r"0 missing \[\], 1 unexpected.*layers.2.mlp.up_proj.weight"):
+        load_params(saved[1])
+
+
+def test_old_rotary_buffers_and_a_tied_head_are_let_pass(tiny, weights, tmp_path):
+    config = tiny(tie_embeddings=True)
+    save_hf(tmp_path, weights(config), config)
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    rewrite(tmp_path, lambda t: t.update(extra | {"lm_head.weight": t["model.embed_tokens.weight"]}))
+    same(load_params(tmp_path), jax.device_get(weights(config)))
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight",
+                                  "model.layers.1.self_attn.o_proj.weight", "model.layers.0.self_attn.q_proj.weight"])
+@pytest.mark.parametrize("change", [lambda x: np.ascontiguousarray(x.T), lambda x: x[:-1], lambda x: x.reshape(-1)])
+def test_a_wrong_shape_is_an_error_even_with_the_right_number_of_values(name, change, saved):
+    shape = load_file(saved[1] / "model.safetensors")[name].shape
+    assert shape[0] != shape[1]
+    rewrite(saved[1], lambda t: t.update({name: change(t[name])}))
+    with pytest.raises(CheckpointError, match=rf"{name}.*config.json implies \({shape[0]}, {shape[1]}\)"):
+        load_params(saved[1])
+
+
+@pytest.mark.parametrize(("written", "asked"), [("llama", "qwen2"), ("qwen2", "llama"), ("qwen3", "mistral")])
+def test_another_architecture_is_refused(written, asked, tiny, weights, tmp_path):
+    save_hf(tmp_path, weights(tiny(written)), tiny(written))
+    with pytest.raises(CheckpointError, match=f"does not hold the tensors of a {asked} language model"):
+        load_params(tmp_path, tiny(asked))
+
+
+def test_a_language_model_is_no_reward_model_and_back(tiny, weights, tmp_path):
+    config, scored = tiny(), tiny(num_labels=1)
+    save_hf(tmp_path / "lm", weights(config), config)
+    save_hf(tmp_path / "rm", as_classifier(weights(config), jax.random.key(0), scored), scored)
+    with pytest.raises(CheckpointError, match=r"reward model.*1 missing \['score.weight'\], 1 unexpected"):
+        load_params(tmp_path / "lm", scored)
+    with pytest.raises(CheckpointError, match=r"language model.*1 missing \['lm_head.weight'\], 1 unexpected"):
+        load_params(tmp_path / "rm", config)
+
+
+def test_folders_that_hold_no_model_say_so(saved, tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no config.json"):
+        read_config(tmp_path / "nothing")
+    (saved[1] / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json"):
+        load_params(saved[1])

@@ -1,0 +1,148 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rlhf_jax.models import (
+    LoraConfig,
+    init_lora,
+    init_params,
+    load_params,
+    merge_lora,
+    packed_forward,
+    save_adapter,
+    save_hf,
+    with_lora,
+)
+from rlhf_jax.models.lora import TARGETS
+
+LORA = LoraConfig(lora_r=3, lora_alpha=6.0)
+TOKENS = np.random.default_rng(0).integers(0, 48, (2, 7)).astype(np.int32)
+
+
+def hidden(params, config):
+    ones = np.ones_like(TOKENS)
+    return packed_forward(params, config, TOKENS, np.cumsum(ones, 1) - 1, ones, 0 * ones)
+
+
+def trained_adapter(config, lora=LORA, seed=0):
+    adapter = init_lora(jax.random.key(seed), config, lora)
+    return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(seed + 1), x.shape), adapter)
+
+
+@pytest.fixture(autouse=True)
+def exact_matmul():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tiny, weights):
+    config = tiny("qwen2")
+    return config, weights(config)
+
+
+def test_a_fresh_adapter_changes_nothing_to_the_bit(model):
+    config, params = model
+    adapter = init_lora(jax.random.key(0), config, LORA)
+    assert set(adapter) == set(TARGETS)
+    np.testing.assert_array_equal(hidden(with_lora(params, adapter, LORA.scale), config), hidden(params, config))
+    merged = merge_lora(params, adapter, LORA.scale)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+
+
+def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):
+    config = tiny(embed=64, mlp=128)
+    adapter = init_lora(jax.random.key(0), config, LoraConfig(lora_r=64))
+    for module, fan_in in (("q_proj", 64), ("o_proj", 32), ("down_proj", 128)):
+        assert float(jnp.std(adapter[module]["a"])) == pytest.approx(fan_in**-0.5, rel=0.05)
+        assert not adapter[module]["b"].any()
+    assert not np.array_equal(adapter["q_proj"]["a"], adapter["k_proj"]["a"])
+    assert not np.array_equal(adapter["q_proj"]["a"][0], adapter["q_proj"]["a"][1])
+
+
+@pytest.mark.parametrize("targets", [tuple(TARGETS), *((name,) for name in TARGETS)])
+def test_merged_weights_equal_the_two_matmuls(targets, model):
+    config, params = model
+    lora = LoraConfig(3, 6.0, targets)
+    adapter = trained_adapter(config, lora)
+    two, one = with_lora(params, adapter, lora.scale), merge_lora(params, adapter, lora.scale)
+    np.testing.assert_allclose(hidden(two, config), hidden(one, config), atol=1e-5)
+    assert np.abs(hidden(one, config) - hidden(params, config)).max() > 1e-2
+    for module, (room, name) in TARGETS.items():
+        moved = not np.array_equal(one["layers"][room][name], params["layers"][room][name])
+        assert moved == (module in targets)
+
+
+def test_the_update_is_alpha_over_r_times_a_times_b(model):
+    config, params = model
+    adapter = trained_adapter(config)
+    merged = merge_lora(params, adapter, LORA.scale)
+    for module, sizes in (("q_proj", (16, 32)), ("o_proj", (32, 16)), ("down_proj", (32, 16))):
+        room, name = TARGETS[module]
+        for layer in range(2):
+            a, b = (np.asarray(adapter[module][x][layer]) for x in "ab")
+            update = (merged["layers"][room][name] - params["layers"][room][name])[layer]
+            np.testing.assert_allclose(update.reshape(sizes), 2.0 * a.reshape(sizes[0], 3) @ b.reshape(3, sizes[1]),
+                                       atol=1e-5)
+
+
+def test_gradients_flow_to_a_and_b_alone(model):
+    config, params = model
+    adapter = trained_adapter(config)
+    kept = jax.tree.map(np.array, params)
+    grads = jax.grad(lambda x: jnp.sum(hidden(with_lora(params, x, LORA.scale), config) ** 3))(adapter)
+    assert jax.tree.structure(grads) == jax.tree.structure(adapter)
+    for grad in jax.tree.leaves(grads):
+        assert float(jnp.abs(grad).max()) > 1e-4
+    jax.tree.map(np.testing.assert_array_equal, params, kept)
+    by_merge = jax.grad(lambda x: jnp.sum(hidden(merge_lora(params, x, LORA.scale), config) ** 3))(adapter)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), grads, by_merge)
+
+
+def test_names_and_shapes_on_disk_are_pefts(model, tmp_path):
+    config, params = model
+    adapter = trained_adapter(config)
+    save_adapter(tmp_path, adapter, config, LORA, base="some/model")
+    assert {p.name for p in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    rooms = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+             "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}
+    assert set(tensors) == {f"base_model.model.model.layers.{i}.{room}.{module}.lora_{x}.weight"
+                            for i in range(2) for module, room in rooms.items() for x in "AB"}
+    save_hf(tmp_path / "merged", merge_lora(params, adapter, LORA.scale), config)
+    save_hf(tmp_path / "base", params, config)
+    merged, base = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "base"))
+    for module, room in rooms.items():  # PEFT: weight + alpha / r * B @ A
+        stem = f"model.layers.1.{room}.{module}"
+        a, b = (tensors[f"base_model.model.{stem}.lora_{x}.weight"] for x in "AB")
+        np.testing.assert_allclose(merged[stem + ".weight"], base[stem + ".weight"] + 2.0 * b @ a, atol=1e-5)
+    raw = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (raw["peft_type"], raw["task_type"], raw["r"], raw["lora_alpha"]) == ("LORA", "CAUSAL_LM", 3, 6.0)
+    assert (sorted(raw["target_modules"]), raw["base_model_name_or_path"]) == (sorted(TARGETS), "some/model")
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "base"), jax.device_get(params))
+
+
+def test_the_adapter_follows_the_dtype_of_the_base(model, tiny):
+    config, _ = model
+    params = init_params(jax.random.key(0), config, jnp.bfloat16)
+    adapter = trained_adapter(config)
+    assert hidden(with_lora(params, adapter, LORA.scale), config).dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(merge_lora(params, adapter, 1.0))} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize(("bad", "message"), [
+    ({"lora_r": 0}, "lora_r = 0"), ({"lora_target_modules": ("q_proj", "lm_head")}, r"\['lm_head'\]"),
+    ({"lora_target_modules": ()}, "no entry"),
+])
+def test_values_that_cannot_work_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**bad)
+
+
+def test_scale_is_alpha_over_r():
+    assert math.isclose(LoraConfig(lora_r=8, lora_alpha=4.0).scale, 0.5)

@@ -1,0 +1,268 @@
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.losses import PreferenceLoss
+from rlhf_jax.models import init_params, param_specs
+from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings, spec_shardings
+from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.training.fit import Model, NonFiniteLoss, fit, make_plan, write_trainer_state
+from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
+from rlhf_jax.workflow.reference import reference_logps
+from rlhf_jax.workflow.train import compute_of
+
+BASE = TrainConfig(train_batch_size=3, micro_rows=1, row_length=24, learning_rate=0.05, warmup_steps=2, logging_steps=4,
+                   num_train_epochs=2.0, weight_decay=0.01)
+
+
+@pytest.fixture(scope="module")
+def groups(make_groups):
+    return make_groups(16, 1)  # 6 steps an epoch, 12 in all
+
+
+@pytest.fixture
+def train(bigram, lone_mesh, groups):
+    """train(config, folder, ...) -> FitResult of the bigram model."""
+
+    def run(config=BASE, folder=None, objective=Sft, classifier=False, mesh=lone_mesh, data=groups, **options):
+        compute, model = bigram(classifier)
+        plan = make_plan(data, config, mesh, reference=options.pop("reference", None))
+        return fit(model, objective(compute), plan, config, mesh, folder=folder, **options)
+
+    return run
+
+
+class Killed(Exception):
+    pass
+
+
+def dies_at(step):
+    def report(at, steps, metrics):
+        if at == step:
+            raise Killed
+
+    return report
+
+
+def timeless(log):
+    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in log]
+
+
+@pytest.mark.parametrize(("save_steps", "deaths"), [(2, [3]), (3, [5, 8, 8]), (5, [11]), (1, [1, 2, 12]), (7, [4])])
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(save_steps, deaths, train, groups, tmp_path, equal):
+    config = dataclasses.replace(BASE, save_steps=save_steps, eval_steps=3)
+    whole = train(config, eval_groups=groups[:5])
+    for step in deaths:
+        with pytest.raises(Killed):
+            train(config, tmp_path, eval_groups=groups[:5], report=dies_at(step))
+    resumed = train(config, tmp_path, eval_groups=groups[:5])
+    equal(resumed.params, whole.params)
+    assert timeless(resumed.log_history) == timeless(whole.log_history)
+    assert [row["step"] for row in whole.log_history] == [3, 4, 6, 8, 9, 12, 12]
+
+
+def test_a_finished_run_resumes_to_itself(train, tmp_path, equal):
+    first, steps = train(folder=tmp_path), []
+    again = train(folder=tmp_path, report=lambda step, *_: steps.append(step))
+    equal(again.params, first.params)
+    assert again.log_history == first.log_history
+    assert steps == []
+
+
+def test_resumes_on_another_mesh(train, tmp_path, tiny):
+    config = dataclasses.replace(BASE, train_batch_size=8, save_steps=2)
+    whole = train(config)
+    with pytest.raises(Killed):
+        train(config, tmp_path, report=dies_at(3))
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    resumed = train(config, tmp_path, mesh=mesh)
+    assert resumed.params["embed"].sharding == param_shardings(tiny(), mesh)["embed"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), resumed.params, whole.params)
+
+
+def test_non_finite_loss_stops_the_run_and_leaves_the_last_checkpoint(train, groups, tmp_path):
+    config = dataclasses.replace(BASE, save_steps=1)
+    members = make_plan(groups, config, make_mesh(MeshConfig(), jax.devices()[:1])).members(4)
+    broken = [dataclasses.replace(g, margins=(math.nan,)) if i == members[0] else g for i, g in enumerate(groups)]
+
+    def objective(compute):
+        return BradleyTerry(compute, use_margin=True)
+
+    with pytest.raises(NonFiniteLoss, match=r"step 5: loss = nan.*learning_rate"):
+        train(config, tmp_path, objective=objective, classifier=True, data=broken)
+    assert max(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == 4
+
+
+def test_the_callers_weights_survive_the_fit(bigram, groups, lone_mesh, equal):
+    """The step donates its state; a float32 tree already in place must not be donated with it."""
+    compute, model = bigram()
+    placed = jax.device_put(model.trained, spec_shardings(model.specs, lone_mesh))
+    before = jax.device_get(placed)
+    plan = make_plan(groups, BASE, lone_mesh)
+    runs = [fit(dataclasses.replace(model, trained=placed), Sft(compute), plan, BASE, lone_mesh) for _ in range(2)]
+    equal(placed, before)
+    equal(runs[0].params, runs[1].params)
+
+
+def test_training_fits(train):
+    log = train(dataclasses.replace(BASE, num_train_epochs=10.0, warmup_steps=0)).log_history
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+
+
+@pytest.mark.parametrize(("objective", "classifier", "own"), [
+    (Sft, False, {"entropy", "mean_token_accuracy"}),
+    (BradleyTerry, True, {"accuracy", "margin", "mean_reward", "max_reward", "min_reward"}),
+    (lambda c: Preference(c, PreferenceLoss()), False,
+     {"entropy", "mean_token_accuracy", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins",
+      "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected"}),
+])
+def test_metrics_carry_trls_names_and_eval_metrics_the_prefix(objective, classifier, own, train, groups):
+    config = dataclasses.replace(BASE, max_steps=2, logging_steps=2, num_train_epochs=1.0)
+    log = train(config, objective=objective, classifier=classifier, eval_groups=groups[:4]).log_history
+    ours = {"step", "epoch", "loss", "grad_norm", "learning_rate", "num_tokens", "tokens_per_second"}
+    assert set(log[0]) == own | ours
+    assert set(log[1]) == {"step", "epoch", "eval_loss"} | {f"eval_{name}" for name in own}
+
+
+def test_a_log_line_averages_the_steps_since_the_last_one(train):
+    each = train(dataclasses.replace(BASE, logging_steps=1)).log_history
+    some = train(dataclasses.replace(BASE, logging_steps=5)).log_history
+    assert [row["step"] for row in some] == [5, 10, 12]
+    for row, steps in zip(some, (each[:5], each[5:10], each[10:]), strict=True):
+        for name in ("loss", "grad_norm", "entropy", "num_tokens"):
+            assert row[name] == pytest.approx(np.mean([s[name] for s in steps]), rel=1e-6)
+        assert row["learning_rate"] == steps[-1]["learning_rate"]
+        assert row["epoch"] == pytest.approx(row["step"] / 6, abs=1e-4)
+
+
+def test_evaluation_equals_the_loss_of_one_batch_of_everything(train, groups):
+    """Ragged batches, several rows: eval_loss before training is the training loss of a single whole batch."""
+    frozen = dataclasses.replace(BASE, learning_rate=1e-30, warmup_steps=0, max_steps=1, logging_steps=1)
+    at_once = train(dataclasses.replace(frozen, train_batch_size=16)).log_history[0]
+    evaluated = train(frozen, eval_groups=groups).log_history[1]
+    for name in ("loss", "entropy", "mean_token_accuracy"):
+        assert evaluated[f"eval_{name}"] == pytest.approx(at_once[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_dpo_starts_at_ln_2_with_no_reward(family, tiny, weights, groups, lone_mesh, tmp_path):
+    config = tiny(family)
+    params, compute = weights(config), Compute(config)
+    train = dataclasses.replace(BASE, max_steps=1, logging_steps=1)
+    reference = reference_logps(compute, params, groups, lone_mesh, dtype=jnp.float32, cache=tmp_path, rows=2)
+    plan = make_plan(groups, train, lone_mesh, reference=reference)
+    log = fit(Model(params, param_specs(config)), Preference(compute, PreferenceLoss()), plan, train, lone_mesh,
+              eval_groups=groups, eval_reference=reference).log_history
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        assert log[0][name] == pytest.approx(0.0, abs=1e-6)
+    assert log[0]["grad_norm"] > 0.01
+
+
+def test_equal_rewards_are_no_win(groups, lone_mesh, bigram):
+    """TRL's strict comparison: a policy that is its own reference has accuracy 0, not 1 and not a half."""
+    compute, model = bigram()
+    batch = jax.tree.map(lambda x: x[0], make_plan(groups, BASE, lone_mesh).batch(0)[0])
+    objective = Preference(compute, PreferenceLoss())
+    outputs = objective.outputs(model.trained, batch)
+    won, of = objective.terms(outputs, batch.replace(reference_logps=outputs[0]))[1].means["rewards/accuracies"]
+    assert (won, of) == (0.0, batch.pair_mask.sum())
+
+
+KNOBS = {
+    "train_batch_size": 4, "num_train_epochs": 1.0, "max_steps": 5, "learning_rate": 0.01, "warmup_steps": 5,
+    "lr_scheduler_type": "linear", "weight_decay": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.9, "adam_epsilon": 0.1,
+    "max_grad_norm": 0.1, "dtype": "bfloat16", "seed": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def base_run(bigram, lone_mesh, groups):
+    compute, model = bigram()
+    return fit(model, Sft(compute), make_plan(groups, BASE, lone_mesh), BASE, lone_mesh)
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_a_knob_of_optimisation_changes_the_trained_weights(knob, train, base_run):
+    changed = train(dataclasses.replace(BASE, **{knob: KNOBS[knob]}))
+    assert np.abs(changed.params["embed"] - base_run.params["embed"]).max() > 1e-6
+
+
+def test_the_floor_of_the_cosine_changes_the_trained_weights(train):
+    floors = [train(dataclasses.replace(BASE, lr_scheduler_type="cosine_with_min_lr", min_lr_rate=rate))
+              for rate in (0.1, 0.6)]
+    assert np.abs(floors[0].params["embed"] - floors[1].params["embed"]).max() > 1e-6
+
+
+@pytest.mark.parametrize(("knob", "value"), [("micro_rows", 2), ("row_length", 48), ("row_length", None)])
+def test_a_knob_of_packing_changes_the_compiled_shapes_and_not_the_result(knob, value, train, groups, lone_mesh,
+                                                                         base_run):
+    config = dataclasses.replace(BASE, **{knob: value})
+    shape, base = (make_plan(groups, c, lone_mesh).batch(0)[0].tokens.shape for c in (config, BASE))
+    assert shape != base
+    changed = train(config)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), changed.params, base_run.params)
+
+
+@pytest.mark.parametrize(("knob", "value"), [("remat", "full"), ("remat", "dots"), ("logits_chunk", 8)])
+def test_a_knob_of_computation_changes_the_program(knob, value, tiny, groups, lone_mesh):
+    batch = jax.tree.map(lambda x: x[0], make_plan(groups, BASE, lone_mesh).batch(0)[0])
+
+    def program(config):
+        objective = Sft(compute_of(tiny(), config, lone_mesh))
+        params = jax.eval_shape(lambda: init_params(jax.random.key(0), tiny()))
+        loss = jax.grad(lambda p: objective.terms(objective.outputs(p, batch), batch)[0][0].values.sum())
+        return jax.jit(loss).lower(params).as_text()
+
+    assert program(dataclasses.replace(BASE, **{knob: value})) != program(BASE)
+
+
+def test_save_steps_and_save_total_limit_say_which_checkpoints_are_there(train, tmp_path):
+    def kept(name, **changes):
+        train(dataclasses.replace(BASE, **changes), tmp_path / name)
+        return sorted(int(p.name) for p in (tmp_path / name).iterdir() if p.name.isdigit())
+
+    assert kept("end") == [12]
+    assert kept("some", save_steps=5) == [10, 12]
+    assert kept("more", save_steps=5, save_total_limit=3) == [5, 10, 12]
+
+
+def test_eval_steps_and_logging_steps_say_which_lines_are_there(train, groups):
+    def lines(**changes):
+        log = train(dataclasses.replace(BASE, **changes), eval_groups=groups[:2]).log_history
+        return [row["step"] for row in log if "loss" in row], [row["step"] for row in log if "eval_loss" in row]
+
+    assert lines() == ([4, 8, 12], [12])
+    assert lines(eval_steps=5, logging_steps=7) == ([7, 12], [5, 10, 12])
+
+
+def test_every_knob_is_tested():
+    tested = set(KNOBS) | {"min_lr_rate", "micro_rows", "row_length", "remat", "logits_chunk", "save_steps",
+                           "save_total_limit", "eval_steps", "logging_steps"}
+    assert {f.name for f in dataclasses.fields(TrainConfig)} == tested
+
+
+def test_the_number_of_programs_depends_neither_on_the_data_nor_on_how_often_is_evaluated(train, make_groups, tmp_path):
+    def programs(name, count, **changes):
+        jax.clear_caches()
+        data = make_groups(count, 2, k=(2, 2), prompt=(3, 3), response=(4, 4), holes=False)
+        config = dataclasses.replace(BASE, num_train_epochs=1.0, **changes)
+        return train(config, tmp_path / name, data=data, eval_groups=data[: count // 4]).compiles
+
+    few = programs("few", 20)
+    assert programs("many", 200) == few
+    assert programs("often", 200, eval_steps=10, save_steps=10, logging_steps=1) == few
+    assert few < 40
+
+
+def test_trainer_state_is_huggingfaces(train, groups, lone_mesh, tmp_path):
+    result = train()
+    write_trainer_state(tmp_path, result, make_plan(groups, BASE, lone_mesh))
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert (state["global_step"], state["max_steps"], state["epoch"]) == (12, 12, 2.0)
+    assert state["log_history"] == result.log_history

@@ -1,0 +1,225 @@
+"""The loop: which policy, which data and which reference each round used, and that it really trains."""
+
+import dataclasses
+import itertools
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.data.groups import STOP, Response
+from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.models import load_params, save_hf
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.scoring import FunctionScorer
+from rlhf_jax.workflow import iterate as loop_module
+from rlhf_jax.workflow.iterate import LoopOptions, Recipe, iterate, mixed_reference, round_prompts
+from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
+from rlhf_jax.workflow.stage import hash_path
+
+TRAIN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 128, "learning_rate": 1e-2, "warmup_steps": 0,
+         "logging_steps": 1}
+
+
+def make_recipe(**loop):
+    return Recipe(LoopOptions(**{"prompts_per_round": 4, "shard_size": 2, **loop}),
+                  SamplingConfig(num_generations=3, max_new_tokens=6, slots=4, block=3, seed=11), PairOptions(),
+                  PreferenceOptions(**TRAIN), SftOptions(**TRAIN))
+
+
+def variety(prompts, completions, completion_ids, **columns):
+    """A score that differs between almost any two responses."""
+    return [sum((k + 1) * i for k, i in enumerate(ids)) % 1009 / 100 for ids in completion_ids]
+
+
+@pytest.fixture
+def scorer():
+    return FunctionScorer(variety, name="proxy")
+
+
+def inputs_of(folder):
+    """stage name -> inputs, from the manifest's stages."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return {s["name"]: json.loads((folder / s["folder"] / "inputs.json").read_text())["inputs"]
+            for s in manifest["stages"]}
+
+
+def keys_of(folder):
+    return {s["name"]: s["key"] for s in json.loads((folder / "manifest.json").read_text())["stages"]}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Sampling and training replaced by something instant; policies of each round have weights of their own."""
+    seen = {}
+
+    def sample_stage(folder, *, prompts, sampler, **_):
+        rng = np.random.default_rng(sampler.sampling.seed)
+        write_groups(folder / "shard-00000.jsonl", [dataclasses.replace(p, responses=tuple(
+            Response(rng.integers(5, 300, 4).astype(np.int32), np.ones(4, bool), "x", STOP) for _ in range(3)))
+            for p in prompts])
+        return {}
+
+    def train(folder, *, params, config, groups, tokenizer_from, reference=None, **_):
+        seen[folder.name.rsplit("-", 1)[0]] = {"reference": reference, "start": params, "groups": groups}
+        moved = jax.tree.map(lambda x: np.asarray(x) + 0.5, params)
+        save_hf(folder / "model", moved, config, tokenizer_from=tokenizer_from)
+        return {}
+
+    for name, stub in (("sample_stage", sample_stage), ("dpo_stage", train), ("sft_stage", train)):
+        monkeypatch.setattr(loop_module, name, stub)
+    return seen
+
+
+def embedding(tree):
+    return float(np.asarray(tree["embed"])[0, 0])
+
+
+def run_quick(context, start, prompts, scorer, **loop):
+    policies = iterate(context, "online", start, prompts, scorer, make_recipe(rounds=3, **loop))
+    base = embedding(load_params(start.folder))
+    return policies, base
+
+
+@pytest.mark.parametrize(("loop", "origins", "references"), [
+    ({}, [0, 0.5, 1.0], [0, 0, 0]),
+    ({"reference": "previous"}, [0, 0.5, 1.0], [0, 0.5, 1.0]),
+    ({"init_from": "sft"}, [0, 0, 0], [0, 0, 0]),
+    ({"init_from": "sft", "reference": "previous"}, [0, 0, 0], [0, 0.5, 0.5]),
+    # ema: r1 = 0.6 p1 = 0.3; r2 = 0.6 p2 + 0.4 r1 = 0.72
+    ({"reference": "ema"}, [0, 0.5, 1.0], [0, 0.3, 0.72]),
+    ({"reference": "ema", "ref_model_mixup_alpha": 1.0}, [0, 0.5, 1.0], [0, 0.5, 1.0]),
+], ids=str)
+def test_each_round_starts_from_and_is_anchored_to_the_policy_the_options_name(
+        quick, make_context, start, prompts, scorer, tmp_path, loop, origins, references):
+    policies, base = run_quick(make_context(tmp_path), start, prompts, scorer, **loop)
+    rounds = [quick[f"online-round-{n}-dpo"] for n in (1, 2, 3)]
+    np.testing.assert_allclose([embedding(r["start"]) - base for r in rounds], origins, atol=1e-5)
+    np.testing.assert_allclose([embedding(r["reference"]) - base for r in rounds], references, atol=1e-5)
+    assert [p.label for p in policies] == ["online-1", "online-2", "online-3"]
+    inputs, keys = inputs_of(tmp_path), keys_of(tmp_path)
+    made = [start.key, keys["online/round-1/dpo"], keys["online/round-2/dpo"]]
+    assert [inputs[f"online/round-{n}/sample"]["policy"] for n in (1, 2, 3)] == made  # sampling is always on-policy
+    first = [start.key] * 3 if loop.get("init_from") == "sft" else made
+    assert [inputs[f"online/round-{n}/dpo"]["start"] for n in (1, 2, 3)] == first
+    mixed = [start.key, *(keys.get(f"online/round-{n}/reference") for n in (1, 2))]
+    anchors = {"sft": [start.key] * 3, "previous": made, "ema": mixed}[loop.get("reference", "sft")]
+    assert [inputs[f"online/round-{n}/dpo"]["reference"] for n in (1, 2, 3)] == anchors
+
+
+@pytest.mark.parametrize(("loop", "used"), [
+    ({}, [[1], [2], [3]]),
+    ({"data_policy": "accumulate"}, [[1], [1, 2], [1, 2, 3]]),
+    ({"data_policy": "window"}, [[1], [1, 2], [2, 3]]),
+    ({"data_policy": "window", "window": 1}, [[1], [2], [3]]),
+], ids=str)
+@pytest.mark.parametrize("method", ["dpo", "raft"])
+def test_each_round_trains_on_the_rounds_the_data_policy_names(quick, make_context, start, prompts, scorer, tmp_path,
+                                                               loop, used, method):
+    run_quick(make_context(tmp_path), start, prompts, scorer, method=method, **loop)
+    inputs, keys = inputs_of(tmp_path), keys_of(tmp_path)
+    for number, rounds in enumerate(used, start=1):
+        assert inputs[f"online/round-{number}/{method}"]["data"] == [keys[f"online/round-{n}/pairs"] for n in rounds]
+        names = [g.prompt_id for g in quick[f"online-round-{number}-{method}"]["groups"]]
+        expected = [p.prompt_id for n in rounds for p in prompts[(n - 1) * 4 : n * 4]]
+        assert names == expected
+        assert all(len(g.responses) == (2 if method == "dpo" else 1)
+                   for g in quick[f"online-round-{number}-{method}"]["groups"])
+
+
+def test_rounds_have_seeds_of_their_own_and_disjoint_prompts(quick, make_context, start, prompts, scorer, tmp_path):
+    run_quick(make_context(tmp_path), start, prompts, scorer)
+    sampled = [inputs_of(tmp_path)[f"online/round-{n}/sample"] for n in (1, 2, 3)]
+    assert len({s["sampling"]["seed"] for s in sampled}) == 3
+    names = [name for s in sampled for name in s["prompt_ids"]]
+    assert len(set(names)) == len(names) == 12
+
+
+def test_the_same_loop_again_does_nothing_and_another_option_redoes_only_what_depends_on_it(
+        quick, make_context, start, prompts, scorer, tmp_path):
+    run_quick(make_context(tmp_path), start, prompts, scorer)
+    context = make_context(tmp_path)
+    run_quick(context, start, prompts, scorer)
+    assert all(stage.reused for stage in context.run.stages)
+    context = make_context(tmp_path)
+    run_quick(context, start, prompts, scorer, reference="previous")
+    redone = [stage.name for stage in context.run.stages if not stage.reused]
+    assert redone[0] == "online/round-2/dpo"  # round 1's previous policy is the start itself
+    assert {name.split("/")[1] for name in redone} == {"round-2", "round-3"}
+
+
+def test_a_mixed_reference_is_the_weighted_mean_of_the_weights(make_context, make_model, start, tmp_path):
+    other = dataclasses.replace(start, checkpoint=dataclasses.replace(
+        start.checkpoint, folder=make_model(tmp_path / "other", seed=9)), key="other")
+    mixed = mixed_reference(make_context(tmp_path / "run"), "r", start, other, 0.25)
+    trees = [load_params(p.folder) for p in (mixed, start, other)]
+    for m, a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_allclose(m, 0.75 * a + 0.25 * b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "rounds", "each"), [(12, 3, None), (13, 3, None), (12, 3, 4), (12, 2, 5), (3, 3, 1)])
+def test_rounds_share_no_prompt_and_cover_what_they_should(prompts, count, rounds, each):
+    loop = LoopOptions(rounds=rounds, prompts_per_round=each)
+    parts = [round_prompts(prompts[:count], loop, n) for n in range(1, rounds + 1)]
+    names = [p.prompt_id for part in parts for p in part]
+    covered = count if each is None else rounds * each
+    assert names == [p.prompt_id for p in prompts[:covered]]
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("count", "rounds", "each"), [(11, 3, 4), (2, 3, None), (4, 1, 0)])
+def test_too_few_prompts_are_an_error_that_says_how_many_there_are(prompts, count, rounds, each):
+    loop = LoopOptions(rounds=rounds, prompts_per_round=each)
+    with pytest.raises(ValueError, match=f"there are {count}; give more prompts"):
+        [round_prompts(prompts[:count], loop, n) for n in range(1, rounds + 1)]
+
+
+def first_loss(policy):
+    return json.loads((policy.folder / "trainer_state.json").read_text())["log_history"][0]
+
+
+def test_dpo_rounds_end_to_end_start_at_ln_2_where_the_reference_is_the_policy(make_context, start, prompts, scorer,
+                                                                              tmp_path):
+    recipe = make_recipe(rounds=2, reference="previous")
+    policies = iterate(make_context(tmp_path), "online", start, prompts, scorer, recipe)
+    for policy in policies:
+        row = first_loss(policy)
+        assert row["step"] == 1
+        assert row["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert row["rewards/accuracies"] <= 1
+        assert row["rewards/margins"] == pytest.approx(0, abs=1e-3)
+    trees = [load_params(p.folder) for p in (start, *policies)]
+    moved = [max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
+             for pair in itertools.pairwise(trees)]
+    assert min(moved) > 1e-4
+    for pairs in sorted(tmp_path.glob("stages/online-round-*-pairs-*/pairs.jsonl")):
+        for group in read_groups(pairs):
+            scores = [r.scores["proxy"] for r in group.responses]
+            assert group.margins == (scores[0] - scores[1],)
+            assert group.margins[0] > 0
+    weights = [(p.folder / "model.safetensors").read_bytes() for p in policies]
+    shutil.rmtree(next(tmp_path.glob("stages/online-round-2-dpo-*")))  # again, from what the first rounds left
+    shutil.rmtree(tmp_path / "reference_cache")
+    again = iterate(make_context(tmp_path), "online", start, prompts, scorer, recipe)
+    assert [(p.folder / "model.safetensors").read_bytes() for p in again] == weights
+
+
+def test_raft_end_to_end_trains_on_the_best_and_lowers_their_loss(make_context, start, prompts, scorer, tmp_path):
+    recipe = make_recipe(rounds=1, method="raft")
+    recipe = dataclasses.replace(recipe, raft=dataclasses.replace(recipe.raft, num_train_epochs=4))
+    policy, = iterate(make_context(tmp_path), "raft", start, prompts, scorer, recipe)
+    best = read_groups(next(tmp_path.glob("stages/*-pairs-*/pairs.jsonl")))
+    scored = read_groups(next(tmp_path.glob("stages/*-score-*/shard-00000.jsonl")))
+    assert best[0].responses[0].scores["proxy"] == max(r.scores["proxy"] for r in scored[0].responses)
+    log = json.loads((policy.folder / "trainer_state.json").read_text())["log_history"]
+    assert log[-1]["loss"] < log[0]["loss"] - 0.05
+
+
+def test_the_key_of_a_policy_stands_for_its_weights_and_not_its_folder(make_model, tmp_path):
+    one, two = (make_model(tmp_path / name) for name in ("one", "two"))
+    assert hash_path(one) == hash_path(two)
+    assert hash_path(make_model(tmp_path / "three", seed=1)) != hash_path(one)

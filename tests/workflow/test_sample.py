@@ -1,0 +1,229 @@
+"""Sampling and scoring stages: shards whole or absent, the same bytes however often they were interrupted."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
+from rlhf_jax.models import CheckpointError
+from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.scoring import FunctionScorer
+from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow import sample as sample_module
+from rlhf_jax.workflow.options import ScorerOptions
+from rlhf_jax.workflow.sample import (
+    LogpMismatch,
+    check_logps,
+    generation_metrics,
+    read_shards,
+    sample_stage,
+    score_metrics,
+    score_stage,
+)
+from rlhf_jax.workflow.scorers import open_scorer
+
+SAMPLING = SamplingConfig(num_generations=2, max_new_tokens=6, slots=4, block=3, prompt_length=64)
+
+
+def no_progress(done, total):
+    assert 0 <= done <= total
+
+
+def lengths(prompts, completions, **columns):
+    return [float(len(c)) for c in completions]
+
+
+def none_for_short(prompts, completions, **columns):
+    return [None if len(c) % 2 else float(len(c)) for c in completions]
+
+
+@pytest.fixture(scope="module")
+def stage(start, prompts, lone_mesh):
+    """stage(folder): samples ten prompts into shards of three."""
+    from rlhf_jax.sampling import Sampler
+
+    checkpoint = start.checkpoint
+    sampler = Sampler(checkpoint.config, SAMPLING, checkpoint.stop_ids, lone_mesh, checkpoint.decode_text)
+    params = checkpoint.params(lone_mesh)
+
+    def run(folder, **changes):
+        arguments = {"sampler": sampler, "compute": Compute(checkpoint.config), "params": params,
+                     "prompts": prompts[:10], "dtype": jnp.float32, "shard_size": 3, "progress": no_progress, **changes}
+        return sample_stage(folder, **arguments)
+
+    run.sampler, run.params, run.compute = sampler, params, Compute(checkpoint.config)
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(stage, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sampled")
+    return folder, stage(folder)
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_every_prompt_is_sampled_once_in_order_with_ids_log_probs_and_reasons(whole, prompts):
+    folder, report = whole
+    groups = read_shards(folder)
+    assert [g.prompt_id for g in groups] == [p.prompt_id for p in prompts[:10]]
+    assert [len(read_groups(p)) for p in sorted(folder.iterdir())] == [3, 3, 3, 1]
+    for group, prompt in zip(groups, prompts, strict=False):
+        assert group.prompt_ids.tolist() == prompt.prompt_ids.tolist()
+        assert len(group.responses) == 2
+        assert all(r.finish_reason in ("stop", "length") and len(r.logps) == len(r.ids) for r in group.responses)
+    assert (report["prompts"], report["responses"]) == (10, 20)
+    assert report["logps_max_difference"] < 1e-4
+
+
+@pytest.mark.parametrize("missing", [[0], [1, 3], [2], [0, 1, 2, 3]])
+def test_missing_shards_are_made_again_to_the_same_bytes_and_finished_ones_are_not_touched(whole, stage, tmp_path,
+                                                                                           missing):
+    expected = contents(whole[0])
+    kept = [name for i, name in enumerate(expected) if i not in missing]
+    for name in kept:
+        (tmp_path / name).write_bytes(expected[name])
+    times = {name: (tmp_path / name).stat().st_mtime_ns for name in kept}
+    (tmp_path / ".shard-00001.jsonl.99.tmp").write_text('{"half a gro')
+    report = stage(tmp_path)
+    found = contents(tmp_path)
+    assert found.pop(".shard-00001.jsonl.99.tmp")
+    assert found == expected
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == times
+    assert {**report, "compiled_programs": 0} == {**whole[1], "compiled_programs": 0}
+
+
+def test_shard_size_changes_files_and_no_sample(whole, stage, tmp_path):
+    stage(tmp_path, shard_size=10)
+    assert [g.to_json() for g in read_shards(tmp_path)] == [g.to_json() for g in read_shards(whole[0])]
+
+
+def test_all_shards_run_the_programs_of_the_first(stage, whole):
+    assert (stage.sampler._prefill._cache_size(), stage.sampler._decode._cache_size()) == (1, 1)
+
+
+def test_tampered_log_probs_are_a_mismatch_that_stops_the_stage(whole, stage, tmp_path):
+    groups = read_groups(whole[0] / "shard-00000.jsonl")
+    first = groups[1].responses[0]
+    wrong = dataclasses.replace(first, logps=first.logps + np.eye(1, len(first.logps), 0, dtype=np.float32)[0] * 2e-3)
+    groups[1] = dataclasses.replace(groups[1], responses=(wrong, groups[1].responses[1]))
+    with pytest.raises(LogpMismatch, match=r"2\.00e-03 \(float32, allowed 1e-04\)"):
+        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32, 1e-4)
+    write_groups(tmp_path / "shard-00000.jsonl", groups)
+    with pytest.raises(LogpMismatch):
+        stage(tmp_path)
+    assert not (tmp_path / "shard-00001.jsonl").exists()
+
+
+def test_log_probs_that_are_no_number_are_a_mismatch_too(whole, stage):
+    groups = read_groups(whole[0] / "shard-00000.jsonl")
+    wrong = dataclasses.replace(groups[0].responses[0], logps=groups[0].responses[0].logps * np.float32("nan"))
+    groups[0] = dataclasses.replace(groups[0], responses=(wrong, groups[0].responses[1]))
+    with pytest.raises(LogpMismatch):
+        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32, 1e-4)
+
+
+def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model, lone_mesh, tmp_path):
+    from rlhf_jax.workflow.policy import Checkpoint
+
+    other = Checkpoint(make_model(tmp_path / "other", seed=5)).params(lone_mesh)
+    with pytest.raises(LogpMismatch):
+        check_logps(stage.compute, other, read_shards(whole[0]), stage.sampler, jnp.float32, 1e-4)
+
+
+def test_generation_metrics_by_hand(whole):
+    group = read_shards(whole[0])[0]
+    made = [dataclasses.replace(group.responses[0], ids=np.zeros(n, np.int32), finish_reason=reason)
+            for n, reason in ((2, "stop"), (4, "stop"), (6, "length"))]
+    found = generation_metrics([dataclasses.replace(group, responses=tuple(made))])
+    assert found == {"completions/mean_length": 4.0, "completions/min_length": 2.0, "completions/max_length": 6.0,
+                     "completions/clipped_ratio": pytest.approx(1 / 3), "completions/mean_terminated_length": 3.0}
+    nothing_ended = generation_metrics([dataclasses.replace(group, responses=(made[2],))])
+    assert "completions/mean_terminated_length" not in nothing_ended  # NaN has no place in a JSON report
+
+
+def test_scores_are_added_and_everything_else_is_kept(whole, tmp_path):
+    source = whole[0]
+    report = score_stage(tmp_path, scorer=FunctionScorer(lengths, name="length"), source=source, progress=no_progress)
+    before, after = read_shards(source), read_shards(tmp_path)
+    assert sorted(contents(tmp_path)) == sorted(contents(source))
+    for old, new in zip(before, after, strict=True):
+        assert [r.scores for r in new.responses] == [{"length": float(len(r.text))} for r in old.responses]
+        assert new.with_scores("length", [None] * 2).to_json()["responses"][0]["ids"] == old.responses[0].ids.tolist()
+    per_prompt = [[len(r.text) for r in g.responses] for g in before]
+    assert report["reward"] == pytest.approx(np.mean(per_prompt))
+    assert report["reward_best_of_n"] == pytest.approx(np.mean(np.max(per_prompt, axis=1)))
+    assert report["reward_std"] == pytest.approx(np.mean(np.std(per_prompt, axis=1)))
+    assert (report["prompts"], report["unscored"]) == (10, 0)
+
+
+def test_scoring_continues_where_it_was_interrupted(whole, tmp_path):
+    scorer = FunctionScorer(lengths, name="length")
+    score_stage(tmp_path / "a", scorer=scorer, source=whole[0], progress=no_progress)
+    expected = contents(tmp_path / "a")
+    (tmp_path / "a" / "shard-00002.jsonl").unlink()
+    kept = (tmp_path / "a" / "shard-00001.jsonl").stat().st_mtime_ns
+    score_stage(tmp_path / "a", scorer=scorer, source=whole[0], progress=no_progress)
+    assert contents(tmp_path / "a") == expected
+    assert (tmp_path / "a" / "shard-00001.jsonl").stat().st_mtime_ns == kept
+
+
+def test_a_second_scorer_keeps_the_scores_of_the_first(whole, tmp_path):
+    score_stage(tmp_path / "a", scorer=FunctionScorer(lengths, name="one"), source=whole[0], progress=no_progress)
+    score_stage(tmp_path / "b", scorer=FunctionScorer(lengths, name="two"), source=tmp_path / "a", progress=no_progress)
+    assert all(set(r.scores) == {"one", "two"} for g in read_shards(tmp_path / "b") for r in g.responses)
+
+
+def test_failures_are_those_of_this_stage_alone(whole, tmp_path):
+    scorer = FunctionScorer(none_for_short, name="s")
+    first = score_stage(tmp_path / "a", scorer=scorer, source=whole[0], progress=no_progress)
+    second = score_stage(tmp_path / "b", scorer=scorer, source=whole[0], progress=no_progress)
+    failed = sum(len(r.text) % 2 for g in read_shards(whole[0]) for r in g.responses)
+    assert 0 < failed < 20
+    assert first["failures"] == second["failures"] == {"no_score": failed}
+    assert first["unscored"] == failed
+
+
+def test_score_metrics_leave_out_what_has_no_score_and_refuse_where_nothing_has(whole):
+    groups = [g.with_scores("s", [1.0, 3.0]) for g in read_shards(whole[0])[:2]]
+    groups[1] = dataclasses.replace(groups[1], responses=tuple(
+        dataclasses.replace(r, scores={}) for r in groups[1].responses))
+    assert score_metrics(groups, "s") == {"reward": 2.0, "reward_std": 1.0, "reward_best_of_n": 3.0,
+                                          "frac_reward_zero_std": 0.0}
+    with pytest.raises(ValueError, match="gave no score to any response"):
+        score_metrics(groups[1:], "s")
+
+
+def test_a_source_without_shards_and_a_broken_shard_are_errors_that_name_them(whole, tmp_path):
+    scorer = FunctionScorer(lengths, name="s")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no shard"):
+        score_stage(tmp_path / "out", scorer=scorer, source=tmp_path / "empty", progress=no_progress)
+    (tmp_path / "empty" / "shard-00000.jsonl").write_bytes((whole[0] / "shard-00000.jsonl").read_bytes()[:-20])
+    with pytest.raises(SourceError, match=r"shard-00000.jsonl, line 3: .*not whole JSON"):
+        score_stage(tmp_path / "out", scorer=scorer, source=tmp_path / "empty", progress=no_progress)
+
+
+def test_a_scorers_fingerprint_follows_its_weights_and_settings_and_not_its_place(make_model, lone_mesh, tmp_path):
+    one = make_model(tmp_path / "one", num_labels=1, tie_embeddings=False)
+    two = make_model(tmp_path / "two", num_labels=1, tie_embeddings=False)
+    other = make_model(tmp_path / "other", seed=1, num_labels=1, tie_embeddings=False)
+    (two / "trainer_state.json").write_text(json.dumps({"tokens_per_second": 1.0}))
+
+    def key(folder, **settings):
+        return open_scorer(ScorerOptions(model_name_or_path=str(folder), **settings), lone_mesh, "proxy").fingerprint
+
+    assert key(one) == key(two)
+    assert len({key(one), key(other), key(one, max_length=64)}) == 3
+    with pytest.raises(CheckpointError, match="set kind: bradley_terry"):
+        open_scorer(ScorerOptions("pairwise", str(one)), lone_mesh, "proxy")
+
+
+def test_shard_names_sort_in_order_beyond_ten():
+    names = [sample_module.shard_name(i) for i in range(12)]
+    assert names == sorted(names)
