@@ -74,6 +74,11 @@ class SamplingConfig:
         return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))
 
 
+def shape_settings(sampling: SamplingConfig) -> SamplingConfig:
+    """What of the settings shapes the compiled programs; the rest are arguments of theirs."""
+    return dataclasses.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_strings=(), seed=0)
+
+
 def prompt_hash(prompt_id: str) -> int:
     """uint32 that stands for a prompt in the random keys."""
     return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:4], "big")
@@ -120,11 +125,17 @@ class Sampler:
         shardings = jax.tree.map(lambda _: by_slot, like)
         return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
 
-    def seeded(self, seed: int) -> Sampler:
-        """The same compiled programs under another seed."""
+    def with_settings(self, sampling: SamplingConfig) -> Sampler:
+        """The same compiled programs under other settings, which must agree in `shape_settings`."""
+        if shape_settings(sampling) != shape_settings(self.sampling):
+            raise ValueError("these settings change the shapes of the compiled programs; make another Sampler")
         other = copy.copy(self)
-        other.sampling, other._seed = dataclasses.replace(self.sampling, seed=seed), jax.random.key(seed)
+        other.sampling, other._seed = sampling, jax.random.key(sampling.seed)
         return other
+
+    def seeded(self, seed: int) -> Sampler:
+        """The same settings under another seed."""
+        return self.with_settings(dataclasses.replace(self.sampling, seed=seed))
 
     def generate(self, params: Params, prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
         """Yields (index, group with its n responses) as prompts are finished, in no fixed order.

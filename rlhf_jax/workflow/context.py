@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.models import DecoderConfig
-from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.sampling import Sampler, SamplingConfig, shape_settings
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.policy import Checkpoint
@@ -55,9 +55,9 @@ class Context:
         return self._logps_maps[config]
 
     def sampler(self, config: DecoderConfig, sampling: SamplingConfig, checkpoint: Checkpoint, dtype: str) -> Sampler:
-        """A sampler for this model shape and these settings; the seed is an argument of the compiled programs."""
-        key = (config, dataclasses.replace(sampling, seed=0), checkpoint.stop_ids, dtype)
+        """A sampler for this model and these settings; programs are shared by all settings of one shape."""
+        key = (config, shape_settings(sampling), checkpoint.stop_ids, dtype)
         if key not in self._samplers:
             self._samplers[key] = Sampler(config, sampling, checkpoint.stop_ids, self.mesh, checkpoint.decode_text,
                                           jnp.dtype(dtype))
-        return self._samplers[key].seeded(sampling.seed)
+        return self._samplers[key].with_settings(sampling)

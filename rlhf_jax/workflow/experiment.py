@@ -33,6 +33,7 @@ class Experiment:
     def __init__(self, config: ExperimentConfig, context: Context):
         self.config, self.context = config, context
         self.funnels: dict[str, Funnel] = {}
+        self._world_folder: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -45,10 +46,10 @@ class Experiment:
     def _path(self, source: str) -> str:
         if not source.startswith("world:"):
             return source
-        if self.config.world is None:
+        if self._world_folder is None:
             raise ValueError(f"data set {source!r} belongs to the embedded world and the config has no world section")
         name = source.removeprefix("world:")
-        return str(self.folder / "world" / (name if name == "tokenizer" else f"{name}.jsonl"))
+        return str(self._world_folder / (name if name == "tokenizer" else f"{name}.jsonl"))
 
     def groups(self, name: str, data: DataOptions, kind: Any, checkpoint: Checkpoint) -> list[PromptGroup]:
         """Rows of a data set as groups in a model's ids; counts go to the funnel `name`."""
@@ -92,8 +93,11 @@ class Experiment:
         return Checkpoint(folder, c.chat_template_path)
 
     def _world(self, world: WorldConfig) -> None:
-        if not (self.folder / "world" / "tokenizer").is_dir():
-            write_world(self.folder / "world", world)
+        def body(folder: Path) -> Mapping[str, Any]:
+            write_world(folder, world)
+            return {}
+
+        self._world_folder = self.context.run.stage("world", {"world": world}, body).folder
 
     def start(self) -> Policy:
         """The policy the rounds start from: the given model, or what SFT makes of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -33,13 +34,15 @@ class Stage:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as JSON values, for hashing and printing."""
+    """Dataclasses, tuples and paths as JSON values, for hashing and printing; NaN and infinity become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 
@@ -71,7 +74,7 @@ def write_json_atomic(path: Path, value: Any) -> None:
     """Writes JSON to a temporary name, syncs and renames it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as stream:
-        json.dump(to_plain(value), stream, indent=1)
+        json.dump(to_plain(value), stream, indent=1, allow_nan=False)
         stream.write("\n")
         stream.flush()
         os.fsync(stream.fileno())
