@@ -74,6 +74,7 @@ def test_a_finished_run_resumes_to_itself(train, tmp_path, equal):
     assert steps == []
 
 
+@pytest.mark.slow
 def test_resumes_on_another_mesh(train, tmp_path, tiny):
     config = dataclasses.replace(BASE, train_batch_size=8, save_steps=2)
     whole = train(config)
@@ -246,6 +247,7 @@ def test_every_knob_is_tested():
     assert {f.name for f in dataclasses.fields(TrainConfig)} == tested
 
 
+@pytest.mark.slow
 def test_the_number_of_programs_depends_neither_on_the_data_nor_on_how_often_is_evaluated(train, make_groups, tmp_path):
     def programs(name, count, **changes):
         jax.clear_caches()

@@ -94,6 +94,7 @@ def test_accumulation_equals_one_micro_batch(make_case, lone_mesh, at_once):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.slow
 def test_eight_devices_equal_one_and_keep_every_sharding(mesh, make_case, at_once, capfd):
     case = make_case(make_mesh(MESHES[mesh]))
     capfd.readouterr()
@@ -110,6 +111,7 @@ def test_eight_devices_equal_one_and_keep_every_sharding(mesh, make_case, at_onc
     assert gate.addressable_shards[0].data.size == gate.size // (4 if "data=2" in mesh else 8)
 
 
+@pytest.mark.slow
 def test_gradients_stay_sharded_while_they_are_accumulated(make_case):
     """The accumulation loop carries each device's share of a gradient, never the whole of it."""
     case = make_case(make_mesh(MeshConfig()), embed=32, mlp=80, vocab_size=56)

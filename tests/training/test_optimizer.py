@@ -76,6 +76,7 @@ def test_weight_decay_skips_norms_and_biases_and_nothing_else(family, tiny):
     assert sum("norm" in name for name in found) == (5 if family == "qwen3" else 3)
 
 
+@pytest.mark.slow
 def test_weight_decay_reaches_heads_and_both_halves_of_an_adapter(tiny):
     config, lora = tiny(num_labels=1), LoraConfig(lora_r=2)
     specs = {"lora": lora_specs(config, lora), "score": param_specs(config)["score"]}

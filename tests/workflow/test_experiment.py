@@ -13,6 +13,8 @@ import yaml
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, reseeded
 
+pytestmark = pytest.mark.slow
+
 TRAIN = {"train_batch_size": 8, "micro_rows": 2, "row_length": 160, "num_train_epochs": 1, "learning_rate": 1e-3}
 MICRO = {
     "world": {"sft_rows": 24, "preference_rows": 16, "prompt_rows": 16, "eval_prompts": 4},
