@@ -79,6 +79,11 @@ def shape_settings(sampling: SamplingConfig) -> SamplingConfig:
     return dataclasses.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_strings=(), seed=0)
 
 
+def prompt_capacity(longest: int) -> int:
+    """Tokens a prompt slot holds for prompts of at most `longest`: a power of two, so that few sizes occur."""
+    return max(16, 1 << (longest - 1).bit_length())
+
+
 def prompt_hash(prompt_id: str) -> int:
     """uint32 that stands for a prompt in the random keys."""
     return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:4], "big")
@@ -166,7 +171,7 @@ class Sampler:
 
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
         longest = max(len(p.prompt_ids) for p in prompts)
-        capacity = self.sampling.prompt_length or max(16, 1 << (longest - 1).bit_length())
+        capacity = self.sampling.prompt_length or prompt_capacity(longest)
         if longest > capacity:
             raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
                              "drop long prompts with max_prompt_length")

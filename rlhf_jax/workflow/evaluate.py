@@ -21,6 +21,7 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import PairwiseScorer, Scorer
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.iterate import Policy, sample
+from rlhf_jax.workflow.sample import read_shards
 from rlhf_jax.workflow.stage import Stage
 
 JUDGED = "judged.jsonl"
@@ -65,7 +66,7 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
               "dtype": dtype}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        groups = [g for path in sorted(sampled.folder.glob("shard-*.jsonl")) for g in read_groups(path)]
+        groups = read_shards(sampled.folder)
         for place, scorer in enumerate(scorers):
             context.tick(name, place, len(scorers) + 1, scorer.name)
             groups = [g.with_scores(scorer.name, s) for g, s in zip(groups, scorer.score(groups), strict=True)]

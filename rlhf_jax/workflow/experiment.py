@@ -21,7 +21,7 @@ from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
 from rlhf_jax.workflow.iterate import Policy, iterate, train_pairs
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, prompt_groups, read_data
+from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
 from rlhf_jax.workflow.scorers import AnyScorer, open_scorer
 from rlhf_jax.workflow.stage import hash_path
 from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
@@ -61,8 +61,7 @@ class Experiment:
         return groups
 
     def _data_key(self, data: DataOptions) -> dict[str, Any]:
-        return {"options": dataclasses.replace(data, dataset_name=()),
-                "files": [hash_path(path) for path in self.located(data).sources]}
+        return data_key(self.located(data))
 
     def run(self) -> Outcome:
         """The whole run."""

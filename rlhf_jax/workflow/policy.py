@@ -19,6 +19,7 @@ from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.models import DecoderConfig, Params, load_params, read_config
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.options import DataOptions
+from rlhf_jax.workflow.stage import hash_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,11 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
         funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples
         examples = examples[: data.max_samples]
     return examples, funnel
+
+
+def data_key(data: DataOptions) -> dict[str, Any]:
+    """What identifies a data set in a stage's inputs: options, and the bytes of its files rather than their names."""
+    return {"options": dataclasses.replace(data, dataset_name=()), "files": [hash_path(path) for path in data.sources]}
 
 
 def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:

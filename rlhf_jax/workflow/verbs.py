@@ -38,7 +38,7 @@ from rlhf_jax.workflow.options import (
     SftOptions,
 )
 from rlhf_jax.workflow.pairs import make_pairs
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, prompt_groups, read_data
+from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
 from rlhf_jax.workflow.sample import read_shards, sample_stage, score_stage
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
@@ -48,11 +48,6 @@ from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
 def part(command: Any, options: type) -> Any:
     """The fields of `command` that make up one of its option groups."""
     return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
-
-
-def data_key(data: DataOptions) -> dict[str, Any]:
-    """What identifies a data set in a stage's inputs: options, and the bytes of its files rather than their names."""
-    return {"options": dataclasses.replace(data, dataset_name=()), "files": [hash_path(path) for path in data.sources]}
 
 
 def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
@@ -98,7 +93,8 @@ def _train(command: Any, context: Context, name: str, options: Any, body: Any, *
     data = loaded(command)
     assert data is not None
     keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
-            "eval": [hash_path(path) for path in _sources(command.eval_dataset_name)], "options": options, **inputs}
+            "eval": [hash_path(path) for path in DataOptions(dataset_name=command.eval_dataset_name).sources],
+            "options": options, **inputs}
 
     def run(folder: Path) -> Mapping[str, Any]:
         report = body(folder, options=options, params=data.checkpoint.params(context.mesh),
@@ -108,10 +104,6 @@ def _train(command: Any, context: Context, name: str, options: Any, body: Any, *
         return {**report, "funnel": data.funnel.to_json()}
 
     return run_stage(Path(command.output_dir), name, keys, run)
-
-
-def _sources(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def run_sft(command: SftCommand, context: Context) -> Stage:
