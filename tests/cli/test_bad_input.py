@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from rlhf_jax.cli import main as cli
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.data.groups import STOP, PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
@@ -32,21 +31,9 @@ def words(prompts, completions, **columns):
     return ["good"] * len(completions)
 
 
-@pytest.fixture
-def rlhf_jax(monkeypatch, capsys):
-    """Runs a command line; returns (exit status, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def _my_rewards(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
-
-    def command(*args):
-        monkeypatch.setattr("sys.argv", ["rlhf-jax", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return command
 
 
 @pytest.fixture

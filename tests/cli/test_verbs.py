@@ -26,22 +26,6 @@ def world(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def rlhf_jax(monkeypatch, capsys):
-    """Runs a command line; returns (exit status, stdout, stderr)."""
-
-    def command(*args):
-        monkeypatch.setattr("sys.argv", ["rlhf-jax", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return command
-
-
 def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, tmp_path):
     base = ["--model_name_or_path", world / "base"]
     steps = {

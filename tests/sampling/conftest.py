@@ -4,18 +4,9 @@ import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import pytest
 
 TINY = Path(__file__).with_name("tiny.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles():
-    """Compiling is most of what these tests cost; unoptimised programs mean the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -13,14 +13,6 @@ from rlhf_jax.models.params import map_specs
 from rlhf_jax.parallel import make_mesh
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles():
-    """Compiling is most of what these tests cost; unoptimised programs mean the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def mesh():
     return make_mesh(devices=jax.devices()[:1])
