@@ -19,7 +19,7 @@ settings.load_profile("shared_cores")
 def tiny_config(family="llama", **changes):
     from rlhf_jax.models import DecoderConfig
 
-    switches = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}, "mistral": {"window": 3}}.get(family, {})
+    switches = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": "head"}, "mistral": {"window": 3}}.get(family, {})
     config = DecoderConfig(family, vocab_size=48, embed=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=32,
                            initializer_range=0.3)
     return dataclasses.replace(config, **switches | changes)
@@ -86,7 +86,7 @@ def plain_hidden(params, config, ids):
 
     place = jnp.arange(len(ids))
     half = config.head_dim // 2
-    angles = place[:, None] / config.rope_theta ** (2 * jnp.arange(half) / config.head_dim)
+    angles = place[:, None] / config.rope.theta ** (2 * jnp.arange(half) / config.head_dim)
 
     def rotated(x):  # [N, heads, Dh]: pairs (x_i, x_{i + half}) as complex numbers
         turned = (x[..., :half] + 1j * x[..., half:]) * jnp.exp(1j * angles)[:, None]
@@ -105,7 +105,7 @@ def plain_hidden(params, config, ids):
         q, k, v = (jnp.einsum("nd,dhe->nhe", y, attn[name]) for name in "qkv")
         if config.qkv_bias:
             q, k, v = q + attn["q_bias"], k + attn["k_bias"], v + attn["v_bias"]
-        if config.qk_norm:
+        if config.qk_norm == "head":
             q, k = norm(q, attn["q_norm"]), norm(k, attn["k_norm"])
         k, v = for_each_query_head(rotated(k)), for_each_query_head(v)
         scores = jnp.einsum("qhe,khe->hqk", rotated(q), k) / jnp.sqrt(1.0 * config.head_dim)

@@ -28,7 +28,8 @@ class TokenStats(NamedTuple):
     log_sum_p2: Array
 
 
-def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None) -> Array:
+def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None,
+                vocab_size: int | None = None) -> Array:
     """Computes log softmax(hidden @ head.T)[target] at each position.
 
     Args:
@@ -37,26 +38,45 @@ def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256,
       targets: [..., M] int32 token ids in [0, V).
       chunk: positions of M whose logits exist at one time; M is padded up to a multiple of it.
       softcap: c in c * tanh(logits / c) (Gemma 2), or None.
+      vocab_size: rows of `head` that are tokens; those after it are padding and have no probability. None for all.
 
     Returns:
       [..., M] float32 log-probabilities in nats. Differentiable in `hidden` and `head`; the gradient of `head` is
       accumulated in float32 over chunks and returned in its own dtype.
     """
-    return _logps(hidden, head, targets, chunk, softcap, False)[0]
+    return _logps(hidden, head, targets, _How(chunk, softcap, vocab_size or head.shape[0], False))[0]
 
 
 def token_logps_and_stats(
-    hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None
+    hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None,
+    vocab_size: int | None = None,
 ) -> tuple[Array, TokenStats]:
     """`token_logps` and, from the same pass over the logits, `TokenStats`."""
-    logps, stats = _logps(hidden, head, targets, chunk, softcap, True)
+    logps, stats = _logps(hidden, head, targets, _How(chunk, softcap, vocab_size or head.shape[0], True))
     return logps, jax.tree.map(jax.lax.stop_gradient, stats)
 
 
-def _logits(hidden: Array, head: Array, softcap: float | None) -> Array:
-    """[..., m, V] float32 logits of one chunk."""
+class _How(NamedTuple):
+    """What is static: see the arguments of `token_logps`."""
+
+    chunk: int
+    softcap: float | None
+    vocab_size: int
+    with_stats: bool
+
+
+def _logits(hidden: Array, head: Array, how: _How) -> Array:
+    """[..., m, V] float32 logits of one chunk; padding rows of `head` far below all others."""
     logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
-    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+    logits = logits if how.softcap is None else how.softcap * jnp.tanh(logits / how.softcap)
+    return logits if how.vocab_size == head.shape[0] else jnp.where(_present(head, how), logits, _ABSENT)
+
+
+def _present(head: Array, how: _How) -> Array:
+    return jnp.arange(head.shape[0]) < how.vocab_size
+
+
+_ABSENT = -1e30
 
 
 def _chunked(x: Array, axis: int, chunk: int) -> Array:
@@ -78,60 +98,57 @@ def _joined(x: Array, axis: int, length: int) -> Array:
 
 
 def _chunk_forward(
-    hidden: Array, head: Array, targets: Array, softcap: float | None, with_stats: bool
+    hidden: Array, head: Array, targets: Array, how: _How
 ) -> tuple[Array, Array, TokenStats | None]:
-    logits = _logits(hidden, head, softcap)  # [..., m, V]
+    logits = _logits(hidden, head, how)  # [..., m, V]
     lse = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     stats = None
-    if with_stats:
+    if how.with_stats:
         probs = jnp.exp(logits - lse[..., None])
         stats = TokenStats(
             entropy=lse - jnp.sum(probs * logits, axis=-1),
             greedy=(target >= jnp.max(logits, axis=-1)).astype(jnp.float32),
-            mean_logit=jnp.mean(logits, axis=-1),
+            mean_logit=jnp.mean(logits, axis=-1, where=_present(head, how)),
             log_sum_p2=jnp.log(jnp.sum(jnp.square(probs), axis=-1)),
         )
     return target - lse, lse, stats
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _logps(
-    hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None, with_stats: bool
-) -> tuple[Array, TokenStats | None]:
-    return _logps_fwd(hidden, head, targets, chunk, softcap, with_stats)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _logps(hidden: Array, head: Array, targets: Array, how: _How) -> tuple[Array, TokenStats | None]:
+    return _logps_fwd(hidden, head, targets, how)[0]
 
 
 def _logps_fwd(
-    hidden: Array, head: Array, targets: Array, chunk: int, softcap: float | None, with_stats: bool
+    hidden: Array, head: Array, targets: Array, how: _How
 ) -> tuple[tuple[Array, TokenStats | None], tuple[Array, Array, Array, Array]]:
     axis, length = targets.ndim - 1, targets.shape[-1]
-    chunk = min(chunk, length)
+    chunk = min(how.chunk, length)
     pieces = _chunked(hidden, axis, chunk), _chunked(targets, axis, chunk)
-    out = jax.lax.map(lambda xs: _chunk_forward(xs[0], head, xs[1], softcap, with_stats), pieces)
+    out = jax.lax.map(lambda xs: _chunk_forward(xs[0], head, xs[1], how), pieces)
     logps, lse, stats = jax.tree.map(lambda x: _joined(x, axis, length), out)
     return (logps, stats), (hidden, head, targets, lse)
 
 
 def _logps_bwd(
-    chunk: int,
-    softcap: float | None,
-    with_stats: bool,
+    how: _How,
     saved: tuple[Array, Array, Array, Array],
     cotangents: tuple[Array, TokenStats | None],
 ) -> tuple[Array, Array, None]:
     hidden, head, targets, lse = saved
     grad = cotangents[0]  # [..., M]
     axis, length = targets.ndim - 1, targets.shape[-1]
-    chunk = min(chunk, length)
+    chunk = min(how.chunk, length)
 
     def step(head_grad: Array, xs: tuple[Array, ...]) -> tuple[Array, Array]:
         hidden_c, targets_c, lse_c, grad_c = xs
-        logits = _logits(hidden_c, head, softcap)
+        logits = _logits(hidden_c, head, how)
         onehot = jax.nn.one_hot(targets_c, head.shape[0], dtype=jnp.float32)
         dlogits = grad_c[..., None] * (onehot - jnp.exp(logits - lse_c[..., None]))
-        if softcap is not None:
-            dlogits = dlogits * (1.0 - jnp.square(logits / softcap))
+        if how.softcap is not None:
+            slope = 1.0 - jnp.square(logits / how.softcap)
+            dlogits = jnp.where(_present(head, how), dlogits * slope, 0.0)
         dlogits = dlogits.astype(hidden.dtype)
         dhidden = jnp.einsum("...v,vd->...d", dlogits, head)
         flat_logits, flat_hidden = dlogits.reshape(-1, head.shape[0]), hidden_c.reshape(-1, head.shape[1])

@@ -1,26 +1,35 @@
 """Models: one decoder for all families, described by a table of `ParamSpec`s; weights are a plain tree."""
 
-from rlhf_jax.models.config import DecoderConfig, RopeScaling, config_from_hf, config_to_hf
-from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward, score_heads
-from rlhf_jax.models.hf import CheckpointError, load_params, read_config, save_adapter, save_hf
+from rlhf_jax.models.config import DecoderConfig, Rope
+from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward, score_heads, vocab_logits
+from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
+from rlhf_jax.models.hf import CheckpointError, find_model, read_config
+from rlhf_jax.models.load import load_params
 from rlhf_jax.models.lora import LoraConfig, init_lora, merge_lora, with_lora
 from rlhf_jax.models.params import Params, as_classifier, cast, count_params, init_params, output_head, param_specs
+from rlhf_jax.models.peft import adapter_base, fused_modules, load_adapter, save_adapter
+from rlhf_jax.models.save import save_hf
 
 __all__ = [
+    "FAMILIES",
     "REMAT_POLICIES",
     "CheckpointError",
     "DecoderConfig",
     "LoraConfig",
     "Params",
-    "RopeScaling",
+    "Rope",
+    "adapter_base",
     "as_classifier",
     "cast",
     "config_from_hf",
     "config_to_hf",
     "count_params",
+    "find_model",
     "forward",
+    "fused_modules",
     "init_lora",
     "init_params",
+    "load_adapter",
     "load_params",
     "merge_lora",
     "output_head",
@@ -30,5 +39,6 @@ __all__ = [
     "save_adapter",
     "save_hf",
     "score_heads",
+    "vocab_logits",
     "with_lora",
 ]

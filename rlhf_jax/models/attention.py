@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any, TypedDict
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.models.config import DecoderConfig
+
 _MASKED = -1e30
 
 
-def packed_mask(group_ids: Array, branch_ids: Array, positions: Array, window: Array | None = None) -> Array:
+def of_kind(local: bool | Array, windowed: Any, full: Any) -> Any:
+    """The tree meant for this layer: `windowed` if it attends through a window, else `full`.
+
+    local: a Python bool where all layers are of one kind (nothing is then computed), else the layer's own scalar.
+    """
+    if isinstance(local, bool):
+        return windowed if local else full
+    return jax.tree.map(lambda a, b: jnp.where(local, a, b), windowed, full)
+
+
+def capped(x: Array, softcap: float | None) -> Array:
+    """softcap * tanh(x / softcap) (Gemma 2, arXiv 2408.00118), or x."""
+    return x if softcap is None else softcap * jnp.tanh(x / softcap)
+
+
+class ScoreRule(TypedDict):
+    """How attention scores come from q . k: keyword arguments of the functions below."""
+
+    scale: float
+    softcap: float | None
+
+
+def score_rule(config: DecoderConfig) -> ScoreRule:
+    return {"scale": (config.query_scalar or config.head_dim) ** -0.5, "softcap": config.attn_softcap}
+
+
+def packed_mask(group_ids: Array, branch_ids: Array, positions: Array, window: int | None = None) -> Array:
     """Who may attend to whom in a packed row.
 
     A query sees an earlier (or its own) position of its group, in the shared prompt (branch 0) or in its own branch;
@@ -17,7 +47,6 @@ def packed_mask(group_ids: Array, branch_ids: Array, positions: Array, window: A
 
     Args:
       group_ids, branch_ids, positions: [B, T] int32; group 0 is padding.
-      window: scalar int32, 0 for none; or None.
 
     Returns:
       [B, T, T] bool, [query, key].
@@ -28,15 +57,16 @@ def packed_mask(group_ids: Array, branch_ids: Array, positions: Array, window: A
     distance = positions[:, :, None] - positions[:, None, :]
     visible &= distance >= 0
     if window is not None:
-        visible &= (distance < window) | (window == 0)
+        visible &= distance < window
     return visible
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+def attention(q: Array, k: Array, v: Array, mask: Array, *, scale: float, softcap: float | None = None) -> Array:
     """Softmax attention with grouped query heads.
 
     Args:
       q: [B, T, H, Dh]. k, v: [B, S, K, Dh] with H a multiple of K. mask: [B, T, S] bool.
+      scale, softcap: of the scores.
 
     Returns:
       [B, T, H, Dh]. Scores and softmax are float32; a query that sees nothing gets a finite, meaningless value.
@@ -44,8 +74,8 @@ def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32) * head_dim**-0.5
-    scores = jnp.where(mask[:, None, None], scores, _MASKED)
+    scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], capped(scores * scale, softcap), _MASKED)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bskd->btkgd", probs, v)
     return out.reshape(batch, length, heads, head_dim)
@@ -53,7 +83,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 def decode_attention(
     q: Array, k: Array, v: Array, prompt_k: Array, prompt_v: Array, prompt_mask: Array,
-    suffix_k: Array, suffix_v: Array, suffix_mask: Array,
+    suffix_k: Array, suffix_v: Array, suffix_mask: Array, *, scale: float, softcap: float | None = None,
 ) -> Array:
     """One new token a lane attends to its prompt, to what the lane has written, and to itself, under one softmax.
 
@@ -63,17 +93,18 @@ def decode_attention(
       q: [P, n, H, Dh], k, v: [P, n, K, Dh] of the new tokens.
       prompt_k, prompt_v: [P, S, K, Dh]. prompt_mask: [P, n, S] bool.
       suffix_k, suffix_v: [P, n, U, K, Dh]. suffix_mask: [P, n, U] bool.
+      scale, softcap: of the scores.
 
     Returns:
       [P, n, H, Dh].
     """
     prompts, lanes, heads, head_dim = q.shape
     kv_heads, slots = k.shape[2], prompt_k.shape[1]
-    q = q.reshape(prompts, lanes, kv_heads, heads // kv_heads, head_dim) * jnp.asarray(head_dim**-0.5, q.dtype)
+    q = q.reshape(prompts, lanes, kv_heads, heads // kv_heads, head_dim) * jnp.asarray(scale, q.dtype)
     wide = jnp.float32
-    on_prompt = jnp.einsum("pnkgd,pskd->pnkgs", q, prompt_k, preferred_element_type=wide)
-    on_suffix = jnp.einsum("pnkgd,pnukd->pnkgu", q, suffix_k, preferred_element_type=wide)
-    on_self = jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide)
+    on_prompt = capped(jnp.einsum("pnkgd,pskd->pnkgs", q, prompt_k, preferred_element_type=wide), softcap)
+    on_suffix = capped(jnp.einsum("pnkgd,pnukd->pnkgu", q, suffix_k, preferred_element_type=wide), softcap)
+    on_self = capped(jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide), softcap)
     on_prompt = jnp.where(prompt_mask[:, :, None, None], on_prompt, _MASKED)
     on_suffix = jnp.where(suffix_mask[:, :, None, None], on_suffix, _MASKED)
     probs = jax.nn.softmax(jnp.concatenate([on_prompt, on_suffix, on_self[..., None]], axis=-1), axis=-1)

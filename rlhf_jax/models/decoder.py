@@ -5,24 +5,32 @@ Trainer, sampler, reference and reward models all call `forward`; they differ on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import attention, packed_mask
+from rlhf_jax.models.attention import attention, capped, of_kind, packed_mask, score_rule
 from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.experts import mixture_of_experts
 from rlhf_jax.models.lora import LoraWeight
-from rlhf_jax.models.params import Params
+from rlhf_jax.models.params import Params, output_head
 from rlhf_jax.models.rope import rope_tables, rotate
 
-Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-"""(q [..., H, Dh], k [..., K, Dh], v, this layer's cache) -> (output [..., H, Dh], what to keep for this layer)."""
+Attend = Callable[[Array, Array, Array, Any, bool | Array], tuple[Array, Any]]
+"""(q [..., H, Dh], k [..., K, Dh], v, this layer's cache, whether it attends through the window: see `of_kind`)
+-> (output [..., H, Dh], what to keep for this layer)."""
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """Pins an activation's sharding by the logical names of its axes; the identity where there is no mesh."""
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -35,11 +43,11 @@ def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
     return x
 
 
-def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """x / rms(x) * scale over the last axis, computed in float32 (Zhang and Sennrich, arXiv 1910.07467)."""
+def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
+    """x / rms(x) * (scale + offset) over the last axis, computed in float32 (Zhang and Sennrich, arXiv 1910.07467)."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+    return (wide * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
 
 
 def dense(x: Array, weight: Array | LoraWeight, inputs: int = 1) -> Array:
@@ -50,26 +58,44 @@ def dense(x: Array, weight: Array | LoraWeight, inputs: int = 1) -> Array:
     return jnp.tensordot(x, weight, axes=inputs)
 
 
+def _query_key_norm(x: Array, scale: Array, config: DecoderConfig) -> Array:
+    """x [..., heads, Dh] normed, each head alone or all heads as one vector."""
+    if config.qk_norm == "head":
+        return rms_norm(x, scale, config.norm_eps, config.norm_offset)
+    flat = rms_norm(x.reshape(*x.shape[:-2], -1), scale.reshape(-1), config.norm_eps, config.norm_offset)
+    return flat.reshape(x.shape)
+
+
+def _mlp(x: Array, mlp: Params, config: DecoderConfig) -> Array:
+    activate = ACTIVATIONS[config.activation]
+    if config.experts:
+        return mixture_of_experts(x, mlp, config.experts_per_token, config.normalize_experts, activate)
+    return dense(activate(dense(x, mlp["gate"])) * dense(x, mlp["up"]), mlp["down"])
+
+
 def _layer(
-    x: Array, weights: Params, cache: Any, config: DecoderConfig, tables: tuple[Array, Array], attend: Attend,
+    x: Array, weights: Params, cache: Any, local: bool | Array, config: DecoderConfig, tables: Any, attend: Attend,
     constrain: Constrain,
 ) -> tuple[Array, Any]:
-    attn, mlp = weights["attention"], weights["mlp"]
+    attn = weights["attention"]
     row_axes = ("batch", "seq", "embed")
+
+    def norm(x: Array, name: str) -> Array:  # the table of weights says which norms a family has
+        return rms_norm(x, weights[name], config.norm_eps, config.norm_offset) if name in weights else x
+
     with jax.named_scope("attention"):
-        y = rms_norm(x, weights["attention_norm"], config.norm_eps)
+        y = norm(x, "attention_norm")
         q, k, v = (dense(y, attn[name]) for name in "qkv")
         if config.qkv_bias:
             q, k, v = q + attn["q_bias"], k + attn["k_bias"], v + attn["v_bias"]
-        if config.qk_norm:
-            q = rms_norm(q, attn["q_norm"], config.norm_eps)
-            k = rms_norm(k, attn["k_norm"], config.norm_eps)
-        out, kept = attend(rotate(q, tables), rotate(k, tables), v, cache)
-        x = constrain(x + dense(out, attn["o"], inputs=2), row_axes)
+        if config.qk_norm != "none":
+            q, k = _query_key_norm(q, attn["q_norm"], config), _query_key_norm(k, attn["k_norm"], config)
+        table = of_kind(local, *tables)
+        out, kept = attend(rotate(q, table), rotate(k, table), v, cache, local)
+        x = constrain(x + norm(dense(out, attn["o"], inputs=2), "attention_post_norm"), row_axes)
     with jax.named_scope("mlp"):
-        y = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-        y = jax.nn.silu(dense(y, mlp["gate"])) * dense(y, mlp["up"])
-        x = constrain(x + dense(y, mlp["down"]), row_axes)
+        y = _mlp(norm(x, "mlp_norm"), weights["mlp"], config)
+        x = constrain(x + norm(y, "mlp_post_norm"), row_axes)
     return x, kept
 
 
@@ -97,16 +123,23 @@ def forward(
     Returns:
       hidden [B, T, D] after the final norm, and what `attend` kept, stacked over the layers.
     """
-    x = constrain(jnp.take(params["embed"], tokens, axis=0), ("batch", "seq", "embed"))
-    tables = rope_tables(config, positions)
+    x = jnp.take(params["embed"], tokens, axis=0)
+    if config.embed_scale:
+        x = x * jnp.asarray(math.sqrt(config.embed), x.dtype)
+    x = constrain(x, ("batch", "seq", "embed"))
+    full = rope_tables(config.rope, config.head_dim, positions)
+    windowed = full if config.local_rope is None else rope_tables(config.local_rope, config.head_dim, positions)
+    kinds = config.local_layers
+    mixed = jnp.asarray(kinds) if len(set(kinds)) == 2 else None
 
-    def body(x: Array, xs: tuple[Params, Any]) -> tuple[Array, Any]:
-        return _layer(x, xs[0], xs[1], config, tables, attend, constrain)
+    def body(x: Array, xs: tuple[Params, Any, Any]) -> tuple[Array, Any]:
+        local = kinds[0] if mixed is None else xs[2]
+        return _layer(x, xs[0], xs[1], local, config, (windowed, full), attend, constrain)
 
     if REMAT_POLICIES[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    x, kept = jax.lax.scan(body, x, (params["layers"], cache))
-    return rms_norm(x, params["final_norm"], config.norm_eps), kept
+    x, kept = jax.lax.scan(body, x, (params["layers"], cache, mixed))
+    return rms_norm(x, params["final_norm"], config.norm_eps, config.norm_offset), kept
 
 
 def packed_forward(
@@ -114,12 +147,11 @@ def packed_forward(
     *, remat: str = "none", constrain: Constrain = _unconstrained,
 ) -> Array:
     """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`)."""
-    window = None if config.window is None else jnp.asarray(config.window, jnp.int32)
-    mask = packed_mask(group_ids, branch_ids, positions, window)
+    masks = [packed_mask(group_ids, branch_ids, positions, window) for window in (config.window, None)]
 
-    def attend(q: Array, k: Array, v: Array, cache: Any) -> tuple[Array, None]:
+    def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, None]:
         del cache
-        return attention(q, k, v, mask), None
+        return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), None
 
     return forward(params, config, tokens, positions, attend, remat=remat, constrain=constrain)[0]
 
@@ -127,3 +159,9 @@ def packed_forward(
 def score_heads(params: Params, hidden: Array) -> Array:
     """[..., labels] float32 outputs of the scalar head(s) at hidden [..., D] (kept float32: bfloat16 scores tie)."""
     return jnp.einsum("...d,ld->...l", hidden.astype(jnp.float32), params["score"].astype(jnp.float32))
+
+
+def vocab_logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
+    """[..., V] float32 logits at hidden [..., D], soft-capped where the family does; no column for padding."""
+    logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
+    return capped(logits[..., : config.vocab_size], config.logit_softcap)

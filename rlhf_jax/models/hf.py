@@ -1,33 +1,54 @@
-"""Hugging Face folders in and out: safetensors by name table, config.json, PEFT adapters.
+"""Hugging Face folders: what lies in them, and how their tensors relate to ours. `load` reads them, `save` writes them.
 
-`AutoModelForCausalLM` / `AutoModelForSequenceClassification` load what `save_hf` writes; nothing here imports torch.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from rlhf_jax.models.config import DecoderConfig, config_from_hf, config_to_hf
-from rlhf_jax.models.lora import LoraConfig, lora_specs
-from rlhf_jax.models.params import Params, ParamSpec, is_spec, param_specs
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.families import config_from_hf
+from rlhf_jax.models.params import ParamSpec, is_spec
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
                    "tokenizer.model", "vocab.json", "merges.txt")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 class CheckpointError(ValueError):
     """A folder that is not the checkpoint it is asked to be: says what was found, what was expected, what to do."""
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The folder of a model: a local one, else the files of a hub name, fetched into Hugging Face's own cache.
+
+    Raises:
+      CheckpointError: if there is neither.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine and no hub name (owner/model)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(str(name_or_path), allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
+    except (OSError, HFValidationError, HfHubHTTPError) as error:
+        raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine, and the hub did not give it: "
+                              f"{error}") from error
 
 
 def read_config(folder: str | Path) -> DecoderConfig:
@@ -35,6 +56,9 @@ def read_config(folder: str | Path) -> DecoderConfig:
     folder = Path(folder)
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise CheckpointError(f"{folder} holds a LoRA adapter, not a whole model; merge it into its base first: "
+                                  f"rlhf-jax export --model_name_or_path {folder} --output_dir MERGED")
         raise CheckpointError(f"{folder} holds no config.json, so it is no Hugging Face model folder; "
                               "give a folder written by save_pretrained or by `rlhf-jax`")
     raw = json.loads(path.read_text())
@@ -45,156 +69,87 @@ def read_config(folder: str | Path) -> DecoderConfig:
     return config_from_hf(raw)
 
 
-def _shards(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    index = folder / "model.safetensors.index.json"
+class Stored(NamedTuple):
+    """A tensor of a folder: its file, and its name there."""
+
+    file: Path
+    name: str
+
+
+_TEXT_PART = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
+_OTHER_PARTS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.|rotary_emb")
+"""Vision and projection weights of a multimodal checkpoint whose text part is used, and old rotary buffers."""
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Tensor name, as the text model alone would have it -> where it lies."""
+    index = folder / INDEX
     if index.is_file():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    single = folder / "model.safetensors"
-    if not single.is_file():
-        raise CheckpointError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json; "
+        files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+    elif (folder / WEIGHTS).is_file():
+        with safe_open(folder / WEIGHTS, framework="numpy") as reader:
+            files = dict.fromkeys(reader.keys(), folder / WEIGHTS)
+    else:
+        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; "
                               "convert older formats with transformers' save_pretrained(safe_serialization=True)")
-    with safe_open(single, framework="numpy") as reader:
-        return dict.fromkeys(reader.keys(), single)
+    plain = {name: _TEXT_PART.sub("model.", name).replace("language_model.lm_head", "lm_head") for name in files}
+    return {plain[name]: Stored(file, name) for name, file in files.items()}
 
 
-def _hf_shape(shape: tuple[int, ...], inputs: int | None) -> tuple[int, ...]:
-    """Shape of a weight in the file (see `ParamSpec.inputs`)."""
-    if inputs is None:
-        return shape
-    return (math.prod(shape),) if inputs == 0 else (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
+class Differences(NamedTuple):
+    """Tensors a config asks for and a folder lacks; those the folder has beyond them; those that are passed over."""
+
+    missing: list[str]
+    unexpected: list[str]
+    ignored: list[str]
 
 
-def _from_hf(tensor: np.ndarray, shape: tuple[int, ...], inputs: int | None) -> np.ndarray:
-    return tensor.T.reshape(shape) if inputs else tensor.reshape(shape)
+def compare_tensors(specs: dict[str, Any], found: dict[str, Stored]) -> Differences:
+    expected = set(tensor_names(specs))
+    extra = sorted(set(found) - expected)
+    tied = "head" not in specs and "score" not in specs  # the output embedding is the input's, stored twice
+    ignored = [name for name in extra if _OTHER_PARTS.search(name) or (name == "lm_head.weight" and tied)]
+    return Differences(sorted(expected - set(found)), [name for name in extra if name not in ignored], ignored)
 
 
-def _to_hf(array: np.ndarray, inputs: int | None) -> np.ndarray:
-    if inputs is None:
-        return array
-    if inputs == 0:
-        return array.reshape(-1)
-    return np.ascontiguousarray(array.reshape(int(np.prod(array.shape[:inputs])), -1).T)
-
-
-def _layer_count(spec: ParamSpec) -> int | None:
-    return spec.shape[0] if spec.axes[0] == "layers" else None
+def parts(spec: ParamSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(tensor name in the file, index on the stacked axes) of each tensor that a weight is spread over."""
+    counted = [axis.removesuffix("s") for axis in spec.axes[: spec.stacked]]
+    for index in np.ndindex(*spec.shape[: spec.stacked]):
+        yield spec.hf_name.format(**dict(zip(counted, index, strict=True))), index
 
 
 def tensor_names(specs: dict[str, Any]) -> list[str]:
-    """Every Hugging Face tensor name of a spec tree."""
-    names: list[str] = []
-    for spec in jax.tree.leaves(specs, is_leaf=is_spec):
-        count = _layer_count(spec)
-        names += [spec.hf_name] if count is None else [spec.hf_name.format(layer=i) for i in range(count)]
-    return names
+    """Every Hugging Face tensor name of a spec tree, once."""
+    return list(dict.fromkeys(name for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name, _ in parts(spec)))
 
 
-def _check_names(expected: list[str], found: dict[str, Path], folder: Path, config: DecoderConfig) -> None:
-    missing = sorted(set(expected) - set(found))
-    ignorable = {"lm_head.weight"} if config.tie_embeddings else set()
-    extra = sorted(name for name in set(found) - set(expected) - ignorable if "rotary_emb" not in name)
-    if missing or extra:
-        kind = "reward model (sequence classifier)" if config.is_classifier else "language model"
-        raise CheckpointError(
-            f"{folder} does not hold the tensors of a {config.family} {kind}: "
-            f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}. "
-            "Check that config.json belongs to these weights and that the checkpoint is of the kind you ask for")
+def hf_shape(spec: ParamSpec) -> tuple[int, ...]:
+    """Shape of one whole tensor in the file (see `ParamSpec`)."""
+    inner = spec.shape[spec.stacked:]
+    if spec.inputs is None:
+        return (inner[0] - spec.padding, *inner[1:])
+    if spec.inputs == 0:
+        return (math.prod(inner),)
+    rows = math.prod(inner[spec.inputs:]) if spec.fused is None else spec.fused[1]
+    return rows, math.prod(inner[: spec.inputs])
 
 
-def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: Any = jnp.float32) -> Params:
-    """Weights of a Hugging Face folder as our tree, on the host (numpy), layers stacked.
-
-    Raises:
-      CheckpointError: if a tensor is missing, unexpected, or of another shape than the config says.
-    """
-    folder = Path(folder)
-    config = config or read_config(folder)
-    files, specs = _shards(folder), param_specs(config)
-    _check_names(tensor_names(specs), files, folder, config)
-    readers = {path: safe_open(path, framework="numpy") for path in set(files.values())}
-
-    def read(name: str, shape: tuple[int, ...], inputs: int | None) -> np.ndarray:
-        tensor = readers[files[name]].get_tensor(name)
-        if tensor.shape != (expected := _hf_shape(shape, inputs)):
-            raise CheckpointError(f"{name} in {files[name]} has shape {tensor.shape}; config.json implies {expected}. "
-                                  "The weights belong to another configuration")
-        return _from_hf(tensor, shape, inputs).astype(dtype)
-
-    def one(spec: ParamSpec) -> np.ndarray:
-        count = _layer_count(spec)
-        if count is None:
-            return read(spec.hf_name, spec.shape, spec.inputs)
-        out = np.empty(spec.shape, dtype)
-        for layer in range(count):
-            out[layer] = read(spec.hf_name.format(layer=layer), spec.shape[1:], spec.inputs)
-        return out
-
-    return jax.tree.map(one, specs, is_leaf=is_spec)
+def from_hf(tensor: np.ndarray, spec: ParamSpec) -> np.ndarray:
+    """A whole tensor of the file as our weight (without the stacked axes)."""
+    inner = spec.shape[spec.stacked:]
+    if spec.padding:
+        return np.concatenate([tensor, np.zeros((spec.padding, *inner[1:]), tensor.dtype)])
+    if spec.fused is not None:
+        first = spec.fused[0]
+        tensor = tensor[first : first + math.prod(inner[spec.inputs or 0:])]
+    return tensor.T.reshape(inner) if spec.inputs else tensor.reshape(inner)
 
 
-def hf_tensors(params: Params, specs: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """(Hugging Face name, tensor) for each weight, one layer at a time."""
-    for spec, value in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(params), strict=True):
-        array = np.asarray(value)
-        count = _layer_count(spec)
-        if count is None:
-            yield spec.hf_name, _to_hf(array, spec.inputs)
-            continue
-        for layer in range(count):
-            yield spec.hf_name.format(layer=layer), _to_hf(array[layer], spec.inputs)
-
-
-def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokenizer_from: str | Path | None = None,
-            max_shard_bytes: int = 4 << 30) -> None:
-    """Writes a Hugging Face model folder: safetensors (sharded above `max_shard_bytes`), config, tokenizer files.
-
-    The caller gives a folder that does not exist yet and renames it when this returns, so nothing half-written is
-    ever taken for a model. `tokenizer_from` is the folder the tokenizer files are copied from.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, tensor in hf_tensors(params, param_specs(config)):
-        if size and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = np.ascontiguousarray(tensor)
-        size += tensor.nbytes
-    files = ["model.safetensors"] if len(shards) == 1 else [
-        f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if len(files) > 1:
-        weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
-        total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-        _write_json(folder / "model.safetensors.index.json",
-                    {"metadata": {"total_size": total}, "weight_map": weight_map})
-    dtype = str(jax.tree.leaves(params)[0].dtype)
-    _write_json(folder / "config.json", config_to_hf(config, dtype))
-    if not config.is_classifier:
-        _write_json(folder / "generation_config.json", {
-            "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids),
-            "pad_token_id": config.pad_token_id})
-    for name in TOKENIZER_FILES if tokenizer_from is not None else ():
-        source = Path(tokenizer_from or "") / name
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
-
-
-def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lora: LoraConfig, base: str) -> None:
-    """Writes a LoRA adapter in PEFT's layout (adapter_config.json, adapter_model.safetensors)."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(t) for name, t in hf_tensors(adapter, lora_specs(config, lora))}
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "adapter_config.json", {
-        "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",
-        "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
-        "target_modules": list(lora.lora_target_modules), "bias": "none", "fan_in_fan_out": False,
-        "inference_mode": True})
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+def to_hf(array: np.ndarray, spec: ParamSpec) -> np.ndarray:
+    """Our weight (without the stacked axes) as the file keeps it; a fused one gives its rows only."""
+    if spec.inputs is None:
+        return array[: array.shape[0] - spec.padding]
+    if spec.inputs == 0:
+        return array.reshape(-1)
+    return np.ascontiguousarray(array.reshape(math.prod(array.shape[: spec.inputs]), -1).T)

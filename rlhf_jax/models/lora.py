@@ -56,6 +56,10 @@ def lora_specs(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
     for module in lora.lora_target_modules:
         room, name = TARGETS[module]
         spec: ParamSpec = base[room][name]
+        if spec.stacked > 1:
+            raise ValueError(f"lora_target_modules has {module!r}, of which {config.family} has {config.experts} "
+                             "experts; adapt the attention projections (q_proj, k_proj, v_proj, o_proj) or train all "
+                             "weights")
         split = 1 + (spec.inputs or 0)
         inputs, outputs = spec.shape[1:split], spec.shape[split:]
         stem = "base_model.model." + spec.hf_name.removesuffix(".weight")
@@ -63,7 +67,7 @@ def lora_specs(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
             "a": ParamSpec((config.layers, *inputs, lora.lora_r), (*spec.axes[:split], "rank"), "normal",
                            stem + ".lora_A.weight", len(inputs)),
             "b": ParamSpec((config.layers, lora.lora_r, *outputs), ("layers", "rank", *spec.axes[split:]),
-                           "zeros", stem + ".lora_B.weight", 1),
+                           "zeros", stem + ".lora_B.weight", 1, spec.fused),
         }
     return specs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.families import FAMILIES, NAMES
 
 Params = dict[str, Any]
 """A nested dict of arrays: the weights, wherever they are used (trainer, sampler, reference, reward model)."""
@@ -19,10 +21,13 @@ Params = dict[str, Any]
 class ParamSpec(NamedTuple):
     """What there is to know about one weight.
 
-    shape: with the stacked layers first where `axes[0]` is "layers". axes: logical names, one a dimension.
-    init: "normal", "ones" or "zeros". hf_name: tensor name, `{layer}` for the layer number.
+    shape: with the stacked axes ("layers", then "experts") first. axes: logical names, one a dimension.
+    init: "normal", "output" (normal, scaled down by depth), "ones" or "zeros".
+    hf_name: tensor name, `{layer}` and `{expert}` for their numbers.
     inputs: None where Hugging Face keeps the same shape; else the number of leading input axes of a projection
       [in..., out...] that Hugging Face stores as [prod(out), prod(in)]; 0 for a plain [prod(out)] vector.
+    fused: (first row, rows of the whole) where the file keeps several weights in one tensor.
+    padding: rows at the end of axis 0 that exist here and not in the file.
     """
 
     shape: tuple[int, ...]
@@ -30,54 +35,83 @@ class ParamSpec(NamedTuple):
     init: str
     hf_name: str
     inputs: int | None = None
+    fused: tuple[int, int] | None = None
+    padding: int = 0
+
+    @property
+    def stacked(self) -> int:
+        """How many leading axes count tensors of the file."""
+        return sum(axis in STACKED for axis in self.axes[:2])
+
+
+STACKED = ("layers", "experts")
 
 
 def is_spec(x: Any) -> bool:
     return isinstance(x, ParamSpec)
 
 
+def _attention_specs(c: DecoderConfig, weight: Callable[..., ParamSpec]) -> dict[str, ParamSpec]:
+    heads = {"q": (c.heads, "heads"), "k": (c.kv_heads, "kv_heads"), "v": (c.kv_heads, "kv_heads")}
+    specs = {key: weight(key, (c.embed, count, c.head_dim), ("embed", axis, "head_dim"))
+             for key, (count, axis) in heads.items()}
+    specs["o"] = weight("o", (c.heads, c.head_dim, c.embed), ("heads", "head_dim", "embed"), inputs=2, init="output")
+    if c.qkv_bias:
+        specs |= {f"{key}_bias": weight(f"{key}_bias", (count, c.head_dim), (axis, "head_dim"), inputs=0, init="zeros")
+                  for key, (count, axis) in heads.items()}
+    for key in "qk" if c.qk_norm != "none" else "":
+        count, axis = heads[key]
+        shape, axes = ((c.head_dim,), ("head_dim",)) if c.qk_norm == "head" else \
+            ((count, c.head_dim), (axis, "head_dim"))
+        specs[f"{key}_norm"] = weight(f"{key}_norm", shape, axes, inputs=0)
+    return specs
+
+
+def _mlp_specs(c: DecoderConfig, weight: Callable[..., ParamSpec]) -> dict[str, ParamSpec]:
+    many, axis = ((c.experts,), ("experts",)) if c.experts else ((), ())
+    specs = {key: weight(key, (*many, c.embed, c.mlp), (*axis, "embed", "mlp")) for key in ("gate", "up")}
+    specs["down"] = weight("down", (*many, c.mlp, c.embed), (*axis, "mlp", "embed"), init="output")
+    if c.experts:
+        specs["router"] = weight("router", (c.embed, c.experts), ("embed", "router"))
+    return specs
+
+
+def _fuse(specs: dict[str, ParamSpec]) -> dict[str, ParamSpec]:
+    """Weights of the same name share a tensor of the file: one after another, in the order given."""
+    rows = {key: math.prod(spec.shape[spec.stacked + (spec.inputs or 0):]) for key, spec in specs.items()}
+    first, whole = {}, Counter[str]()
+    for key, spec in specs.items():
+        first[key] = whole[spec.hf_name]
+        whole[spec.hf_name] += rows[key]
+    return {key: spec if whole[spec.hf_name] == rows[key] else
+            spec._replace(fused=(first[key], whole[spec.hf_name])) for key, spec in specs.items()}
+
+
 def param_specs(config: DecoderConfig) -> dict[str, Any]:
     """The tree of `ParamSpec`s of a decoder; the parameter tree has the same keys."""
-    c, n = config, config.layers
-    layer = "model.layers.{layer}."
+    c = config
+    names = {**NAMES, **FAMILIES[c.family].names}
+    norm_init = "zeros" if c.norm_offset else "ones"  # a scale of one, whatever the family adds to what it stores
 
-    def linear(shape: tuple[int, ...], axes: tuple[str, ...], name: str, inputs: int = 1) -> ParamSpec:
-        return ParamSpec((n, *shape), ("layers", *axes), "normal", layer + name + ".weight", inputs)
+    def weight(key: str, shape: tuple[int, ...], axes: tuple[str, ...], inputs: int = 1, init: str = "normal"
+               ) -> ParamSpec:
+        init = norm_init if key.endswith("norm") else init
+        return ParamSpec((c.layers, *shape), ("layers", *axes), init, "model.layers.{layer}." + names[key], inputs)
 
-    def vector(shape: tuple[int, ...], axes: tuple[str, ...], init: str, name: str) -> ParamSpec:
-        return ParamSpec((n, *shape), ("layers", *axes), init, layer + name, 0)
-
-    attention = {
-        "q": linear((c.embed, c.heads, c.head_dim), ("embed", "heads", "head_dim"), "self_attn.q_proj"),
-        "k": linear((c.embed, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), "self_attn.k_proj"),
-        "v": linear((c.embed, c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), "self_attn.v_proj"),
-        "o": linear((c.heads, c.head_dim, c.embed), ("heads", "head_dim", "embed"), "self_attn.o_proj", inputs=2),
-    }
-    if c.qkv_bias:
-        for key, heads, axis in (("q", c.heads, "heads"), ("k", c.kv_heads, "kv_heads"), ("v", c.kv_heads, "kv_heads")):
-            attention[key + "_bias"] = vector((heads, c.head_dim), (axis, "head_dim"), "zeros",
-                                              f"self_attn.{key}_proj.bias")
-    if c.qk_norm:
-        for key in "qk":
-            attention[key + "_norm"] = vector((c.head_dim,), ("head_dim",), "ones", f"self_attn.{key}_norm.weight")
-    specs: dict[str, Any] = {
-        "embed": ParamSpec((c.vocab_size, c.embed), ("vocab", "embed"), "normal", "model.embed_tokens.weight"),
-        "layers": {
-            "attention": attention,
-            "attention_norm": vector((c.embed,), ("embed",), "ones", "input_layernorm.weight"),
-            "mlp": {
-                "gate": linear((c.embed, c.mlp), ("embed", "mlp"), "mlp.gate_proj"),
-                "up": linear((c.embed, c.mlp), ("embed", "mlp"), "mlp.up_proj"),
-                "down": linear((c.mlp, c.embed), ("mlp", "embed"), "mlp.down_proj"),
-            },
-            "mlp_norm": vector((c.embed,), ("embed",), "ones", "post_attention_layernorm.weight"),
-        },
-        "final_norm": ParamSpec((c.embed,), ("embed",), "ones", "model.norm.weight"),
-    }
+    layers: dict[str, Any] = {"attention": _fuse(_attention_specs(c, weight)), "mlp": _fuse(_mlp_specs(c, weight))}
+    for key in ("attention", "mlp"):
+        if c.norms in ("pre", "both"):
+            layers[f"{key}_norm"] = weight(f"{key}_norm", (c.embed,), ("embed",), 0)
+        if c.norms in ("post", "both"):
+            layers[f"{key}_post_norm"] = weight(f"{key}_post_norm", (c.embed,), ("embed",), 0)
+    table = ParamSpec((c.vocab_rows, c.embed), ("vocab", "embed"), "normal", "model.embed_tokens.weight",
+                      padding=c.vocab_rows - c.vocab_size)
+    final = ParamSpec((c.embed,), ("embed",), norm_init, "model.norm.weight")
+    specs: dict[str, Any] = {"embed": table, "layers": layers, "final_norm": final}
     if c.is_classifier:
         specs["score"] = ParamSpec((c.num_labels, c.embed), ("labels", "embed"), "normal", "score.weight")
     elif not c.tie_embeddings:
-        specs["head"] = ParamSpec((c.vocab_size, c.embed), ("vocab", "embed"), "normal", "lm_head.weight")
+        specs["head"] = table._replace(hf_name="lm_head.weight")
     return specs
 
 
@@ -87,8 +121,9 @@ def map_specs(fn: Callable[..., Any], specs: dict[str, Any], *trees: Any) -> Any
 
 
 def count_params(config: DecoderConfig) -> int:
+    """Weights of the model as it is published: padding of the vocabulary does not count."""
     leaves = jax.tree.leaves(param_specs(config), is_leaf=is_spec)
-    return sum(math.prod(spec.shape) for spec in leaves)
+    return sum(math.prod((spec.shape[0] - spec.padding, *spec.shape[1:])) for spec in leaves)
 
 
 def init_params(key: Array, config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
@@ -97,11 +132,9 @@ def init_params(key: Array, config: DecoderConfig, dtype: Any = jnp.float32) -> 
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
 
     def one(index: int, spec: ParamSpec) -> Array:
-        if spec.init != "normal":
-            return jnp.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, dtype)
-        scale = config.initializer_range
-        if spec.hf_name.endswith(("o_proj.weight", "down_proj.weight")):
-            scale /= math.sqrt(2 * config.layers)
+        if spec.init in ("ones", "zeros"):
+            return jnp.full(spec.shape, float(spec.init == "ones"), dtype)
+        scale = config.initializer_range / (math.sqrt(2 * config.layers) if spec.init == "output" else 1.0)
         return (scale * jax.random.normal(jax.random.fold_in(key, index), spec.shape, jnp.float32)).astype(dtype)
 
     return jax.tree.unflatten(tree, [one(i, spec) for i, spec in enumerate(leaves)])
@@ -113,7 +146,7 @@ def cast(params: Params, dtype: Any) -> Params:
 
 
 def output_head(params: Params) -> Array:
-    """[V, D] output embedding, tied or not."""
+    """[V, D] output embedding, tied or not; V counts the padded rows."""
     return params["head"] if "head" in params else params["embed"]
 
 

@@ -8,32 +8,37 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.config import Rope
 
 
-def frequencies(config: DecoderConfig) -> np.ndarray:
-    """[Dh / 2] float32 angular frequencies, Llama-3.1 scaling applied where the config asks for it."""
-    freqs = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is not None:
+def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """[Dr / 2] float32 angular frequencies of the Dr = fraction * Dh rotated dimensions, stretched as `rope` says."""
+    rotated = int(rope.fraction * head_dim)
+    freqs = rope.theta ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
+    if rope.kind == "linear":
+        freqs = freqs / rope.factor
+    if rope.kind == "llama3":
         wavelength = 2 * math.pi / freqs
-        low = scaling.original_max_position / scaling.low_freq_factor
-        high = scaling.original_max_position / scaling.high_freq_factor
-        smooth = (scaling.original_max_position / wavelength - scaling.low_freq_factor) / (
-            scaling.high_freq_factor - scaling.low_freq_factor)
-        between = (1 - smooth) * freqs / scaling.factor + smooth * freqs
-        freqs = np.where(wavelength > low, freqs / scaling.factor, np.where(wavelength < high, freqs, between))
+        low = rope.original_max_position / rope.low_freq_factor
+        high = rope.original_max_position / rope.high_freq_factor
+        smooth = (rope.original_max_position / wavelength - rope.low_freq_factor) / (
+            rope.high_freq_factor - rope.low_freq_factor)
+        between = (1 - smooth) * freqs / rope.factor + smooth * freqs
+        freqs = np.where(wavelength > low, freqs / rope.factor, np.where(wavelength < high, freqs, between))
     return freqs.astype(np.float32)
 
 
-def rope_tables(config: DecoderConfig, positions: Array) -> tuple[Array, Array]:
-    """cos and sin for `positions` [...]: two [..., Dh / 2] float32 arrays."""
-    angles = positions[..., None].astype(jnp.float32) * frequencies(config)
+def rope_tables(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
+    """cos and sin for `positions` [...]: two [..., Dr / 2] float32 arrays."""
+    angles = positions[..., None].astype(jnp.float32) * frequencies(rope, head_dim)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
-    """Rotates x [..., heads, Dh] by the tables [..., Dh / 2] of its positions; computed in float32."""
+    """Rotates the first Dr dimensions of x [..., heads, Dh] by the tables [..., Dr / 2]; computed in float32."""
     cos, sin = (t[..., None, :] for t in tables)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    half = cos.shape[-1]
+    wide = x[..., : 2 * half].astype(jnp.float32)
+    a, b = wide[..., :half], wide[..., half:]
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    return turned if 2 * half == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)

@@ -56,6 +56,8 @@ class Rules:
     layers: _Place = None
     labels: _Place = None
     rank: _Place = None
+    experts: _Place = None
+    router: _Place = None
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
         """The `PartitionSpec` of an array with these logical axes; the first axis that asks for a mesh axis gets it."""

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from rlhf_jax.models import DecoderConfig, Params, forward, output_head
-from rlhf_jax.models.attention import attention, decode_attention, packed_mask
+from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
+from rlhf_jax.models.attention import attention, decode_attention, of_kind, packed_mask, score_rule
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 
@@ -92,12 +92,11 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
     count, capacity = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(capacity), (count, capacity))
     present = (positions < refill.lengths[:, None] - 1).astype(jnp.int32)
-    window = None if config.window is None else jnp.asarray(config.window, jnp.int32)
-    mask = packed_mask(present, jnp.zeros_like(present), positions, window)
+    masks = [packed_mask(present, jnp.zeros_like(present), positions, window) for window in (config.window, None)]
 
-    def attend(q: Array, k: Array, v: Array, cache: Any) -> tuple[Array, tuple[Array, Array]]:
+    def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         del cache
-        return attention(q, k, v, mask), (k, v)
+        return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
 
     _, (keys, values) = forward(params, config, tokens, positions, attend)
 
@@ -127,18 +126,20 @@ def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed:
     position = state.prompt_length[:, None] + state.count  # [P, n]
     on_prompt = jnp.arange(prompt_capacity) < state.prompt_length[:, None]  # [P, S]
     on_suffix = jnp.arange(capacity) < state.count[..., None]  # [P, n, U]
-    prompt_mask = jnp.broadcast_to(on_prompt[:, None], (slots, lanes, prompt_capacity))
-    if config.window is not None:
-        prompt_mask &= position[..., None] - jnp.arange(prompt_capacity) < config.window
-        on_suffix &= state.count[..., None] - jnp.arange(capacity) < config.window
+    full = jnp.broadcast_to(on_prompt[:, None], (slots, lanes, prompt_capacity)), on_suffix
+    windowed = full if config.window is None else (
+        full[0] & (position[..., None] - jnp.arange(prompt_capacity) < config.window),
+        full[1] & (state.count[..., None] - jnp.arange(capacity) < config.window))
 
-    def attend(q: Array, k: Array, v: Array, cache: Any) -> tuple[Array, tuple[Array, Array]]:
-        out = decode_attention(q, k, v, cache[0], cache[1], prompt_mask, cache[2], cache[3], on_suffix)
+    def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
+        on_prompt, on_suffix = of_kind(local, windowed, full)
+        out = decode_attention(q, k, v, cache[0], cache[1], on_prompt, cache[2], cache[3], on_suffix,
+                               **score_rule(config))
         return out, (k, v)
 
     cache = (state.prompt_k, state.prompt_v, state.suffix_k, state.suffix_v)
     hidden, (keys, values) = forward(params, config, state.token, position, attend, cache)
-    logits = jnp.einsum("pnd,vd->pnv", hidden, output_head(params), preferred_element_type=jnp.float32)
+    logits = vocab_logits(params, config, hidden)
     keys_of = jax.vmap(jax.vmap(token_key, (None, None, 0, 0)), (None, 0, 0, 0))
     random_keys = keys_of(seed, state.prompt_hash, state.sample, state.count)
     token, logp = sample_token(random_keys, logits, state.rules)

@@ -20,7 +20,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.packing import unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
-from rlhf_jax.models import CheckpointError, DecoderConfig, Params, output_head
+from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
 from rlhf_jax.scoring.base import Progress, Scores
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 from rlhf_jax.training.evaluate import PackedMap
@@ -110,7 +110,7 @@ class PairwiseScorer:
         """[B, S, 2]: P(A against B), and the probability that falls on either letter."""
         hidden = self._compute.hidden(params, batch)
         ends = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
-        logits = jnp.einsum("bsd,vd->bsv", ends, output_head(params), preferred_element_type=jnp.float32)
+        logits = vocab_logits(params, self._compute.config, ends)
         probs = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
         a, b = self._letters
         mass = (probs[..., a] + probs[..., b]) / jnp.sum(probs, axis=-1)

@@ -100,7 +100,7 @@ def logps_fn(compute: Compute) -> Callable[[Params, PackedBatch], Any]:
     def fn(params: Params, batch: PackedBatch) -> Any:
         hidden = compute.hidden(params, batch)
         hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
-        return token_logps(hidden, output_head(params), batch.target, chunk=compute.logits_chunk)
+        return token_logps(hidden, output_head(params), batch.target, **compute.vocabulary)
 
     return fn
 

@@ -54,11 +54,16 @@ class Compute:
         return packed_forward(params, self.config, batch.tokens, batch.positions, batch.group_ids, batch.branch_ids,
                               remat=self.remat, **options)
 
+    @property
+    def vocabulary(self) -> dict[str, Any]:
+        """How `token_logps` reads this model's logits."""
+        return {"chunk": self.logits_chunk, "softcap": self.config.logit_softcap, "vocab_size": self.config.vocab_size}
+
     def target_logps(self, params: Params, batch: PackedBatch) -> tuple[Array, TokenStats]:
         """[B, M] log-probs of the target tokens (garbage where masked) and statistics of their distributions."""
         hidden = self.hidden(params, batch)
         hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
-        return losses.token_logps_and_stats(hidden, output_head(params), batch.target, chunk=self.logits_chunk)
+        return losses.token_logps_and_stats(hidden, output_head(params), batch.target, **self.vocabulary)
 
     def slot_scores(self, params: Params, batch: PackedBatch) -> Array:
         """[B, S, labels] float32 reward-head outputs at each branch's last token."""

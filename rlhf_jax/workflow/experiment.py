@@ -88,8 +88,8 @@ class Experiment:
 
     def _base(self) -> Checkpoint:
         c = self.config
-        folder = self._fresh(c.scratch) if c.scratch is not None else Path(str(c.model_name_or_path)).expanduser()
-        return Checkpoint(folder, c.chat_template_path)
+        given = self._fresh(c.scratch) if c.scratch is not None else str(c.model_name_or_path)
+        return Checkpoint.find(given, c.chat_template_path)
 
     def _world(self, world: WorldConfig) -> None:
         def body(folder: Path) -> Mapping[str, Any]:
@@ -145,10 +145,10 @@ class Experiment:
             assert c.scorer is not None
             return open_scorer(c.scorer, self.context.mesh, "proxy"), None
         section = c.reward
-        checkpoint = start.checkpoint if section.init == "policy" else Checkpoint(Path(section.init).expanduser(),
-                                                                                  section.data.chat_template_path)
+        checkpoint = start.checkpoint if section.init == "policy" else Checkpoint.find(
+            section.init, section.data.chat_template_path)
         folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else
-                                    hash_path(section.init))
+                                    hash_path(checkpoint.folder))
         options = ScorerOptions(section.train.kind, str(folder), max_length=section.data.max_length,
                                 chat_template_path=section.data.chat_template_path,
                                 text_as_chat=section.data.text_as_chat)

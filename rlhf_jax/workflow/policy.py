@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -16,10 +15,14 @@ from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
-from rlhf_jax.models import DecoderConfig, Params, load_params, read_config
+from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.options import DataOptions
 from rlhf_jax.workflow.stage import hash_path
+
+VOCAB_MULTIPLE = 128
+"""The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
+they have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +32,14 @@ class Checkpoint:
     folder: Path
     chat_template_path: str | None = None
 
+    @classmethod
+    def find(cls, name_or_path: str | Path, chat_template_path: str | None = None) -> Checkpoint:
+        """The checkpoint of a local folder or a hub name."""
+        return cls(find_model(name_or_path), chat_template_path)
+
     @cached_property
     def config(self) -> DecoderConfig:
-        return read_config(self.folder)
+        return dataclasses.replace(read_config(self.folder), vocab_multiple=VOCAB_MULTIPLE)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -46,7 +54,7 @@ class Checkpoint:
 
     def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
         """The weights, sharded over the mesh."""
-        return jax.device_put(load_params(self.folder, self.config, dtype), param_shardings(self.config, mesh))
+        return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
 
     def renderer(self, data: DataOptions) -> Renderer:
         """How rows become ids: within the data's limits, and never beyond the model's own positions."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jax.sharding import Mesh
 
 from rlhf_jax.scoring import BradleyTerryScorer, FunctionScorer, PairwiseScorer, load_function
@@ -25,7 +23,7 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
         assert options.function is not None
         return FunctionScorer(load_function(options.function), name=name)
     assert options.model_name_or_path is not None
-    checkpoint = Checkpoint(Path(options.model_name_or_path).expanduser(), options.chat_template_path)
+    checkpoint = Checkpoint.find(options.model_name_or_path, options.chat_template_path)
     data = DataOptions(max_length=options.max_length, overlong="drop", text_as_chat=options.text_as_chat)
     settings = {name: value for name, value in to_plain(options).items() if name != "model_name_or_path"}
     key = fingerprint({"options": settings, "weights": hash_path(checkpoint.folder)})  # wherever the folder lies

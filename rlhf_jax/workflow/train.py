@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from jax.sharding import Mesh
 
 from rlhf_jax.data.groups import PromptGroup
@@ -21,6 +22,7 @@ from rlhf_jax.models import (
     LoraConfig,
     Params,
     as_classifier,
+    fused_modules,
     init_lora,
     merge_lora,
     param_specs,
@@ -31,10 +33,11 @@ from rlhf_jax.models import (
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.parallel import constrainer
 from rlhf_jax.training.config import TrainConfig
-from rlhf_jax.training.fit import FitResult, Model, Reporter, fit, make_plan, write_trainer_state
+from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
 from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.reference import reference_logps
+from rlhf_jax.workflow.stage import to_plain
 
 MODEL = "model"
 
@@ -70,23 +73,33 @@ def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, se
     return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale))
 
 
-def export(folder: Path, result: FitResult, model: Model, config: DecoderConfig, lora: LoraConfig | None,
-           tokenizer_from: Path, base: str) -> Params:
-    """Writes the trained model to `folder`/model, whole or not at all; returns the merged parameters."""
+def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, lora: LoraConfig | None,
+           tokenizer_from: Path, base: str, card: str) -> None:
+    """Writes the trained model to `folder`/model, whole or not at all; of an adapter also the adapter itself.
+
+    Args:
+      params, frozen: as `trainable` divides them. base: the model the adapter belongs to.
+    """
     partial_folder = folder / f".{MODEL}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
-    params = jax.device_get(result.params)
     if lora is not None:
-        adapter, frozen = params["lora"], jax.device_get(model.frozen)
-        save_adapter(partial_folder / "adapter", adapter, config, lora, base)
-        merged = merge_lora(frozen, adapter, lora.scale)
-        params = {**merged, "score": params["score"]} if config.is_classifier else merged
-        params = jax.tree.map(np.asarray, params)
-    save_hf(partial_folder, params, config, tokenizer_from=tokenizer_from)
+        if fused := fused_modules(config, lora):
+            card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
+        else:
+            save_adapter(partial_folder / "adapter", params["lora"], config, lora, base, params.get("score"))
+        score = {"score": params["score"]} if "score" in params else {}
+        params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
+    save_hf(partial_folder, params, config, tokenizer_from=tokenizer_from, card=card)
     if (folder / MODEL).exists():
         shutil.rmtree(folder / MODEL)
     os.replace(partial_folder, folder / MODEL)
-    return params
+
+
+def model_card(what: str, base: str, options: Any, groups: int, steps: int) -> str:
+    """What a model card says of a training run; no path of this machine, no time, so that runs can be compared."""
+    name = Path(base).name if Path(base).exists() else base
+    return (f"# {what}\n\nTrained by rlhf_jax from `{name}` on {groups:,} prompt "
+            f"groups in {steps:,} steps, with these settings:\n\n```yaml\n{yaml.safe_dump(to_plain(options))}```")
 
 
 def train_stage(
@@ -118,7 +131,9 @@ def train_stage(
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / "checkpoints", eval_groups=list(eval_groups), eval_reference=eval_reference,
                  report=setting.report)
-    export(folder, result, model, config, options.lora, tokenizer_from, base)
+    made_by = objective.func if isinstance(objective, partial) else objective
+    export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
+           model_card(made_by.__name__, base, options, len(groups), result.steps))
     write_trainer_state(folder / MODEL, result, plan)
     done = folder / ".checkpoints.done"
     shutil.rmtree(done, ignore_errors=True)

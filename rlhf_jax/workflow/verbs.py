@@ -53,7 +53,7 @@ def part(command: Any, options: type) -> Any:
 def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
     """Reads, validates and renders a verb's data for its model."""
     data: DataOptions = part(command, DataOptions)
-    checkpoint = Checkpoint(Path(command.model_name_or_path).expanduser(), data.chat_template_path)
+    checkpoint = Checkpoint.find(command.model_name_or_path, data.chat_template_path)
     renderer, folder = checkpoint.renderer(data), Path(command.output_dir)
 
     def rendered(data: DataOptions, name: str) -> tuple[list[PromptGroup], Funnel]:
@@ -119,7 +119,7 @@ def run_reward(command: RewardCommand, context: Context) -> Stage:
 
 def run_dpo(command: DpoCommand, context: Context) -> Stage:
     """`rlhf-jax dpo`."""
-    reference = Checkpoint(Path(command.reference_model or command.model_name_or_path).expanduser())
+    reference = Checkpoint.find(command.reference_model or command.model_name_or_path)
 
     def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
         cache = folder / "reference_cache"
@@ -188,9 +188,9 @@ def run_evaluate(command: EvaluateCommand, context: Context) -> Stage:
 def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
     data: DataOptions = part(command, DataOptions)
-    policies = [Policy(label, Checkpoint(Path(str(folder)).expanduser(), data.chat_template_path),
-                       hash_path(str(folder)))
-                for label, folder in (("baseline", command.baseline_model), ("policy", command.model_name_or_path))]
+    checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path) for label, name in (
+        ("baseline", command.baseline_model), ("policy", command.model_name_or_path))}
+    policies = [Policy(label, checkpoint, hash_path(checkpoint.folder)) for label, checkpoint in checkpoints.items()]
     scorers = [open_scorer(options, context.mesh, name)
                for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
     examples, funnel = read_data(data, "prompt", Path(command.output_dir) / "quarantine.jsonl")

@@ -22,7 +22,7 @@ ROW = {"group_ids": [1, 1, 1, 1, 1, 1, 2, 2, 0], "branch_ids": [0, 0, 1, 1, 2, 2
 
 def mask_of(window=None):
     arrays = [jnp.asarray([ROW[name]], jnp.int32) for name in ("group_ids", "branch_ids", "positions")]
-    return np.asarray(packed_mask(*arrays, None if window is None else jnp.asarray(window, jnp.int32)))[0]
+    return np.asarray(packed_mask(*arrays, window))[0]
 
 
 def test_a_query_sees_its_prompt_and_its_own_branch_by_hand():
@@ -37,23 +37,24 @@ def test_the_window_counts_positions_along_the_branch_and_not_along_the_row():
     assert ["".join("1" if x else "." for x in row) for row in mask_of(2)] == picture
 
 
-def test_window_zero_is_none_and_a_wide_window_hides_nothing():
-    np.testing.assert_array_equal(mask_of(0), mask_of())
+def test_a_wide_window_hides_nothing():
     np.testing.assert_array_equal(mask_of(4), mask_of())
     assert mask_of(3).sum() == mask_of().sum() - 2  # the last tokens of both branches lose the first prompt token
 
 
+@pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
-def test_attention_equals_softmax_one_query_and_one_head_at_a_time(heads, kv_heads):
+def test_attention_equals_softmax_one_query_and_one_head_at_a_time(heads, kv_heads, softcap):
     q, k, v = random(2, 5, heads, 8), random(2, 7, kv_heads, 8, seed=1), random(2, 7, kv_heads, 8, seed=2)
     mask = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 5, 7)).at[:, :, 0].set(True)
-    out = attention(q, k, v, mask)
+    out = attention(q, k, v, mask, scale=0.4, softcap=softcap)
     for b in range(2):
         for t in range(5):
             for h in range(heads):
                 seen = np.flatnonzero(mask[b, t])
                 shared = h // (heads // kv_heads)
-                scores = np.asarray(k[b, seen, shared] @ q[b, t, h]) / np.sqrt(8)
+                scores = np.asarray(k[b, seen, shared] @ q[b, t, h]) * 0.4
+                scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
                 weights = np.exp(scores) / np.exp(scores).sum()
                 np.testing.assert_allclose(out[b, t, h], weights @ v[b, seen, shared], atol=1e-5)
 
@@ -61,12 +62,13 @@ def test_attention_equals_softmax_one_query_and_one_head_at_a_time(heads, kv_hea
 def test_a_query_that_sees_nothing_stays_finite_with_finite_gradients():
     q, k, v = random(1, 2, 2, 4), random(1, 3, 2, 4, seed=1), random(1, 3, 2, 4, seed=2)
     mask = jnp.zeros((1, 2, 3), bool)
-    grads = jax.grad(lambda *x: attention(*x, mask).sum(), (0, 1, 2))(q, k, v)
-    assert all(np.isfinite(x).all() for x in (attention(q, k, v, mask), *grads))
+    grads = jax.grad(lambda *x: attention(*x, mask, scale=0.5).sum(), (0, 1, 2))(q, k, v)
+    assert all(np.isfinite(x).all() for x in (attention(q, k, v, mask, scale=0.5), *grads))
 
 
+@pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
-def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_heads):
+def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_heads, softcap):
     """P prompts of different lengths, n lanes each at different depths: prompt, suffix and self under one softmax."""
     prompts, lanes, slots, written, width = 3, 2, 5, 4, 8
     q = random(prompts, lanes, heads, width)
@@ -77,11 +79,12 @@ def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_he
     prompt_mask = jnp.broadcast_to((jnp.arange(slots) < prompt_lengths[:, None])[:, None], (prompts, lanes, slots))
     prompt_mask = prompt_mask.at[0, 1, :2].set(False)  # a window has moved past this lane's first tokens
     suffix_mask = jnp.arange(written) < depths[..., None]
-    out = decode_attention(q, k, v, prompt_k, prompt_v, prompt_mask, suffix_k, suffix_v, suffix_mask)
+    rule = {"scale": 0.4, "softcap": softcap}
+    out = decode_attention(q, k, v, prompt_k, prompt_v, prompt_mask, suffix_k, suffix_v, suffix_mask, **rule)
     for p in range(prompts):
         for n in range(lanes):
             keys, values = (jnp.concatenate([a[p], b[p, n], c[p, n][None]])[None] for a, b, c in (
                 (prompt_k, suffix_k, k), (prompt_v, suffix_v, v)))
             mask = jnp.concatenate([prompt_mask[p, n], suffix_mask[p, n], jnp.ones(1, bool)])
-            expected = attention(q[p, n][None, None], keys, values, mask[None, None])
+            expected = attention(q[p, n][None, None], keys, values, mask[None, None], **rule)
             np.testing.assert_allclose(out[p, n], expected[0, 0], atol=1e-5)

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from rlhf_jax.models import DecoderConfig, RopeScaling, config_from_hf, config_to_hf
+from rlhf_jax.models import DecoderConfig, Rope, config_from_hf, config_to_hf
 
-SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+SCALED = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 LLAMA31_OLD = {
     "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
     "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
@@ -40,14 +40,14 @@ QWEN3_OLD = {
 }
 EXPECTED = {
     "llama": (LLAMA31_OLD, DecoderConfig(
-        "llama", 128256, 4096, 32, 32, 8, 128, 14336, 1e-5, 500000.0, SCALING, 131072, bos_token_id=128000,
+        "llama", 128256, 4096, 32, 32, 8, 128, 14336, 1e-5, SCALED, 131072, bos_token_id=128000,
         eos_token_ids=(128001, 128008, 128009))),
-    "mistral": (MISTRAL_OLD, DecoderConfig("mistral", 32000, 4096, 32, 32, 8, 128, 14336, 1e-5, 10000.0, None, 32768,
+    "mistral": (MISTRAL_OLD, DecoderConfig("mistral", 32000, 4096, 32, 32, 8, 128, 14336, 1e-5, Rope(10000.0), 32768,
                                            window=4096, bos_token_id=1, eos_token_ids=(2,))),
-    "qwen2": (QWEN2_OLD, DecoderConfig("qwen2", 151936, 896, 24, 14, 2, 64, 4864, 1e-6, 1e6, None, 32768, True,
+    "qwen2": (QWEN2_OLD, DecoderConfig("qwen2", 151936, 896, 24, 14, 2, 64, 4864, 1e-6, Rope(1e6), 32768, True,
                                        qkv_bias=True, bos_token_id=151643, eos_token_ids=(151645,))),
-    "qwen3": (QWEN3_OLD, DecoderConfig("qwen3", 151936, 1024, 28, 16, 8, 128, 3072, 1e-6, 1e6, None, 40960, True,
-                                       qk_norm=True, bos_token_id=151643, eos_token_ids=(151645,))),
+    "qwen3": (QWEN3_OLD, DecoderConfig("qwen3", 151936, 1024, 28, 16, 8, 128, 3072, 1e-6, Rope(1e6), 40960, True,
+                                       qk_norm="head", bos_token_id=151643, eos_token_ids=(151645,))),
 }
 
 
@@ -67,10 +67,10 @@ def test_published_configs_are_read_in_both_layouts(family, layout):
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("changes", [
-    {}, {"rope_scaling": SCALING, "rope_theta": 5e5}, {"num_labels": 1}, {"num_labels": 2}, {"num_labels": 7},
+    {}, {"rope": SCALED}, {"num_labels": 1}, {"num_labels": 2}, {"num_labels": 7},
     {"tie_embeddings": True}, {"eos_token_ids": (3, 4)}, {"eos_token_ids": (3,), "bos_token_id": 1, "pad_token_id": 0},
     {"window": None}, {"window": 9}, {"norm_eps": 1e-6, "max_position": 77, "initializer_range": 0.5},
-    {"heads": 3, "kv_heads": 1, "head_dim": 4, "mlp": 24, "layers": 5, "vocab_size": 33, "embed": 20},
+    {"heads": 3, "kv_heads": 1, "head_dim": 4, "mlp": 24, "layers": 5, "vocab_size": 33, "embed": 24},
 ])
 def test_what_is_written_reads_back_as_the_same_config(family, changes, tiny):
     if family == "llama" and changes.get("window"):
@@ -87,13 +87,11 @@ def test_what_is_written_reads_back_as_the_same_config(family, changes, tiny):
     ("llama", {"attention_bias": True}, "attention_bias = True"),
     ("llama", {"mlp_bias": True}, "mlp_bias = True"),
     ("qwen3", {"attention_bias": True}, "attention_bias = True"),
-    ("llama", {"model_type": "gemma2"}, "model_type 'gemma2'"),
+    ("llama", {"model_type": "stablelm", "use_qkv_bias": False}, r"'stablelm'.*closest.*'llama'.*use_qkv_bias"),
+    ("llama", {"architectures": ["LlamaForTokenClassification"]}, r"LlamaForTokenClassification.*LlamaForCausalLM"),
     ("llama", {"model_type": None}, "model_type None"),
-    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear'"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
     ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'yarn'"),
-    ("qwen2", {"use_sliding_window": True}, r"sliding_window = 32768.*full attention to others.*= 21"),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 8,
-               "layer_types": ["full_attention", "sliding_attention"] * 14}, "layer_types"),
     ("llama", {"num_key_value_heads": 5}, "heads = 32 is no multiple of kv_heads = 5"),
 ])
 def test_what_the_decoder_cannot_do_is_refused_by_name(family, change, message):
@@ -101,32 +99,38 @@ def test_what_the_decoder_cannot_do_is_refused_by_name(family, change, message):
         config_from_hf(EXPECTED[family][0] | change)
 
 
-@pytest.mark.parametrize(("change", "window"), [
-    ({"use_sliding_window": False}, None),
-    ({"use_sliding_window": True, "max_window_layers": 0}, 32768),
-    ({"use_sliding_window": True, "max_window_layers": 24}, None),  # slides from layer 24 of 24 on: nowhere
-    ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": None}, None),
-    ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 24}, 32768),
-    ({"use_sliding_window": True, "layer_types": ["full_attention"] * 24}, None),
+@pytest.mark.parametrize(("change", "window", "full"), [
+    ({"use_sliding_window": False}, None, ()),
+    ({"use_sliding_window": True}, 32768, tuple(range(21))),  # slides from layer 21 of 24 on
+    ({"use_sliding_window": True, "max_window_layers": 0}, 32768, ()),
+    ({"use_sliding_window": True, "max_window_layers": 24}, None, ()),  # from layer 24 of 24 on: nowhere
+    ({"use_sliding_window": True, "max_window_layers": 0, "sliding_window": None}, None, ()),
+    ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 24}, 32768, ()),
+    ({"use_sliding_window": True, "layer_types": ["full_attention"] * 24}, None, ()),
+    ({"use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"] * 12}, 32768,
+     tuple(range(0, 24, 2))),
 ])
-def test_qwens_window_counts_only_where_it_reaches_all_layers(change, window):
-    assert config_from_hf(QWEN2_OLD | change).window == window
+def test_which_layers_of_qwen_attend_through_the_window(change, window, full):
+    config = config_from_hf(QWEN2_OLD | change)
+    assert (config.window, config.full_layers) == (window, full)
+    assert config.local_layers == tuple(window is not None and i not in full for i in range(24))
+    assert config_from_hf(config_to_hf(config)) == config
 
 
 def test_absent_keys_mean_what_transformers_takes_them_to_mean():
     bare = {"model_type": "llama", "vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 4, "intermediate_size": 8}
     config = config_from_hf(bare)
-    assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope_theta) == (4, 4, 1e-6, 10_000.0)
-    assert (config.tie_embeddings, config.eos_token_ids, config.num_labels) == (False, (), 0)
+    assert (config.kv_heads, config.head_dim, config.norm_eps, config.rope.theta) == (4, 4, 1e-6, 10_000.0)
+    assert (config.tie_embeddings, config.eos_token_ids, config.num_labels) == (False, (2,), 0)
     classifier = bare | {"architectures": ["LlamaForSequenceClassification"]}
     assert config_from_hf(classifier).num_labels == 2
     assert config_from_hf(classifier | {"id2label": {"0": "LABEL_0"}}).num_labels == 1
-    assert config_from_hf(bare | {"model_type": "mistral"}).window == 4096
-    assert config_from_hf(bare | {"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}}).rope_theta == 7.0
+    assert config_from_hf(bare | {"model_type": "mistral", "num_key_value_heads": 2}).window == 4096
+    assert config_from_hf(bare | {"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}}).rope.theta == 7.0
 
 
 def test_configs_hash_and_compare_by_value(tiny):
-    config = tiny(rope_scaling=SCALING)
+    config = tiny(rope=SCALED)
     assert hash(config) == hash(dataclasses.replace(config))
-    assert config != dataclasses.replace(config, rope_scaling=None)
+    assert config != dataclasses.replace(config, rope=Rope())

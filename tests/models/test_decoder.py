@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import jax
@@ -8,7 +7,7 @@ import pytest
 
 from rlhf_jax.models import (
     REMAT_POLICIES,
-    RopeScaling,
+    Rope,
     as_classifier,
     cast,
     init_params,
@@ -86,31 +85,30 @@ def naive_rotation(x, position, theta):
     return out
 
 
-def test_rope_rotates_pair_by_pair(tiny):
-    config = tiny(rope_theta=100.0)
+def test_rope_rotates_pair_by_pair():
+    rope = Rope(100.0)
     positions = np.array([[0, 1, 5], [7, 2, 1000]])
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 8)).astype(np.float32)
-    out = rotate(jnp.asarray(x), rope_tables(config, jnp.asarray(positions)))
+    out = rotate(jnp.asarray(x), rope_tables(rope, 8, jnp.asarray(positions)))
     for index in np.ndindex(2, 3, 4):
         np.testing.assert_allclose(out[index], naive_rotation(x[index], positions[index[:2]], 100.0), atol=1e-3)
     np.testing.assert_array_equal(out[0, 0], x[0, 0])
 
 
-def test_rope_scores_depend_on_the_distance_alone(tiny):
+def test_rope_scores_depend_on_the_distance_alone():
     q, k = np.random.default_rng(1).normal(size=(2, 1, 1, 8)).astype(np.float32)
 
     def score(i, j):
-        turned = [rotate(jnp.asarray(x), rope_tables(tiny(), jnp.array([p]))) for x, p in ((q, i), (k, j))]
+        turned = [rotate(jnp.asarray(x), rope_tables(Rope(), 8, jnp.array([p]))) for x, p in ((q, i), (k, j))]
         return float(jnp.vdot(*turned))
 
     assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
 
 
-def test_llama3_scaling_keeps_short_waves_slows_long_ones_and_blends_between(tiny):
-    config = tiny(head_dim=64, rope_theta=500_000.0)
-    scaled = frequencies(dataclasses.replace(config, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192)))
-    plain = frequencies(config)
+def test_llama3_scaling_keeps_short_waves_slows_long_ones_and_blends_between():
+    plain = frequencies(Rope(500_000.0), 64)
+    scaled = frequencies(Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192), 64)
     waves = 2 * np.pi / plain
     short, long = waves < 8192 / 4, waves > 8192
     assert short.sum() > 3
@@ -121,6 +119,15 @@ def test_llama3_scaling_keeps_short_waves_slows_long_ones_and_blends_between(tin
     for i in np.flatnonzero(~short & ~long):
         share = (8192 / waves[i] - 1) / 3
         assert scaled[i] == pytest.approx((1 - share) * plain[i] / 8 + share * plain[i], rel=1e-5)
+
+
+def test_linear_scaling_divides_all_frequencies_and_a_fraction_rotates_the_first_dimensions_only():
+    np.testing.assert_allclose(frequencies(Rope(kind="linear", factor=8.0), 64), frequencies(Rope(), 64) / 8, rtol=1e-6)
+    x = np.random.default_rng(0).normal(size=(1, 2, 8)).astype(np.float32)
+    out = rotate(jnp.asarray(x), rope_tables(Rope(fraction=0.5), 8, jnp.array([3])))
+    np.testing.assert_array_equal(out[..., 4:], x[..., 4:])
+    whole = rotate(jnp.asarray(x[..., :4]), rope_tables(Rope(), 4, jnp.array([3])))
+    np.testing.assert_array_equal(out[..., :4], whole)
 
 
 def test_a_classifier_is_the_backbone_under_a_fresh_float32_head(tiny, weights):

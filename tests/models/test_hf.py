@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.models import CheckpointError, as_classifier, cast, load_params, read_config, save_hf
-from rlhf_jax.models.hf import hf_tensors, tensor_names
+from rlhf_jax.models.hf import tensor_names
 from rlhf_jax.models.params import count_params, param_specs
+from rlhf_jax.models.save import hf_tensors
 
 FAMILIES = ["llama", "mistral", "qwen2", "qwen3"]
 

@@ -73,7 +73,7 @@ def test_no_value_of_a_sampling_setting_compiles_a_new_decode_program(tiny, conf
     assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == sizes
 
 
-@pytest.mark.parametrize("changes", [{}, {"window": 4}, {"qk_norm": True, "family": "qwen3", "tie_embeddings": True}],
+@pytest.mark.parametrize("changes", [{}, {"window": 4}, {"qk_norm": "head", "family": "qwen3", "tie_embeddings": True}],
                          ids=str)
 def test_sampler_log_probs_equal_the_trainers_packed_forward(tiny, prompts, changes):
     config = tiny.make_config(**changes)

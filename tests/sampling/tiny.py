@@ -32,8 +32,8 @@ def make_config(**changes):
 def make_params(config, seed=0):
     """Normal weights from numpy, which compiles nothing; norms one."""
     draws = np.random.default_rng(seed)
-    return map_specs(lambda s: jnp.asarray(draws.normal(0, config.initializer_range, s.shape) if s.init == "normal"
-                                           else np.full(s.shape, float(s.init == "ones")), jnp.float32),
+    return map_specs(lambda s: jnp.asarray(np.full(s.shape, float(s.init == "ones")) if s.init in ("ones", "zeros")
+                                           else draws.normal(0, config.initializer_range, s.shape), jnp.float32),
                      param_specs(config))
 
 

@@ -56,7 +56,7 @@ def make_config():
 def make_params():
     def make(config, seed=0, scale=0.3):
         draws = np.random.default_rng(seed)
-        return map_specs(lambda s: jnp.asarray(draws.normal(0, scale, s.shape) if s.init == "normal"
+        return map_specs(lambda s: jnp.asarray(draws.normal(0, scale, s.shape) if s.init in ("normal", "output")
                                                else np.full(s.shape, float(s.init == "ones")), jnp.float32),
                          param_specs(config))
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_jax.models import Rope
 from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.reference import _sums, groups_fingerprint, params_fingerprint, reference_logps
@@ -132,7 +133,7 @@ def test_the_cache_is_used_for_the_same_question_and_for_no_other(model, make_gr
     assert ask(params=changed(params, 0, lambda flat: flat.__setitem__(0, 9.0)))[1]
     assert ask(groups=groups[:4])[1]
     assert ask(dtype=jnp.bfloat16)[1]
-    assert ask(config=dataclasses.replace(config, rope_theta=500.0))[1]
+    assert ask(config=dataclasses.replace(config, rope=Rope(500.0)))[1]
     assert len(list(tmp_path.glob("reference-*.npz"))) == 5
     assert not ask()[1]
 

@@ -1,0 +1,235 @@
+"""Every supported family: how Hugging Face calls it, what it switches on, what its tensors are called.
+
+A new family is one entry of `FAMILIES` (see docs/adding-a-model.md). Defaults and old layouts of config.json are
+resolved by transformers' own config classes, so that an absent key means what it means there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.models.config import DecoderConfig, Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What tells a family apart.
+
+    Attributes:
+      classes: prefix of Hugging Face's class names. causal: the language model's class, where the prefix misleads.
+      switches: `DecoderConfig` fields that all models of the family share.
+      keys: config.json keys of the family alone -> `DecoderConfig` fields.
+      names: tensor names within a layer that differ from Llama's; weights of one name lie in one tensor, in order.
+      windows: whether `sliding_window` means something.
+    """
+
+    classes: str
+    switches: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    windows: bool = False
+    causal: str = ""
+
+    def architecture(self, classifier: bool) -> str:
+        if classifier:
+            return self.classes + "ForSequenceClassification"
+        return self.causal or self.classes + "ForCausalLM"
+
+
+NAMES = {
+    **{key: f"self_attn.{key}_proj.weight" for key in "qkvo"},
+    **{f"{key}_bias": f"self_attn.{key}_proj.bias" for key in "qkv"},
+    **{f"{key}_norm": f"self_attn.{key}_norm.weight" for key in "qk"},
+    **{key: f"mlp.{key}_proj.weight" for key in ("gate", "up", "down")},
+    "attention_norm": "input_layernorm.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+}
+"""Llama's tensor names within `model.layers.N.`, from which a family's `names` differ."""
+
+_AFTER = {"attention_post_norm": "post_attention_layernorm.weight",
+          "mlp_post_norm": "post_feedforward_layernorm.weight"}
+_AROUND = {**_AFTER, "mlp_norm": "pre_feedforward_layernorm.weight"}
+_GEMMA: dict[str, Any] = {"norm_offset": 1.0, "embed_scale": True}
+_GEMMA2_KEYS = {"query_pre_attn_scalar": "query_scalar", "attn_logit_softcapping": "attn_softcap",
+                "final_logit_softcapping": "logit_softcap"}
+_OLMO: dict[str, Any] = {"norms": "post", "qk_norm": "projection"}
+_FUSED = {**dict.fromkeys("qkv", "self_attn.qkv_proj.weight"),
+          **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight")}
+_EXPERT_KEYS = {"num_experts_per_tok": "experts_per_token", "num_local_experts": "experts"}
+
+
+def _experts(room: str, router: str, gate: str, up: str, down: str) -> dict[str, str]:
+    names = {"gate": gate, "up": up, "down": down}
+    return {"router": router, **{key: f"{room}.{{expert}}.{name}.weight" for key, name in names.items()}}
+
+
+FAMILIES = {
+    "llama": Family("Llama"),
+    "mistral": Family("Mistral", windows=True),
+    "qwen2": Family("Qwen2", {"qkv_bias": True}, windows=True),
+    "qwen3": Family("Qwen3", {"qk_norm": "head"}, windows=True),
+    "gemma": Family("Gemma", _GEMMA),
+    "gemma2": Family("Gemma2", {**_GEMMA, "norms": "both"}, _GEMMA2_KEYS, _AROUND, windows=True),
+    "gemma3_text": Family("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
+                          windows=True, causal="Gemma3ForCausalLM"),
+    "olmo2": Family("Olmo2", _OLMO, names=_AFTER),
+    "phi3": Family("Phi3", names=_FUSED, windows=True),
+    "mixtral": Family("Mixtral", {"normalize_experts": True}, _EXPERT_KEYS, _experts(
+        "block_sparse_moe.experts", "block_sparse_moe.gate.weight", "w1", "w3", "w2"), windows=True),
+    "qwen3_moe": Family("Qwen3Moe", {"qk_norm": "head"},
+                        {**_EXPERT_KEYS, "norm_topk_prob": "normalize_experts", "moe_intermediate_size": "mlp"},
+                        _experts("mlp.experts", "mlp.gate.weight", "gate_proj", "up_proj", "down_proj"), windows=True),
+}
+"""model_type -> family."""
+
+_KEYS = {
+    "vocab_size": "vocab_size", "hidden_size": "embed", "intermediate_size": "mlp", "num_hidden_layers": "layers",
+    "num_attention_heads": "heads", "rms_norm_eps": "norm_eps", "max_position_embeddings": "max_position",
+    "tie_word_embeddings": "tie_embeddings", "initializer_range": "initializer_range",
+    "bos_token_id": "bos_token_id", "pad_token_id": "pad_token_id",
+}
+"""config.json keys of all families -> `DecoderConfig` fields of the same meaning."""
+
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ONLY: dict[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None),
+                                     "use_bidirectional_attention": (False, None), "decoder_sparse_step": (1,),
+                                     "mlp_only_layers": ([], None)}
+"""config.json keys that the decoder knows some values of only."""
+_ROPE = {"rope_theta": "theta", "factor": "factor", "low_freq_factor": "low_freq_factor",
+         "high_freq_factor": "high_freq_factor", "original_max_position_embeddings": "original_max_position",
+         "partial_rotary_factor": "fraction"}
+_ROPE_KEYS = {"default": ("rope_theta",), "linear": ("rope_theta", "factor"),
+              "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor",
+                         "original_max_position_embeddings")}
+"""rope type -> what it reads."""
+
+
+def _rope_from_hf(parameters: Mapping[str, Any]) -> Rope:
+    kind = parameters.get("rope_type", "default")
+    if kind not in _ROPE_KEYS:
+        raise ValueError(f"config.json asks for rope type {kind!r}; supported are {sorted(_ROPE_KEYS)}")
+    fields: dict[str, Any] = {_ROPE[key]: parameters[key] for key in _ROPE_KEYS[kind]}
+    return Rope(kind=kind, fraction=parameters.get("partial_rotary_factor", 1.0), **fields)
+
+
+def _rope_to_hf(rope: Rope) -> dict[str, Any]:
+    raw: dict[str, Any] = {"rope_type": rope.kind, **{key: getattr(rope, _ROPE[key]) for key in _ROPE_KEYS[rope.kind]}}
+    return raw if rope.fraction == 1.0 else raw | {"partial_rotary_factor": rope.fraction}
+
+
+def _unsupported(raw: Mapping[str, Any]) -> str:
+    """What is supported, which family comes closest, and which settings of `raw` that one does not have."""
+    from transformers import AutoConfig
+
+    known = {name: set(AutoConfig.for_model(name).to_dict()) for name in FAMILIES}
+    closest = max(known, key=lambda name: len(known[name] & set(raw)))
+    foreign = sorted(set(raw) - known[closest] - {"torch_dtype", "rope_theta", "rope_scaling", "auto_map"})
+    return (f"model_type {raw.get('model_type')!r} is not supported; supported are {sorted(FAMILIES)}. Its config.json "
+            f"is closest to that of {closest!r}, which has no {foreign}" if foreign else
+            f"model_type {raw.get('model_type')!r} is not supported; supported are {sorted(FAMILIES)}")
+
+
+def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with transformers' defaults filled in and old layouts converted; the text part of a Gemma 3."""
+    from transformers import AutoConfig
+
+    if raw.get("model_type") == "gemma3" and "text_config" in raw:
+        shared = {key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if key in raw}
+        raw = {**raw["text_config"], **shared, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(_unsupported(raw))
+    given = {key: value for key, value in raw.items() if key != "model_type"}
+    return {**AutoConfig.for_model(family, **given).to_dict(), "architectures": raw.get("architectures"),
+            "num_labels": raw.get("num_labels")}
+
+
+def _num_labels(raw: Mapping[str, Any], family: Family) -> int:
+    architecture = (raw["architectures"] or [family.architecture(False)])[0]
+    known = [family.architecture(False), family.architecture(True)]
+    if architecture not in known:
+        raise ValueError(f"config.json names the architecture {architecture!r}; of this model_type "
+                         f"{known} are supported, which differ in the head that sits on the decoder")
+    if architecture == known[0]:
+        return 0
+    return int(raw["num_labels"] or len(raw.get("id2label") or "01"))  # absent: transformers' default of 2
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
+    """Reads a Hugging Face config.json, old or new layout.
+
+    Raises:
+      ValueError: for an architecture or a switch that this decoder does not implement, naming both.
+    """
+    raw = _resolved(raw)
+    name = raw["model_type"]
+    family = FAMILIES[name]
+    for key, known in _ONLY.items():
+        if key in raw and raw[key] not in known:
+            raise ValueError(f"config.json has {key} = {raw[key]!r}; the {name} decoder here knows {known[0]!r} only")
+    key = "hidden_activation" if raw.get("hidden_activation") else "hidden_act"
+    if raw[key] not in _ACTIVATIONS:
+        raise ValueError(f"config.json has {key} = {raw[key]!r}; the decoder here knows {sorted(_ACTIVATIONS)}")
+    rope = raw["rope_parameters"]
+    ropes = [_rope_from_hf(rope[kind]) for kind in ("full_attention", "sliding_attention")] \
+        if "full_attention" in rope else [_rope_from_hf(rope)] * 2
+    window = raw.get("sliding_window") if family.windows and raw.get("use_sliding_window") is not False else None
+    kinds = raw.get("layer_types") or ["sliding_attention"] * raw["num_hidden_layers"]
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if len(full) == len(kinds):
+        window = None
+    eos = raw.get("eos_token_id")
+    fields = {field: raw[key] for key, field in {**_KEYS, **family.keys}.items()}
+    return DecoderConfig(**{
+        **fields, **family.switches, "family": name, "activation": _ACTIVATIONS[raw[key]],
+        "kv_heads": raw.get("num_key_value_heads") or raw["num_attention_heads"],
+        "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+        "rope": ropes[0], "local_rope": ropes[1] if window and ropes[1] != ropes[0] else None,
+        "window": window, "full_layers": full if window else (),
+        "num_labels": _num_labels(raw, family),
+        "eos_token_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    })
+
+
+def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The config.json that `transformers` loads as the same model, causal or classifier; 4.x keys beside 5.x ones."""
+    from transformers import AutoConfig
+
+    family, eos = FAMILIES[config.family], config.eos_token_ids
+    activation = next(key for key, value in _ACTIVATIONS.items() if value == config.activation)
+    raw: dict[str, Any] = {
+        "architectures": [family.architecture(config.is_classifier)],
+        "model_type": config.family,
+        **{key: getattr(config, field) for key, field in {**_KEYS, **family.keys}.items()},
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "eos_token_id": list(eos) if len(eos) > 1 else next(iter(eos), None),
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "rope_theta": config.rope.theta,
+    }
+    rope = _rope_to_hf(config.rope)
+    if config.rope.kind != "default":
+        raw["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    if config.local_rope is None:
+        raw["rope_parameters"] = rope
+    else:
+        raw["rope_parameters"] = {"full_attention": rope, "sliding_attention": _rope_to_hf(config.local_rope)}
+        raw["rope_local_base_freq"] = config.local_rope.theta
+    if config.experts:
+        raw["num_experts"] = config.experts  # as transformers 4 calls it in some families
+    local = config.local_layers
+    some_have = {
+        "hidden_act": activation, "hidden_activation": activation, "attention_bias": False,
+        "sliding_window": config.window, "use_sliding_window": config.window is not None,
+        "layer_types": ["sliding_attention" if x else "full_attention" for x in local],
+        "max_window_layers": local.index(True) if True in local else config.layers,
+    }
+    known = AutoConfig.for_model(config.family).to_dict()
+    raw |= {key: value for key, value in some_have.items() if key in known}
+    if config.is_classifier:
+        raw |= {"id2label": {str(i): f"LABEL_{i}" for i in range(config.num_labels)},
+                "label2id": {f"LABEL_{i}": i for i in range(config.num_labels)}, "num_labels": config.num_labels}
+    return raw

@@ -1,0 +1,97 @@
+"""Weights from Hugging Face folders, straight into sharded arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.hf import (
+    CheckpointError,
+    Stored,
+    compare_tensors,
+    from_hf,
+    hf_shape,
+    parts,
+    read_config,
+    stored_tensors,
+)
+from rlhf_jax.models.params import Params, ParamSpec, is_spec, param_specs
+
+_Block = tuple[slice, ...]
+
+
+class TensorReader:
+    """Tensors of a folder by name, one in memory at a time."""
+
+    def __init__(self, stored: dict[str, Stored]):
+        self._stored = stored
+        self._files = {file: safe_open(file, framework="numpy") for file in {s.file for s in stored.values()}}
+
+    def __call__(self, name: str, spec: ParamSpec) -> np.ndarray:
+        file, in_file = self._stored[name]
+        tensor = self._files[file].get_tensor(in_file)
+        if tensor.shape != (expected := hf_shape(spec)):
+            raise CheckpointError(f"{in_file} in {file} has shape {tensor.shape}; config.json implies {expected}. "
+                                  "The weights belong to another configuration")
+        return from_hf(tensor, spec)
+
+
+def _read_blocks(spec: ParamSpec, blocks: list[_Block], read: TensorReader, dtype: Any) -> list[np.ndarray]:
+    """The given pieces of one weight; each tensor of the file is read once."""
+    ranges = [[range(*cut.indices(size)) for cut, size in zip(block, spec.shape, strict=True)] for block in blocks]
+    out = [np.empty([len(r) for r in block], dtype) for block in ranges]
+    for name, index in parts(spec):
+        wanted = [i for i, block in enumerate(ranges) if all(at in r for at, r in zip(index, block, strict=False))]
+        whole = read(name, spec) if wanted else None
+        for i in wanted:
+            assert whole is not None
+            at = tuple(n - r.start for n, r in zip(index, ranges[i], strict=False))
+            out[i][at] = whole[blocks[i][spec.stacked:]]
+    return out
+
+
+def read_whole(spec: ParamSpec, read: TensorReader, dtype: Any) -> np.ndarray:
+    """One weight as a numpy array."""
+    return _read_blocks(spec, [tuple(slice(None) for _ in spec.shape)], read, dtype)[0]
+
+
+def _sharded(spec: ParamSpec, sharding: jax.sharding.Sharding, read: TensorReader, dtype: Any) -> jax.Array:
+    """One weight on the devices of this process that hold a part of it."""
+    places = {device: block or () for device, block in sharding.addressable_devices_indices_map(spec.shape).items()}
+    blocks = list({str(block): block for block in places.values()}.values())
+    arrays = dict(zip(map(str, blocks), _read_blocks(spec, blocks, read, dtype), strict=True))
+    shards = [jax.device_put(arrays[str(block)], device) for device, block in places.items()]
+    return jax.make_array_from_single_device_arrays(spec.shape, sharding, shards)
+
+
+def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: Any = jnp.float32,
+                shardings: Any = None) -> Params:
+    """Weights of a Hugging Face folder as our tree, layers stacked, in `dtype`.
+
+    Args:
+      shardings: tree of `Sharding`s as `parallel.param_shardings` gives; a host then holds no more than its own
+        shards and one tensor of the file. None gives numpy arrays, whole.
+
+    Raises:
+      CheckpointError: if a tensor is missing, unexpected, or of another shape than the config says.
+    """
+    folder = Path(folder)
+    config = config or read_config(folder)
+    stored, specs = stored_tensors(folder), param_specs(config)
+    missing, unexpected, _ = compare_tensors(specs, stored)
+    if missing or unexpected:
+        kind = "reward model (sequence classifier)" if config.is_classifier else "language model"
+        raise CheckpointError(
+            f"{folder} does not hold the tensors of a {config.family} {kind}: "
+            f"{len(missing)} missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}. "
+            "Check that config.json belongs to these weights and that the checkpoint is of the kind you ask for")
+    read = TensorReader(stored)
+    if shardings is None:
+        return jax.tree.map(lambda spec: read_whole(spec, read, dtype), specs, is_leaf=is_spec)
+    return jax.tree.map(lambda spec, sharding: _sharded(spec, sharding, read, dtype), specs, shardings, is_leaf=is_spec)

@@ -1,0 +1,145 @@
+"""Models written as Hugging Face folders: sharded safetensors, config, tokenizer, card.
+
+`AutoModelForCausalLM` / `AutoModelForSequenceClassification` load what `save_hf` writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors.numpy import load_file, save_file
+
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.families import config_from_hf, config_to_hf
+from rlhf_jax.models.hf import (
+    INDEX,
+    TOKENIZER_FILES,
+    WEIGHTS,
+    CheckpointError,
+    hf_shape,
+    parts,
+    to_hf,
+)
+from rlhf_jax.models.params import Params, ParamSpec, count_params, is_spec, param_specs
+
+_Source = tuple[Any, tuple[int, ...], ParamSpec]
+"""A weight, the index on its stacked axes, its spec: what a tensor of the file, or a part of one, is made from."""
+
+
+def _sources(params: Params, specs: dict[str, Any]) -> dict[str, list[_Source]]:
+    """Tensor name -> its parts in order; one part unless the family fuses weights."""
+    found: dict[str, list[_Source]] = {}
+    for spec, weight in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(params), strict=True):
+        for name, index in parts(spec):
+            found.setdefault(name, []).append((weight, index, spec))
+    return {name: sorted(some, key=lambda part: part[2].fused or (0, 0)) for name, some in found.items()}
+
+
+def _tensor(sources: list[_Source]) -> np.ndarray:
+    """One tensor of the file, on the host of every process."""
+    pieces = []
+    for weight, index, spec in sources:
+        part = weight[index] if index else weight
+        if isinstance(part, jax.Array) and not part.is_fully_addressable:
+            part = multihost_utils.process_allgather(part, tiled=True)
+        pieces.append(to_hf(np.asarray(part), spec))
+    return np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
+
+
+def hf_tensors(params: Params, specs: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """(Hugging Face name, tensor) for each tensor of the file, one at a time."""
+    for name, sources in _sources(params, specs).items():
+        yield name, _tensor(sources)
+
+
+def _planned_files(sources: dict[str, list[_Source]], max_shard_bytes: int) -> list[list[str]]:
+    """Tensor names of each file, in order, no file above the limit unless one tensor is."""
+    files: list[list[str]] = [[]]
+    size = 0
+    for name, some in sources.items():
+        nbytes = math.prod(hf_shape(some[0][2])) * some[0][0].dtype.itemsize
+        if size and size + nbytes > max_shard_bytes:
+            files.append([])
+            size = 0
+        files[-1].append(name)
+        size += nbytes
+    return files
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a file and reads it back: what is on disk is what was meant."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    back = load_file(path)
+    wrong = [name for name, tensor in tensors.items()
+             if name not in back or back[name].dtype != tensor.dtype or back[name].tobytes() != tensor.tobytes()]
+    if wrong:
+        raise CheckpointError(f"{path} does not read back as it was written: {wrong[:3]} differ. The disk may be "
+                              "full or failing; nothing was exported")
+
+
+def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokenizer_from: str | Path | None = None,
+            max_shard_bytes: int = 4 << 30, card: str = "") -> None:
+    """Writes a Hugging Face model folder: safetensors (sharded above `max_shard_bytes`), config, tokenizer, card.
+
+    The caller gives a folder that does not exist yet and renames it when this returns, so nothing half-written is
+    ever taken for a model. One file's tensors are in memory at a time; with several processes each writes every n-th
+    file. Each file is read back and compared. `tokenizer_from` is the folder the tokenizer files are copied from,
+    `card` what the model card says of how the model came about (Markdown).
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    raw = config_to_hf(config, dtype)
+    published = dataclasses.replace(config, vocab_multiple=1)
+    if config_from_hf(raw) != published:
+        raise CheckpointError(f"the config.json of this {config.family} model would read back as another model: "
+                              f"{config_from_hf(raw)} instead of {published}")
+    sources = _sources(params, param_specs(config))
+    planned = _planned_files(sources, max_shard_bytes)
+    names = [WEIGHTS] if len(planned) == 1 else [
+        f"model-{i + 1:05d}-of-{len(planned):05d}.safetensors" for i in range(len(planned))]
+    for number, (file, members) in enumerate(zip(names, planned, strict=True)):
+        mine = number % jax.process_count() == jax.process_index()
+        tensors = {}
+        for name in members:  # all processes take part in gathering; the writer keeps it
+            tensor = _tensor(sources[name])
+            if mine:
+                tensors[name] = tensor
+        if mine:
+            write_tensors(folder / file, tensors)
+    if jax.process_index() == 0:
+        if len(planned) > 1:
+            write_json(folder / INDEX, {
+                "metadata": {"total_size": count_params(config) * jax.tree.leaves(params)[0].dtype.itemsize},
+                "weight_map": {name: file for file, members in zip(names, planned, strict=True) for name in members}})
+        write_json(folder / "config.json", raw)
+        if not config.is_classifier:
+            write_json(folder / "generation_config.json", {
+                "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids),
+                "pad_token_id": config.pad_token_id})
+        if card:
+            (folder / "README.md").write_text(_card(config, card))
+        for name in TOKENIZER_FILES if tokenizer_from is not None else ():
+            source = Path(tokenizer_from or "") / name
+            if source.is_file():
+                shutil.copyfile(source, folder / name)
+
+
+def _card(config: DecoderConfig, text: str) -> str:
+    task = "text-classification" if config.is_classifier else "text-generation"
+    head = f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- rlhf_jax\n---\n\n"
+    return f"{head}{text.rstrip()}\n\n{count_params(config):,} parameters, family {config.family}.\n"
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Indented JSON, as transformers writes it."""
+    path.write_text(json.dumps(value, indent=2) + "\n")
