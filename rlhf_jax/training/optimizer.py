@@ -38,7 +38,8 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule, specs: Any) ->
     Args:
       specs: the `ParamSpec` tree of the trained parameters; it says which weights decay.
     """
-    decayed = jax.tree.map(lambda spec: spec.init in ("normal", "output") or spec.axes[1:2] == ("rank",), specs, is_leaf=is_spec)
+    decayed = jax.tree.map(lambda spec: spec.init in ("normal", "output") or spec.axes[1:2] == ("rank",), specs,
+                           is_leaf=is_spec)
     adamw = optax.adamw(schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon,
                         weight_decay=config.weight_decay, mask=decayed)
     if config.max_grad_norm == 0:
