@@ -7,7 +7,6 @@ import os
 import sys
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 VERB_HELP = {
     "quickstart": "the whole workflow on the embedded default: minutes on two CPU cores, no network",
@@ -19,6 +18,9 @@ VERB_HELP = {
     "pairs": "choose preference pairs from scored responses",
     "dpo": "train on preference pairs (the DPO family)",
     "evaluate": "evaluate a scorer on held-out pairs, or a policy against a baseline",
+    "export": "write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",
+    "inspect": "what a checkpoint is: family, head, tensors, memory per device; nothing is loaded",
+    "doctor": "check template, BOS, stop token, padding and the loss before any training",
     "report": "draw the report of a finished run again",
 }
 
@@ -31,7 +33,7 @@ def main() -> None:
         print("\n".join(f"  {verb:<11} {text}" for verb, text in VERB_HELP.items()))
         print("\nevery verb takes --dry-run: print the resolved config, the model, the data funnel and three examples")
         raise SystemExit(0)
-    verb, rest = args[0], args[1:]
+    verb, rest = args[0], _named(args[0], args[1:])
     if verb not in VERB_HELP:
         import difflib
 
@@ -52,6 +54,17 @@ def main() -> None:
         raise SystemExit(1) from error
 
 
+SUBJECT = {"inspect": "model_name_or_path", "doctor": "model_name_or_path", "export": "model_name_or_path",
+           "report": "run"}
+"""Verbs that are about one thing, and the key it has: `rlhf-jax inspect MODEL` needs no flag before MODEL."""
+
+
+def _named(verb: str, args: list[str]) -> list[str]:
+    if verb in SUBJECT and args and not args[0].startswith("-"):
+        return [f"--{SUBJECT[verb]}", *args]
+    return args
+
+
 def prepare_environment() -> None:
     """Quiet libraries and a compilation cache that outlives the process; both can be overridden from outside."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -64,10 +77,13 @@ def prepare_environment() -> None:
 def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
     from rlhf_jax.cli.parser import parse, show
 
-    if verb == "report":
-        from rlhf_jax.cli.run import ReportCommand, report
+    if verb in ("report", "inspect", "doctor"):
+        from rlhf_jax.cli.checkup import READERS
 
-        report(parse(ReportCommand, verb, args))
+        if dry_run:
+            raise ValueError(f"{verb} changes nothing in the first place, so --dry-run means nothing; leave it out")
+        command, read = READERS[verb]
+        read(parse(command, verb, args))
         return
     from rlhf_jax.workflow.experiment_config import ExperimentConfig
     from rlhf_jax.workflow.verbs import VERBS
@@ -75,7 +91,7 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
     if verb in ("iterate", "quickstart"):
         with resources.as_file(resources.files("rlhf_jax.cli") / "quickstart.yaml") as default:
             first = ["--config", str(default)] if verb == "quickstart" else []
-            command: Any = parse(ExperimentConfig, verb, [*first, *args])
+            command = parse(ExperimentConfig, verb, [*first, *args])
     else:
         command = parse(VERBS[verb][0], verb, args)
 

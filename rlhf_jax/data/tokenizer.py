@@ -30,6 +30,19 @@ TEMPLATES = {
         " + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     ),
+    "mistral": (
+        "{% if bos_token %}{{ bos_token }}{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+        "{{ ' ' + message['content'] | trim + eos_token }}"
+        "{% else %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}{% endif %}{% endfor %}"
+    ),
+    "gemma": (
+        "{% if bos_token %}{{ bos_token }}{% endif %}"
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
+        "{% else %}{% set role = message['role'] %}{% endif %}"
+        "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    ),
     "plain": (
         "{% if bos_token %}{{ bos_token }}{% endif %}"
         "{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] | trim }}"

@@ -75,6 +75,7 @@ FAMILIES = {
     "gemma3_text": Family("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
                           windows=True, causal="Gemma3ForCausalLM"),
     "olmo2": Family("Olmo2", _OLMO, names=_AFTER),
+    "olmo3": Family("Olmo3", _OLMO, names=_AFTER, windows=True),
     "phi3": Family("Phi3", names=_FUSED, windows=True),
     "mixtral": Family("Mixtral", {"normalize_experts": True}, _EXPERT_KEYS, _experts(
         "block_sparse_moe.experts", "block_sparse_moe.gate.weight", "w1", "w3", "w2"), windows=True),

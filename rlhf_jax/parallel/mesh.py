@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.params import map_specs, param_specs
@@ -87,7 +87,7 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Drops the mesh axes that do not divide a dimension (a scalar head, few key heads): those stay replicated."""
     places: list[_Place] = []
     for place, size in zip(spec, shape, strict=True):
@@ -97,12 +97,12 @@ def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Partiti
     return PartitionSpec(*places)
 
 
-def param_shardings(config: DecoderConfig, mesh: Mesh, rules: Rules | None = None) -> Any:
+def param_shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh, rules: Rules | None = None) -> Any:
     """Tree of `NamedSharding`s, the keys of `param_specs(config)`."""
     return spec_shardings(param_specs(config), mesh, rules)
 
 
-def spec_shardings(specs: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+def spec_shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: Rules | None = None) -> Any:
     """`NamedSharding` for each `ParamSpec` of a tree."""
     rules = rules or PRESETS["fsdp"]
     return map_specs(lambda s: NamedSharding(mesh, _divides(rules.spec(s.axes), s.shape, mesh)), specs)

@@ -124,6 +124,60 @@ class PairsCommand(PairOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportCommand(_WithModel):
+    """Writing a model as a Hugging Face folder: an adapter merged, another dtype, a killed run's last checkpoint.
+
+    Attributes:
+      model_name_or_path: a model, or a LoRA adapter in PEFT's layout.
+      output_dir: the model becomes OUTPUT_DIR/model.
+      base_model: the model an adapter belongs to, if not the one it names.
+      checkpoint: folder of a training stage that did not finish; its last checkpoint replaces the model's own weights.
+      dtype: of the written weights.
+      max_shard_size: gigabytes of one file.
+      mesh: of devices, over which the weights are spread meanwhile.
+    """
+
+    base_model: str | None = None
+    checkpoint: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    max_shard_size: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.max_shard_size <= 0:
+            raise ValueError(f"max_shard_size = {self.max_shard_size}; a file needs some room, say 4.0 (gigabytes)")
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectCommand:
+    """What a checkpoint is, from its headers alone: family, head, tensors, bytes per device; nothing is loaded.
+
+    Attributes:
+      model_name_or_path: a model folder or hub name.
+      devices: how many devices the mesh is laid over, present or not.
+      mesh: of those devices.
+    """
+
+    model_name_or_path: str
+    devices: int = 1
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorCommand(DataOptions):
+    """Checking what ruins runs silently: template, BOS, stop token, padding, and the loss before any training.
+
+    Attributes:
+      model_name_or_path: a model folder or hub name.
+      kind: layout of the rows of dataset_name, whose step-0 loss is measured; without them an embedded conversation is.
+      mesh: of devices.
+    """
+
+    model_name_or_path: str
+    kind: Literal["sft", "preference"] = "sft"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(DataOptions):
     """Evaluating a scorer on held-out preference rows, or a policy against a baseline on held-out prompts.
 

@@ -39,7 +39,7 @@ from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOpti
 from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.stage import to_plain
 
-MODEL = "model"
+MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def train_stage(
         raise ValueError(f"loss_type {options.loss_type!r} sorts all pairs of a batch, and this batch needs "
                          f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
-                 folder=folder / "checkpoints", eval_groups=list(eval_groups), eval_reference=eval_reference,
+                 folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
                  report=setting.report)
     made_by = objective.func if isinstance(objective, partial) else objective
     export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
@@ -137,7 +137,7 @@ def train_stage(
     write_trainer_state(folder / MODEL, result, plan)
     done = folder / ".checkpoints.done"
     shutil.rmtree(done, ignore_errors=True)
-    os.replace(folder / "checkpoints", done)  # at once: a half-deleted checkpoint must never be found again
+    os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
     shutil.rmtree(done, ignore_errors=True)
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]

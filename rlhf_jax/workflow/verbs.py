@@ -20,6 +20,7 @@ from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.commands import (
     DpoCommand,
     EvaluateCommand,
+    ExportCommand,
     GenerateCommand,
     PairsCommand,
     RewardCommand,
@@ -28,6 +29,7 @@ from rlhf_jax.workflow.commands import (
 )
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
+from rlhf_jax.workflow.export import export_stage, find_source
 from rlhf_jax.workflow.iterate import Policy, with_capacity
 from rlhf_jax.workflow.options import (
     DataOptions,
@@ -185,6 +187,17 @@ def run_evaluate(command: EvaluateCommand, context: Context) -> Stage:
     return run_stage(Path(command.output_dir), "evaluate", inputs, body)
 
 
+def run_export(command: ExportCommand, context: Context) -> Stage:
+    """`rlhf-jax export`."""
+    source = find_source(command.model_name_or_path, command.base_model, command.checkpoint)
+    inputs = {"source": {key: hash_path(path) for key, path in (
+        ("base", source.base.folder), ("adapter", source.adapter), ("checkpoint", source.checkpoint)) if path},
+        "dtype": command.dtype, "max_shard_size": command.max_shard_size}
+    return run_stage(Path(command.output_dir), "export", inputs, lambda folder: export_stage(
+        folder, source=source, mesh=context.mesh, dtype=command.dtype,
+        max_shard_bytes=int(command.max_shard_size * 1e9)))
+
+
 def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
     data: DataOptions = part(command, DataOptions)
@@ -209,6 +222,7 @@ VERBS: dict[str, tuple[type, Any]] = {
     "score": (ScoreCommand, run_score),
     "pairs": (PairsCommand, run_pairs),
     "evaluate": (EvaluateCommand, run_evaluate),
+    "export": (ExportCommand, run_export),
 }
 """Verb -> (its config, what it does)."""
 

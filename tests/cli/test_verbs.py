@@ -9,6 +9,7 @@ from rlhf_jax.cli import main as cli
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.data.world import WorldConfig, write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
+from rlhf_jax.workflow.stage import hash_path
 
 TRAIN = ["--train_batch_size", "8", "--micro_rows", "1", "--row_length", "160", "--learning_rate", "1e-3"]
 
@@ -82,6 +83,26 @@ def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     assert [p["win_rate"]["value"] for p in results["policies"]] == [0.5, 0.5]
     status, _, err = rlhf_jax("report", "--run", tmp_path / "policy")
     assert status == 0, err
+
+
+def test_a_model_is_inspected_examined_and_exported_without_a_flag_before_its_name(world, rlhf_jax, tmp_path):
+    status, out, err = rlhf_jax("inspect", world / "base", "--devices", "8", "--mesh.tensor", "2")
+    assert status == 0, err
+    assert "LlamaForCausalLM" in out
+    assert "fsdp 4, context 1, tensor 2 = 8 device(s)" in out
+    status, out, _ = rlhf_jax("doctor", world / "base", "--dataset_name", world / "sft.jsonl")
+    assert "is inside the loss" in out
+    assert "rows; chance is" in " ".join(out.split())
+    status, _, err = rlhf_jax("export", world / "base", "--dtype", "float32", "--output_dir", tmp_path / "out")
+    assert status == 0, err
+    assert hash_path(tmp_path / "out/model/model.safetensors") == hash_path(world / "base/model.safetensors")
+    status, _, err = rlhf_jax("inspect", world / "base", "--dry-run")
+    assert status == 1
+    assert "leave it out" in err
+    (tmp_path / "out/model/model.safetensors").unlink()
+    status, _, err = rlhf_jax("inspect", tmp_path / "out/model")
+    assert status == 1
+    assert "neither model.safetensors nor" in err
 
 
 def test_a_dry_run_shows_the_mask_and_writes_nothing(world, rlhf_jax, tmp_path):

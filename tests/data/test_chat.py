@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.data.chat import Renderer, describe, render_all
+from rlhf_jax.data.chat import TEMPLATES, Renderer, describe, render_all
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH
 from rlhf_jax.data.rows import BadRow, Example, parse_row
@@ -226,6 +226,45 @@ def test_real_tokenizers(real_tokenizer, name, stop):
     assert tokenizer.decode(group.responses[1].ids) == f"A library.{stop}"
     assert tokenizer.pad_token_id != tokenizer.convert_tokens_to_ids(stop)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+CONVERSATION = [user("What is 2+2?"), bot("It's 4, of course."), user(" And naïve 3+3? "), bot("Six!\n\nWhat else?"),
+                user("No."), bot("Bye")]
+MARKERS = {"gemma": ["<start_of_turn>", "<end_of_turn>"], "chatml": ["<|im_start|>", "<|im_end|>"]}
+HEADERS = {"llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n", "chatml": "<|im_start|>assistant\n",
+           "zephyr": "<|assistant|>\n", "mistral": "[/INST]", "gemma": "<start_of_turn>model\n"}
+
+
+@pytest.mark.parametrize(("name", "template"), [
+    *(("llama-3", template) for template in HEADERS), ("smollm2", "chatml"), ("stories15M", "zephyr"),
+    ("stories15M", "mistral"), ("stories15M", "gemma")])
+def test_real_tokenizers_give_the_templates_own_tokens_and_the_mask_is_where_the_assistant_speaks(
+        real_tokenizer, name, template):
+    """Held against one rendering of the whole conversation as text, tokenised once, with character offsets."""
+    tokenizer = real_tokenizer(name)
+    tokenizer.chat_template = TEMPLATES[template]
+    tokenizer.add_special_tokens({"extra_special_tokens": [
+        token for token in MARKERS.get(template, []) if token not in tokenizer.get_vocab()]})
+    text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert whole["input_ids"] == tokenizer.apply_chat_template(CONVERSATION, tokenize=True, return_dict=False)
+
+    group = Renderer(tokenizer).render(Example(CONVERSATION[:1], (CONVERSATION[1:],)))
+    ids = [*group.prompt_ids.tolist(), *group.responses[0].ids.tolist()]
+    assert ids == whole["input_ids"][: len(ids)]  # what a template writes after the last stop token is cut off
+    assert "".join(tokenizer.convert_ids_to_tokens(whole["input_ids"][len(ids):])).strip("ĊĠ▁<0xA>") == ""
+
+    spoken, at = np.zeros(len(text), bool), 0
+    stop = tokenizer.convert_ids_to_tokens(Renderer(tokenizer).end_of_turn.stop_id)
+    for _ in range(3):
+        start = text.index(HEADERS[template], at) + len(HEADERS[template])
+        at = text.index(stop, start) + len(stop)
+        spoken[start:at] = True
+    mask = [bool(spoken[start:end].any()) for start, end in whole["offset_mapping"][: len(ids)]]
+    assert mask == [False] * len(group.prompt_ids) + group.responses[0].loss_mask.tolist()
+    assert ids.count(tokenizer.bos_token_id) == (1 if name != "smollm2" else text.count("<|im_start|>"))
+    assert mask[-1]
+    assert ids[-1] == Renderer(tokenizer).end_of_turn.stop_id
 
 
 def test_real_story_tokenizer(real_tokenizer):

@@ -72,3 +72,23 @@ def test_temporary_memory_does_not_grow_with_the_number_of_tokens_times_the_voca
     chunked = temp_bytes(lambda h, w, t: token_logps(h, w, t, chunk=64))
     assert chunked < tokens * vocab * 4 / 4
     assert chunked < temp_bytes(plain) / 4
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_padding_rows_of_the_head_have_no_probability_no_gradient_and_no_part_in_the_statistics(softcap):
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, head = jax.random.normal(keys[0], (2, 7, 8)), jax.random.normal(keys[1], (16, 8))
+    targets = jax.random.randint(keys[2], (2, 7), 0, 11)
+
+    def total(hidden, head, vocab_size):
+        logps, stats = token_logps_and_stats(hidden, head, targets, chunk=3, softcap=softcap, vocab_size=vocab_size)
+        return jnp.sum(logps * jnp.arange(7.0)), (logps, stats)
+
+    gradients = jax.value_and_grad(total, (0, 1), has_aux=True)
+    with jax.default_matmul_precision("highest"):
+        (_, padded), (to_hidden, to_head) = gradients(hidden, head, 11)
+        (_, plain), (plain_hidden, plain_head) = gradients(hidden, head[:11], None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), padded, plain)
+    np.testing.assert_allclose(to_hidden, plain_hidden, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(to_head[:11], plain_head, rtol=1e-5, atol=1e-5)
+    assert not np.asarray(to_head[11:]).any()

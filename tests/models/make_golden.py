@@ -36,6 +36,8 @@ MODELS = {
                                "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
                                "rope_parameters": GEMMA_ROPE}),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                        "num_hidden_layers": 4}),
     "phi3": ("phi3", {"sliding_window": 5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
                                                                "partial_rotary_factor": 0.5}}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),

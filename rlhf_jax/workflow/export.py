@@ -1,0 +1,107 @@
+"""A model made into a folder that others load: dtype chosen, adapter merged, a killed run's last checkpoint taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from rlhf_jax.models import (
+    CheckpointError,
+    DecoderConfig,
+    LoraConfig,
+    Params,
+    adapter_base,
+    cast,
+    find_model,
+    load_adapter,
+    merge_lora,
+    save_hf,
+)
+from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.workflow.train import CHECKPOINTS, MODEL
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is exported: a model folder, an adapter with its base, or a training stage's last checkpoint with its base.
+
+    base: whose config, tokenizer and frozen weights are used. adapter, checkpoint: what is laid over it, if anything.
+    """
+
+    base: Checkpoint
+    adapter: Path | None = None
+    checkpoint: Path | None = None
+
+
+def find_source(model_name_or_path: str, base_model: str | None, checkpoint: str | None) -> Source:
+    """Tells a model from an adapter.
+
+    Raises:
+      CheckpointError: if there is no such model, or a base is given where none is needed.
+    """
+    folder = find_model(model_name_or_path)
+    named = adapter_base(folder)
+    if named is None or (folder / "config.json").is_file():
+        if base_model is not None:
+            raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
+        return Source(Checkpoint(folder), checkpoint=Path(checkpoint) if checkpoint else None)
+    if checkpoint is not None:
+        raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
+                              "of them")
+    return Source(Checkpoint.find(base_model or named), adapter=folder)
+
+
+def _checkpointed(folder: Path, config: DecoderConfig, base: Params) -> tuple[Params, DecoderConfig, str]:
+    """The parameters of the last whole checkpoint of an unfinished training stage, merged where it was an adapter."""
+    saved = folder / CHECKPOINTS
+    if not saved.is_dir():
+        raise CheckpointError(f"{folder} holds no folder {CHECKPOINTS!r}; give the folder of a training stage that did "
+                              f"not finish (a finished one has its model in {folder / MODEL})")
+    with ocp.CheckpointManager(saved.resolve()) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{saved} holds no finished checkpoint yet")
+        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+    params: Params = state["params"]
+    if "score" in params and not config.is_classifier:
+        config = dataclasses.replace(config, num_labels=params["score"].shape[0], tie_embeddings=False)
+    if "lora" in params:
+        options = json.loads((folder / "inputs.json").read_text())["inputs"]["options"]
+        lora = LoraConfig(options["lora_r"], options["lora_alpha"], tuple(options["lora_target_modules"]))
+        merged = merge_lora(base, params["lora"], lora.scale)
+        score = {"score": params["score"]} if "score" in params else {}
+        params = {key: value for key, value in merged.items() if key not in ("score", "head") or not score} | score
+    return params, config, f"step {step} of the unfinished training in `{folder.name}`"
+
+
+def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_shard_bytes: int) -> Mapping[str, Any]:
+    """Writes `folder`/model, whole or not at all, and opens it again as a check; returns what it is."""
+    config, name = source.base.config, source.base.folder.name
+    params, what = source.base.params(mesh), f"`{name}`"
+    if source.adapter is not None:
+        adapter = load_adapter(source.adapter, config)
+        score = {} if adapter.score is None else {"score": jnp.asarray(adapter.score)}
+        params = {**merge_lora(params, adapter.params, adapter.lora.scale), **score}
+        what = f"`{name}` with the adapter `{source.adapter.name}` (rank {adapter.lora.lora_r}) merged"
+    if source.checkpoint is not None:
+        params, config, what = _checkpointed(source.checkpoint, config, params)
+    partial_folder = folder / f".{MODEL}.partial"
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    save_hf(partial_folder, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
+            max_shard_bytes=max_shard_bytes, card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
+    shutil.rmtree(folder / MODEL, ignore_errors=True)
+    os.replace(partial_folder, folder / MODEL)
+    again = Checkpoint(folder / MODEL)
+    loaded = again.params(mesh, jnp.dtype(dtype))  # raises where a tensor is missing or of another shape
+    return {"exported": what, "dtype": dtype, "parameters": sum(x.size for x in jax.tree.leaves(loaded)),
+            "files": sorted(path.name for path in (folder / MODEL).iterdir())}

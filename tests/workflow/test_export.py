@@ -1,0 +1,146 @@
+"""Export, inspect and doctor on the world's own model and on checkpoints that are wrong in one way each."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rlhf_jax.models import (
+    CheckpointError,
+    LoraConfig,
+    init_lora,
+    load_params,
+    merge_lora,
+    param_specs,
+    read_config,
+    save_adapter,
+)
+from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.workflow.doctor import examine
+from rlhf_jax.workflow.export import export_stage, find_source
+from rlhf_jax.workflow.inspection import inspect_model
+from rlhf_jax.workflow.policy import Checkpoint
+
+LORA = LoraConfig(2, 4.0, ("q_proj", "down_proj"))
+
+
+@pytest.fixture
+def model(make_model, tmp_path):
+    """A folder with a tiny random model and the world's tokenizer."""
+    return make_model(tmp_path / "model", tie_embeddings=False)
+
+
+def export(source, folder, mesh, **changes):
+    options = {"dtype": "float32", "max_shard_bytes": 10**9, **changes}
+    return export_stage(folder, source=source, mesh=mesh, **options)
+
+
+def test_an_adapter_is_merged_into_the_base_it_names(model, lone_mesh, tmp_path):
+    config = read_config(model)
+    adapter = jax.tree.map(lambda x: x + 0.1, init_lora(jax.random.key(1), config, LORA))
+    save_adapter(tmp_path / "adapter", adapter, config, LORA, str(model))
+    report = export(find_source(str(tmp_path / "adapter"), None, None), tmp_path / "out", lone_mesh)
+    expected = merge_lora(jax.tree.map(jnp.asarray, load_params(model)), adapter, LORA.scale)
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out" / "model"), jax.device_get(expected))
+    assert {"model.safetensors", "tokenizer.json", "README.md", "generation_config.json"} <= set(report["files"])
+    assert "adapter `adapter` (rank 2)" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_dtype_and_file_size_are_what_was_asked_for(model, lone_mesh, tmp_path):
+    export(find_source(str(model), None, None), tmp_path / "out", lone_mesh, dtype="float16", max_shard_bytes=5000)
+    files = sorted((tmp_path / "out" / "model").glob("*.safetensors"))
+    assert len(files) > 2
+    assert {x.dtype for file in files for x in load_file(file).values()} == {np.dtype(np.float16)}
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_sources_that_cannot_be_told_are_refused(model, tmp_path):
+    with pytest.raises(CheckpointError, match="is no folder on this machine and no hub name"):
+        find_source(str(tmp_path / "nothing"), None, None)
+    with pytest.raises(CheckpointError, match="whole model and needs no base_model"):
+        find_source(str(model), str(model), None)
+    save_adapter(tmp_path / "adapter", init_lora(jax.random.key(1), read_config(model), LORA), read_config(model), LORA,
+                 str(model))
+    with pytest.raises(CheckpointError, match=r"adapter, not a whole model; merge it .*rlhf-jax export"):
+        read_config(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match="so does an adapter"):
+        find_source(str(tmp_path / "adapter"), None, str(model))
+
+
+def test_inspect_counts_what_there_is_and_what_one_device_holds(model):
+    found = inspect_model(model, MeshConfig(fsdp=2, tensor=2), 4)
+    assert found.loads
+    config = Checkpoint(model).config
+    whole = sum(np.prod(s.shape) for s in jax.tree.leaves(param_specs(config), is_leaf=lambda x: hasattr(x, "hf_name")))
+    assert whole / 4 * 4 < found.memory["weights, float32"] < whole / 4 * 4 * 1.2  # all but the norms are cut in four
+    assert found.memory["weights, bfloat16"] * 2 == found.memory["weights, float32"]
+    assert found.facts["architecture"] == "LlamaForCausalLM"
+    tensors = load_file(model / "model.safetensors")
+    tensors["extra.weight"] = tensors.pop("model.norm.weight")
+    save_file(tensors, model / "model.safetensors")
+    wrong = inspect_model(model, MeshConfig(), 1)
+    assert (wrong.missing, wrong.unexpected, wrong.loads) == (["model.norm.weight"], ["extra.weight"], False)
+
+
+def verdicts(checkpoint, mesh):
+    return {one.check: one.verdict for one in examine(checkpoint, mesh)}
+
+
+def test_a_sound_model_passes_every_check_and_an_untrained_one_is_noted(model, lone_mesh):
+    found = verdicts(Checkpoint(model), lone_mesh)
+    assert found.pop("step 0") in ("note", "fail")  # fresh weights: about chance
+    assert set(found.values()) == {"ok"}
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_end_of_turn(model):
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+
+
+def repeat_bos(model):
+    (model / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}")
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("{{ bos_token }}", "{{ bos_token + bos_token }}"))
+
+
+def foreign_stop(model):
+    change_json(model / "generation_config.json", eos_token_id=[5])
+
+
+def pad_is_stop(model):
+    tokenizer = json.loads((model / "tokenizer_config.json").read_text())
+    change_json(model / "tokenizer_config.json", pad_token=tokenizer["eos_token"])
+
+
+def lose_a_tensor(model):
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, model / "model.safetensors")
+
+
+def broken_weights(model):
+    tensors = load_file(model / "model.safetensors")
+    save_file({name: value * np.float32(400) for name, value in tensors.items()}, model / "model.safetensors")
+
+
+@pytest.mark.parametrize(("damage", "check", "verdict"), [
+    (drop_end_of_turn, "stop token", "fail"),
+    (repeat_bos, "BOS", "fail"),
+    (foreign_stop, "stop token", "note"),
+    (pad_is_stop, "padding", "note"),
+    (lose_a_tensor, "weights", "fail"),
+    (broken_weights, "step 0", "fail"),
+])
+def test_each_fault_is_found_by_its_check(damage, check, verdict, model, lone_mesh, tmp_path):
+    shutil.copytree(model, tmp_path / "damaged")
+    damage(tmp_path / "damaged")
+    assert verdicts(Checkpoint(tmp_path / "damaged"), lone_mesh)[check] == verdict
