@@ -1,8 +1,9 @@
 """Models: one decoder for all families, described by a table of `ParamSpec`s; weights are a plain tree."""
 
-from rlhf_jax.models.config import DecoderConfig, Rope
-from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward, score_heads, vocab_logits
+from rlhf_jax.models.config import DecoderConfig, Gate, Rope
+from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward
 from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
+from rlhf_jax.models.heads import GatedScores, gated_scores, score_heads, vocab_logits
 from rlhf_jax.models.hf import CheckpointError, find_model, read_config
 from rlhf_jax.models.load import load_params
 from rlhf_jax.models.lora import LoraConfig, init_lora, merge_lora, with_lora
@@ -15,6 +16,8 @@ __all__ = [
     "REMAT_POLICIES",
     "CheckpointError",
     "DecoderConfig",
+    "Gate",
+    "GatedScores",
     "LoraConfig",
     "Params",
     "Rope",
@@ -27,6 +30,7 @@ __all__ = [
     "find_model",
     "forward",
     "fused_modules",
+    "gated_scores",
     "init_lora",
     "init_params",
     "load_adapter",

@@ -27,6 +27,15 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gate:
+    """ArmoRM's gating network: `layers` hidden layers of `hidden` units, softmax of the outputs over `temperature`."""
+
+    hidden: int = 1024
+    layers: int = 3
+    temperature: float = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and switches of a decoder-only transformer. Hashable, so it can be a static argument of `jax.jit`.
 
@@ -44,6 +53,7 @@ class DecoderConfig:
       experts, experts_per_token, normalize_experts: mixture of experts in place of the one MLP; 0 for none.
         `normalize_experts` makes the chosen experts' weights sum to one.
       num_labels: 0 for a language model, 1 or more for a sequence classifier (reward model).
+      gate: of a classifier whose outputs are objectives that a gate over the prompt weighs (ArmoRM).
       vocab_multiple: the vocabulary's rows are padded to a multiple of it, so that a mesh can divide them.
     """
 
@@ -75,6 +85,7 @@ class DecoderConfig:
     experts_per_token: int = 0
     normalize_experts: bool = True
     num_labels: int = 0
+    gate: Gate | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import attention, capped, of_kind, packed_mask, score_rule
+from rlhf_jax.models.attention import attention, of_kind, packed_mask, score_rule
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.experts import mixture_of_experts
 from rlhf_jax.models.lora import LoraWeight
-from rlhf_jax.models.params import Params, output_head
+from rlhf_jax.models.params import Params
 from rlhf_jax.models.rope import rope_tables, rotate
 
 Attend = Callable[[Array, Array, Array, Any, bool | Array], tuple[Array, Any]]
@@ -154,14 +154,3 @@ def packed_forward(
         return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), None
 
     return forward(params, config, tokens, positions, attend, remat=remat, constrain=constrain)[0]
-
-
-def score_heads(params: Params, hidden: Array) -> Array:
-    """[..., labels] float32 outputs of the scalar head(s) at hidden [..., D] (kept float32: bfloat16 scores tie)."""
-    return jnp.einsum("...d,ld->...l", hidden.astype(jnp.float32), params["score"].astype(jnp.float32))
-
-
-def vocab_logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
-    """[..., V] float32 logits at hidden [..., D], soft-capped where the family does; no column for padding."""
-    logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
-    return capped(logits[..., : config.vocab_size], config.logit_softcap)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.models.config import DecoderConfig, Rope
+from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,12 @@ class Family:
     windows: bool = False
     causal: str = ""
 
-    def architecture(self, classifier: bool) -> str:
-        if classifier:
-            return self.classes + "ForSequenceClassification"
-        return self.causal or self.classes + "ForCausalLM"
+    @property
+    def architectures(self) -> dict[str, str]:
+        """Kind of head -> Hugging Face's class name."""
+        return {"causal": self.causal or self.classes + "ForCausalLM",
+                "scores": self.classes + "ForSequenceClassification",
+                "gated": self.classes + "ForRewardModelWithGating"}
 
 
 NAMES = {
@@ -93,6 +95,8 @@ _KEYS = {
 }
 """config.json keys of all families -> `DecoderConfig` fields of the same meaning."""
 
+_GATE = {"gating_hidden_dim": "hidden", "gating_n_hidden": "layers", "gating_temperature": "temperature"}
+_ARMO_OBJECTIVES = 19
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 _ONLY: dict[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None),
                                      "use_bidirectional_attention": (False, None), "decoder_sparse_step": (1,),
@@ -147,15 +151,19 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
             "num_labels": raw.get("num_labels")}
 
 
-def _num_labels(raw: Mapping[str, Any], family: Family) -> int:
-    architecture = (raw["architectures"] or [family.architecture(False)])[0]
-    known = [family.architecture(False), family.architecture(True)]
-    if architecture not in known:
+def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The fields `num_labels` and `gate`, from the architecture that config.json names."""
+    known = family.architectures
+    architecture = (raw["architectures"] or [known["causal"]])[0]
+    if architecture not in known.values():
         raise ValueError(f"config.json names the architecture {architecture!r}; of this model_type "
-                         f"{known} are supported, which differ in the head that sits on the decoder")
-    if architecture == known[0]:
-        return 0
-    return int(raw["num_labels"] or len(raw.get("id2label") or "01"))  # absent: transformers' default of 2
+                         f"{list(known.values())} are supported, which differ in the head that sits on the decoder")
+    if architecture == known["causal"]:
+        return {}
+    if architecture == known["scores"]:
+        return {"num_labels": int(raw["num_labels"] or len(raw.get("id2label") or "01"))}  # absent: transformers' 2
+    gate = Gate(**{field: raw[key] for key, field in _GATE.items() if key in raw})
+    return {"num_labels": int(raw.get("num_objectives") or _ARMO_OBJECTIVES), "gate": gate}
 
 
 def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -189,9 +197,14 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
         "head_dim": raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
         "rope": ropes[0], "local_rope": ropes[1] if window and ropes[1] != ropes[0] else None,
         "window": window, "full_layers": full if window else (),
-        "num_labels": _num_labels(raw, family),
+        **_head(raw, family),
         "eos_token_ids": tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
     })
+
+
+def head_kind(config: DecoderConfig) -> str:
+    """Key of `Family.architectures`."""
+    return "causal" if not config.is_classifier else "scores" if config.gate is None else "gated"
 
 
 def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -201,7 +214,7 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
     family, eos = FAMILIES[config.family], config.eos_token_ids
     activation = next(key for key, value in _ACTIVATIONS.items() if value == config.activation)
     raw: dict[str, Any] = {
-        "architectures": [family.architecture(config.is_classifier)],
+        "architectures": [family.architectures[head_kind(config)]],
         "model_type": config.family,
         **{key: getattr(config, field) for key, field in {**_KEYS, **family.keys}.items()},
         "num_key_value_heads": config.kv_heads,
@@ -233,4 +246,7 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
     if config.is_classifier:
         raw |= {"id2label": {str(i): f"LABEL_{i}" for i in range(config.num_labels)},
                 "label2id": {f"LABEL_{i}": i for i in range(config.num_labels)}, "num_labels": config.num_labels}
+    if config.gate is not None:
+        raw |= {key: getattr(config.gate, field) for key, field in _GATE.items()}
+        raw["num_objectives"] = config.num_labels
     return raw

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.config import DecoderConfig, Gate
 from rlhf_jax.models.families import FAMILIES, NAMES
 
 Params = dict[str, Any]
@@ -87,6 +87,18 @@ def _fuse(specs: dict[str, ParamSpec]) -> dict[str, ParamSpec]:
             spec._replace(fused=(first[key], whole[spec.hf_name])) for key, spec in specs.items()}
 
 
+def _gate_specs(c: DecoderConfig, gate: Gate) -> dict[str, Any]:
+    widths = [c.embed, *[gate.hidden] * gate.layers, c.num_labels]
+    axes = ["embed", *["gate"] * gate.layers, "labels"]
+    layers: dict[str, Any] = {f"layer_{i}": {
+        "weight": ParamSpec(tuple(widths[i : i + 2]), tuple(axes[i : i + 2]), "normal", f"gating.layers.{i}.weight", 1),
+        "bias": ParamSpec((widths[i + 1],), (axes[i + 1],), "zeros", f"gating.layers.{i}.bias"),
+    } for i in range(gate.layers + 1)}
+    scale = ParamSpec((1,), ("gate",), "ones", "gating.logit_scale")
+    transform = ParamSpec((c.num_labels, c.num_labels), ("labels", "labels"), "normal", "reward_transform_matrix")
+    return {"gating": {**layers, "logit_scale": scale}, "reward_transform": transform}
+
+
 def param_specs(config: DecoderConfig) -> dict[str, Any]:
     """The tree of `ParamSpec`s of a decoder; the parameter tree has the same keys."""
     c = config
@@ -109,7 +121,10 @@ def param_specs(config: DecoderConfig) -> dict[str, Any]:
     final = ParamSpec((c.embed,), ("embed",), norm_init, "model.norm.weight")
     specs: dict[str, Any] = {"embed": table, "layers": layers, "final_norm": final}
     if c.is_classifier:
-        specs["score"] = ParamSpec((c.num_labels, c.embed), ("labels", "embed"), "normal", "score.weight")
+        name = "score.weight" if c.gate is None else "regression_layer.weight"
+        specs["score"] = ParamSpec((c.num_labels, c.embed), ("labels", "embed"), "normal", name)
+        if c.gate is not None:
+            specs |= _gate_specs(c, c.gate)
     elif not c.tie_embeddings:
         specs["head"] = table._replace(hf_name="lm_head.weight")
     return specs

@@ -55,6 +55,7 @@ class Rules:
     vocab: _Place = ("tensor", "fsdp")
     layers: _Place = None
     labels: _Place = None
+    gate: _Place = None
     rank: _Place = None
     experts: _Place = None
     router: _Place = None

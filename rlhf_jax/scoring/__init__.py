@@ -1,14 +1,16 @@
-"""Scoring: what gives a response a score. Bradley-Terry models, pairwise preference models, Python functions."""
+"""Scoring: what gives a response a score. Reward models of one or many outputs, pairwise models, Python functions."""
 
 from rlhf_jax.scoring.base import Scorer, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.function import FunctionScorer, load_function
+from rlhf_jax.scoring.multi_objective import MultiObjectiveScorer
 from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, letter_examples
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 
 __all__ = [
     "BradleyTerryScorer",
     "FunctionScorer",
+    "MultiObjectiveScorer",
     "PairwiseScorer",
     "Scorer",
     "comparison",

@@ -1,4 +1,4 @@
-"""A Bradley-Terry reward model as a scorer: one number at a response's last token."""
+"""A reward model as a scorer: one number at a response's last token."""
 
 from __future__ import annotations
 
@@ -20,30 +20,42 @@ from rlhf_jax.training.objectives import Compute
 
 
 class BradleyTerryScorer:
-    """Scores with a sequence classifier of one output; the n responses share their prompt's forward pass.
+    """Scores with one output of a sequence classifier; the n responses share their prompt's forward pass.
 
     Args:
       params, config: of the reward model. renderer: with the reward model's own tokenizer.
-      fingerprint: of weights and rendering. mean, std: calibration saved with the model; scores are (r - mean) / std.
+      fingerprint: of weights and rendering. output: which of several outputs is the score (ODIN's quality is 1).
 
     Raises:
-      CheckpointError: if the model is no single-output classifier.
+      CheckpointError: if the model is no classifier, or has several outputs and none was chosen.
     """
 
     def __init__(self, params: Params, config: DecoderConfig, renderer: Renderer, mesh: Mesh, *, name: str = "proxy",
-                 fingerprint: str = "", rows_per_batch: int = 4):
-        if config.num_labels != 1:
-            kind = f"a classifier of {config.num_labels} outputs" if config.num_labels else "a language model"
-            raise CheckpointError(f"a Bradley-Terry scorer needs a sequence classifier with one output and this "
-                                  f"checkpoint is {kind}; for a pairwise preference model set kind: pairwise")
+                 fingerprint: str = "", output: int | None = None, rows_per_batch: int = 4):
+        self._output = output
+        self._check(config)
         self.name, self.fingerprint = name, fingerprint
         self.failures: Counter[str] = Counter()
         self._params, self._renderer = params, renderer
         self._compute = Compute(config)
         self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
+    def _check(self, config: DecoderConfig) -> None:
+        if not config.is_classifier:
+            raise CheckpointError("a Bradley-Terry scorer needs a sequence classifier and this checkpoint is a "
+                                  "language model; for a pairwise preference model set kind: pairwise")
+        if config.gate is not None:
+            raise CheckpointError(f"this checkpoint weighs {config.num_labels} objectives by a gate (ArmoRM's layout); "
+                                  "set kind: multi_objective")
+        if self._output is None and config.num_labels != 1:
+            raise CheckpointError(f"this checkpoint is a classifier of {config.num_labels} outputs; say which one is "
+                                  "the score with output: 0, 1, ... (of an ODIN model 1 is quality, 0 is length)")
+        if self._output is not None and not 0 <= self._output < config.num_labels:
+            raise CheckpointError(f"output = {self._output} of a classifier with {config.num_labels} output(s); they "
+                                  "count from 0")
+
     def _outputs(self, params: Params, batch: Any) -> Any:
-        return self._compute.slot_scores(params, batch)[..., 0]
+        return self._compute.slot_scores(params, batch)[..., self._output or 0]
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         """Raw float32 rewards; a response that cannot be rendered or scores no finite number gets None."""

@@ -15,7 +15,7 @@ from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
-from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
+from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.policy import Checkpoint
@@ -158,7 +158,9 @@ def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]
     params = checkpoint.params(mesh)
     rows = "the embedded conversation" if groups[0].prompt_id == "embedded" else f"{len(groups)} rows"
     if config.is_classifier:
-        scorer = BradleyTerryScorer(params, config, Renderer(checkpoint.tokenizer, eos_id=checkpoint.stop_ids[0]), mesh)
+        renderer = Renderer(checkpoint.tokenizer, eos_id=checkpoint.stop_ids[0])
+        scorer = BradleyTerryScorer(params, config, renderer, mesh, output=0) if config.gate is None else \
+            MultiObjectiveScorer(params, config, renderer, mesh)
         scores = [score for some in scorer.score(groups) for score in some]
         finite = all(score is not None and math.isfinite(score) for score in scores)
         return Finding("step 0", "ok" if finite else "fail", f"scores of {rows}: "

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh
 from safetensors import safe_open
 
 from rlhf_jax.models import FAMILIES, count_params, param_specs
+from rlhf_jax.models.families import head_kind
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
@@ -59,7 +60,7 @@ def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:
     tied = " (tied to the input embedding)" if config.tie_embeddings and not config.is_classifier else ""
     facts = {
         "folder": str(folder),
-        "architecture": FAMILIES[config.family].architecture(config.is_classifier),
+        "architecture": FAMILIES[config.family].architectures[head_kind(config)],
         "head": head + tied,
         "parameters": f"{count_params(config):,}",
         "layers, width": f"{config.layers} x {config.embed}, mlp {config.mlp}"

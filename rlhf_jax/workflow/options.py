@@ -136,19 +136,22 @@ class ScorerOptions:
     """What scores responses.
 
     Attributes:
-      kind: "bradley_terry", "pairwise" (both take `model_name_or_path`) or "function" (takes `function`).
+      kind: "bradley_terry", "pairwise", "multi_objective" (these take `model_name_or_path`) or "function" (takes
+        `function`).
       model_name_or_path: folder of the reward or preference model.
       function: "package.module:function" with the signature f(prompts, completions, **columns) -> scores.
       method: tournament of the pairwise model.
+      output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       chat_template_path: replaces the template of the scorer's own tokenizer.
       text_as_chat: string prompts become user messages instead of plain text.
       max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
     """
 
-    kind: Literal["bradley_terry", "pairwise", "function"] = "bradley_terry"
+    kind: Literal["bradley_terry", "pairwise", "multi_objective", "function"] = "bradley_terry"
     model_name_or_path: str | None = None
     function: str | None = None
     method: Literal["round_robin", "knock_out"] = "round_robin"
+    output: int | None = None
     chat_template_path: str | None = None
     text_as_chat: bool = False
     max_length: int | None = 1024
@@ -162,6 +165,9 @@ class ScorerOptions:
         if self.method != "round_robin" and self.kind != "pairwise":
             raise ValueError(f"method = {self.method!r} is the pairwise model's tournament and has no effect on kind "
                              f"{self.kind!r}; leave it out")
+        if self.output is not None and self.kind != "bradley_terry":
+            raise ValueError(f"output = {self.output} chooses an output of a classifier (kind: bradley_terry) and has "
+                             f"no effect on kind {self.kind!r}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
-from rlhf_jax.scoring import BradleyTerryScorer, FunctionScorer, PairwiseScorer, load_function
+from rlhf_jax.scoring import BradleyTerryScorer, FunctionScorer, MultiObjectiveScorer, PairwiseScorer, load_function
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
 from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.stage import fingerprint, hash_path, to_plain
@@ -27,8 +27,9 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     data = DataOptions(max_length=options.max_length, overlong="drop", text_as_chat=options.text_as_chat)
     settings = {name: value for name, value in to_plain(options).items() if name != "model_name_or_path"}
     key = fingerprint({"options": settings, "weights": hash_path(checkpoint.folder)})  # wherever the folder lies
+    model = checkpoint.params(mesh), checkpoint.config, checkpoint.renderer(data), mesh
     if options.kind == "pairwise":
-        return PairwiseScorer(checkpoint.params(mesh), checkpoint.config, checkpoint.renderer(data), mesh, name=name,
-                              fingerprint=key, method=options.method)
-    return BradleyTerryScorer(checkpoint.params(mesh), checkpoint.config, checkpoint.renderer(data), mesh, name=name,
-                              fingerprint=key)
+        return PairwiseScorer(*model, name=name, fingerprint=key, method=options.method)
+    if options.kind == "multi_objective":
+        return MultiObjectiveScorer(*model, name=name, fingerprint=key)
+    return BradleyTerryScorer(*model, name=name, fingerprint=key, output=options.output)

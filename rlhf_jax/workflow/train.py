@@ -161,6 +161,9 @@ def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params,
     if not config.is_classifier:
         config = dataclasses.replace(config, num_labels=1, tie_embeddings=False, pad_token_id=config.pad_token_id)
         params = as_classifier(params, jax.random.key(options.seed), config)
+    if config.num_labels != 1:
+        raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {config.num_labels}; start "
+                         "from a language model or from a reward model with one output")
     objective = partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
                         use_margin=options.use_margin)
     return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.models import CheckpointError, as_classifier, cast, load_params, read_config, save_hf
+from rlhf_jax.models import CheckpointError, as_classifier, cast, find_model, load_params, read_config, save_hf
 from rlhf_jax.models.hf import tensor_names
 from rlhf_jax.models.params import count_params, param_specs
 from rlhf_jax.models.save import hf_tensors
@@ -161,3 +161,12 @@ def test_folders_that_hold_no_model_say_so(saved, tmp_path):
     (saved[1] / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json"):
         load_params(saved[1])
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_model(tmp_path) == tmp_path
+    with pytest.raises(CheckpointError, match=r"no folder on this machine and no hub name"):
+        find_model(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder on this machine, and the hub"):
+        find_model("nobody/nothing")

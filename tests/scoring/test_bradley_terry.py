@@ -8,8 +8,7 @@ import pytest
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import LENGTH, STOP
-from rlhf_jax.models import CheckpointError
-from rlhf_jax.models.decoder import packed_forward, score_heads
+from rlhf_jax.models import CheckpointError, packed_forward, score_heads
 from rlhf_jax.scoring import BradleyTerryScorer, rerender
 
 ANSWERS = ("Dear Mia, the cat sat.", "No.", "The storm came at night and stayed for three days. Love, Ana.", "Yes!")

@@ -1,0 +1,56 @@
+"""What sits on the decoder: vocabulary logits, scalar score heads, ArmoRM's gated objectives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlhf_jax.models.attention import capped
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.params import Params, output_head
+
+
+def vocab_logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
+    """[..., V] float32 logits at hidden [..., D], soft-capped where the family does; no column for padding."""
+    logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
+    return capped(logits[..., : config.vocab_size], config.logit_softcap)
+
+
+def score_heads(params: Params, hidden: Array) -> Array:
+    """[..., labels] float32 outputs of the scalar head(s) at hidden [..., D] (kept float32: bfloat16 scores tie)."""
+    return jnp.einsum("...d,ld->...l", hidden.astype(jnp.float32), params["score"].astype(jnp.float32))
+
+
+class GatedScores(NamedTuple):
+    """ArmoRM's reading of a response (arXiv 2406.12845).
+
+    score: [...], the sum over objectives of gate x transformed reward. rewards: [..., K] of each objective, as
+    regressed. coefficients: [..., K], what each of those rewards counts: score = sum(coefficients * rewards).
+    """
+
+    score: Array
+    rewards: Array
+    coefficients: Array
+
+
+def gated_scores(params: Params, config: DecoderConfig, response: Array, prompt: Array) -> GatedScores:
+    """The mixture of objectives that a gate over the prompt chooses; all in float32.
+
+    Args:
+      response: [..., D] hidden state of the response's last token. prompt: [..., D] hidden state of the first token
+        of the end of turn before the response, where the gate looks.
+    """
+    assert config.gate is not None
+    rewards = score_heads(params, response)
+    gating = jax.tree.map(lambda x: x.astype(jnp.float32), params["gating"])
+    x = prompt.astype(jnp.float32)
+    for index in range(config.gate.layers + 1):
+        layer = gating[f"layer_{index}"]
+        x = x @ layer["weight"] + layer["bias"]
+        x = jax.nn.relu(x) if index < config.gate.layers else x
+    gate = jax.nn.softmax(x / config.gate.temperature, axis=-1) * gating["logit_scale"]
+    coefficients = gate @ params["reward_transform"].astype(jnp.float32).T
+    return GatedScores(jnp.sum(coefficients * rewards, axis=-1), rewards, coefficients)
