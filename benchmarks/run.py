@@ -1,0 +1,108 @@
+"""Side by side: every framework's steps of one task, in turn, in one run; one JSON line a framework.
+
+    python benchmarks/run.py dpo --shape small --torch VENV_WITH_TORCH_AND_TRL/bin/python --output results.jsonl
+
+Each framework is a process of its own (in an environment of its own) that waits while another one works. Steps are
+interleaved, so that whatever else the machine does falls on all alike; the first two of each are warm-up.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+WARM_UP = 2
+WORKERS = {"ours": "ours.py", "torch": "torch_peers.py", "tunix": "tunix_peer.py"}
+TUNIX_TASKS = ("dpo", "generate")
+
+
+class Worker:
+    """A framework at work: started, then told to take one step at a time."""
+
+    def __init__(self, name, python, command, environment):
+        self.name = name
+        self.process = subprocess.Popen([python, str(HERE / WORKERS[name]), *command], env=environment, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=HERE)
+        self.notes, self.steps = {}, []
+        self.about = self._read("framework")
+
+    def _read(self, key):
+        """The next message that has `key`; notes on the way are kept."""
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                message = json.loads(line[1:])
+                self.notes |= message.get("note", {})
+                if key in message:
+                    return message
+        raise SystemExit(f"the worker {self.name!r} ended with status {self.process.wait()}; its messages are above")
+
+    def step(self):
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.steps.append(self._read("seconds"))
+
+    def end(self):
+        self.process.stdin.close()
+        last = self._read("peak_rss")
+        self.process.wait()
+        return last
+
+
+def machine():
+    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+               platform.processor())
+    return {"cpu": cpu, "cores": os.cpu_count()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["dpo", "rm", "sft", "generate", "score"])
+    parser.add_argument("--shape", required=True)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--torch", help="python with torch and trl")
+    parser.add_argument("--tunix", help="python with google-tunix")
+    parser.add_argument("--checkpoints", type=Path, default=HERE.parent / "runs" / "bench")
+    parser.add_argument("--output", type=Path, required=True, help="file the lines are added to")
+    args, rest = parser.parse_known_args()
+    subprocess.run([sys.executable, str(HERE / "make_checkpoint.py"), "--shape", args.shape, "--output",
+                    str(args.checkpoints)], check=True)
+    pythons = {"ours": sys.executable, "torch": args.torch, "tunix": args.tunix if args.task in TUNIX_TASKS else None}
+    command = [args.task, "--shape", args.shape, "--checkpoints", str(args.checkpoints.resolve()), "--steps",
+               str(args.steps), *rest]
+    workers = [Worker(name, python, command, dict(os.environ)) for name, python in pythons.items() if python]
+    for i in range(args.steps):
+        for worker in workers[:: 1 if i % 2 else -1]:
+            worker.step()
+        print(f"step {i + 1} of {args.steps}: " + ", ".join(
+            f"{w.about['framework']} {w.steps[-1]['seconds']:.2f} s" for w in workers), file=sys.stderr)
+    with args.output.open("a") as out:
+        for worker in workers:
+            out.write(json.dumps(line(worker, args, rest)) + "\n")
+
+
+def line(worker, args, rest):
+    """Medians over the steps after the warm-up."""
+    kept = worker.steps[WARM_UP:]
+    names = kept[0]["parts"]
+    return {
+        "date": datetime.date.today().isoformat(), "task": args.task, "shape": args.shape,
+        "framework": worker.about["framework"], "versions": worker.about["versions"],
+        "options": rest, "steps": len(kept),
+        "seconds": statistics.median(s["seconds"] for s in kept),
+        "fastest": min(s["seconds"] for s in kept), "slowest": max(s["seconds"] for s in kept),
+        "first": worker.steps[0]["seconds"],
+        "parts": {name: statistics.median(s["parts"][name] for s in kept) for name in names},
+        "tokens": sum(s["tokens"] for s in kept) / len(kept),
+        "tokens_per_second": statistics.median(s["tokens"] / s["seconds"] for s in kept),
+        **worker.notes, **worker.end(), "machine": machine(),
+    }
+
+
+if __name__ == "__main__":
+    main()
