@@ -10,7 +10,7 @@ from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import default_row_length, unpack_slots
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import load_params, param_specs, read_config
-from rlhf_jax.parallel import MeshConfig, constrainer, make_mesh, param_shardings, replicated, spec_shardings
+from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings, replicated, spec_shardings
 from rlhf_jax.sampling import Sampler, SamplingConfig
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.evaluate import PackedMap, logps_map
@@ -50,7 +50,7 @@ def training():
     row = 2048 if LARGE else default_row_length(groups)
     options = TrainConfig(train_batch_size=args.batch, micro_rows=args.micro, row_length=row, dtype=args.dtype,
                           learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
-    compute = Compute(config, REMAT, options.logits_chunk, constrainer(mesh))
+    compute = Compute(config, REMAT, options.logits_chunk, mesh)
     objective = {"dpo": lambda: Preference(compute, PreferenceLoss()), "rm": lambda: BradleyTerry(compute),
                  "sft": lambda: Sft(compute)}[args.task]()
     params = load_params(folder, config, jnp.float32, param_shardings(config, mesh))
@@ -60,7 +60,7 @@ def training():
     step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings,
                               frozen_shardings=replicated(mesh), dtype=dtype)
     state = init_state(optimizer, params, shardings)
-    reference_of = logps_map(Compute(config), mesh, rows_per_batch=args.micro, row_length=row)
+    reference_of = logps_map(Compute(config, mesh=mesh), mesh, rows_per_batch=args.micro, row_length=row)
     working = jax.tree.map(lambda x: x.astype(dtype), params)
     plan = BatchPlan(groups, args.batch, row, args.micro, shuffle=False)
     work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": row, "micro_rows": args.micro})
@@ -108,7 +108,7 @@ def generating():
 def scoring():
     """One reward for each of n candidates; the prompt is read once."""
     data = work.pairs(args.shape, args.batch * args.steps * args.n, args.longest)
-    compute = Compute(config)
+    compute = Compute(config, mesh=mesh)
     scores = PackedMap(lambda params, batch: compute.slot_scores(params, batch)[..., 0], mesh, unpack_slots,
                        rows_per_batch=args.micro)
     params = load_params(folder, config, dtype, param_shardings(config, mesh))

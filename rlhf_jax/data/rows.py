@@ -278,7 +278,20 @@ def _pair_graded(example: Example, row: Mapping[str, Any], options: ParseOptions
     if not kept:
         raise BadRow("no_pair", f"no two responses differ in score by more than {options.min_gap}; scores are "
                                 f"{list(example.scores[:8])}")
-    return dataclasses.replace(example, pairs=tuple(pairs[i] for i in kept), margins=tuple(margins[i] for i in kept))
+    return _without_unpaired(dataclasses.replace(example, pairs=tuple(pairs[i] for i in kept),
+                                                 margins=tuple(margins[i] for i in kept)))
+
+
+def _without_unpaired(example: Example) -> Example:
+    """Responses that are in no pair teach a preference nothing: they take no room in a row."""
+    paired = sorted({i for pair in example.pairs for i in pair})
+    place = {old: new for new, old in enumerate(paired)}
+    extra = dict(example.extra)
+    if "response_models" in extra:
+        extra["response_models"] = [extra["response_models"][i] for i in paired]
+    return dataclasses.replace(
+        example, responses=tuple(example.responses[i] for i in paired), scores=tuple(example.scores[i] for i in paired),
+        pairs=tuple((place[chosen], place[rejected]) for chosen, rejected in example.pairs), extra=extra)
 
 
 def _parse_unpaired(row: Mapping[str, Any], options: ParseOptions) -> Example:

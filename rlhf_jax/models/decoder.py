@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlhf_jax.models.attention import attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.blocked import blocked_attention, find_blocks
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.experts import mixture_of_experts
-from rlhf_jax.models.lora import LoraWeight
+from rlhf_jax.models.linear import dense
 from rlhf_jax.models.params import Params
 from rlhf_jax.models.rope import rope_tables, rotate
 
@@ -48,14 +49,6 @@ def rms_norm(x: Array, scale: Array, eps: float, offset: float = 0.0) -> Array:
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return (wide * (scale.astype(jnp.float32) + offset)).astype(x.dtype)
-
-
-def dense(x: Array, weight: Array | LoraWeight, inputs: int = 1) -> Array:
-    """Contracts the last `inputs` axes of x with the first `inputs` axes of the weight; low-rank update included."""
-    if isinstance(weight, LoraWeight):
-        low = jnp.tensordot(x, weight.a, axes=inputs) * weight.scale.astype(x.dtype)
-        return jnp.tensordot(x, weight.base, axes=inputs) + jnp.tensordot(low, weight.b, axes=1)
-    return jnp.tensordot(x, weight, axes=inputs)
 
 
 def _query_key_norm(x: Array, scale: Array, config: DecoderConfig) -> Array:
@@ -144,13 +137,21 @@ def forward(
 
 def packed_forward(
     params: Params, config: DecoderConfig, tokens: Array, positions: Array, group_ids: Array, branch_ids: Array,
-    *, remat: str = "none", constrain: Constrain = _unconstrained,
+    *, remat: str = "none", constrain: Constrain = _unconstrained, block: int | None = None,
 ) -> Array:
-    """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`)."""
+    """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`).
+
+    block: visit only the pairs of blocks of so many tokens that hold something to see (`models.blocked`); None attends
+      over whole rows.
+    """
     masks = [packed_mask(group_ids, branch_ids, positions, window) for window in (config.window, None)]
+
+    real = group_ids[:, :, None] > 0
+    seen: list[Any] = masks if block is None else [find_blocks(mask & real, block) for mask in masks]
+    attention_over: Any = attention if block is None else blocked_attention
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, None]:
         del cache
-        return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), None
+        return attention_over(q, k, v, of_kind(local, *seen), **score_rule(config)), None
 
     return forward(params, config, tokens, positions, attend, remat=remat, constrain=constrain)[0]

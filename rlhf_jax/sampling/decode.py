@@ -24,7 +24,8 @@ from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 class DecodeState:
     """All that decoding carries. P slots, n lanes, S prompt capacity, U response capacity.
 
-    prompt_k, prompt_v: [L, P, S, K, Dh]. suffix_k, suffix_v: [L, P, n, U, K, Dh].
+    prompt_k, prompt_v: [L, P, K, S, Dh]. suffix_k, suffix_v: [L, P, n, K, U, Dh]: a head's keys lie together, as the
+      products with them read them.
     prompt_length: [P] tokens in the prompt cache (the prompt less its last token). prompt_hash: [P] uint32.
     sample: [P, n] index of the sample a lane works on. token: [P, n] next token to feed.
     count: [P, n] tokens generated. limit: [P, n] the most it may generate. active: [P, n] bool.
@@ -72,8 +73,8 @@ def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: 
                 dtype: Any) -> DecodeState:
     """Nothing running; caches in `dtype`."""
     c = config
-    prompt = jnp.zeros((c.layers, slots, prompt_capacity, c.kv_heads, c.head_dim), dtype)
-    suffix = jnp.zeros((c.layers, slots, lanes, response_capacity, c.kv_heads, c.head_dim), dtype)
+    prompt = jnp.zeros((c.layers, slots, c.kv_heads, prompt_capacity, c.head_dim), dtype)
+    suffix = jnp.zeros((c.layers, slots, lanes, c.kv_heads, response_capacity, c.head_dim), dtype)
     zeros = jnp.zeros((slots, lanes), jnp.int32)
     floats = jnp.zeros((slots, lanes), jnp.float32)
     return DecodeState(
@@ -100,13 +101,15 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
 
     _, (keys, values) = forward(params, config, tokens, positions, attend)
 
+    keys, values = (jnp.swapaxes(x, 2, 3).astype(state.prompt_k.dtype) for x in (keys, values))
+
     def lanes(new: Array, old: Array) -> Array:
         return jnp.where(refill.restart, new, old)
 
     return dataclasses.replace(
         state,
-        prompt_k=state.prompt_k.at[:, refill.slots].set(keys.astype(state.prompt_k.dtype), mode="drop"),
-        prompt_v=state.prompt_v.at[:, refill.slots].set(values.astype(state.prompt_v.dtype), mode="drop"),
+        prompt_k=state.prompt_k.at[:, refill.slots].set(keys, mode="drop"),
+        prompt_v=state.prompt_v.at[:, refill.slots].set(values, mode="drop"),
         prompt_length=state.prompt_length.at[refill.slots].set(refill.lengths - 1, mode="drop"),
         prompt_hash=state.prompt_hash.at[refill.slots].set(refill.hashes, mode="drop"),
         sample=lanes(refill.sample, state.sample),
@@ -122,7 +125,7 @@ def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed:
                 ) -> DecodeState:
     """Every active lane takes one token."""
     slots, lanes, capacity = state.out.shape
-    prompt_capacity = state.prompt_k.shape[2]
+    prompt_capacity = state.prompt_k.shape[3]
     position = state.prompt_length[:, None] + state.count  # [P, n]
     on_prompt = jnp.arange(prompt_capacity) < state.prompt_length[:, None]  # [P, S]
     on_suffix = jnp.arange(capacity) < state.count[..., None]  # [P, n, U]
@@ -150,14 +153,21 @@ def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed:
     stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
     return dataclasses.replace(
         state,
-        suffix_k=state.suffix_k.at[:, at_slot, at_lane, place].set(keys.astype(state.suffix_k.dtype), mode="drop"),
-        suffix_v=state.suffix_v.at[:, at_slot, at_lane, place].set(values.astype(state.suffix_v.dtype), mode="drop"),
+        suffix_k=_written(state.suffix_k, keys, place),
+        suffix_v=_written(state.suffix_v, values, place),
         out=state.out.at[at_slot, at_lane, place].set(token, mode="drop"),
         logps=state.logps.at[at_slot, at_lane, place].set(logp, mode="drop"),
         token=jnp.where(state.active, token, state.token),
         count=count,
         active=state.active & ~stopped & (count < state.limit),
     )
+
+
+def _written(cache: Array, new: Array, place: Array) -> Array:
+    """cache [L, P, n, K, U, Dh] with new [L, P, n, K, Dh] at position `place` [P, n]; positions beyond U nowhere."""
+    slot, lane = jnp.indices(place.shape)
+    new = jnp.moveaxis(new, 0, 2).astype(cache.dtype)  # [P, n, L, K, Dh]: the order that indexing gives
+    return cache.at[:, slot, lane, :, place].set(new, mode="drop")
 
 
 def decode_block(params: Params, config: DecoderConfig, state: DecodeState, seed: Array, stop_ids: Array,

@@ -37,7 +37,7 @@ class BradleyTerryScorer:
         self.name, self.fingerprint = name, fingerprint
         self.failures: Counter[str] = Counter()
         self._params, self._renderer = params, renderer
-        self._compute = Compute(config)
+        self._compute = Compute(config, mesh=mesh)
         self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
     def _check(self, config: DecoderConfig) -> None:

@@ -103,7 +103,8 @@ class PairwiseScorer:
         self.failures: Counter[str] = Counter()
         self.disagreements = 0
         self._params, self._renderer = params, renderer
-        self._compute, self._letters, self._mass = Compute(config), letter_ids(renderer), min_letter_mass
+        self._compute = Compute(config, mesh=mesh)
+        self._letters, self._mass = letter_ids(renderer), min_letter_mass
         self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
     def _outputs(self, params: Params, batch: Any) -> Any:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from rlhf_jax import losses
 from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.losses import PairLogps, PreferenceLoss, Term, TokenStats
 from rlhf_jax.models import DecoderConfig, Params, output_head, packed_forward, score_heads
+from rlhf_jax.parallel import constrainer
 
 
 class Metrics(NamedTuple):
@@ -41,18 +43,27 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How the model is run inside an objective: shape, recomputation, logits chunk and activation sharding."""
+    """How the model is run inside an objective: shape, recomputation, logits chunk, and the mesh it runs on.
+
+    The mesh decides how activations are sharded, and which attention is quickest there.
+    """
 
     config: DecoderConfig
     remat: str = "none"
     logits_chunk: int = 256
-    constrain: Any = None
+    mesh: Mesh | None = None
 
     def hidden(self, params: Params, batch: PackedBatch) -> Array:
         """[B, T, D] hidden states of the rows."""
-        options = {} if self.constrain is None else {"constrain": self.constrain}
+        options = {} if self.mesh is None else {"constrain": constrainer(self.mesh)}
         return packed_forward(params, self.config, batch.tokens, batch.positions, batch.group_ids, batch.branch_ids,
-                              remat=self.remat, **options)
+                              remat=self.remat, block=self._block(batch.tokens.shape[1]), **options)
+
+    def _block(self, length: int) -> int | None:
+        """Size of attention blocks: of use on one CPU device, where whole rows are slow and loops are cheap."""
+        if self.mesh is None or self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
+            return None
+        return next((size for size in (64, 32) if length % size == 0 and length > size), None)
 
     @property
     def vocabulary(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Context:
     def logps_map(self, config: DecoderConfig) -> PackedMap:
         """Log-probs of groups under a model of this shape."""
         if config not in self._logps_maps:
-            self._logps_maps[config] = logps_map(Compute(config), self.mesh)
+            self._logps_maps[config] = logps_map(Compute(config, mesh=self.mesh), self.mesh)
         return self._logps_maps[config]
 
     def sampler(self, config: DecoderConfig, sampling: SamplingConfig, checkpoint: Checkpoint, dtype: str) -> Sampler:

@@ -165,7 +165,7 @@ def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]
         finite = all(score is not None and math.isfinite(score) for score in scores)
         return Finding("step 0", "ok" if finite else "fail", f"scores of {rows}: "
                        + ", ".join("none" if score is None else f"{score:.3f}" for score in scores[:4]))
-    logps = np.concatenate([x for group in logps_map(Compute(config), mesh)(params, groups) for x in group])
+    logps = np.concatenate([x for group in logps_map(Compute(config, mesh=mesh), mesh)(params, groups) for x in group])
     loss, chance = float(-np.mean(logps)), math.log(config.vocab_size)
     seen = f"loss {loss:.3f} nats a token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
     if not math.isfinite(loss) or loss > chance:

@@ -126,8 +126,9 @@ def sample(context: Context, name: str, policy: Policy, prompts: Sequence[Prompt
         config = policy.checkpoint.config
         sampler = context.sampler(config, sampling, policy.checkpoint, dtype)
         params = policy.checkpoint.params(context.mesh)
-        return sample_stage(folder, sampler=sampler, compute=Compute(config), params=params, prompts=prompts,
-                            dtype=jnp.dtype(dtype), shard_size=shard_size, progress=context.progress(name))
+        return sample_stage(folder, sampler=sampler, compute=Compute(config, mesh=context.mesh),
+                            params=params, prompts=prompts, dtype=jnp.dtype(dtype), shard_size=shard_size,
+                            progress=context.progress(name))
 
     return context.run.stage(name, inputs, body)
 

@@ -31,7 +31,6 @@ from rlhf_jax.models import (
     with_lora,
 )
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.parallel import constrainer
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
@@ -52,7 +51,7 @@ class Setting:
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
     """How objectives run this model."""
-    return Compute(config, train.remat, train.logits_chunk, constrainer(mesh))
+    return Compute(config, train.remat, train.logits_chunk, mesh)
 
 
 def _adapted(trained: Params, frozen: Params, scale: float) -> Params:

@@ -140,7 +140,7 @@ def run_generate(command: GenerateCommand, context: Context) -> Stage:
 
     def body(folder: Path) -> Mapping[str, Any]:
         sampler = context.sampler(data.checkpoint.config, sampling, data.checkpoint, command.dtype)
-        report = sample_stage(folder, sampler=sampler, compute=Compute(data.checkpoint.config),
+        report = sample_stage(folder, sampler=sampler, compute=Compute(data.checkpoint.config, mesh=context.mesh),
                               params=data.checkpoint.params(context.mesh), prompts=data.groups,
                               dtype=jnp.dtype(command.dtype), shard_size=command.shard_size,
                               progress=context.progress("generate"))

@@ -99,11 +99,16 @@ def test_graded_rows_as_preferences():
     example = parse_row(row, "preference")
     assert example.pairs == ((1, 0), (1, 2), (0, 2))
     assert example.margins == (2.0, 3.0, 1.0)
-    assert parse_row(row, "preference", ParseOptions(pair_rule="best_worst")).pairs == ((1, 2),)
-    assert parse_row(row, "preference", ParseOptions(min_gap=2.5)).pairs == ((1, 2),)
-    drawn = {parse_row(row, "preference", ParseOptions(pair_rule="best_random", seed=s)).pairs for s in range(20)}
-    assert drawn == {((1, 0),), ((1, 2),)}
+    for options in (ParseOptions(pair_rule="best_worst"), ParseOptions(min_gap=2.5)):
+        one = parse_row(row, "preference", options)
+        assert (one.responses, one.scores, one.pairs) == (("b", "c"), (3.0, 0.0), ((0, 1),))  # "a" is in no pair
+    drawn = [parse_row(row, "preference", ParseOptions(pair_rule="best_random", seed=s)) for s in range(20)]
+    assert {tuple(one.responses[i] for i in one.pairs[0]) for one in drawn} == {("b", "a"), ("b", "c")}
     assert reason({**row, "rewards": [1, 1, 1]}, "preference") == "no_pair"
+    named = {"prompt": "p", "responses": [{"text": t, "score": s, "model": t.upper()} for t, s in zip("abc", (1, 3, 0),
+                                                                                                  strict=True)]}
+    best_worst = parse_row(named, "preference", ParseOptions(pair_rule="best_worst"))
+    assert best_worst.extra["response_models"] == ["B", "C"]
 
 
 def test_unpaired():

@@ -80,7 +80,8 @@ def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_he
     prompt_mask = prompt_mask.at[0, 1, :2].set(False)  # a window has moved past this lane's first tokens
     suffix_mask = jnp.arange(written) < depths[..., None]
     rule = {"scale": 0.4, "softcap": softcap}
-    out = decode_attention(q, k, v, prompt_k, prompt_v, prompt_mask, suffix_k, suffix_v, suffix_mask, **rule)
+    caches = [jnp.swapaxes(x, -2, -3) for x in (prompt_k, prompt_v, suffix_k, suffix_v)]  # heads before positions
+    out = decode_attention(q, k, v, *caches[:2], prompt_mask, *caches[2:], suffix_mask, **rule)
     for p in range(prompts):
         for n in range(lanes):
             keys, values = (jnp.concatenate([a[p], b[p, n], c[p, n][None]])[None] for a, b, c in (

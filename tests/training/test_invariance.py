@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import init_params, param_specs
-from rlhf_jax.parallel import MeshConfig, constrainer, make_mesh, param_shardings
+from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Compute, Preference
@@ -31,7 +31,7 @@ class Case:
                             warmup_steps=0, max_steps=2, num_train_epochs=2, max_grad_norm=0)
         self.mesh, self.shardings = mesh, param_shardings(config, mesh)
         self.plan = make_plan(groups, train, mesh, reference=reference)
-        self.objective = Preference(Compute(config, constrain=constrainer(mesh)), LOSS)
+        self.objective = Preference(Compute(config, mesh=mesh), LOSS)
         schedule = make_schedule(train, 2)
         optimizer = make_optimizer(train, schedule, param_specs(config))
         params = init_params(jax.random.key(0), config)

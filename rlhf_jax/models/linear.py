@@ -1,0 +1,40 @@
+"""The matrix products of the decoder: plain weights and weights with a low-rank update."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from rlhf_jax.models.lora import LoraWeight
+
+
+def dense(x: Array, weight: Array | LoraWeight, inputs: int = 1) -> Array:
+    """Contracts the last `inputs` axes of x with the first `inputs` axes of the weight; low-rank update included."""
+    if isinstance(weight, LoraWeight):
+        low = jnp.tensordot(x, weight.a, axes=inputs) * weight.scale.astype(x.dtype)
+        return jnp.tensordot(x, weight.base, axes=inputs) + jnp.tensordot(low, weight.b, axes=1)
+    return _product(x, weight, inputs)
+
+
+def _product(x: Array, weight: Array, inputs: int) -> Array:
+    @jax.custom_vjp
+    def product(x: Array, weight: Array) -> Array:
+        return jnp.tensordot(x, weight, axes=inputs)
+
+    def forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+        return jnp.tensordot(x, weight, axes=inputs), (x, weight)
+
+    def backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+        x, weight = saved
+        x, grad = jax.lax.platform_dependent(x, grad, cpu=lambda *pair: jax.lax.optimization_barrier(pair),
+                                             default=lambda *pair: pair)
+        rows = tuple(range(x.ndim - inputs))
+        outputs = weight.ndim - inputs
+        to_x = jnp.tensordot(grad, weight, axes=(tuple(range(-outputs, 0)), tuple(range(inputs, weight.ndim))))
+        return to_x, jax.lax.dot_general(x, grad, ((rows, rows), ((), ())))
+
+    # XLA for CPUs otherwise fuses what made x or the gradient with a transposition for the weight's gradient and writes
+    # it out column by column, which costs as much as the product itself (benchmarks/README.md)
+    product.defvjp(forward, backward)
+    return product(x, weight)
