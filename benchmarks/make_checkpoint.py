@@ -5,7 +5,6 @@
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
@@ -39,8 +38,8 @@ def main():
     params = cast(init_params(jax.random.key(0), config), args.dtype)
     save_hf(folder / "lm", params, config, tokenizer_from=folder / "tokenizer")
     scored = dataclasses.replace(config, num_labels=1)
-    save_hf(folder / "rm", as_classifier(params, jax.random.key(1), scored), scored, tokenizer_from=folder / "tokenizer")
-    (folder / "shape.json").write_text(json.dumps(SHAPES[args.shape]))
+    params = as_classifier(params, jax.random.key(1), scored)
+    save_hf(folder / "rm", params, scored, tokenizer_from=folder / "tokenizer")
 
 
 if __name__ == "__main__":

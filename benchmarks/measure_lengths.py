@@ -1,9 +1,9 @@
 """Writes lengths.json: token counts of real preference pairs, so that the benchmarks need no data set.
 
-    python benchmarks/measure_lengths.py --tokenizer LLAMA3_FOLDER --hh helpful_train.jsonl.gz --graded alpacaeval_graded.jsonl.gz
+    python benchmarks/measure_lengths.py --tokenizer LLAMA3_FOLDER --hh helpful_train.jsonl.gz --graded graded.jsonl.gz
 
-[prompt, chosen, rejected] of Anthropic's helpful dialogues (the last answers differ), and of the best and the worst graded
-answer to AlpacaEval's instructions. Responses count their stop token.
+[prompt, chosen, rejected] of Anthropic's helpful dialogues (the last answers differ), and of the best and the worst
+graded answer to AlpacaEval's instructions. Responses count their stop token.
 """
 
 import argparse

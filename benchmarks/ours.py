@@ -25,7 +25,7 @@ config = read_config(folder)
 dtype = jnp.dtype(args.dtype)
 VERSIONS = work.versions("rlhf_jax", "jax", "jaxlib", "flax", "optax")
 LARGE = args.shape in ("1b", "8b")
-REMAT, SLOTS, BLOCK = ("full", 32, 64) if LARGE else ("none", 8, 16)
+REMAT, SLOTS, BLOCK = ("full", 32, 64) if LARGE else ("none", 16, 8)
 
 
 def memory():
@@ -43,7 +43,7 @@ def group(name, prompt, responses, chosen=True):
 
 
 def training():
-    """A step as `fit` runs it, packing included and nothing overlapped; for DPO the reference's pass over the batch too."""
+    """A step as `fit` runs it, packing included and nothing overlapped; for DPO the reference's pass over it too."""
     data = work.pairs(args.shape, args.batch * args.steps, args.longest)
     k = 1 if args.task == "sft" else 2
     groups = [group(str(i), p, r[:k], k == 2) for i, (p, *r) in enumerate(data)]

@@ -18,8 +18,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WARM_UP = 2
-WORKERS = {"ours": "ours.py", "torch": "torch_peers.py", "tunix": "tunix_peer.py"}
-TUNIX_TASKS = ("dpo", "generate")
+WORKERS = {"ours": "ours.py", "torch": "torch_peers.py"}
+QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
+         "TRANSFORMERS_VERBOSITY": "error"}
 
 
 class Worker:
@@ -55,8 +56,8 @@ class Worker:
 
 
 def machine():
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-               platform.processor())
+    about = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), platform.processor())
     return {"cpu": cpu, "cores": os.cpu_count()}
 
 
@@ -66,16 +67,15 @@ def main():
     parser.add_argument("--shape", required=True)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--torch", help="python with torch and trl")
-    parser.add_argument("--tunix", help="python with google-tunix")
     parser.add_argument("--checkpoints", type=Path, default=HERE.parent / "runs" / "bench")
     parser.add_argument("--output", type=Path, required=True, help="file the lines are added to")
     args, rest = parser.parse_known_args()
     subprocess.run([sys.executable, str(HERE / "make_checkpoint.py"), "--shape", args.shape, "--output",
                     str(args.checkpoints)], check=True)
-    pythons = {"ours": sys.executable, "torch": args.torch, "tunix": args.tunix if args.task in TUNIX_TASKS else None}
+    pythons = {"ours": sys.executable, "torch": args.torch}
     command = [args.task, "--shape", args.shape, "--checkpoints", str(args.checkpoints.resolve()), "--steps",
                str(args.steps), *rest]
-    workers = [Worker(name, python, command, dict(os.environ)) for name, python in pythons.items() if python]
+    workers = [Worker(name, python, command, {**os.environ, **QUIET}) for name, python in pythons.items() if python]
     for i in range(args.steps):
         for worker in workers[:: 1 if i % 2 else -1]:
             worker.step()

@@ -4,14 +4,10 @@ import tempfile
 import time
 import warnings
 
+import datasets
 import torch
 import work
-
-args = work.arguments(["dpo", "rm", "sft", "generate", "score"])
-warnings.simplefilter("ignore")
-
-import datasets  # noqa: E402
-from transformers import (  # noqa: E402
+from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,6 +15,8 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
+args = work.arguments(["dpo", "rm", "sft", "generate", "score"])
+warnings.simplefilter("ignore")
 datasets.disable_progress_bars()
 set_seed(0)
 FOLDER = args.checkpoints / args.shape
@@ -69,7 +67,8 @@ def train():
     tokens = [sum(map(work.useful, counted[i * args.batch : (i + 1) * args.batch])) for i in range(args.steps + 1)]
     tokenizer = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
     common = {"output_dir": tempfile.mkdtemp(), "max_steps": args.steps + 1, "use_cpu": DEVICE == "cpu",
-              "bf16": args.dtype == "bfloat16", "gradient_checkpointing": args.shape in ("1b", "8b"), "report_to": "none",
+              "bf16": args.dtype == "bfloat16", "gradient_checkpointing": args.shape in ("1b", "8b"),
+              "report_to": "none",
               "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-5,
               "lr_scheduler_type": "constant", "dataloader_pin_memory": False, "max_length": args.longest + 8,
               "per_device_train_batch_size": min(args.batch, 8), "gradient_accumulation_steps": -(-args.batch // 8)}
@@ -89,6 +88,7 @@ def train():
         rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
         model = causal()
         common |= {"packing": False}
+
     class InOrder(Trainer):  # the same pairs a step as the other workers
         def _get_train_sampler(self, *_, **__):
             return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -105,19 +105,15 @@ def generating():
     model, stops = causal().eval(), work.stop_ids(args.shape, args.mean)
 
     def step(i):
-        new = 0
         prompts = [p for p, _, _ in data[i * args.batch : (i + 1) * args.batch]]
-        for at in range(0, len(prompts), 8):
-            some = prompts[at : at + 8]
-            width = max(map(len, some))
-            ids = torch.tensor([[0] * (width - len(p)) + p for p in some], device=DEVICE)
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=DEVICE)
-            with torch.no_grad():
-                out = model.generate(ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                     num_return_sequences=args.n, max_new_tokens=args.new, eos_token_id=stops,
-                                     pad_token_id=0)
-            new += int((out[:, width:] != 0).sum())
-        return new, {}
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
+        with torch.no_grad():
+            out = model.generate(ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                                 num_return_sequences=args.n, max_new_tokens=args.new, eos_token_id=stops,
+                                 pad_token_id=0)
+        return int((out[:, width:] != 0).sum()), {}
 
     return step
 

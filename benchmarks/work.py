@@ -15,16 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("WANDB_MODE", "disabled")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
 SHAPES = {
     "small": {"vocab_size": 4096, "embed": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "mlp": 768},
     "medium": {"vocab_size": 32000, "embed": 384, "layers": 6, "heads": 6, "kv_heads": 2, "head_dim": 64, "mlp": 1024},
     "1b": {"vocab_size": 128256, "embed": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "head_dim": 64, "mlp": 8192},
-    "8b": {"vocab_size": 128256, "embed": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128, "mlp": 14336},
+    "8b": {"vocab_size": 128256, "embed": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128,
+           "mlp": 14336},
 }
 """name -> sizes of a Llama. `small` and `medium` are for two CPU cores, the others for an accelerator."""
 

@@ -91,25 +91,31 @@ def decode_attention(
 
     Args:
       q: [P, n, H, Dh], k, v: [P, n, K, Dh] of the new tokens.
-      prompt_k, prompt_v: [P, K, S, Dh]. prompt_mask: [P, n, S] bool.
-      suffix_k, suffix_v: [P, n, K, U, Dh]. suffix_mask: [P, n, U] bool.
+      prompt_k: [P, K, Dh, S]. prompt_v: [P, K, S, Dh]. prompt_mask: [P, n, S] bool.
+      suffix_k: [P, n, K, Dh, U]. suffix_v: [P, n, K, U, Dh]. suffix_mask: [P, n, U] bool.
       scale, softcap: of the scores.
 
     Returns:
       [P, n, H, Dh].
     """
     prompts, lanes, heads, head_dim = q.shape
-    kv_heads, slots = k.shape[2], prompt_k.shape[2]
+    kv_heads, slots = k.shape[2], prompt_k.shape[3]
     q = q.reshape(prompts, lanes, kv_heads, heads // kv_heads, head_dim) * jnp.asarray(scale, q.dtype)
     wide = jnp.float32
-    on_prompt = capped(jnp.einsum("pnkgd,pksd->pnkgs", q, prompt_k, preferred_element_type=wide), softcap)
-    on_suffix = capped(jnp.einsum("pnkgd,pnkud->pnkgu", q, suffix_k, preferred_element_type=wide), softcap)
+
+    def by_head(x: Array) -> Array:  # [P, n, K, G, ...] -> [P, K, n G, ...]: all lanes read their prompt at once
+        return jnp.swapaxes(x, 1, 2).reshape(prompts, kv_heads, -1, x.shape[-1])
+
+    def by_lane(x: Array) -> Array:
+        return jnp.swapaxes(x.reshape(prompts, kv_heads, lanes, -1, x.shape[-1]), 1, 2)
+
+    on_prompt = capped(by_lane(jnp.matmul(by_head(q), prompt_k, preferred_element_type=wide)), softcap)
+    on_suffix = capped(jnp.matmul(q, suffix_k, preferred_element_type=wide), softcap)
     on_self = capped(jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide), softcap)
     on_prompt = jnp.where(prompt_mask[:, :, None, None], on_prompt, _MASKED)
     on_suffix = jnp.where(suffix_mask[:, :, None, None], on_suffix, _MASKED)
     probs = jax.nn.softmax(jnp.concatenate([on_prompt, on_suffix, on_self[..., None]], axis=-1), axis=-1)
     probs = probs.astype(v.dtype)
-    out = jnp.einsum("pnkgs,pksd->pnkgd", probs[..., :slots], prompt_v)
-    out += jnp.einsum("pnkgu,pnkud->pnkgd", probs[..., slots:-1], suffix_v)
+    out = by_lane(by_head(probs[..., :slots]) @ prompt_v) + probs[..., slots:-1] @ suffix_v
     out += probs[..., -1:] * v[:, :, :, None]
     return out.reshape(prompts, lanes, heads, head_dim)

@@ -1,6 +1,6 @@
 """Sampling: prefill and decode over the trainer's own tree, and the batch engine that feeds them."""
 
-from rlhf_jax.sampling.engine import Sampler, SamplingConfig, prompt_capacity, prompt_hash, shape_settings
+from rlhf_jax.sampling.engine import Sampler, SamplingConfig, prompt_hash, rounded_up, shape_settings
 from rlhf_jax.sampling.rules import Rules, sample_token
 
-__all__ = ["Rules", "Sampler", "SamplingConfig", "prompt_capacity", "prompt_hash", "sample_token", "shape_settings"]
+__all__ = ["Rules", "Sampler", "SamplingConfig", "prompt_hash", "rounded_up", "sample_token", "shape_settings"]

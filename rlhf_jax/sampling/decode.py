@@ -8,7 +8,7 @@ token, so that drawing the first token of a response is no special case.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,8 @@ from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 class DecodeState:
     """All that decoding carries. P slots, n lanes, S prompt capacity, U response capacity.
 
-    prompt_k, prompt_v: [L, P, K, S, Dh]. suffix_k, suffix_v: [L, P, n, K, U, Dh]: a head's keys lie together, as the
-      products with them read them.
+    prompt_k: [L, P, K, Dh, S]. prompt_v: [L, P, K, S, Dh]. suffix_k: [L, P, n, K, Dh, U].
+    suffix_v: [L, P, n, K, U, Dh]. Laid out as the products with them read them.
     prompt_length: [P] tokens in the prompt cache (the prompt less its last token). prompt_hash: [P] uint32.
     sample: [P, n] index of the sample a lane works on. token: [P, n] next token to feed.
     count: [P, n] tokens generated. limit: [P, n] the most it may generate. active: [P, n] bool.
@@ -75,10 +75,11 @@ def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: 
     c = config
     prompt = jnp.zeros((c.layers, slots, c.kv_heads, prompt_capacity, c.head_dim), dtype)
     suffix = jnp.zeros((c.layers, slots, lanes, c.kv_heads, response_capacity, c.head_dim), dtype)
+    prompt_k, suffix_k = jnp.swapaxes(prompt, -1, -2), jnp.swapaxes(suffix, -1, -2)
     zeros = jnp.zeros((slots, lanes), jnp.int32)
     floats = jnp.zeros((slots, lanes), jnp.float32)
     return DecodeState(
-        prompt_k=prompt, prompt_v=prompt, suffix_k=suffix, suffix_v=suffix,
+        prompt_k=prompt_k, prompt_v=prompt, suffix_k=suffix_k, suffix_v=suffix,
         prompt_length=jnp.zeros(slots, jnp.int32), prompt_hash=jnp.zeros(slots, jnp.uint32),
         sample=zeros, token=zeros, count=zeros, limit=zeros, active=jnp.zeros((slots, lanes), bool),
         out=jnp.zeros((slots, lanes, response_capacity), jnp.int32),
@@ -88,10 +89,13 @@ def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: 
 
 
 def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: Refill) -> DecodeState:
-    """Computes the keys and values of new prompts into their slots and restarts lanes."""
+    """Computes the keys and values of new prompts into their slots and restarts lanes.
+
+    `refill.tokens` may be narrower than the slots are deep: as wide as the longest of these prompts needs.
+    """
     tokens = refill.tokens[:, :-1]  # the prompt cache holds all but the last token, which the lanes feed
-    count, capacity = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(capacity), (count, capacity))
+    count, width = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(width), (count, width))
     present = (positions < refill.lengths[:, None] - 1).astype(jnp.int32)
     masks = [packed_mask(present, jnp.zeros_like(present), positions, window) for window in (config.window, None)]
 
@@ -99,19 +103,27 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
         del cache
         return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
 
-    _, (keys, values) = forward(params, config, tokens, positions, attend)
+    _, (keys, values) = forward(params, config, tokens, positions, attend)  # [L, F, width, K, Dh]
+    keys, values = jnp.transpose(keys, (0, 1, 3, 4, 2)), jnp.swapaxes(values, 2, 3)
+    new_k, new_v = (x.astype(state.prompt_k.dtype) for x in (keys, values))
+    state = dataclasses.replace(
+        state,
+        prompt_k=state.prompt_k.at[:, refill.slots, :, :, :width].set(new_k, mode="drop"),
+        prompt_v=state.prompt_v.at[:, refill.slots, :, :width].set(new_v, mode="drop"),
+        prompt_length=state.prompt_length.at[refill.slots].set(refill.lengths - 1, mode="drop"),
+        prompt_hash=state.prompt_hash.at[refill.slots].set(refill.hashes, mode="drop"),
+    )
+    return restart(state, refill)
 
-    keys, values = (jnp.swapaxes(x, 2, 3).astype(state.prompt_k.dtype) for x in (keys, values))
+
+def restart(state: DecodeState, refill: Refill) -> DecodeState:
+    """Lanes begin new samples of the prompts their slots hold; nothing is computed."""
 
     def lanes(new: Array, old: Array) -> Array:
         return jnp.where(refill.restart, new, old)
 
     return dataclasses.replace(
         state,
-        prompt_k=state.prompt_k.at[:, refill.slots].set(keys, mode="drop"),
-        prompt_v=state.prompt_v.at[:, refill.slots].set(values, mode="drop"),
-        prompt_length=state.prompt_length.at[refill.slots].set(refill.lengths - 1, mode="drop"),
-        prompt_hash=state.prompt_hash.at[refill.slots].set(refill.hashes, mode="drop"),
         sample=lanes(refill.sample, state.sample),
         token=lanes(refill.last_token[:, None], state.token),
         count=lanes(jnp.zeros_like(state.count), state.count),
@@ -121,23 +133,31 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
     )
 
 
-def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed: Array, stop_ids: Array
+class View(NamedTuple):
+    """How much of the caches a block of decoding looks at: no prompt is longer, no lane will have written more."""
+
+    prompt: int
+    suffix: int
+
+
+def _decode_one(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array
                 ) -> DecodeState:
     """Every active lane takes one token."""
     slots, lanes, capacity = state.out.shape
-    prompt_capacity = state.prompt_k.shape[3]
     position = state.prompt_length[:, None] + state.count  # [P, n]
-    on_prompt = jnp.arange(prompt_capacity) < state.prompt_length[:, None]  # [P, S]
-    on_suffix = jnp.arange(capacity) < state.count[..., None]  # [P, n, U]
-    full = jnp.broadcast_to(on_prompt[:, None], (slots, lanes, prompt_capacity)), on_suffix
+    on_prompt = jnp.arange(view.prompt) < state.prompt_length[:, None]  # [P, S]
+    on_suffix = jnp.arange(view.suffix) < state.count[..., None]  # [P, n, U]
+    full = jnp.broadcast_to(on_prompt[:, None], (slots, lanes, view.prompt)), on_suffix
     windowed = full if config.window is None else (
-        full[0] & (position[..., None] - jnp.arange(prompt_capacity) < config.window),
-        full[1] & (state.count[..., None] - jnp.arange(capacity) < config.window))
+        full[0] & (position[..., None] - jnp.arange(view.prompt) < config.window),
+        full[1] & (state.count[..., None] - jnp.arange(view.suffix) < config.window))
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         on_prompt, on_suffix = of_kind(local, windowed, full)
-        out = decode_attention(q, k, v, cache[0], cache[1], on_prompt, cache[2], cache[3], on_suffix,
-                               **score_rule(config))
+        prompt_k, prompt_v, suffix_k, suffix_v = cache
+        out = decode_attention(
+            q, k, v, prompt_k[..., : view.prompt], prompt_v[..., : view.prompt, :], on_prompt,
+            suffix_k[..., : view.suffix], suffix_v[..., : view.suffix, :], on_suffix, **score_rule(config))
         return out, (k, v)
 
     cache = (state.prompt_k, state.prompt_v, state.suffix_k, state.suffix_v)
@@ -149,12 +169,14 @@ def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed:
 
     at_slot, at_lane = jnp.arange(slots)[:, None], jnp.arange(lanes)[None]
     place = jnp.where(state.active, state.count, capacity)  # idle lanes write nowhere
+    new_k, new_v = (jnp.moveaxis(x, 0, 2).astype(state.suffix_k.dtype) for x in (keys, values))
     count = state.count + state.active.astype(jnp.int32)
     stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
     return dataclasses.replace(
         state,
-        suffix_k=_written(state.suffix_k, keys, place),
-        suffix_v=_written(state.suffix_v, values, place),
+        # the order that indexing gives: [P, n, L, K, Dh]
+        suffix_k=state.suffix_k.at[:, at_slot, at_lane, :, :, place].set(new_k, mode="drop"),
+        suffix_v=state.suffix_v.at[:, at_slot, at_lane, :, place].set(new_v, mode="drop"),
         out=state.out.at[at_slot, at_lane, place].set(token, mode="drop"),
         logps=state.logps.at[at_slot, at_lane, place].set(logp, mode="drop"),
         token=jnp.where(state.active, token, state.token),
@@ -163,18 +185,12 @@ def _decode_one(params: Params, config: DecoderConfig, state: DecodeState, seed:
     )
 
 
-def _written(cache: Array, new: Array, place: Array) -> Array:
-    """cache [L, P, n, K, U, Dh] with new [L, P, n, K, Dh] at position `place` [P, n]; positions beyond U nowhere."""
-    slot, lane = jnp.indices(place.shape)
-    new = jnp.moveaxis(new, 0, 2).astype(cache.dtype)  # [P, n, L, K, Dh]: the order that indexing gives
-    return cache.at[:, slot, lane, :, place].set(new, mode="drop")
-
-
-def decode_block(params: Params, config: DecoderConfig, state: DecodeState, seed: Array, stop_ids: Array,
+def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
                  steps: int) -> DecodeState:
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
+      view: of the caches, at least as deep as any lane gets within these steps.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
     """
 
@@ -182,6 +198,6 @@ def decode_block(params: Params, config: DecoderConfig, state: DecodeState, seed
         return (carry[0] < steps) & jnp.any(carry[1].active)
 
     def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, _decode_one(params, config, carry[1], seed, stop_ids)
+        return carry[0] + 1, _decode_one(params, config, view, carry[1], seed, stop_ids)
 
     return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state))[1]

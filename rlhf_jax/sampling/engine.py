@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.parallel import batch_ways
-from rlhf_jax.sampling.decode import DecodeState, Refill, decode_block, empty_state, prefill
+from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -79,9 +79,13 @@ def shape_settings(sampling: SamplingConfig) -> SamplingConfig:
     return dataclasses.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_strings=(), seed=0)
 
 
-def prompt_capacity(longest: int) -> int:
-    """Tokens a prompt slot holds for prompts of at most `longest`: a power of two, so that few sizes occur."""
-    return max(16, 1 << (longest - 1).bit_length())
+def rounded_up(tokens: int) -> int:
+    """The next power of two, 16 at least: the depth of a cache that holds so many tokens, so that few sizes occur."""
+    return max(16, 1 << max(tokens - 1, 0).bit_length())
+
+
+LEAST_VIEW = 64
+"""Looking less deep than this into a cache saves nothing worth another program."""
 
 
 def prompt_hash(prompt_id: str) -> int:
@@ -100,7 +104,8 @@ class _Slot:
 
 
 class Sampler:
-    """Samples n continuations of many prompts. Compiles one prefill and one decode program, whatever the data.
+    """Samples n continuations of many prompts. Compiles a prefill and a decode program for each power of two of
+    prompt length and depth that occurs, whatever the data.
 
     Args:
       config: of the policy. sampling: settings. stop_ids: token ids that end a response.
@@ -121,7 +126,9 @@ class Sampler:
         self._seed = jax.random.key(sampling.seed)
         shard = self._shardings()
         self._prefill = jax.jit(partial(_prefill, config), donate_argnums=1, out_shardings=shard)
-        self._decode = jax.jit(partial(_decode, config, sampling.block), donate_argnums=1, out_shardings=shard)
+        self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
+        self._decode = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
+                               out_shardings=shard)
 
     def _shardings(self) -> DecodeState:
         by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
@@ -156,22 +163,31 @@ class Sampler:
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
                        self.sampling.max_new_tokens, self._dtype)
         state = jax.jit(make, out_shardings=self._shardings())()
-        queue = deque(range(len(prompts)))
+        # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
+        queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
+        depth = 0  # the most that a lane at work has written
         while queue or any(slots):
             while (refill := self._refill(prompts, queue, slots, capacity)) is not None:
-                state = self._prefill(params, state, refill)
-            state = self._decode(params, state, self._seed, self._stop)
-            self._collect(state, slots, prompts)
+                state = self._prefill(params, state, refill) if refill.tokens.size else self._restart(state, refill)
+            view = self._view(slots, prompts, capacity, depth)
+            state = self._decode(view, params, state, self._seed, self._stop)
+            depth = self._collect(state, slots, prompts)
             for place, slot in enumerate(slots):
                 if slot is not None and len(slot.done) == self.sampling.num_generations:
                     responses = tuple(slot.done[i] for i in range(self.sampling.num_generations))
                     yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
                     slots[place] = None
 
+    def _view(self, slots: Iterable[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
+        """How deep the next block looks into the caches: few sizes, so that few programs serve all."""
+        longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
+        prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth + self.sampling.block))
+        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens))
+
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
         longest = max(len(p.prompt_ids) for p in prompts)
-        capacity = self.sampling.prompt_length or prompt_capacity(longest)
+        capacity = self.sampling.prompt_length or rounded_up(longest)
         if longest > capacity:
             raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
                              "drop long prompts with max_prompt_length")
@@ -185,17 +201,20 @@ class Sampler:
                 ) -> Refill | None:
         """Gives free slots new prompts (a prefill's worth at a time) and idle lanes their prompt's next sample.
 
-        None where nothing is worth doing yet.
+        `tokens` is as wide as these prompts need, and empty where lanes alone restart. None where nothing is worth
+        doing yet.
         """
         free = [place for place, slot in enumerate(slots) if slot is None]
         busy = len(slots) - len(free)
         if len(free) < self._prefill_rows and busy and len(free) < len(queue):
             free = []  # wait until a whole prefill can be filled
-        tokens = np.zeros((self._prefill_rows, capacity), np.int32)
         lengths, hashes = np.ones(self._prefill_rows, np.int32), np.zeros(self._prefill_rows, np.uint32)
         places = np.full(self._prefill_rows, len(slots), np.int32)
-        for row, place in enumerate(free[: min(len(queue), self._prefill_rows)]):
-            index = queue.popleft()
+        new = [queue.popleft() for _ in range(min(len(free), len(queue), self._prefill_rows))]
+        longest = max((len(prompts[index].prompt_ids) for index in new), default=0)
+        width = min(max(rounded_up(longest), LEAST_VIEW), capacity) if new else 0
+        tokens = np.zeros((self._prefill_rows, width), np.int32)
+        for row, (place, index) in enumerate(zip(free, new, strict=False)):
             ids = prompts[index].prompt_ids
             slots[place] = _Slot(index, deque(range(self.sampling.num_generations)))
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
@@ -222,19 +241,21 @@ class Sampler:
                     restart[place, lane], sample[place, lane] = True, slot.running[lane]
         return restart, sample
 
-    def _collect(self, state: DecodeState, slots: list[_Slot | None], prompts: Sequence[PromptGroup]) -> None:
-        """Moves what finished lanes wrote to the host."""
+    def _collect(self, state: DecodeState, slots: list[_Slot | None], prompts: Sequence[PromptGroup]) -> int:
+        """Moves what finished lanes wrote to the host; returns the most that a lane still at work has written."""
         active, counts = np.asarray(state.active), np.asarray(state.count)
         ended = [(slot, place, lane) for place, slot in enumerate(slots) if slot is not None
                  for lane in slot.running if not active[place, lane]]
+        depth = int(np.max(np.where(active, counts, 0)))
         if not ended:
-            return
+            return depth
         out, logps = np.asarray(state.out), np.asarray(state.logps)
         for slot, place, lane in ended:
             n = int(counts[place, lane])
             text_of = partial(self.decode_text, prompts[slot.prompt].prompt_ids.tolist())
             ids, values = out[place, lane, :n].copy(), logps[place, lane, :n].copy()
             slot.done[slot.running.pop(lane)] = self._response(ids, values, text_of)
+        return depth
 
     def _response(self, ids: np.ndarray, logps: np.ndarray, text_of: Callable[[Sequence[int]], str]) -> Response:
         stopped = int(ids[-1]) in self._stop
@@ -261,6 +282,6 @@ def _prefill(config: DecoderConfig, params: Params, state: DecodeState, refill: 
     return prefill(params, config, state, refill)
 
 
-def _decode(config: DecoderConfig, steps: int, params: Params, state: DecodeState, seed: Any, stop_ids: Any
+def _decode(config: DecoderConfig, steps: int, view: View, params: Params, state: DecodeState, seed: Any, stop_ids: Any
             ) -> DecodeState:
-    return decode_block(params, config, state, seed, stop_ids, steps)
+    return decode_block(params, config, view, state, seed, stop_ids, steps)

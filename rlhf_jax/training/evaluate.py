@@ -27,12 +27,13 @@ from rlhf_jax.data.packing import (
 from rlhf_jax.losses import token_logps
 from rlhf_jax.models import Params, output_head
 from rlhf_jax.parallel import batch_sharding, batch_ways, replicated
-from rlhf_jax.training.objectives import Compute, Metrics, Objective
+from rlhf_jax.training.objectives import Compute, Metrics, Objective, visits_blocks
 from rlhf_jax.training.step import finish_metrics
 
 Rows = list[list[int]]
 SHORT_ROW = 256
-"""Tokens a group may take in one row before its responses are spread over several (attention costs the square)."""
+"""Tokens a group may take in one row before its responses are spread over several, where attention over a row costs the
+square of its length."""
 
 
 def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape,
@@ -61,11 +62,13 @@ class PackedMap:
         self._compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
         self._cut, self._rows, self._row_length = cut, rows_per_batch * batch_ways(mesh), row_length
         self._shape: RowShape | None = None
+        self._limit = None if visits_blocks(mesh) else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:
         """Per group, in order, one result a response. `progress` gets the number of groups done since its last call."""
-        pieces = [(i, piece) for i, group in enumerate(groups) for piece in split_group(group, SHORT_ROW)]
+        pieces = [(i, piece) for i, group in enumerate(groups)
+                  for piece in (split_group(group, self._limit) if self._limit else [group])]
         split = [piece for _, piece in pieces]
         self._shape = self._grown(split)
         found: dict[int, Any] = {}

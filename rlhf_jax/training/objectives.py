@@ -60,8 +60,8 @@ class Compute:
                               remat=self.remat, block=self._block(batch.tokens.shape[1]), **options)
 
     def _block(self, length: int) -> int | None:
-        """Size of attention blocks: of use on one CPU device, where whole rows are slow and loops are cheap."""
-        if self.mesh is None or self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
+        """Size of attention blocks, None for whole rows."""
+        if self.mesh is None or not visits_blocks(self.mesh):
             return None
         return next((size for size in (64, 32) if length % size == 0 and length > size), None)
 
@@ -80,6 +80,12 @@ class Compute:
         """[B, S, labels] float32 reward-head outputs at each branch's last token."""
         hidden = self.hidden(params, batch)
         return score_heads(params, jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1))
+
+
+def visits_blocks(mesh: Mesh) -> bool:
+    """Whether attention visits only the blocks something is seen in, so that long rows cost little: on one CPU device,
+    where whole rows are slow and loops are cheap."""
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 def slot_sums(values: Array, batch: PackedBatch) -> Array:

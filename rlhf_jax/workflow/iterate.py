@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, save_hf
-from rlhf_jax.sampling import SamplingConfig, prompt_capacity
+from rlhf_jax.sampling import SamplingConfig, rounded_up
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.context import Context
@@ -110,7 +110,7 @@ def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int
 def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup]) -> SamplingConfig:
     """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs."""
     longest = max(len(p.prompt_ids) for p in prompts)
-    capacity = sampling.prompt_length or prompt_capacity(longest)
+    capacity = sampling.prompt_length or rounded_up(longest)
     return dataclasses.replace(sampling, prompt_length=capacity)
 
 

@@ -80,8 +80,9 @@ def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_he
     prompt_mask = prompt_mask.at[0, 1, :2].set(False)  # a window has moved past this lane's first tokens
     suffix_mask = jnp.arange(written) < depths[..., None]
     rule = {"scale": 0.4, "softcap": softcap}
-    caches = [jnp.swapaxes(x, -2, -3) for x in (prompt_k, prompt_v, suffix_k, suffix_v)]  # heads before positions
-    out = decode_attention(q, k, v, *caches[:2], prompt_mask, *caches[2:], suffix_mask, **rule)
+    values = [jnp.swapaxes(x, -2, -3) for x in (prompt_v, suffix_v)]  # heads before positions
+    keys = [jnp.moveaxis(x, -3, -1) for x in (prompt_k, suffix_k)]  # and positions last
+    out = decode_attention(q, k, v, keys[0], values[0], prompt_mask, keys[1], values[1], suffix_mask, **rule)
     for p in range(prompts):
         for n in range(lanes):
             keys, values = (jnp.concatenate([a[p], b[p, n], c[p, n][None]])[None] for a, b, c in (

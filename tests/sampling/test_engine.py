@@ -16,6 +16,7 @@ import pytest
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup
 from rlhf_jax.models import cast
 from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.sampling.decode import View
 from rlhf_jax.training.compiles import count_compiles
 
 
@@ -228,3 +229,22 @@ def test_slots_that_do_not_divide_over_the_devices_are_refused(tiny):
         env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, check=False)
     assert "slots = 4 must be a multiple of the 8 ways" in done.stderr
+
+
+def test_blocks_look_no_deeper_than_the_prompts_and_the_lanes_reach(tiny, config, params):
+    """Long and short prompts, deep and shallow lanes: the views differ, the samples do not."""
+    deep = tiny.make_config(max_position=1024)
+    draws = np.random.default_rng(5)
+    prompts = [PromptGroup(f"p{n}", draws.integers(3, tiny.VOCAB, n).astype(np.int32), ()) for n in (300, 3, 100, 7)]
+    settings = {"num_generations": 2, "max_new_tokens": 150, "block": 40, "slots": 2}
+    together = tiny.make_sampler(deep, stop_ids=(), **settings)
+    views = []
+    look = together._view
+    together._view = lambda *arguments: views.append(look(*arguments)) or views[-1]
+    found = tiny.ids_of(tiny.run(together, params, prompts))
+    assert {view.prompt for view in views} == {64, 511}  # 100 shares its slots with 300, then 7 with 3
+    assert {view.suffix for view in views} == {64, 128, 150}
+    for prompt in prompts:
+        alone = tiny.make_sampler(deep, stop_ids=(), prompt_length=512, **{**settings, "block": 150})
+        alone._view = lambda slots, prompts, capacity, depth: View(capacity - 1, 150)
+        assert tiny.ids_of(tiny.run(alone, params, [prompt])) == {prompt.prompt_id: found[prompt.prompt_id]}
