@@ -71,10 +71,14 @@ def group_length(group: PromptGroup) -> int:
     return len(group.prompt_ids) + sum(len(r.ids) for r in group.responses)
 
 
-def default_row_length(groups: Sequence[PromptGroup], multiple: int = 128) -> int:
-    """The smallest multiple that holds the longest group; attention costs the square of it."""
-    longest = max((group_length(g) for g in groups), default=1)
-    return -(-longest // multiple) * multiple
+def row_length_for(tokens: int) -> int:
+    """The smallest row that holds so many tokens: a multiple of 128, so that few sizes occur and blocks fit."""
+    return -(-tokens // 128) * 128
+
+
+def default_row_length(groups: Sequence[PromptGroup]) -> int:
+    """The smallest row that holds the longest group; attention over whole rows costs the square of it."""
+    return row_length_for(max((group_length(g) for g in groups), default=1))
 
 
 def split_group(group: PromptGroup, limit: int) -> list[PromptGroup]:

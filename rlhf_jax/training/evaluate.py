@@ -20,6 +20,7 @@ from rlhf_jax.data.packing import (
     group_length,
     pack,
     pack_rows,
+    row_length_for,
     row_shape,
     split_group,
     unpack_targets,
@@ -34,6 +35,8 @@ Rows = list[list[int]]
 SHORT_ROW = 256
 """Tokens a group may take in one row before its responses are spread over several, where attention over a row costs the
 square of its length."""
+LONG_ROW = 2048
+"""Tokens of a row where attention visits blocks: one long row at a time then packs best, and no row is empty."""
 
 
 def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape,
@@ -53,16 +56,18 @@ class PackedMap:
     Args:
       fn: (params, batch [B, ...]) -> array [B, M] or [B, S, ...].
       cut: `unpack_targets` or `unpack_slots`, matching what `fn` returns.
-      rows_per_batch: rows each device works on at a time.
+      rows_per_batch: rows each device works on at a time, where attention is over whole rows.
       row_length: tokens of a row; None takes the smallest multiple of 128 that holds every group seen.
     """
 
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
                  rows_per_batch: int = 4, row_length: int | None = None):
         self._compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
-        self._cut, self._rows, self._row_length = cut, rows_per_batch * batch_ways(mesh), row_length
+        blocks = visits_blocks(mesh)
+        self._cut, self._row_length = cut, row_length
+        self._rows = 1 if blocks else rows_per_batch * batch_ways(mesh)
         self._shape: RowShape | None = None
-        self._limit = None if visits_blocks(mesh) else SHORT_ROW
+        self._limit = None if blocks else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:
@@ -83,8 +88,13 @@ class PackedMap:
             parts[index].extend(found[place])
         return parts
 
+    def _packs_best(self, groups: Sequence[PromptGroup]) -> int:
+        """Tokens of a row that these groups fill well."""
+        longest = default_row_length(groups)
+        return longest if self._limit else max(longest, min(LONG_ROW, row_length_for(sum(map(group_length, groups)))))
+
     def _grown(self, groups: Sequence[PromptGroup]) -> RowShape:
-        tokens = self._row_length or max(default_row_length(groups), self._shape.tokens if self._shape else 0)
+        tokens = self._row_length or max(self._packs_best(groups), self._shape.tokens if self._shape else 0)
         needed = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
         if self._shape is None:
             return needed

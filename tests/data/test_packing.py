@@ -12,6 +12,7 @@ from rlhf_jax.data.packing import (
     group_length,
     pack,
     pack_rows,
+    row_length_for,
     row_shape,
     unpack_slots,
     unpack_targets,
@@ -154,7 +155,7 @@ def test_default_row_length_is_the_smallest_multiple_that_holds_the_longest_grou
         return make_groups(1, k=(1, 1), prompt=(1, 1), response=(tokens - 1, tokens - 1))
 
     assert [default_row_length(longest(n)) for n in (5, 128, 129, 256, 257)] == [128, 128, 256, 256, 384]
-    assert default_row_length(longest(5), multiple=4) == 8
+    assert [row_length_for(n) for n in (1, 128, 129)] == [128, 128, 256]
 
 
 def test_rows_beyond_the_data_are_padding(make_groups):
