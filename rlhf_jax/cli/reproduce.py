@@ -15,6 +15,9 @@ from rlhf_jax.cli.run import experiment
 from rlhf_jax.report import aggregate, write_seeds_markdown
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, reseeded
 
+CAVEAT = ("What the control does not separate: the rounds have a learning-rate schedule each where it has one, and end "
+          "at another distance from the start (KL above).")
+
 
 def main() -> None:
     """Runs the seeds that are not done yet and writes the summary from the measured files."""
@@ -37,7 +40,7 @@ def main() -> None:
     text += (f"\nMeasured on {results[-1]['created'][:10]}, {args.seeds} seeds, {platform.machine()} CPU; stages took "
              f"{min(seconds):.0f} to {max(seconds):.0f} s a seed. Versions: "
              + ", ".join(f"{name} {version}" for name, version in results[-1]["versions"].items())
-             + f".\n\nReproduce with `make reproduce SEEDS={args.seeds}`.\n")
+             + f".\n\n{CAVEAT}\n\nReproduce with `make reproduce SEEDS={args.seeds}`.\n")
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(text)
     print(text)

@@ -33,6 +33,30 @@ def _quick_compiles(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def micro_run():
+    """micro_run(train, slots, shard_size, **more): what `iterate` reads for a whole run on a micro world."""
+
+    def make(train, slots, shard_size, **more):
+        sampling = {"num_generations": 2, "max_new_tokens": 8, "slots": slots, "block": slots}
+        return {
+            "world": {"sft_rows": 24, "preference_rows": 16, "prompt_rows": 16, "eval_prompts": 4},
+            "scratch": {"tokenizer": "world:tokenizer", "embed": 16, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 32},
+            "sft": {"data": {"dataset_name": "world:sft"}, "train": train},
+            "reward": {"data": {"dataset_name": "world:preference"}, "train": train,
+                       "eval_data": {"dataset_name": "world:preference_eval"}},
+            "gold": {"kind": "function", "function": "rlhf_jax.data.world:gold_judge"},
+            "prompts": {"dataset_name": "world:prompts"},
+            "loop": {"rounds": 2, "prompts_per_round": 8, "shard_size": shard_size},
+            "sampling": sampling,
+            "dpo": train,
+            "evaluation": {"data": {"dataset_name": "world:eval_prompts"}, "sampling": sampling},
+            **more,
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Folder of a micro world."""
     folder = tmp_path_factory.mktemp("world")

@@ -16,29 +16,14 @@ from rlhf_jax.workflow.experiment_config import ExperimentConfig, reseeded
 pytestmark = pytest.mark.slow
 
 TRAIN = {"train_batch_size": 8, "micro_rows": 2, "row_length": 160, "num_train_epochs": 1, "learning_rate": 1e-3}
-MICRO = {
-    "world": {"sft_rows": 24, "preference_rows": 16, "prompt_rows": 16, "eval_prompts": 4},
-    "scratch": {"tokenizer": "world:tokenizer", "embed": 16, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 32},
-    "sft": {"data": {"dataset_name": "world:sft"}, "train": TRAIN},
-    "reward": {"data": {"dataset_name": "world:preference"}, "eval_data": {"dataset_name": "world:preference_eval"},
-               "train": TRAIN},
-    "gold": {"kind": "function", "function": "rlhf_jax.data.world:gold_judge"},
-    "prompts": {"dataset_name": "world:prompts"},
-    "loop": {"rounds": 2, "prompts_per_round": 8, "shard_size": 4},
-    "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 4, "block": 4},
-    "dpo": TRAIN,
-    "raft": TRAIN,
-    "baselines": ["offline_dpo", "matched_dpo", "raft"],
-    "evaluation": {"data": {"dataset_name": "world:eval_prompts"},
-                   "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 4, "block": 4}},
-}
 LABELS = ["sft", "offline_dpo", "matched_dpo-1", "raft-1", "raft-2", "online-1", "online-2"]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(micro_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiment")
-    (folder / "micro.yaml").write_text(yaml.safe_dump(MICRO))
+    micro = micro_run(TRAIN, slots=4, shard_size=4, raft=TRAIN, baselines=["offline_dpo", "matched_dpo", "raft"])
+    (folder / "micro.yaml").write_text(yaml.safe_dump(micro))
     return parse(ExperimentConfig, "iterate", ["--config", str(folder / "micro.yaml"), "--output_dir",
                                                str(folder / "run")])
 

@@ -23,7 +23,10 @@ from rlhf_jax.parallel import MeshConfig
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.export import export_stage, find_source
 from rlhf_jax.workflow.inspection import inspect_model
+from rlhf_jax.workflow.options import SftOptions
 from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.workflow.stage import run_stage
+from rlhf_jax.workflow.train import Setting, sft_stage
 
 LORA = LoraConfig(2, 4.0, ("q_proj", "down_proj"))
 
@@ -144,3 +147,35 @@ def test_each_fault_is_found_by_its_check(damage, check, verdict, model, lone_me
     shutil.copytree(model, tmp_path / "damaged")
     damage(tmp_path / "damaged")
     assert verdicts(Checkpoint(tmp_path / "damaged"), lone_mesh)[check] == verdict
+
+
+class Killed(Exception):
+    """Stands for the end of a process."""
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, lone_mesh, make_groups, tmp_path):
+    checkpoint = Checkpoint(model)
+    options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2, lora_r=2,
+                         use_peft=use_peft, lora_target_modules=("q_proj",))
+
+    def report(step, steps, metrics):
+        if step == 4:
+            raise Killed
+
+    def body(folder):
+        return sft_stage(folder, options=options, params=checkpoint.params(lone_mesh), config=checkpoint.config,
+                         groups=make_groups(16, 1, k=(1, 1), pairs="none"), tokenizer_from=model, base=str(model),
+                         setting=Setting(lone_mesh, report))
+
+    with pytest.raises(Killed):
+        run_stage(tmp_path / "sft", "sft", {"options": options}, body)
+    found = export(find_source(str(model), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
+    assert found["exported"] == "step 2 of the unfinished training in `sft`"
+    before, after = load_params(model), load_params(tmp_path / "out" / "model")
+    changed = {jax.tree_util.keystr(path) for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True) if not np.array_equal(a, b)}
+    everything = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(before)}
+    assert changed == ({"['layers']['attention']['q']"} if use_peft else everything)
+    with pytest.raises(CheckpointError, match="holds no folder 'checkpoints'"):
+        export(find_source(str(model), None, str(tmp_path / "out")), tmp_path / "again", lone_mesh)

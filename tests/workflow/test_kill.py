@@ -12,21 +12,14 @@ import pytest
 import yaml
 
 TRAIN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 160, "learning_rate": 1e-3, "save_steps": 2}
-CONFIG = {
-    "world": {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 4},
-    "scratch": {"tokenizer": "world:tokenizer", "embed": 16, "layers": 1, "heads": 2, "kv_heads": 1, "mlp": 32},
-    "sft": {"data": {"dataset_name": "world:sft"}, "train": TRAIN},
-    "reward": {"data": {"dataset_name": "world:preference"}, "eval_data": {"dataset_name": "world:preference_eval"},
-               "train": TRAIN},
-    "gold": {"kind": "function", "function": "rlhf_jax.data.world:gold_judge"},
-    "prompts": {"dataset_name": "world:prompts"},
-    "loop": {"rounds": 2, "prompts_per_round": 8, "shard_size": 2},
-    "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 2, "block": 2},
-    "dpo": TRAIN,
-    "evaluation": {"data": {"dataset_name": "world:eval_prompts"},
-                   "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 2, "block": 4}},
-}
+WORLD = {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 4}
 KILLS = 10
+
+
+@pytest.fixture
+def config_file(micro_run, tmp_path):
+    """config.yaml, beside the run folders."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(micro_run(TRAIN, slots=2, shard_size=2, world=WORLD)))
 
 
 def start(folder: Path) -> subprocess.Popen:
@@ -45,8 +38,8 @@ def products(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("config_file")
 def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0, whole.stderr.read()
     begin = time.monotonic()
@@ -73,8 +66,8 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("config_file")
 def test_a_stage_without_its_record_is_done_again_whatever_lies_there(tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     folder = tmp_path / "run"
     first = start(folder)
     assert first.wait() == 0, first.stderr.read()
