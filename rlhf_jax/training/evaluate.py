@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from rlhf_jax.data.packing import (
     group_length,
     pack,
     pack_rows,
-    row_length_for,
     row_shape,
     split_group,
     unpack_targets,
@@ -51,13 +49,14 @@ def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: Ro
 class PackedMap:
     """A packed model function over any number of prompt groups, data-parallel over the mesh.
 
-    Row capacities only ever grow, so later calls on similar data reuse the compiled program.
+    Capacities of a row are powers of two of what a call holds, so calls on similar data share compiled programs; they
+    never depend on earlier calls, so that a run that was killed computes the rest to the same bits.
 
     Args:
       fn: (params, batch [B, ...]) -> array [B, M] or [B, S, ...].
       cut: `unpack_targets` or `unpack_slots`, matching what `fn` returns.
       rows_per_batch: rows each device works on at a time, where attention is over whole rows.
-      row_length: tokens of a row; None takes the smallest multiple of 128 that holds every group seen.
+      row_length: tokens of a row; None takes what the groups of a call fill well.
     """
 
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
@@ -66,7 +65,6 @@ class PackedMap:
         blocks = visits_blocks(mesh)
         self._cut, self._row_length = cut, row_length
         self._rows = 1 if blocks else rows_per_batch * batch_ways(mesh)
-        self._shape: RowShape | None = None
         self._limit = None if blocks else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
@@ -75,10 +73,10 @@ class PackedMap:
         pieces = [(i, piece) for i, group in enumerate(groups)
                   for piece in (split_group(group, self._limit) if self._limit else [group])]
         split = [piece for _, piece in pieces]
-        self._shape = self._grown(split)
+        shape = self._shape(split)
         found: dict[int, Any] = {}
         done = 0
-        for rows, batch in packed_batches(split, self._rows, self._shape):
+        for rows, batch in packed_batches(split, self._rows, shape):
             found |= self._cut(np.asarray(self._compiled(params, batch)), split, rows)
             if progress:
                 before, done = done, len(found) * len(groups) // len(split)
@@ -88,18 +86,16 @@ class PackedMap:
             parts[index].extend(found[place])
         return parts
 
-    def _packs_best(self, groups: Sequence[PromptGroup]) -> int:
-        """Tokens of a row that these groups fill well."""
-        longest = default_row_length(groups)
-        return longest if self._limit else max(longest, min(LONG_ROW, row_length_for(sum(map(group_length, groups)))))
+    def _tokens(self, groups: Sequence[PromptGroup]) -> int:
+        """Length of a row that these groups fill well, a power of two so that few occur."""
+        needed = default_row_length(groups)
+        if self._limit is None:
+            needed = max(needed, min(LONG_ROW, sum(map(group_length, groups))))
+        return 1 << (needed - 1).bit_length()
 
-    def _grown(self, groups: Sequence[PromptGroup]) -> RowShape:
-        tokens = self._row_length or max(self._packs_best(groups), self._shape.tokens if self._shape else 0)
-        needed = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
-        if self._shape is None:
-            return needed
-        return RowShape(*(max(a, b) for a, b in zip(dataclasses.astuple(self._shape), dataclasses.astuple(needed),
-                                                    strict=True)))
+    def _shape(self, groups: Sequence[PromptGroup]) -> RowShape:
+        tokens = self._row_length or self._tokens(groups)
+        return row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
 
 
 def logps_map(compute: Compute, mesh: Mesh, *, rows_per_batch: int = 4, row_length: int | None = None) -> PackedMap:

@@ -105,3 +105,15 @@ def test_refuses_what_is_no_single_output_classifier(other_tokenizer, make_confi
     config = make_config(other_tokenizer, num_labels=labels)
     with pytest.raises(CheckpointError, match=words):
         BradleyTerryScorer(make_params(config), config, Renderer(other_tokenizer), mesh)
+
+
+def test_scores_do_not_depend_on_what_was_scored_before_to_the_bit(make_group, make_config, make_params,
+                                                                   other_tokenizer, mesh):
+    """A run that was killed scores the rest alone, and must write the same bytes."""
+    config = make_config(other_tokenizer, num_labels=1)
+    model = make_params(config), config, Renderer(other_tokenizer, max_length=512, overlong="drop"), mesh
+    few = [make_group("Write about a cat.", *ANSWERS, prompt_id="a")]
+    many = [make_group(f"Tell me about storm {i}, please.", *ANSWERS, prompt_id=str(i)) for i in range(6)]
+    after, alone = BradleyTerryScorer(*model), BradleyTerryScorer(*model)
+    after.score(many)
+    assert after.score(few) == alone.score(few)
