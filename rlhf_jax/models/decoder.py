@@ -145,7 +145,6 @@ def packed_forward(
       over whole rows.
     """
     masks = [packed_mask(group_ids, branch_ids, positions, window) for window in (config.window, None)]
-
     real = group_ids[:, :, None] > 0
     seen: list[Any] = masks if block is None else [find_blocks(mask & real, block) for mask in masks]
     attention_over: Any = attention if block is None else blocked_attention

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AbstractMesh
 from safetensors import safe_open
 
-from rlhf_jax.models import FAMILIES, count_params, param_specs
+from rlhf_jax.models import FAMILIES, DecoderConfig, count_params, param_specs
 from rlhf_jax.models.families import head_kind
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.models.params import is_spec
@@ -74,7 +74,7 @@ def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:
         "stored as": ", ".join(f"{dtype} x {count}" for dtype, count in sorted(_dtypes(files).items())),
         "mesh": ", ".join(f"{axis} {size}" for axis, size in shape.items()) + f" = {devices} device(s)",
     }
-    return Inspection(facts, *differences, memory=_memory(folder, shape))
+    return Inspection(facts, *differences, memory=_memory(config, shape))
 
 
 def _dtypes(files: set[Path]) -> Counter[str]:
@@ -85,9 +85,8 @@ def _dtypes(files: set[Path]) -> Counter[str]:
     return found
 
 
-def _memory(folder: Path, shape: dict[str, int]) -> dict[str, int]:
+def _memory(config: DecoderConfig, shape: dict[str, int]) -> dict[str, int]:
     """Bytes on one device for what a run holds whatever its batch: weights, training state, a cache per token."""
-    config = Checkpoint(folder).config
     shardings = param_shardings(config, AbstractMesh(tuple(shape.values()), tuple(shape)))
     mine = sum(math.prod(sharding.shard_shape(spec.shape)) for spec, sharding in zip(
         jax.tree.leaves(param_specs(config), is_leaf=is_spec), jax.tree.leaves(shardings), strict=True))
