@@ -16,7 +16,8 @@ from flax import struct
 from jax import Array
 
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
-from rlhf_jax.models.attention import attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.attention import KeyValues, attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.sampling.cache import empty_cache, first, write_prompts, write_tokens
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 
@@ -24,18 +25,15 @@ from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 class DecodeState:
     """All that decoding carries. P slots, n lanes, S prompt capacity, U response capacity.
 
-    prompt_k: [L, P, K, Dh, S]. prompt_v: [L, P, K, S, Dh]. suffix_k: [L, P, n, K, Dh, U].
-    suffix_v: [L, P, n, K, U, Dh]. Laid out as the products with them read them.
+    prompt: caches of the prompts, k [L, P, K, Dh, S]. suffix: of the responses, k [L, P, n, K, Dh, U].
     prompt_length: [P] tokens in the prompt cache (the prompt less its last token). prompt_hash: [P] uint32.
     sample: [P, n] index of the sample a lane works on. token: [P, n] next token to feed.
     count: [P, n] tokens generated. limit: [P, n] the most it may generate. active: [P, n] bool.
     out: [P, n, U] generated ids. logps: [P, n, U] float32. rules: arrays [P, n].
     """
 
-    prompt_k: Any
-    prompt_v: Any
-    suffix_k: Any
-    suffix_v: Any
+    prompt: KeyValues
+    suffix: KeyValues
     prompt_length: Any
     prompt_hash: Any
     sample: Any
@@ -72,14 +70,11 @@ class Refill:
 def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: int, response_capacity: int,
                 dtype: Any) -> DecodeState:
     """Nothing running; caches in `dtype`."""
-    c = config
-    prompt = jnp.zeros((c.layers, slots, c.kv_heads, prompt_capacity, c.head_dim), dtype)
-    suffix = jnp.zeros((c.layers, slots, lanes, c.kv_heads, response_capacity, c.head_dim), dtype)
-    prompt_k, suffix_k = jnp.swapaxes(prompt, -1, -2), jnp.swapaxes(suffix, -1, -2)
     zeros = jnp.zeros((slots, lanes), jnp.int32)
     floats = jnp.zeros((slots, lanes), jnp.float32)
     return DecodeState(
-        prompt_k=prompt_k, prompt_v=prompt, suffix_k=suffix_k, suffix_v=suffix,
+        prompt=empty_cache(config, (slots,), prompt_capacity, dtype),
+        suffix=empty_cache(config, (slots, lanes), response_capacity, dtype),
         prompt_length=jnp.zeros(slots, jnp.int32), prompt_hash=jnp.zeros(slots, jnp.uint32),
         sample=zeros, token=zeros, count=zeros, limit=zeros, active=jnp.zeros((slots, lanes), bool),
         out=jnp.zeros((slots, lanes, response_capacity), jnp.int32),
@@ -104,12 +99,9 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
         return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
 
     _, (keys, values) = forward(params, config, tokens, positions, attend)  # [L, F, width, K, Dh]
-    keys, values = jnp.transpose(keys, (0, 1, 3, 4, 2)), jnp.swapaxes(values, 2, 3)
-    new_k, new_v = (x.astype(state.prompt_k.dtype) for x in (keys, values))
     state = dataclasses.replace(
         state,
-        prompt_k=state.prompt_k.at[:, refill.slots, :, :, :width].set(new_k, mode="drop"),
-        prompt_v=state.prompt_v.at[:, refill.slots, :, :width].set(new_v, mode="drop"),
+        prompt=write_prompts(state.prompt, keys, values, refill.slots),
         prompt_length=state.prompt_length.at[refill.slots].set(refill.lengths - 1, mode="drop"),
         prompt_hash=state.prompt_hash.at[refill.slots].set(refill.hashes, mode="drop"),
     )
@@ -154,13 +146,12 @@ def _decode_one(params: Params, config: DecoderConfig, view: View, state: Decode
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         on_prompt, on_suffix = of_kind(local, windowed, full)
-        prompt_k, prompt_v, suffix_k, suffix_v = cache
-        out = decode_attention(
-            q, k, v, prompt_k[..., : view.prompt], prompt_v[..., : view.prompt, :], on_prompt,
-            suffix_k[..., : view.suffix], suffix_v[..., : view.suffix, :], on_suffix, **score_rule(config))
+        prompt, suffix = cache
+        out = decode_attention(q, k, v, first(prompt, view.prompt), on_prompt, first(suffix, view.suffix), on_suffix,
+                               **score_rule(config))
         return out, (k, v)
 
-    cache = (state.prompt_k, state.prompt_v, state.suffix_k, state.suffix_v)
+    cache = (state.prompt, state.suffix)
     hidden, (keys, values) = forward(params, config, state.token, position, attend, cache)
     logits = vocab_logits(params, config, hidden)
     keys_of = jax.vmap(jax.vmap(token_key, (None, None, 0, 0)), (None, 0, 0, 0))
@@ -169,14 +160,11 @@ def _decode_one(params: Params, config: DecoderConfig, view: View, state: Decode
 
     at_slot, at_lane = jnp.arange(slots)[:, None], jnp.arange(lanes)[None]
     place = jnp.where(state.active, state.count, capacity)  # idle lanes write nowhere
-    new_k, new_v = (jnp.moveaxis(x, 0, 2).astype(state.suffix_k.dtype) for x in (keys, values))
     count = state.count + state.active.astype(jnp.int32)
     stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
     return dataclasses.replace(
         state,
-        # the order that indexing gives: [P, n, L, K, Dh]
-        suffix_k=state.suffix_k.at[:, at_slot, at_lane, :, :, place].set(new_k, mode="drop"),
-        suffix_v=state.suffix_v.at[:, at_slot, at_lane, :, place].set(new_v, mode="drop"),
+        suffix=write_tokens(state.suffix, keys, values, place),
         out=state.out.at[at_slot, at_lane, place].set(token, mode="drop"),
         logps=state.logps.at[at_slot, at_lane, place].set(logp, mode="drop"),
         token=jnp.where(state.active, token, state.token),

@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.parallel import batch_ways
+from rlhf_jax.sampling.cache import CacheDtype, stored_dtype
 from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
 from rlhf_jax.sampling.rules import Rules
 
@@ -36,6 +37,9 @@ class SamplingConfig:
       slots: prompts in flight, over all devices. lanes: continuations of one prompt in flight, None for all n; a
         lane that finishes takes the prompt's next sample. block: tokens decoded between two looks by the host.
       prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
+      cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps a scale a
+        token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the price
+        of log-probs that `sampling.cache.logp_tolerance` bounds.
       seed: with the prompt id, the sample index and the position it decides every token.
     """
 
@@ -50,12 +54,15 @@ class SamplingConfig:
     lanes: int | None = None
     block: int = 32
     prompt_length: int | None = None
+    cache_dtype: CacheDtype = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "slots", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more")
+        if self.cache_dtype not in get_args(CacheDtype):
+            raise ValueError(f"cache_dtype = {self.cache_dtype!r}; choose from {', '.join(get_args(CacheDtype))}")
         if self.lanes is not None and not 1 <= self.lanes <= self.num_generations:
             raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
                              "choose between 1 and that")
@@ -110,7 +117,7 @@ class Sampler:
     Args:
       config: of the policy. sampling: settings. stop_ids: token ids that end a response.
       mesh: slots are cut over its batch axes. decode_text: (prompt ids, response ids) -> text of the response.
-      dtype: of the caches and the computation.
+      dtype: of the computation.
     """
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
@@ -120,7 +127,7 @@ class Sampler:
                              "cuts a batch; raise slots")
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
-        self.mesh, self._dtype = mesh, dtype
+        self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
         self._prefill_rows = max(1, sampling.slots // 4)
         self._seed = jax.random.key(sampling.seed)
@@ -133,9 +140,10 @@ class Sampler:
     def _shardings(self) -> DecodeState:
         by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         cache = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
-        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
+        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._cache_dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
-        return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
+        prompt, suffix = (jax.tree.map(lambda _: cache, part) for part in (like.prompt, like.suffix))
+        return shardings.replace(prompt=prompt, suffix=suffix)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -161,7 +169,7 @@ class Sampler:
         """
         capacity = self._capacity(prompts)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
-                       self.sampling.max_new_tokens, self._dtype)
+                       self.sampling.max_new_tokens, self._cache_dtype)
         state = jax.jit(make, out_shardings=self._shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
