@@ -74,18 +74,16 @@ def write_prompts(cache: KeyValues, keys: Array, values: Array, slots: Array) ->
                 (slice(None), slots, slice(None), slice(None), slice(width)))
 
 
-def write_tokens(cache: KeyValues, keys: Array, values: Array, place: Array) -> KeyValues:
-    """Stores one token of every lane at its own place; places beyond the capacity are dropped.
+def write_tokens(cache: KeyValues, keys: Array, values: Array, at: tuple[Array, Array, Array]) -> KeyValues:
+    """Stores one token of some lanes, each at its own place; what is out of range is dropped.
 
     Args:
-      cache: of responses, k [L, P, n, K, Dh, U]. keys, values: [L, P, n, K, Dh]. place: [P, n] int32.
+      cache: of responses, k [L, P, n, K, Dh, U]. keys, values: [L, A, K, Dh]. at: slot, lane, place, each [A] int32.
     """
-    slots, lanes = place.shape
-    at_slot, at_lane = jnp.arange(slots)[:, None], jnp.arange(lanes)[None]
-    # the order that indexing gives: [P, n, L, K, Dh]
-    new = _stored(jnp.moveaxis(keys, 0, 2), jnp.moveaxis(values, 0, 2), cache.k.dtype)
-    return _put(cache, new, (slice(None), at_slot, at_lane, slice(None), place),
-                (slice(None), at_slot, at_lane, slice(None), slice(None), place))
+    slot, lane, place = at
+    new = _stored(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1), cache.k.dtype)  # the order that indexing gives
+    return _put(cache, new, (slice(None), slot, lane, slice(None), place),
+                (slice(None), slot, lane, slice(None), slice(None), place))
 
 
 def _stored(keys: Array, values: Array, dtype: Any) -> KeyValues:

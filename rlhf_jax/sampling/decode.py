@@ -126,14 +126,51 @@ def restart(state: DecodeState, refill: Refill) -> DecodeState:
 
 
 class View(NamedTuple):
-    """How much of the caches a block of decoding looks at: no prompt is longer, no lane will have written more."""
+    """What a block of decoding looks at.
+
+    prompt, suffix: depth of the caches; no prompt is longer, no lane will have written more.
+    rows: lanes that are computed, no fewer than are active; None for all of them, idle ones included.
+    """
 
     prompt: int
     suffix: int
+    rows: int | None = None
 
 
-def _decode_one(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array
-                ) -> DecodeState:
+class _Rows(NamedTuple):
+    """The lanes at work in a block, as A rows: the model computes rows, attention looks at the grid [P, n] of lanes.
+
+    pick: [A] places in the grid laid flat, P * n for none. shape: (P, n).
+    """
+
+    pick: Array
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, active: Array, rows: int | None) -> _Rows:
+        size = active.size
+        pick = jnp.arange(size) if rows is None else jnp.nonzero(active.reshape(-1), size=rows, fill_value=size)[0]
+        return cls(pick, active.shape)
+
+    @property
+    def all(self) -> bool:
+        return self.pick.size == self.shape[0] * self.shape[1]
+
+    def take(self, grid: Array) -> Array:
+        """[P, n, ...] -> [A, ...]."""
+        flat = grid.reshape(-1, *grid.shape[2:])
+        return flat if self.all else jnp.take(flat, self.pick, axis=0, mode="clip")
+
+    def spread(self, rows: Array) -> Array:
+        """[A, ...] -> [P, n, ...], zeros where no row is."""
+        if not self.all:
+            empty = jnp.zeros((self.shape[0] * self.shape[1], *rows.shape[1:]), rows.dtype)
+            rows = empty.at[self.pick].set(rows, mode="drop")
+        return rows.reshape(*self.shape, *rows.shape[1:])
+
+
+def _decode_one(params: Params, config: DecoderConfig, view: View, rows: _Rows, state: DecodeState, seed: Array,
+                stop_ids: Array) -> DecodeState:
     """Every active lane takes one token."""
     slots, lanes, capacity = state.out.shape
     position = state.prompt_length[:, None] + state.count  # [P, n]
@@ -147,30 +184,30 @@ def _decode_one(params: Params, config: DecoderConfig, view: View, state: Decode
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         on_prompt, on_suffix = of_kind(local, windowed, full)
         prompt, suffix = cache
-        out = decode_attention(q, k, v, first(prompt, view.prompt), on_prompt, first(suffix, view.suffix), on_suffix,
-                               **score_rule(config))
-        return out, (k, v)
+        out = decode_attention(rows.spread(q), rows.spread(k), rows.spread(v), first(prompt, view.prompt), on_prompt,
+                               first(suffix, view.suffix), on_suffix, **score_rule(config))
+        return rows.take(out), (k, v)
 
     cache = (state.prompt, state.suffix)
-    hidden, (keys, values) = forward(params, config, state.token, position, attend, cache)
-    logits = vocab_logits(params, config, hidden)
-    keys_of = jax.vmap(jax.vmap(token_key, (None, None, 0, 0)), (None, 0, 0, 0))
-    random_keys = keys_of(seed, state.prompt_hash, state.sample, state.count)
-    token, logp = sample_token(random_keys, logits, state.rules)
+    hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, cache)
+    slot, lane = rows.pick // lanes, rows.pick % lanes
+    sample, count = rows.take(state.sample), rows.take(state.count)
+    random_keys = jax.vmap(token_key, (None, 0, 0, 0))(seed, state.prompt_hash[slot], sample, count)
+    token, logp = sample_token(random_keys, vocab_logits(params, config, hidden), jax.tree.map(rows.take, state.rules))
 
-    at_slot, at_lane = jnp.arange(slots)[:, None], jnp.arange(lanes)[None]
-    place = jnp.where(state.active, state.count, capacity)  # idle lanes write nowhere
-    count = state.count + state.active.astype(jnp.int32)
-    stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
-    return dataclasses.replace(
+    # idle lanes write nowhere, and rows that are no lane lie out of range
+    at = slot, lane, jnp.where(rows.take(state.active), count, capacity)
+    state = dataclasses.replace(
         state,
-        suffix=write_tokens(state.suffix, keys, values, place),
-        out=state.out.at[at_slot, at_lane, place].set(token, mode="drop"),
-        logps=state.logps.at[at_slot, at_lane, place].set(logp, mode="drop"),
-        token=jnp.where(state.active, token, state.token),
-        count=count,
-        active=state.active & ~stopped & (count < state.limit),
+        suffix=write_tokens(state.suffix, keys, values, at),
+        out=state.out.at[at].set(token, mode="drop"),
+        logps=state.logps.at[at].set(logp, mode="drop"),
+        count=state.count + state.active.astype(jnp.int32),
     )
+    token = rows.spread(token)
+    stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
+    return dataclasses.replace(state, token=jnp.where(state.active, token, state.token),
+                               active=state.active & ~stopped & (state.count < state.limit))
 
 
 def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
@@ -178,14 +215,15 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
-      view: of the caches, at least as deep as any lane gets within these steps.
+      view: of the caches, at least as deep as any lane gets within these steps; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
     """
+    rows = _Rows.of(state.active, view.rows)
 
     def going(carry: tuple[Array, DecodeState]) -> Array:
         return (carry[0] < steps) & jnp.any(carry[1].active)
 
     def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, _decode_one(params, config, view, carry[1], seed, stop_ids)
+        return carry[0] + 1, _decode_one(params, config, view, rows, carry[1], seed, stop_ids)
 
     return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state))[1]

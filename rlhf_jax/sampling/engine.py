@@ -91,8 +91,8 @@ def rounded_up(tokens: int) -> int:
     return max(16, 1 << max(tokens - 1, 0).bit_length())
 
 
-LEAST_VIEW = 64
-"""Looking less deep than this into a cache saves nothing worth another program."""
+LEAST_VIEW, LEAST_ROWS = 64, 32
+"""Looking less deep into a cache, or computing fewer lanes than this saves nothing worth another program."""
 
 
 def prompt_hash(prompt_id: str) -> int:
@@ -129,6 +129,8 @@ class Sampler:
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
+        # a processor's time follows the rows it computes, an accelerator's the weights it reads
+        self._skips_idle = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
         self._prefill_rows = max(1, sampling.slots // 4)
         self._seed = jax.random.key(sampling.seed)
         shard = self._shardings()
@@ -187,11 +189,13 @@ class Sampler:
                     yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
                     slots[place] = None
 
-    def _view(self, slots: Iterable[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
-        """How deep the next block looks into the caches: few sizes, so that few programs serve all."""
+    def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
+        """What the next block looks at: few sizes, so that few programs serve all."""
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth + self.sampling.block))
-        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens))
+        rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
+        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
+                    rows if self._skips_idle and rows < len(slots) * self._lanes else None)
 
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
         longest = max(len(p.prompt_ids) for p in prompts)

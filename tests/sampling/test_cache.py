@@ -107,8 +107,9 @@ def test_attention_over_a_stored_cache_is_attention_over_what_it_stands_for(tiny
     prompt = write_prompts(empty_cache(config, (slots,), depth + 2, jnp.dtype(dtype)), keys, values, jnp.arange(slots))
     suffix = empty_cache(config, (slots, lanes), written + 1, jnp.dtype(dtype))
     for place in range(written):
-        new = (random(1, slots, lanes, 2, 8, seed=10 * place + i) for i in (3, 4))
-        suffix = write_tokens(suffix, *new, jnp.full((slots, lanes), place))
+        new = (random(1, slots * lanes, 2, 8, seed=10 * place + i) for i in (3, 4))
+        row = jnp.arange(slots * lanes)
+        suffix = write_tokens(suffix, *new, (row // lanes, row % lanes, jnp.full(row.shape, place)))
     prompt, suffix = (jax.tree.map(lambda x: x[0], first(*x)) for x in ((prompt, depth), (suffix, written)))
 
     def multiplied_out(cache):
