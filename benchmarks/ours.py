@@ -1,4 +1,4 @@
-"""rlhf_jax as a worker: dpo, rm, sft, generate, score. See run.py."""
+"""rlhf_jax as a worker: dpo, rm, sft, generate, score, round. See run.py."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import work
 
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.loader import BatchPlan
-from rlhf_jax.data.packing import default_row_length, unpack_slots
+from rlhf_jax.data.packing import RowShape, default_row_length, unpack_slots
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import load_params, param_specs, read_config
 from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings, replicated, spec_shardings
@@ -17,11 +17,11 @@ from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
+from rlhf_jax.workflow.options import PairOptions
+from rlhf_jax.workflow.pairs import make_pair
 
-args = work.arguments(["dpo", "rm", "sft", "generate", "score"])
+args = work.arguments(["dpo", "rm", "sft", "generate", "score", "round"])
 mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-folder = args.checkpoints / args.shape / ("rm" if args.task in ("rm", "score") else "lm")
-config = read_config(folder)
 dtype = jnp.dtype(args.dtype)
 VERSIONS = work.versions("rlhf_jax", "jax", "jaxlib", "flax", "optax")
 LARGE = args.shape in ("1b", "8b")
@@ -36,87 +36,133 @@ def memory():
 work.extra = memory
 
 
+def loaded(kind, dtype):
+    """Config and weights of the language model or the reward model."""
+    config = read_config(args.checkpoints / args.shape / kind)
+    return config, load_params(args.checkpoints / args.shape / kind, config, dtype, param_shardings(config, mesh))
+
+
 def group(name, prompt, responses, chosen=True):
     made = tuple(Response(np.asarray(ids, np.int32), np.ones(len(ids), bool)) for ids in responses)
     return PromptGroup(name, np.asarray(prompt, np.int32), made, pairs=((0, 1),) if chosen else (),
                        margins=(0.0,) if chosen else ())
 
 
-def training():
+def useful(groups):
+    return sum(len(g.prompt_ids) + sum(len(r.ids) for r in g.responses) for g in groups)
+
+
+class Trainer:
     """A step as `fit` runs it, packing included and nothing overlapped; for DPO the reference's pass over it too."""
+
+    def __init__(self, task, row, batch, remat=REMAT, logits_chunk=args.logits_chunk):
+        self.row, self.task = row, task
+        config, params = loaded("rm" if task == "rm" else "lm", jnp.float32)
+        options = TrainConfig(train_batch_size=batch, micro_rows=args.micro, row_length=row, dtype=args.dtype,
+                              learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
+        compute = Compute(config, remat, logits_chunk, mesh)
+        objective = {"dpo": lambda: Preference(compute, PreferenceLoss()), "rm": lambda: BradleyTerry(compute),
+                     "sft": lambda: Sft(compute)}[task]()
+        specs = param_specs(config)
+        schedule = make_schedule(options, args.steps)
+        optimizer = make_optimizer(options, schedule, specs)
+        shardings = state_shardings(optimizer, params, spec_shardings(specs, mesh), mesh)
+        self._run = make_train_step(objective, optimizer, schedule, mesh, shardings,
+                                    frozen_shardings=replicated(mesh), dtype=dtype)
+        self.state = init_state(optimizer, params, shardings)
+        self._reference = jax.tree.map(lambda x: x.astype(dtype), params) if task == "dpo" else None
+        self._logps = logps_map(Compute(config, "none", logits_chunk, mesh), mesh, rows_per_batch=args.micro,
+                                row_length=row)
+
+    def plan(self, groups, batch, reference=None):
+        return BatchPlan(groups, batch, self.row, args.micro, shuffle=False, reference=reference)
+
+    def reference(self, groups):
+        """Log-probs of the responses under the reference, where the objective asks for them."""
+        return self._logps(self._reference, groups) if self.task == "dpo" else None
+
+    def compiled(self, batch, count):
+        return self._run.lower(self.state, {}, batch, np.int32(count)).compile()
+
+    def update(self, batch, count, run=None):
+        self.state, metrics = (run or self._run)(self.state, {}, batch, np.int32(count))
+        jax.block_until_ready((self.state, metrics["loss"]))
+
+    def step(self, groups, shape, accumulation):
+        """Seconds of the reference and of the step; `shape` and `accumulation` are what every step's rows fit in."""
+        start = work.time.perf_counter()
+        plan = self.plan(groups, len(groups), self.reference(groups))
+        plan.__dict__.update(shape=shape, accumulation=accumulation)
+        middle = work.time.perf_counter()
+        self.update(*plan.batch(0))
+        return {"reference": middle - start, "step": work.time.perf_counter() - middle}
+
+
+def training():
     data = work.pairs(args.shape, args.batch * args.steps, args.longest)
     k = 1 if args.task == "sft" else 2
     groups = [group(str(i), p, r[:k], k == 2) for i, (p, *r) in enumerate(data)]
-    row = 2048 if LARGE else default_row_length(groups)
-    options = TrainConfig(train_batch_size=args.batch, micro_rows=args.micro, row_length=row, dtype=args.dtype,
-                          learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
-    compute = Compute(config, REMAT, options.logits_chunk, mesh)
-    objective = {"dpo": lambda: Preference(compute, PreferenceLoss()), "rm": lambda: BradleyTerry(compute),
-                 "sft": lambda: Sft(compute)}[args.task]()
-    params = load_params(folder, config, jnp.float32, param_shardings(config, mesh))
-    schedule = make_schedule(options, args.steps)
-    optimizer = make_optimizer(options, schedule, param_specs(config))
-    shardings = state_shardings(optimizer, params, spec_shardings(param_specs(config), mesh), mesh)
-    step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings,
-                              frozen_shardings=replicated(mesh), dtype=dtype)
-    state = init_state(optimizer, params, shardings)
-    reference_of = logps_map(Compute(config, mesh=mesh), mesh, rows_per_batch=args.micro, row_length=row)
-    working = jax.tree.map(lambda x: x.astype(dtype), params)
-    plan = BatchPlan(groups, args.batch, row, args.micro, shuffle=False)
-    work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": row, "micro_rows": args.micro})
+    trainer = Trainer(args.task, 2048 if LARGE else default_row_length(groups), args.batch)
+    plan = trainer.plan(groups, args.batch)
+    work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": trainer.row,
+                   "micro_rows": args.micro, "logits_chunk": args.logits_chunk, "remat": REMAT})
 
     def step(i):
-        nonlocal state
-        start = work.time.perf_counter()
         some = groups[i * args.batch : (i + 1) * args.batch]
-        if args.task == "dpo":
-            known = reference_of(working, some)
-            plan_i = BatchPlan(groups, args.batch, row, args.micro, shuffle=False, reference=[
-                known[j - i * args.batch] if 0 <= j - i * args.batch < args.batch else [] for j in range(len(groups))])
-            for name in ("shape", "accumulation", "_all_rows", "_lengths"):  # computed once, from lengths alone
-                plan_i.__dict__[name] = getattr(plan, name)
-        else:
-            plan_i = plan
-        middle = work.time.perf_counter()
-        batch, count = plan_i.batch(i)
-        state, metrics = step_fn(state, {}, batch, np.int32(count))
-        jax.block_until_ready(metrics["loss"])
-        jax.block_until_ready(state)
-        parts = {"reference": middle - start, "step": work.time.perf_counter() - middle}
-        return sum(len(g.prompt_ids) + sum(len(r.ids) for r in g.responses) for g in some), parts
+        return useful(some), trainer.step(some, plan.shape, plan.accumulation)
 
     return step
 
 
-def generating():
-    """n continuations of each prompt until a stop id or the budget."""
-    data = work.pairs(args.shape, args.batch * args.steps, args.longest)
+def sampling(data):
+    """A sampler of n continuations until a stop id or the budget, and the prompts of a step."""
+    config = read_config(args.checkpoints / args.shape / "lm")
     settings = SamplingConfig(args.n, max_new_tokens=args.new, slots=SLOTS, block=BLOCK,
                               prompt_length=max(len(p) for p, _, _ in data))
     sampler = Sampler(config, settings, work.stop_ids(args.shape, args.mean), mesh, lambda prompt, ids: "", dtype)
-    params = load_params(folder, config, dtype, param_shardings(config, mesh))
+
+    def prompts(i):
+        return [group(f"{i}/{j}", p, (), False)
+                for j, (p, _, _) in enumerate(data[i * args.batch : (i + 1) * args.batch])]
+
+    return sampler, prompts
+
+
+def compile_all(sampler, params, prompts):
+    """Samples what the steps will sample, so that no step compiles."""
+    start = work.time.perf_counter()
+    for i in range(args.steps):
+        list(sampler.generate(params, prompts(i)))
+    work.say(note={"sampled_beforehand_seconds": round(work.time.perf_counter() - start, 1)})
+
+
+def generating():
+    sampler, prompts = sampling(work.pairs(args.shape, args.batch * args.steps, args.longest))
+    _, params = loaded("lm", dtype)
+    compile_all(sampler, params, prompts)
 
     def step(i):
-        prompts = [PromptGroup(f"{i}/{j}", np.asarray(p, np.int32), ())
-                   for j, (p, _, _) in enumerate(data[i * args.batch : (i + 1) * args.batch])]
-        found = [g for _, g in sampler.generate(params, prompts)]
-        return sum(len(r.ids) for g in found for r in g.responses), {}
+        return sum(len(r.ids) for _, g in sampler.generate(params, prompts(i)) for r in g.responses), {}
 
     return step
 
 
-def scoring():
-    """One reward for each of n candidates; the prompt is read once."""
-    data = work.pairs(args.shape, args.batch * args.steps * args.n, args.longest)
+def scorer():
+    """groups -> one reward for each of their candidates; the prompt is read once."""
+    config, params = loaded("rm", dtype)
     compute = Compute(config, mesh=mesh)
     scores = PackedMap(lambda params, batch: compute.slot_scores(params, batch)[..., 0], mesh, unpack_slots,
                        rows_per_batch=args.micro)
-    params = load_params(folder, config, dtype, param_shardings(config, mesh))
+    return lambda groups: scores(params, groups)
+
+
+def scoring():
+    data, scores = work.pairs(args.shape, args.batch * args.steps * args.n, args.longest), scorer()
 
     def step(i):
         groups = candidates(data, i)
-        scores(params, groups)
-        return sum(len(g.prompt_ids) + sum(len(r.ids) for r in g.responses) for g in groups), {}
+        scores(groups)
+        return useful(groups), {}
 
     return step
 
@@ -131,5 +177,36 @@ def candidates(data, i):
     return groups
 
 
-STEP = {"generate": generating, "score": scoring}.get(args.task, training)
-work.serve("rlhf_jax", VERSIONS | {"device": jax.devices()[0].device_kind}, STEP())
+def rounds():
+    """One online round: sample, score, best against worst, reference pass and DPO over these pairs once."""
+    data = work.pairs(args.shape, args.batch * args.steps, args.longest)
+    sampler, prompts = sampling(data)
+    size, row = min(args.batch, work.TRAIN_BATCH), -(-(args.longest + 2 * args.new) // 128) * 128
+    trainer, scores, clock = Trainer("dpo", row, size), scorer(), work.time.perf_counter
+    compile_all(sampler, trainer.state.params, prompts)
+
+    def capacities(pairs):
+        """Few sizes over the rounds, so that hardly any round compiles."""
+        found = trainer.plan(pairs, size).shape
+        return RowShape(row, -(-found.targets // 256) * 256, max(16, found.slots), max(8, found.pairs))
+
+    def step(i):
+        start = clock()
+        policy = jax.tree.map(lambda x: x.astype(dtype), trainer.state.params)
+        groups = [g for _, g in sorted(sampler.generate(policy, prompts(i)), key=lambda found: found[0])]
+        sampled = clock()
+        scored = [g.with_scores("reward", s) for g, s in zip(groups, scores(groups), strict=True)]
+        pairs = [pair for g in scored if (pair := make_pair(g, "reward", PairOptions())[0]) is not None]
+        paired = clock()
+        shape = capacities(pairs)
+        for j in range(0, len(pairs), size):
+            trainer.step(pairs[j : j + size], shape, size)
+        parts = {"sample": sampled - start, "score": paired - sampled, "train": clock() - paired}
+        return sum(len(r.ids) for g in groups for r in g.responses), {"seconds": sum(parts.values()), **parts}
+
+    return step
+
+
+if __name__ == "__main__":
+    STEP = {"generate": generating, "score": scoring, "round": rounds}.get(args.task, training)
+    work.serve("rlhf_jax", VERSIONS | {"device": jax.devices()[0].device_kind}, STEP())

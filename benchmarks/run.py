@@ -3,7 +3,9 @@
     python benchmarks/run.py dpo --shape small --torch VENV_WITH_TORCH_AND_TRL/bin/python --output results.jsonl
 
 Each framework is a process of its own (in an environment of its own) that waits while another one works. Steps are
-interleaved, so that whatever else the machine does falls on all alike; the first two of each are warm-up.
+interleaved, so that whatever else the machine does falls on all alike; the first of each are warm-up. How many cores
+other processes kept busy is measured with every step: steps under more than a quarter of a core of foreign load are
+left out where enough others remain, because frameworks suffer differently from it.
 """
 
 import argparse
@@ -14,11 +16,15 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from work import SHAPES, parameters
+
 HERE = Path(__file__).parent
-WARM_UP = 2
-WORKERS = {"ours": "ours.py", "torch": "torch_peers.py"}
+WORKERS = {"ours": "ours.py", "torch": "torch_peers.py", "tunix": "tunix_peer.py"}
+WITH_TUNIX = ("dpo", "generate")
+QUIET_CORES = 0.25
 QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
          "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -44,15 +50,34 @@ class Worker:
         raise SystemExit(f"the worker {self.name!r} ended with status {self.process.wait()}; its messages are above")
 
     def step(self):
+        before, start = foreign_seconds(self.process.pid), time.perf_counter()
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
-        self.steps.append(self._read("seconds"))
+        step = self._read("seconds")
+        others = (foreign_seconds(self.process.pid) - before) / (time.perf_counter() - start)
+        self.steps.append({**step, "others": max(others, 0.0)})
 
     def end(self):
         self.process.stdin.close()
         last = self._read("peak_rss")
         self.process.wait()
         return last
+
+
+def foreign_seconds(pid):
+    """CPU seconds that all processes but `pid` have used so far."""
+    whole = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return (sum(whole) - whole[3] - whole[4] - sum(map(int, own))) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_quiet(until):
+    """Returns once others keep less than a quarter of a core busy for a second, or at `until`."""
+    while time.monotonic() < until:
+        before = foreign_seconds(os.getpid())
+        time.sleep(1.0)
+        if foreign_seconds(os.getpid()) - before < QUIET_CORES:
+            return
 
 
 def machine():
@@ -63,21 +88,26 @@ def machine():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["dpo", "rm", "sft", "generate", "score"])
+    parser.add_argument("task", choices=["dpo", "rm", "sft", "generate", "score", "round"])
     parser.add_argument("--shape", required=True)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=12, help="warm-up included")
+    parser.add_argument("--warm_up", type=int, default=2, help="first steps that are not counted")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for a quiet machine before a step")
     parser.add_argument("--torch", help="python with torch and trl")
+    parser.add_argument("--tunix", help="python with google-tunix")
     parser.add_argument("--checkpoints", type=Path, default=HERE.parent / "runs" / "bench")
     parser.add_argument("--output", type=Path, required=True, help="file the lines are added to")
     args, rest = parser.parse_known_args()
     subprocess.run([sys.executable, str(HERE / "make_checkpoint.py"), "--shape", args.shape, "--output",
                     str(args.checkpoints)], check=True)
-    pythons = {"ours": sys.executable, "torch": args.torch}
+    pythons = {"ours": sys.executable, "torch": args.torch, "tunix": args.tunix if args.task in WITH_TUNIX else None}
     command = [args.task, "--shape", args.shape, "--checkpoints", str(args.checkpoints.resolve()), "--steps",
                str(args.steps), *rest]
     workers = [Worker(name, python, command, {**os.environ, **QUIET}) for name, python in pythons.items() if python]
     for i in range(args.steps):
         for worker in workers[:: 1 if i % 2 else -1]:
+            if i >= args.warm_up:
+                wait_for_quiet(time.monotonic() + args.patience)
             worker.step()
         print(f"step {i + 1} of {args.steps}: " + ", ".join(
             f"{w.about['framework']} {w.steps[-1]['seconds']:.2f} s" for w in workers), file=sys.stderr)
@@ -87,13 +117,18 @@ def main():
 
 
 def line(worker, args, rest):
-    """Medians over the steps after the warm-up."""
-    kept = worker.steps[WARM_UP:]
+    """Medians over the steps after the warm-up that other processes disturbed little, if there are at least five or a
+    third of them; else over all."""
+    counted = worker.steps[args.warm_up :]
+    quiet = [s for s in counted if s["others"] < QUIET_CORES]
+    kept = quiet if len(quiet) >= min(5, len(counted) / 3) else counted
     names = kept[0]["parts"]
     return {
         "date": datetime.date.today().isoformat(), "task": args.task, "shape": args.shape,
         "framework": worker.about["framework"], "versions": worker.about["versions"],
-        "options": rest, "steps": len(kept),
+        "options": rest, "steps": len(kept), "warm_up": args.warm_up, "taken": len(counted),
+        "others": round(statistics.median(s["others"] for s in kept), 2), "parameters": parameters(args.shape),
+        "vocabulary": SHAPES[args.shape]["vocab_size"],
         "seconds": statistics.median(s["seconds"] for s in kept),
         "fastest": min(s["seconds"] for s in kept), "slowest": max(s["seconds"] for s in kept),
         "first": worker.steps[0]["seconds"],

@@ -1,4 +1,4 @@
-"""Measured lines (JSON, from run.py) as the tables of docs/benchmarks.md; no number is typed by hand.
+"""Measured lines (JSON, from run.py and remat.py) as the tables of docs/benchmarks.md; no number is typed by hand.
 
     python benchmarks/table.py benchmarks/results/*.jsonl > docs/benchmarks.md
 """
@@ -9,46 +9,100 @@ from collections import defaultdict
 from pathlib import Path
 
 TITLES = {"dpo": "DPO step", "rm": "reward-model step", "sft": "SFT step", "generate": "sampling, n = 8",
-          "score": "scoring, n = 8"}
-
+          "score": "scoring, n = 8", "round": "online round, n = 8"}
+SPEED = {("dpo", "TRL"): 2.0, ("dpo", "Tunix"): 2.0, ("rm", "TRL"): 1.5, ("generate", "transformers generate"): 3.0,
+         ("score", "transformers, one at a time"): 4.0}
+"""How many times as fast as a peer we aim to be on two CPU cores."""
+LEAST_MEMORY = 1 / 3
+"""Share of TRL's memory, weights and optimizer apart, that a DPO step under a large vocabulary aims to need."""
+LARGE_VOCABULARY = "wide"
 
 HEAD = """# Benchmarks
 
 Side by side in one run, steps interleaved, medians; how, and of what: [benchmarks/README.md](../benchmarks/README.md).
-Tokens are useful tokens: each prompt once, each response once. Memory is the peak of the process (on a
-CPU) or of the device.
+Tokens are useful tokens: each prompt once, each response once; of sampling and of a round, the sampled ones. Memory is
+the peak of the process (on a CPU) or of the device. "Load" is how many cores other processes kept busy meanwhile.
 """
-COLUMNS = """| work | framework | seconds a step | tokens/s | ours is | peak memory | steps |
-|---|---|---:|---:|---:|---:|---:|"""
+COLUMNS = """| work | framework | seconds a step | tokens/s | ours is | target | peak memory | steps | load |
+|---|---|---:|---:|---:|---:|---:|---:|---:|"""
+MEMORY = """### Memory of a DPO step under a vocabulary of {vocabulary:,}
+
+{options}. Beyond is the peak of the whole process, imports included, less twelve bytes a parameter (float32
+weights and Adam's two moments; {parameters:,} parameters). Gradients, the reference and logits are in it.
+
+| framework | peak | beyond | ours needs | target |
+|---|---:|---:|---:|---:|"""
+REMAT = """### Recomputation and logits chunk, `{shape}`
+
+Seconds of a DPO step (median of {steps}) and bytes that the compiled step keeps beside its arguments.
+
+| remat | logits_chunk | seconds | temporary memory |
+|---|---:|---:|---:|"""
 
 
 def main(paths):
-    runs = defaultdict(dict)  # (shape, machine, task) -> framework -> line; the last line of a kind counts
+    runs, remat = defaultdict(dict), {}  # (shape, machine, task) -> framework -> line; the last line of a kind counts
     for path in paths:
         for text in Path(path).read_text().splitlines():
             line = json.loads(text)
             machine = runs_on(line) or f"{line['machine']['cpu']}, {line['machine']['cores']} cores"
-            runs[line["shape"], machine, line["task"]][line["framework"]] = line
+            if line["task"] == "remat":
+                remat[machine, line["shape"], line["remat"], line["logits_chunk"]] = line
+            else:
+                runs[line["shape"], machine, line["task"]][line["framework"]] = line
     print(HEAD)
     for shape, machine in dict.fromkeys((shape, machine) for shape, machine, _ in runs):
-        print(f"## `{shape}` on {machine}\n\n{COLUMNS}")
-        versions = {}
-        for task, title in TITLES.items():
-            lines = runs.get((shape, machine, task), {})
-            for framework, line in lines.items():
-                print(row(title, framework, line, lines["rlhf_jax"]))
-                versions |= line["versions"]
-                date = line["date"]
-        print(f"\nMeasured on {date}: " + ", ".join(f"{name} {value}" for name, value in versions.items()) + ".\n")
+        print(f"## `{shape}` on {machine}\n")
+        found = {task: runs[shape, machine, task] for task in TITLES if (shape, machine, task) in runs}
+        if shape == LARGE_VOCABULARY:
+            memory_table(found["dpo"])
+        else:
+            print(COLUMNS)
+            for task, lines in found.items():
+                for framework, line in lines.items():
+                    print(row(task, framework, line, lines["rlhf_jax"]))
+        measured([line for lines in found.values() for line in lines.values()])
+        remat_table([line for (where, what, *_), line in remat.items() if (where, what) == (machine, shape)])
 
 
-def row(title, framework, line, ours):
-    ratio = "" if line is ours else (f"{ours['tokens_per_second'] / line['tokens_per_second']:.2f} x as fast, "
-                                     f"{memory(ours) / memory(line):.2f} x the memory")
-    reference = line["parts"].get("reference", 0)
-    split = f" ({reference:.2f} of them the reference)" if reference > 0.01 else ""
-    return (f"| {title} | {framework} | {line['seconds']:.2f}{split} | {line['tokens_per_second']:,.0f} | {ratio} "
-            f"| {memory(line) / 1e9:.2f} GB | {line['steps']} |")
+def row(task, framework, line, ours):
+    speed = ours["tokens_per_second"] / line["tokens_per_second"]
+    ratio = "" if line is ours else f"{speed:.2f} x as fast, {memory(ours) / memory(line):.2f} x the memory"
+    goal = SPEED.get((task, framework))
+    target = "" if goal is None else f"{goal:g} x: " + (
+        "met" if speed >= goal else f"missed by {100 * (1 - speed / goal):.0f} %")
+    parts = ", ".join(f"{seconds:.2f} {name}" for name, seconds in line["parts"].items() if seconds > 0.01)
+    split = f" ({parts})" if len(line["parts"]) > 1 and "," in parts else ""
+    return (f"| {TITLES[task]} | {framework} | {line['seconds']:.2f}{split} | {line['tokens_per_second']:,.0f} "
+            f"| {ratio} | {target} | {memory(line) / 1e9:.2f} GB | {line['steps']} | {line.get('others', '')} |")
+
+
+def memory_table(lines):
+    ours = lines["rlhf_jax"]
+    print(MEMORY.format(vocabulary=ours["vocabulary"], parameters=ours["parameters"],
+                        options="`" + " ".join(ours["options"]) + "`"))
+    for framework, line in lines.items():
+        share = beyond(ours) / beyond(line)
+        ratio = "" if line is ours else f"{share:.2f} x"
+        verdict = "met" if share <= LEAST_MEMORY else f"missed by {100 * (share / LEAST_MEMORY - 1):.0f} %"
+        target = "" if framework != "TRL" else f"{LEAST_MEMORY:.2f} x: {verdict}"
+        print(f"| {framework} | {memory(line) / 1e9:.2f} GB | {beyond(line) / 1e9:.2f} GB | {ratio} | {target} |")
+
+
+def remat_table(lines):
+    if lines:
+        print(REMAT.format(shape=lines[0]["shape"], steps=lines[0]["steps"]))
+    for line in lines:
+        print(f"| {line['remat']} | {line['logits_chunk']} | {line['seconds']:.2f} "
+              f"| {line['temp_bytes'] / 1e6:,.0f} MB |")
+    if lines:
+        print()
+
+
+def measured(lines):
+    versions = {name: value for line in lines for name, value in line["versions"].items()}
+    print(f"\nMeasured on {max(line['date'] for line in lines)}: "
+          + ", ".join(f"{name} {value}" for name, value in versions.items()) + ".\n")
 
 
 def runs_on(line):
@@ -59,6 +113,10 @@ def runs_on(line):
 
 def memory(line):
     return line.get("peak_device", line["peak_rss"])
+
+
+def beyond(line):
+    return memory(line) - 12 * line["parameters"]
 
 
 if __name__ == "__main__":

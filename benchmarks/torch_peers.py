@@ -14,14 +14,17 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from work import text
 
-args = work.arguments(["dpo", "rm", "sft", "generate", "score"])
+args = work.arguments(["dpo", "rm", "sft", "generate", "score", "round"])
 warnings.simplefilter("ignore")
 datasets.disable_progress_bars()
 set_seed(0)
 FOLDER = args.checkpoints / args.shape
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = getattr(torch, args.dtype)
+TOKENIZER = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
+TRAIN_BATCH = min(args.batch, work.TRAIN_BATCH)
 VERSIONS = work.versions("torch", "transformers", "trl", "accelerate")
 
 
@@ -36,43 +39,51 @@ def causal():
     return AutoModelForCausalLM.from_pretrained(FOLDER / "lm", dtype=DTYPE).to(DEVICE)
 
 
-def text(ids):
-    return " ".join(f"t{i}" for i in ids if i > 2)
-
-
 class Steps(TrainerCallback):
     """Each optimizer step waits for the driver; it is timed from there, so fetching and collating are in it."""
 
     def __init__(self, tokens):
-        self.tokens, self.i, self.start = tokens, 0, 0.0
+        self.laps = work.Laps(tokens)
 
     def on_train_begin(self, *_, **__):
-        self._begin()
+        self.laps.begin()
 
     def on_step_end(self, *_, **__):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        work.say(seconds=time.perf_counter() - self.start, tokens=self.tokens[self.i], parts={})
-        self.i += 1
-        self._begin()
+        self.laps.end()
+        self.laps.begin()
 
-    def _begin(self):
-        work.wait()
-        self.start = time.perf_counter()
+
+def options(steps):
+    """Arguments that all trainers share; TRL's defaults otherwise."""
+    return {"output_dir": tempfile.mkdtemp(), "max_steps": steps, "use_cpu": DEVICE == "cpu",
+            "bf16": args.dtype == "bfloat16", "gradient_checkpointing": args.shape in ("1b", "8b"),
+            "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
+            "learning_rate": 1e-5, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
+            "max_length": args.longest + 8, "per_device_train_batch_size": min(TRAIN_BATCH, 8),
+            "gradient_accumulation_steps": -(-TRAIN_BATCH // 8)}
+
+
+def in_order(trainer):
+    """A trainer that takes the rows as they come: the same pairs a step as the other workers."""
+
+    class InOrder(trainer):
+        def _get_train_sampler(self, *_, **__):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    return InOrder
+
+
+def row(prompt, chosen, rejected):
+    return {"prompt": text(prompt) + " ", "chosen": text(chosen), "rejected": text(rejected)}
 
 
 def train():
     data = work.pairs(args.shape, args.batch * (args.steps + 1), args.longest)
-    counted = data if args.task != "sft" else [pair[:2] for pair in data]
-    tokens = [sum(map(work.useful, counted[i * args.batch : (i + 1) * args.batch])) for i in range(args.steps + 1)]
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
-    common = {"output_dir": tempfile.mkdtemp(), "max_steps": args.steps + 1, "use_cpu": DEVICE == "cpu",
-              "bf16": args.dtype == "bfloat16", "gradient_checkpointing": args.shape in ("1b", "8b"),
-              "report_to": "none",
-              "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "learning_rate": 1e-5,
-              "lr_scheduler_type": "constant", "dataloader_pin_memory": False, "max_length": args.longest + 8,
-              "per_device_train_batch_size": min(args.batch, 8), "gradient_accumulation_steps": -(-args.batch // 8)}
-    rows = [{"prompt": text(p) + " ", "chosen": text(c), "rejected": text(r)} for p, c, r in data]
+    tokens = work.tokens_of_steps(data if args.task != "sft" else [pair[:2] for pair in data], args.batch)
+    common = options(args.steps + 1)
+    rows = [row(*pair) for pair in data]
     if args.task == "dpo":
         from trl import DPOConfig as Config
         from trl import DPOTrainer as Trainer
@@ -89,39 +100,46 @@ def train():
         model = causal()
         common |= {"packing": False}
 
-    class InOrder(Trainer):  # the same pairs a step as the other workers
-        def _get_train_sampler(self, *_, **__):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    trainer = InOrder(model=model, args=Config(**common), train_dataset=datasets.Dataset.from_list(rows),
-                      processing_class=tokenizer, callbacks=[Steps(tokens)])
+    trainer = in_order(Trainer)(model=model, args=Config(**common), train_dataset=datasets.Dataset.from_list(rows),
+                                processing_class=TOKENIZER, callbacks=[Steps(tokens)])
     work.say(framework="TRL", versions=VERSIONS)
     trainer.train()
     work.wait()
 
 
+def continuations(model, prompts):
+    """[prompts * n] lists of new ids, by transformers' generate."""
+    stops, width = work.stop_ids(args.shape, args.mean), max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
+    with torch.no_grad():
+        out = model.generate(ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
+                             num_return_sequences=args.n, max_new_tokens=args.new, eos_token_id=stops, pad_token_id=0)
+    return [[i for i in line if i] for line in out[:, width:].tolist()]
+
+
+def score(model, ids):
+    with torch.no_grad():
+        return float(model(torch.tensor([ids], device=DEVICE)).logits[0, 0])
+
+
+def reward_model():
+    return AutoModelForSequenceClassification.from_pretrained(FOLDER / "rm", dtype=DTYPE).to(DEVICE).eval()
+
+
 def generating():
-    data = work.pairs(args.shape, args.batch * args.steps, args.longest)
-    model, stops = causal().eval(), work.stop_ids(args.shape, args.mean)
+    data, model = work.pairs(args.shape, args.batch * args.steps, args.longest), causal().eval()
 
     def step(i):
         prompts = [p for p, _, _ in data[i * args.batch : (i + 1) * args.batch]]
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=DEVICE)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
-        with torch.no_grad():
-            out = model.generate(ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                 num_return_sequences=args.n, max_new_tokens=args.new, eos_token_id=stops,
-                                 pad_token_id=0)
-        return int((out[:, width:] != 0).sum()), {}
+        return sum(map(len, continuations(model, prompts))), {}
 
     return step
 
 
 def scoring():
     """As the seed used the pipeline: one conversation at a time, the prompt anew for each candidate."""
-    data = work.pairs(args.shape, args.batch * args.steps * args.n, args.longest)
-    model = AutoModelForSequenceClassification.from_pretrained(FOLDER / "rm", dtype=DTYPE).to(DEVICE).eval()
+    data, model = work.pairs(args.shape, args.batch * args.steps * args.n, args.longest), reward_model()
 
     def step(i):
         total = 0
@@ -131,16 +149,50 @@ def scoring():
             room = args.longest - len(prompt)
             total += len(prompt)
             for _, chosen, _ in block:
-                with torch.no_grad():
-                    float(model(torch.tensor([prompt + chosen[-room:]], device=DEVICE)).logits[0, 0])
+                score(model, prompt + chosen[-room:])
                 total += len(chosen[-room:])
         return total, {}
 
     return step
 
 
-if args.task in ("dpo", "rm", "sft"):
-    train()
+def rounds():
+    """One online round as the RLHF Workflow's code runs it: generate, score one at a time, best against worst, TRL's
+    DPO over these pairs once. Setting TRL's trainer up is not counted, and what a step starts from is what the step
+    before left."""
+    from trl import DPOConfig, DPOTrainer
+
+    data = work.pairs(args.shape, args.batch * args.steps, args.longest)
+    policy, reward = causal(), reward_model()
+    clock = time.perf_counter
+
+    def step(i):
+        start = clock()
+        policy.eval()
+        prompts = [p for p, _, _ in data[i * args.batch : (i + 1) * args.batch]]
+        answers = [ids for j in range(0, args.batch, work.TRAIN_BATCH)
+                   for ids in continuations(policy, prompts[j : j + work.TRAIN_BATCH])]
+        sampled = clock()
+        rows = []
+        for j, prompt in enumerate(prompts):
+            ranked = sorted(answers[j * args.n : (j + 1) * args.n], key=lambda ids, p=prompt: score(reward, p + ids))
+            rows.append(row(prompt, ranked[-1], ranked[0]))
+        scored = clock()
+        trainer = in_order(DPOTrainer)(
+            model=policy, args=DPOConfig(**options(args.batch // TRAIN_BATCH)), processing_class=TOKENIZER,
+            train_dataset=datasets.Dataset.from_list(rows))
+        ready = clock()
+        trainer.train()
+        parts = {"sample": sampled - start, "score": scored - sampled, "train": clock() - ready}
+        return sum(map(len, answers)), {"seconds": sum(parts.values()), **parts}
+
+    return step
+
+
+SERVED = {"generate": ("transformers generate", generating), "score": ("transformers, one at a time", scoring),
+          "round": ("transformers and TRL", rounds)}
+if args.task in SERVED:
+    name, make = SERVED[args.task]
+    work.serve(name, VERSIONS, make())
 else:
-    NAME = {"generate": "transformers generate", "score": "transformers, one at a time"}[args.task]
-    work.serve(NAME, VERSIONS, generating() if args.task == "generate" else scoring())
+    train()

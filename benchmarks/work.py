@@ -18,11 +18,16 @@ import numpy as np
 SHAPES = {
     "small": {"vocab_size": 4096, "embed": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "mlp": 768},
     "medium": {"vocab_size": 32000, "embed": 384, "layers": 6, "heads": 6, "kv_heads": 2, "head_dim": 64, "mlp": 1024},
+    "wide": {"vocab_size": 128256, "embed": 256, "layers": 4, "heads": 4, "kv_heads": 2, "head_dim": 64, "mlp": 768},
     "1b": {"vocab_size": 128256, "embed": 2048, "layers": 16, "heads": 32, "kv_heads": 8, "head_dim": 64, "mlp": 8192},
     "8b": {"vocab_size": 128256, "embed": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "head_dim": 128,
            "mlp": 14336},
 }
-"""name -> sizes of a Llama. `small` and `medium` are for two CPU cores, the others for an accelerator."""
+"""name -> sizes of a Llama. `small`, `medium` and `wide` (`small` under a large vocabulary) are for two CPU cores, the
+others for an accelerator."""
+
+TRAIN_BATCH = 16
+"""Pairs of an optimizer step in a round, and prompts that transformers generates for at a time."""
 
 SPECIAL = 8
 """Ids below are not drawn: padding 0, BOS 1, EOS 2, spare."""
@@ -48,6 +53,19 @@ def pairs(shape, count, longest, seed=0):
         prompt, chosen, rejected = pool[(i // 2) % len(pool)]
         out.append(([1, *ids(prompt - 1)], [*ids(chosen - 1), 2], [*ids(rejected - 1), 2]))
     return out
+
+
+def text(ids):
+    """Words of the checkpoint's tokenizer, one a token; padding, BOS and EOS have none."""
+    return " ".join(f"t{i}" for i in ids if i > 2)
+
+
+def parameters(shape):
+    """Number of weights of a shape, embedding and head apart."""
+    s = SHAPES[shape]
+    attention = 2 * s["embed"] * s["head_dim"] * (s["heads"] + s["kv_heads"])
+    layer = attention + 3 * s["embed"] * s["mlp"] + 2 * s["embed"]
+    return 2 * s["vocab_size"] * s["embed"] + s["layers"] * layer + s["embed"]
 
 
 def useful(pair):
@@ -83,6 +101,7 @@ def arguments(tasks):
     parser.add_argument("--steps", type=int, default=12, help="warm-up included")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--micro", type=int, default=4, help="pairs or rows a device works on at a time")
+    parser.add_argument("--logits_chunk", type=int, default=256, help="rlhf_jax: row positions whose logits exist")
     return parser.parse_args()
 
 
@@ -104,12 +123,38 @@ extra = dict
 
 
 def serve(framework, found, step):
-    """Announces the worker, then runs `step(i)` each time the driver says so and reports seconds and useful tokens."""
+    """Announces the worker, then runs `step(i)` each time the driver says so and reports seconds and useful tokens.
+
+    A step returns its tokens and the seconds of its parts; if `seconds` is among them, that is the time that counts.
+    """
     say(framework=framework, versions=found)
     i = 0
     while True:
         wait()
         start = time.perf_counter()
         tokens, parts = step(i)
-        say(seconds=time.perf_counter() - start, tokens=int(tokens), parts=parts)
+        say(seconds=parts.pop("seconds", time.perf_counter() - start), tokens=int(tokens), parts=parts)
         i += 1
+
+
+class Laps:
+    """The steps of a trainer that owns its loop: each waits for the driver and is timed from there.
+
+    tokens: useful tokens of each step.
+    """
+
+    def __init__(self, tokens):
+        self.tokens, self.i, self.start = tokens, 0, 0.0
+
+    def begin(self):
+        wait()
+        self.start = time.perf_counter()
+
+    def end(self):
+        say(seconds=time.perf_counter() - self.start, tokens=self.tokens[self.i], parts={})
+        self.i += 1
+
+
+def tokens_of_steps(data, batch):
+    """Useful tokens of each full step over `data`."""
+    return [sum(map(useful, data[i : i + batch])) for i in range(0, len(data) - batch + 1, batch)]

@@ -148,9 +148,10 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, active: Array, rows: int | None) -> _Rows:
-        size = active.size
+        slots, lanes = active.shape
+        size = slots * lanes
         pick = jnp.arange(size) if rows is None else jnp.nonzero(active.reshape(-1), size=rows, fill_value=size)[0]
-        return cls(pick, active.shape)
+        return cls(pick, (slots, lanes))
 
     @property
     def all(self) -> bool:
