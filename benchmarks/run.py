@@ -50,12 +50,13 @@ class Worker:
         raise SystemExit(f"the worker {self.name!r} ended with status {self.process.wait()}; its messages are above")
 
     def step(self):
-        before, start = foreign_seconds(self.process.pid), time.perf_counter()
+        (before, own), start = cpu_seconds(self.process.pid), time.perf_counter()
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         step = self._read("seconds")
-        others = (foreign_seconds(self.process.pid) - before) / (time.perf_counter() - start)
-        self.steps.append({**step, "others": max(others, 0.0)})
+        others, mine = cpu_seconds(self.process.pid)
+        load = max(others - before, 0.0) / (time.perf_counter() - start)
+        self.steps.append({**step, "others": load, "cpu": mine - own})
 
     def end(self):
         self.process.stdin.close()
@@ -64,19 +65,20 @@ class Worker:
         return last
 
 
-def foreign_seconds(pid):
-    """CPU seconds that all processes but `pid` have used so far."""
+def cpu_seconds(pid):
+    """CPU seconds used so far by all processes but `pid`, and by `pid`."""
     whole = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    own = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
-    return (sum(whole) - whole[3] - whole[4] - sum(map(int, own))) / os.sysconf("SC_CLK_TCK")
+    own = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    tick = os.sysconf("SC_CLK_TCK")
+    return (sum(whole) - whole[3] - whole[4] - own) / tick, own / tick
 
 
 def wait_for_quiet(until):
     """Returns once others keep less than a quarter of a core busy for a second, or at `until`."""
     while time.monotonic() < until:
-        before = foreign_seconds(os.getpid())
+        before, _ = cpu_seconds(os.getpid())
         time.sleep(1.0)
-        if foreign_seconds(os.getpid()) - before < QUIET_CORES:
+        if cpu_seconds(os.getpid())[0] - before < QUIET_CORES:
             return
 
 
@@ -130,6 +132,8 @@ def line(worker, args, rest):
         "others": round(statistics.median(s["others"] for s in kept), 2), "parameters": parameters(args.shape),
         "vocabulary": SHAPES[args.shape]["vocab_size"],
         "seconds": statistics.median(s["seconds"] for s in kept),
+        "cpu_seconds": statistics.median(s["cpu"] for s in kept),
+        "tokens_per_cpu_second": statistics.median(s["tokens"] / s["cpu"] for s in kept),
         "fastest": min(s["seconds"] for s in kept), "slowest": max(s["seconds"] for s in kept),
         "first": worker.steps[0]["seconds"],
         "parts": {name: statistics.median(s["parts"][name] for s in kept) for name in names},
