@@ -11,6 +11,7 @@ import argparse
 import datetime
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def main():
                 "date": datetime.date.today().isoformat(), "task": "remat", "shape": options.shape, "remat": remat,
                 "logits_chunk": chunk, "steps": options.steps, "seconds": statistics.median(seconds[remat, chunk][1:]),
                 "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
-                "versions": versions("rlhf_jax", "jax", "jaxlib"), "machine": machine()}) + "\n")
+                "versions": versions("rlhf_jax", "jax", "jaxlib"), "machine": machine(os.cpu_count())}) + "\n")
 
 
 if __name__ == "__main__":

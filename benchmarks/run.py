@@ -3,9 +3,10 @@
     python benchmarks/run.py dpo --shape small --torch VENV_WITH_TORCH_AND_TRL/bin/python --output results.jsonl
 
 Each framework is a process of its own (in an environment of its own) that waits while another one works. Steps are
-interleaved, so that whatever else the machine does falls on all alike; the first of each are warm-up. How many cores
-other processes kept busy is measured with every step: steps under more than a quarter of a core of foreign load are
-left out where enough others remain, because frameworks suffer differently from it.
+interleaved, so that whatever else the machine does falls on all alike; the first of each are warm-up.
+
+On a machine that others use too, take `--cores 1`: threads that wait for one another suffer unequally from foreign load
+(torch's spin), one thread does not, and its processor time is what the clock of an idle machine would show.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from work import SHAPES, parameters
 HERE = Path(__file__).parent
 WORKERS = {"ours": "ours.py", "torch": "torch_peers.py", "tunix": "tunix_peer.py"}
 WITH_TUNIX = ("dpo", "generate")
-QUIET_CORES = 0.25
 QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
          "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -32,10 +32,12 @@ QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELIS
 class Worker:
     """A framework at work: started, then told to take one step at a time."""
 
-    def __init__(self, name, python, command, environment):
-        self.name = name
-        self.process = subprocess.Popen([python, str(HERE / WORKERS[name]), *command], env=environment, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=HERE)
+    def __init__(self, name, python, command, cores):
+        self.name, self.one_core = name, cores == 1
+        self.process = subprocess.Popen(
+            [python, str(HERE / WORKERS[name]), *command], env={**os.environ, **QUIET}, text=True, cwd=HERE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores]))
         self.notes, self.steps = {}, []
         self.about = self._read("framework")
 
@@ -50,13 +52,16 @@ class Worker:
         raise SystemExit(f"the worker {self.name!r} ended with status {self.process.wait()}; its messages are above")
 
     def step(self):
-        (before, own), start = cpu_seconds(self.process.pid), time.perf_counter()
+        before, start = cpu_seconds(self.process.pid), time.perf_counter()
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         step = self._read("seconds")
-        others, mine = cpu_seconds(self.process.pid)
-        load = max(others - before, 0.0) / (time.perf_counter() - start)
-        self.steps.append({**step, "others": load, "cpu": mine - own})
+        passed = time.perf_counter() - start
+        others, own = (b - a for a, b in zip(before, cpu_seconds(self.process.pid), strict=True))
+        if self.one_core:
+            share = own / step["seconds"]
+            step |= {"seconds": own, "parts": {name: share * seconds for name, seconds in step["parts"].items()}}
+        self.steps.append({**step, "others": max(others, 0.0) / passed})
 
     def end(self):
         self.process.stdin.close()
@@ -73,19 +78,10 @@ def cpu_seconds(pid):
     return (sum(whole) - whole[3] - whole[4] - own) / tick, own / tick
 
 
-def wait_for_quiet(until):
-    """Returns once others keep less than a quarter of a core busy for a second, or at `until`."""
-    while time.monotonic() < until:
-        before, _ = cpu_seconds(os.getpid())
-        time.sleep(1.0)
-        if cpu_seconds(os.getpid())[0] - before < QUIET_CORES:
-            return
-
-
-def machine():
+def machine(cores):
     about = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in about if line.startswith("model name")), platform.processor())
-    return {"cpu": cpu, "cores": os.cpu_count()}
+    return {"cpu": cpu, "cores": cores}
 
 
 def main():
@@ -94,7 +90,7 @@ def main():
     parser.add_argument("--shape", required=True)
     parser.add_argument("--steps", type=int, default=12, help="warm-up included")
     parser.add_argument("--warm_up", type=int, default=2, help="first steps that are not counted")
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for a quiet machine before a step")
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="that a worker may use; 1: processor time")
     parser.add_argument("--torch", help="python with torch and trl")
     parser.add_argument("--tunix", help="python with google-tunix")
     parser.add_argument("--checkpoints", type=Path, default=HERE.parent / "runs" / "bench")
@@ -105,11 +101,9 @@ def main():
     pythons = {"ours": sys.executable, "torch": args.torch, "tunix": args.tunix if args.task in WITH_TUNIX else None}
     command = [args.task, "--shape", args.shape, "--checkpoints", str(args.checkpoints.resolve()), "--steps",
                str(args.steps), *rest]
-    workers = [Worker(name, python, command, {**os.environ, **QUIET}) for name, python in pythons.items() if python]
+    workers = [Worker(name, python, command, args.cores) for name, python in pythons.items() if python]
     for i in range(args.steps):
         for worker in workers[:: 1 if i % 2 else -1]:
-            if i >= args.warm_up:
-                wait_for_quiet(time.monotonic() + args.patience)
             worker.step()
         print(f"step {i + 1} of {args.steps}: " + ", ".join(
             f"{w.about['framework']} {w.steps[-1]['seconds']:.2f} s" for w in workers), file=sys.stderr)
@@ -119,27 +113,23 @@ def main():
 
 
 def line(worker, args, rest):
-    """Medians over the steps after the warm-up that other processes disturbed little, if there are at least five or a
-    third of them; else over all."""
-    counted = worker.steps[args.warm_up :]
-    quiet = [s for s in counted if s["others"] < QUIET_CORES]
-    kept = quiet if len(quiet) >= min(5, len(counted) / 3) else counted
+    """Medians over the steps after the warm-up."""
+    kept = worker.steps[args.warm_up :]
     names = kept[0]["parts"]
     return {
         "date": datetime.date.today().isoformat(), "task": args.task, "shape": args.shape,
         "framework": worker.about["framework"], "versions": worker.about["versions"],
-        "options": rest, "steps": len(kept), "warm_up": args.warm_up, "taken": len(counted),
-        "others": round(statistics.median(s["others"] for s in kept), 2), "parameters": parameters(args.shape),
-        "vocabulary": SHAPES[args.shape]["vocab_size"],
+        "options": rest, "steps": len(kept), "warm_up": args.warm_up,
+        "parameters": parameters(args.shape), "vocabulary": SHAPES[args.shape]["vocab_size"],
+        "clock": "processor" if args.cores == 1 else "wall",
+        "others": round(statistics.median(s["others"] for s in kept), 2),
         "seconds": statistics.median(s["seconds"] for s in kept),
-        "cpu_seconds": statistics.median(s["cpu"] for s in kept),
-        "tokens_per_cpu_second": statistics.median(s["tokens"] / s["cpu"] for s in kept),
         "fastest": min(s["seconds"] for s in kept), "slowest": max(s["seconds"] for s in kept),
         "first": worker.steps[0]["seconds"],
         "parts": {name: statistics.median(s["parts"][name] for s in kept) for name in names},
         "tokens": sum(s["tokens"] for s in kept) / len(kept),
         "tokens_per_second": statistics.median(s["tokens"] / s["seconds"] for s in kept),
-        **worker.notes, **worker.end(), "machine": machine(),
+        **worker.notes, **worker.end(), "machine": machine(args.cores),
     }
 
 

@@ -21,11 +21,11 @@ HEAD = """# Benchmarks
 
 Side by side in one run, steps interleaved, medians; how, and of what: [benchmarks/README.md](../benchmarks/README.md).
 Tokens are useful tokens: each prompt once, each response once; of sampling and of a round, the sampled ones. Memory is
-the peak of the process (on a CPU) or of the device. "CPU" is the processor time of a step over all cores, and the ratio
-by it is what an idle machine would come closer to; "load" is how many cores other processes kept busy meanwhile.
+the peak of the process (on a CPU) or of the device. On one core seconds are the worker's processor time, which others
+that use the machine lengthen little; on several they are the clock's. "Load" is how many cores others kept busy.
 """
-COLUMNS = """| work | framework | seconds a step | CPU | tokens/s | ours is | target | peak memory | steps | load |
-|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
+COLUMNS = """| work | framework | seconds a step | tokens/s | ours is | target | peak memory | steps | load |
+|---|---|---:|---:|---:|---:|---:|---:|---:|"""
 MEMORY = """### Memory of a DPO step under a vocabulary of {vocabulary:,}
 
 {options}. Beyond is the peak of the whole process, imports included, less twelve bytes a parameter (float32
@@ -46,7 +46,7 @@ def main(paths):
     for path in paths:
         for text in Path(path).read_text().splitlines():
             line = json.loads(text)
-            machine = runs_on(line) or f"{line['machine']['cpu']}, {line['machine']['cores']} cores"
+            machine = runs_on(line) or cores_of(line["machine"])
             if line["task"] == "remat":
                 remat[machine, line["shape"], line["remat"], line["logits_chunk"]] = line
             else:
@@ -68,23 +68,15 @@ def main(paths):
 
 def row(task, framework, line, ours):
     speed = ours["tokens_per_second"] / line["tokens_per_second"]
-    ratio = "" if line is ours else (f"{speed:.2f} x as fast{by_cpu(ours, line)}, "
-                                     f"{memory(ours) / memory(line):.2f} x the memory")
+    ratio = "" if line is ours else f"{speed:.2f} x as fast, {memory(ours) / memory(line):.2f} x the memory"
     goal = SPEED.get((task, framework))
     target = "" if goal is None else f"{goal:g} x: " + (
         "met" if speed >= goal else f"missed by {100 * (1 - speed / goal):.0f} %")
     parts = ", ".join(f"{seconds:.2f} {name}" for name, seconds in line["parts"].items() if seconds > 0.01)
     split = f" ({parts})" if len(line["parts"]) > 1 and "," in parts else ""
-    cpu = f"{line['cpu_seconds']:.2f}" if "cpu_seconds" in line else ""
-    return (f"| {TITLES[task]} | {framework} | {line['seconds']:.2f}{split} | {cpu} "
-            f"| {line['tokens_per_second']:,.0f} | {ratio} | {target} | {memory(line) / 1e9:.2f} GB | {line['steps']} | {line.get('others', '')} |")
-
-
-def by_cpu(ours, line):
-    """The same ratio in processor time, where both have it."""
-    if "tokens_per_cpu_second" not in ours or "tokens_per_cpu_second" not in line:
-        return ""
-    return f" ({ours['tokens_per_cpu_second'] / line['tokens_per_cpu_second']:.2f} x by CPU)"
+    cells = (TITLES[task], framework, f"{line['seconds']:.2f}{split}", f"{line['tokens_per_second']:,.0f}", ratio,
+             target, f"{memory(line) / 1e9:.2f} GB", line["steps"], line.get("others", ""))
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def memory_table(lines):
@@ -113,6 +105,10 @@ def measured(lines):
     versions = {name: value for line in lines for name, value in line["versions"].items()}
     print(f"\nMeasured on {max(line['date'] for line in lines)}: "
           + ", ".join(f"{name} {value}" for name, value in versions.items()) + ".\n")
+
+
+def cores_of(machine):
+    return f"{machine['cpu']}, " + ("one core" if machine["cores"] == 1 else f"{machine['cores']} cores")
 
 
 def runs_on(line):
