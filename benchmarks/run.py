@@ -58,9 +58,9 @@ class Worker:
         step = self._read("seconds")
         passed = time.perf_counter() - start
         others, own = (b - a for a, b in zip(before, cpu_seconds(self.process.pid), strict=True))
-        if self.one_core:
-            share = own / step["seconds"]
-            step |= {"seconds": own, "parts": {name: share * seconds for name, seconds in step["parts"].items()}}
+        if self.one_core:  # a step may leave part of its time out: what counts has its share of the processor time
+            parts = {name: own / passed * seconds for name, seconds in step["parts"].items()}
+            step |= {"seconds": own / passed * step["seconds"], "parts": parts}
         self.steps.append({**step, "others": max(others, 0.0) / passed})
 
     def end(self):
