@@ -76,10 +76,9 @@ class Commands:
         return [*self._queued_resource("create", given["NAME"]), f"--accelerator-type={given['ACCELERATOR']}",
                 f"--runtime-version={given['RUNTIME_VERSION']}", *nodes, *CAPACITY_FLAGS[given["CAPACITY"]]]
 
-    def state(self) -> list[str]:
-        # a list, because describe fails where there is nothing to describe
-        ours = f"--filter=name~(^|/){self.given['NAME']}$"
-        return [*self._queued_resource("list"), ours, "--format=value(state.state)"]
+    def states(self) -> list[str]:
+        # all of them, because describe fails where there is nothing to describe
+        return [*self._queued_resource("list"), "--format=value(name.basename(),state.state)"]
 
     def delete(self) -> list[str]:
         return [*self._queued_resource("delete", self.given["NAME"]), "--force", "--quiet"]
@@ -116,11 +115,12 @@ class Launcher:
 
     def state(self) -> str:
         """The queued resource's state; nothing where there is none."""
-        answer = subprocess.run(self.commands.state(), stdout=subprocess.PIPE, text=True)
+        answer = subprocess.run(self.commands.states(), stdout=subprocess.PIPE, text=True)
         if answer.returncode:
             self.say(f"gcloud could not tell the state of {self.given['NAME']}")
             raise SystemExit(1)
-        return answer.stdout.strip()
+        states = dict(line.split() for line in answer.stdout.splitlines() if len(line.split()) == 2)
+        return states.get(self.given["NAME"], "")
 
     def create(self) -> None:
         """Asks for the machines, and waits; a request that lies there already is waited for, a dead one replaced."""
@@ -191,10 +191,10 @@ def dry_run(verb: str, commands: Commands) -> None:
     archive = "/tmp/rlhf_jax.tar.gz"
     install, run = [*commands.install(archive)], commands.run("1")
     printed: dict[str, list[list[str] | str]] = {
-        "create": [commands.state(), commands.create(), "# until it is ACTIVE:", commands.state()],
+        "create": [commands.states(), commands.create(), "# until it is ACTIVE:", commands.states()],
         "install": [*install],
-        "run": ["# unless the machines are there already:", commands.state(), commands.create(),
-                "# until it is ACTIVE:", commands.state(), *install, "# the run:", run,
+        "run": ["# unless the machines are there already:", commands.states(), commands.create(),
+                "# until it is ACTIVE:", commands.states(), *install, "# the run:", run,
                 "# after status 75: the run again. Machines gone: this, and all of the above:", commands.delete(),
                 f"# any other status but 0: the run again, at most {commands.given['MAX_RESTARTS']} times"],
         "delete": [commands.delete()],
