@@ -17,6 +17,7 @@ running() { kill -0 "$(cat "$state/process" 2> /dev/null)" 2> /dev/null; }
 ended_already() { [ "$(cat "$state/launch" 2> /dev/null)" = "$LAUNCH" ] && [ -s "$state/status" ]; }
 
 if ! running && ! ended_already; then
+  [ -d "$MOUNT_FOLDER" ] || sudo mkdir -p "$MOUNT_FOLDER"
   mountpoint --quiet "$MOUNT_FOLDER" || eval "$MOUNT_COMMAND"
   [ -d "$RUN_FOLDER" ] || sudo install --directory --owner="$(id -un)" "$RUN_FOLDER"
   rm -f "$state/status"
