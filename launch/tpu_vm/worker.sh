@@ -21,6 +21,7 @@ if ! running && ! ended_already; then
   mountpoint --quiet "$MOUNT_FOLDER" || eval "$MOUNT_COMMAND"
   [ -d "$RUN_FOLDER" ] || sudo install --directory --owner="$(id -un)" "$RUN_FOLDER"
   rm -f "$state/status"
+  : > "$state/log"
   echo "$LAUNCH" > "$state/launch"
   setsid nohup bash -c 'bash -c "exec $COMMAND"; echo $? > "$0"' "$state/status" > "$state/log" 2>&1 < /dev/null &
   echo $! > "$state/process"
