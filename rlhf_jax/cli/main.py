@@ -44,8 +44,13 @@ def main() -> None:
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
     prepare_environment()
+    from rlhf_jax.parallel import EXIT_PREEMPTED, Preempted
+
     try:
         _dispatch(verb, rest, dry_run)
+    except Preempted as notice:
+        print(f"rlhf-jax {verb}: {notice}", file=sys.stderr)
+        raise SystemExit(EXIT_PREEMPTED) from notice
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("RLHF_JAX_TRACEBACK"):
             raise
@@ -106,6 +111,8 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
         run.policy_evaluation(command)
     else:
         stage = run.single(verb, command)
+        if not run.is_main_process():
+            return
         print(json.dumps(stage.report, indent=1))
         print(f"\n{verb}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}, in {stage.folder}")
 

@@ -1,7 +1,7 @@
 """Parallelism: the mesh, logical-axis rules, data-parallel evaluation and multi-host start-up."""
 
 from rlhf_jax.parallel.data_parallel import data_parallel
-from rlhf_jax.parallel.distributed import initialize, is_main_process
+from rlhf_jax.parallel.distributed import divided, gather, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
     AXES,
     PRESETS,
@@ -15,20 +15,43 @@ from rlhf_jax.parallel.mesh import (
     replicated,
     spec_shardings,
 )
+from rlhf_jax.parallel.placement import HandOver, hand_over, local_mesh, place, rows_here, sampling_mesh, tensor_ways
+from rlhf_jax.parallel.preemption import (
+    EXIT_PREEMPTED,
+    Preempted,
+    preempted,
+    preemption_noted,
+    watch_for_preemption,
+)
 
 __all__ = [
     "AXES",
+    "EXIT_PREEMPTED",
     "PRESETS",
+    "HandOver",
     "MeshConfig",
+    "Preempted",
     "Rules",
     "batch_sharding",
     "batch_ways",
     "constrainer",
     "data_parallel",
+    "divided",
+    "gather",
+    "hand_over",
     "initialize",
     "is_main_process",
+    "local_mesh",
     "make_mesh",
+    "on_main",
     "param_shardings",
+    "place",
+    "preempted",
+    "preemption_noted",
     "replicated",
+    "rows_here",
+    "sampling_mesh",
     "spec_shardings",
+    "tensor_ways",
+    "watch_for_preemption",
 ]

@@ -1,4 +1,8 @@
-"""The sampling and scoring stages: numbered shards of groups, each written whole, none written twice."""
+"""The sampling and scoring stages: numbered shards of groups, each written whole, none written twice.
+
+Every process makes every n-th shard with its own devices and looks at no other process meanwhile; what is in a shard
+does not depend on who made it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
+from rlhf_jax.parallel import Preempted, gather, preempted, preemption_noted
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
@@ -44,9 +50,20 @@ def read_shards(folder: Path) -> list[PromptGroup]:
     return [group for path in shards(folder) for group in read_groups(path)]
 
 
-def _pieces(groups: Sequence[PromptGroup], size: int) -> Iterator[tuple[int, Sequence[PromptGroup]]]:
-    for number, start in enumerate(range(0, len(groups), size)):
-        yield number, groups[start : start + size]
+def shards_here(shards: int) -> Iterator[int | None]:
+    """Numbers of the shards that this process makes, every n-th of them; None where it has none in a round.
+
+    All processes go through equally many rounds. After each the run may be asked to leave: finished shards are safe.
+
+    Raises:
+      Preempted: after a round, on all processes alike.
+    """
+    count = jax.process_count()
+    for first in range(0, shards, count):
+        number = first + jax.process_index()
+        yield number if number < shards else None
+        if preempted():
+            raise Preempted("finished shards are kept")
 
 
 def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
@@ -81,22 +98,32 @@ def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Pa
     working, done, worst = cast(params, dtype), 0, None
     tolerance = 1e-4 if jnp.dtype(dtype) == jnp.float32 else 0.5
     with count_compiles() as compiles:
-        for number, some in _pieces(prompts, shard_size):
-            path = folder / shard_name(number)
+        for number in shards_here(-(-len(prompts) // shard_size)):
+            if number is None:
+                continue
+            path, some = folder / shard_name(number), prompts[number * shard_size : (number + 1) * shard_size]
             if not path.is_file():
                 found = {}
                 for index, group in sampler.generate(working, some):
                     found[index] = group
                     progress(done + len(found), len(prompts))
+                    if preemption_noted():
+                        raise Preempted("finished shards are kept")
                 write_groups(path, [found[i] for i in range(len(some))])
             if number == 0:
                 first = read_groups(path)[: sampler.sampling.slots]
                 worst = check_logps(compute, working, first, sampler, dtype, tolerance)
             done += len(some)
-            progress(done, len(prompts))
-    groups = read_shards(folder)
+            progress(min(done * jax.process_count(), len(prompts)), len(prompts))
+    groups = _all_shards(folder)
     return {"prompts": len(groups), "responses": sum(len(g.responses) for g in groups),
             **generation_metrics(groups), "logps_max_difference": worst, "compiled_programs": compiles.programs}
+
+
+def _all_shards(folder: Path) -> list[PromptGroup]:
+    """All groups of a stage once every process has written its own."""
+    gather(None)
+    return read_shards(folder)
 
 
 def score_metrics(groups: Sequence[PromptGroup], name: str) -> dict[str, float]:
@@ -115,17 +142,19 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
     """Adds a scorer's verdicts to every shard of `source`."""
     paths, done, before = shards(source), 0, Counter(scorer.failures)
     with count_compiles() as compiles:
-        for path in paths:
-            groups = read_groups(path)
-            target = folder / path.name
+        for number in shards_here(len(paths)):
+            if number is None:
+                continue
+            target = folder / paths[number].name
             if not target.is_file():
+                groups = read_groups(paths[number])
                 scores = scorer.score(groups)
                 scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, scores, strict=True)]
                 write_groups(target, scored)
             done += 1
-            progress(done, len(paths))
-    groups = read_shards(folder)
+            progress(min(done * jax.process_count(), len(paths)), len(paths))
+    groups = _all_shards(folder)
     unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
+    failures = sum((Counter(some) for some in gather(dict(scorer.failures - before))), Counter[str]())
     return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
-            "failures": dict(scorer.failures - before),
-            "compiled_programs": compiles.programs}
+            "failures": dict(failures), "compiled_programs": compiles.programs}
