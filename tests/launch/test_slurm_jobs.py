@@ -1,7 +1,8 @@
-"""run.sbatch under a real SLURM: two JAX processes, a preemption, a death. Skipped where SLURM cannot be started."""
+"""run.sbatch under a real SLURM: two JAX processes, a preemption, an end, a death. Skipped where SLURM cannot be started."""
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,16 +67,33 @@ def test_two_processes_find_each_other(slurm, submit):
     assert ("NPROC 16" in log()) == small or "NPROC" in os.environ
 
 
-def test_a_preempted_job_saves_is_requeued_and_finishes(slurm, submit):
+@pytest.mark.parametrize("by", ["time limit", "urgent job"])
+def test_a_preempted_job_saves_is_requeued_and_finishes(slurm, submit, by):
     number, log = submit(PREEMPTED_ONCE)
     slurm.until(lambda: log().count("at work") == 2, "both tasks are at work", 60)
-    slurm.ask("scancel", "--signal=TERM", number)  # what --signal=TERM@120 does before the time limit: the tasks only
+    if by == "time limit":
+        slurm.ask("scancel", "--signal=TERM", number)  # as --signal=TERM@120 does it: to the tasks only
+    else:
+        slurm.ask("sbatch", "--partition=urgent", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1")
     slurm.until(lambda: slurm.job(number).get("Restarts") == "1", "the job is requeued", 60)
     assert log().count("saved") == 2, log()
     job = ended(slurm, number, 180)
     assert job["JobState"] == "COMPLETED", log()
     assert log().count("continued and finished") == 2
     assert not list((Path(job["StdOut"]).parent).glob(".ended*"))
+
+
+def test_a_cancelled_job_saves_and_stays_away(slurm, submit):
+    number, log = submit(PREEMPTED_ONCE.replace("8 * task", "task"))  # both are done before SLURM kills the script
+    slurm.until(lambda: log().count("at work") == 2, "both tasks are at work", 60)
+    slurm.ask("scancel", number)
+    job = ended(slurm, number, 60)
+    assert job["JobState"] == "CANCELLED"
+    time.sleep(10)  # longer than a requeued job would wait
+    job = slurm.job(number)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), log()
+    assert log().count("saved\n") == 2
+    assert "run.sbatch: saved; SLURM has ended the job" in log()
 
 
 def test_one_dead_task_ends_the_job(slurm, submit):
