@@ -1,4 +1,4 @@
-"""run.sbatch under a real SLURM: two JAX processes, a preemption, an end, a death. Skipped where SLURM cannot be started."""
+"""run.sbatch under a real SLURM: processes, preemptions, an end, a death. Skipped where SLURM cannot be started."""
 
 import os
 import sys
@@ -37,13 +37,17 @@ time.sleep(600)
 
 @pytest.fixture
 def submit(slurm, launch, tmp_path):
-    """Submits a Python program by `python -m launch.slurm` as two tasks on the one node; returns job number and log."""
+    """Submits a Python program, or other words for Python, by `python -m launch.slurm` as two tasks on the one node.
 
-    def run(program):
+    Returns the job's number and a function that reads its log.
+    """
+
+    def run(program="", words=""):
         (tmp_path / "program.py").write_text(program)
-        submitted = launch("slurm", f"COMMAND={sys.executable} {tmp_path}/program.py", f"RUN_FOLDER={tmp_path}/run",
-                           "NODES=1", "GPUS_PER_NODE=0", "TASKS_PER_NODE=2", "CPUS_PER_TASK=1", "TIME_LIMIT=10",
-                           "SETUP=", PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", XLA_FLAGS="", **slurm.environment)
+        submitted = launch("slurm", f"COMMAND={sys.executable} {words or tmp_path / 'program.py'}",
+                           f"RUN_FOLDER={tmp_path}/run", "NODES=1", "GPUS_PER_NODE=0", "TASKS_PER_NODE=2",
+                           "CPUS_PER_TASK=1", "TIME_LIMIT=10", "SETUP=", PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu",
+                           XLA_FLAGS="", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"), **slurm.environment)
         assert submitted.returncode == 0, submitted.stderr
         number = submitted.stdout.split()[-1]
         return number, lambda: log.read_text() if (log := tmp_path / "run" / f"slurm-{number}.log").is_file() else ""
@@ -81,6 +85,19 @@ def test_a_preempted_job_saves_is_requeued_and_finishes(slurm, submit, by):
     assert job["JobState"] == "COMPLETED", log()
     assert log().count("continued and finished") == 2
     assert not list((Path(job["StdOut"]).parent).glob(".ended*"))
+
+
+def test_a_preempted_run_goes_on_where_it_was(slurm, submit, tmp_path):
+    config = Path(__file__).parent / "micro_run.yaml"
+    number, log = submit(words=f"-m rlhf_jax.cli.main iterate --config {config} --output_dir $RUN_FOLDER")
+    slurm.until(lambda: list(tmp_path.glob("run/stages/sft-*/checkpoints/*")), f"sft has a checkpoint: {log()}", 200)
+    slurm.ask("scancel", "--signal=TERM", number)
+    slurm.until(lambda: slurm.job(number).get("Restarts") == "1", f"the job is requeued: {log()}", 100)
+    assert "asked to leave (SIGTERM); step " in log()
+    job = ended(slurm, number, 300)
+    assert job["JobState"] == "COMPLETED", log()
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert "scratch: already done" in log()
 
 
 def test_a_cancelled_job_saves_and_stays_away(slurm, submit):

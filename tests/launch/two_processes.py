@@ -3,7 +3,6 @@
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.parallel import initialize
@@ -15,6 +14,5 @@ mine = np.full((jax.local_device_count(),), 1.0 + jax.process_index(), np.float3
 everyone = jax.make_array_from_process_local_data(sharding, mine)
 total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=jax.P("data"),
                               out_specs=jax.P()))(everyone)
-assert jnp.shape(total) == (jax.local_device_count(),) or jax.local_device_count() == 1
 print(f"process {jax.process_index()} of {jax.process_count()}: sum {float(total[0])}, NPROC {os.environ.get('NPROC')}",
       flush=True)
