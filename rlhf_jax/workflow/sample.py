@@ -19,7 +19,7 @@ from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import Notice, gather
-from rlhf_jax.sampling import Sampler
+from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
@@ -73,17 +73,25 @@ def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
             **({"completions/mean_terminated_length": float(ended.mean())} if len(ended) else {})}
 
 
-def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any,
-                tolerance: float) -> float:
-    """Largest |sampler - trainer| log-prob difference over `groups`; raises LogpMismatch above `tolerance`."""
+def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any
+                ) -> LogpTolerance:
+    """Largest and mean |sampler - trainer| log-prob difference over the tokens of `groups`.
+
+    Raises:
+      LogpMismatch: above what `logp_tolerance` allows for the dtypes of computation and cache.
+    """
+    cache_dtype = sampler.sampling.cache_dtype
+    allowed = logp_tolerance(cache_dtype, dtype)
     found = logps_map(compute, sampler.mesh)(params, groups)
-    worst = max(float(np.max(np.abs(ours - r.logps))) for group, per in zip(groups, found, strict=True)
-                for r, ours in zip(group.responses, per, strict=True) if r.logps is not None)
-    if not worst <= tolerance:
-        raise LogpMismatch(f"the sampler's log-probs differ from the trainer's forward by up to {worst:.2e} "
-                           f"({jnp.dtype(dtype).name}, allowed {tolerance:.0e}). The two run different models: please "
+    gaps = np.concatenate([np.abs(ours - r.logps) for group, per in zip(groups, found, strict=True)
+                           for r, ours in zip(group.responses, per, strict=True) if r.logps is not None])
+    seen = LogpTolerance(float(gaps.max()), float(gaps.mean()))
+    if not (seen.largest <= allowed.largest and seen.mean <= allowed.mean):
+        raise LogpMismatch(f"the sampler's log-probs differ from the trainer's forward by up to {seen.largest:.2e}, "
+                           f"{seen.mean:.2e} in the mean ({jnp.dtype(dtype).name}, cache_dtype {cache_dtype}: allowed "
+                           f"{allowed.largest:.0e} and {allowed.mean:.0e}). The two run different models: please "
                            "report this with the model's config.json")
-    return worst
+    return seen
 
 
 def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Params, prompts: Sequence[PromptGroup],
@@ -92,9 +100,8 @@ def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Pa
 
     The first shard is checked against the trainer's forward pass.
     """
-    working, done, worst = cast(params, dtype), 0, None
-    tolerance = 1e-4 if jnp.dtype(dtype) == jnp.float32 else 0.5
-    notice = Notice(folder)
+    working, done, notice = cast(params, dtype), 0, Notice(folder)
+    gaps: Mapping[str, float] = {}
     with count_compiles() as compiles:
         for number in shards_here(-(-len(prompts) // shard_size), notice):
             path, some = folder / shard_name(number), prompts[number * shard_size : (number + 1) * shard_size]
@@ -110,12 +117,13 @@ def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Pa
                 write_groups(path, [found[i] for i in range(len(some))])
             if number == 0:
                 first = read_groups(path)[: sampler.sampling.slots]
-                worst = check_logps(compute, working, first, sampler, dtype, tolerance)
+                seen = check_logps(compute, working, first, sampler, dtype)
+                gaps = {"logps_max_difference": seen.largest, "logps_mean_difference": seen.mean}
             done += len(some)
             progress(min(done * jax.process_count(), len(prompts)), len(prompts))
     groups = read_shards(folder)
     return {"prompts": len(groups), "responses": sum(len(g.responses) for g in groups),
-            **generation_metrics(groups), "logps_max_difference": worst, "compiled_programs": compiles.programs}
+            **generation_metrics(groups), **gaps, "compiled_programs": compiles.programs}
 
 
 def score_metrics(groups: Sequence[PromptGroup], name: str) -> dict[str, float]:
