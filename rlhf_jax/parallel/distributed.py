@@ -16,14 +16,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _CLUSTER_MARKS = ("SLURM_JOB_ID", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES",
-                  "OMPI_COMM_WORLD_SIZE")
+                  "OMPI_COMM_WORLD_SIZE", "RLHF_JAX_CLUSTER")
 
 
 def initialize() -> None:
     """Joins the cluster this process was started in; does nothing on a lone machine.
 
-    GKE, SLURM and TPU VMs are recognised by JAX from their environment; any other launcher sets
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    GKE and SLURM are recognised by JAX from their environment, and TPU VMs from the machine's metadata, for which
+    RLHF_JAX_CLUSTER must be set; any other launcher sets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
     """
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
     marks = [mark for mark in _CLUSTER_MARKS if mark in os.environ]
