@@ -56,7 +56,20 @@ def main() -> None:
             raise
         print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
         print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+        _fail_together()
         raise SystemExit(1) from error
+
+
+def _fail_together() -> None:
+    """One process of several that fails ends at once: an orderly exit would wait for the others, which wait for it."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        print(f"process {jax.process_index()} of {jax.process_count()} stops, and so do the others; if it lost the "
+              "connection to another one, see the log of that one. The same command continues the run", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 SUBJECT = {"inspect": "model_name_or_path", "doctor": "model_name_or_path", "export": "model_name_or_path",

@@ -16,13 +16,7 @@ from rlhf_jax.parallel.mesh import (
     spec_shardings,
 )
 from rlhf_jax.parallel.placement import HandOver, hand_over, local_mesh, place, rows_here, sampling_mesh, tensor_ways
-from rlhf_jax.parallel.preemption import (
-    EXIT_PREEMPTED,
-    Preempted,
-    preempted,
-    preemption_noted,
-    watch_for_preemption,
-)
+from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote, watch_for_preemption
 
 __all__ = [
     "AXES",
@@ -30,6 +24,7 @@ __all__ = [
     "PRESETS",
     "HandOver",
     "MeshConfig",
+    "Notice",
     "Preempted",
     "Rules",
     "batch_sharding",
@@ -46,12 +41,11 @@ __all__ = [
     "on_main",
     "param_shardings",
     "place",
-    "preempted",
-    "preemption_noted",
     "replicated",
     "rows_here",
     "sampling_mesh",
     "spec_shardings",
     "tensor_ways",
+    "vote",
     "watch_for_preemption",
 ]

@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.parallel import batch_ways
+from rlhf_jax.sampling.cache import CacheDtype, stored_dtype
 from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
 from rlhf_jax.sampling.rules import Rules
 
@@ -36,6 +37,9 @@ class SamplingConfig:
       slots: prompts in flight, over all devices. lanes: continuations of one prompt in flight, None for all n; a
         lane that finishes takes the prompt's next sample. block: tokens decoded between two looks by the host.
       prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
+      cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps a scale a
+        token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the price
+        of log-probs that `sampling.cache.logp_tolerance` bounds.
       seed: with the prompt id, the sample index and the position it decides every token.
     """
 
@@ -50,12 +54,15 @@ class SamplingConfig:
     lanes: int | None = None
     block: int = 32
     prompt_length: int | None = None
+    cache_dtype: CacheDtype = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "slots", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more")
+        if self.cache_dtype not in get_args(CacheDtype):
+            raise ValueError(f"cache_dtype = {self.cache_dtype!r}; choose from {', '.join(get_args(CacheDtype))}")
         if self.lanes is not None and not 1 <= self.lanes <= self.num_generations:
             raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
                              "choose between 1 and that")
@@ -84,8 +91,8 @@ def rounded_up(tokens: int) -> int:
     return max(16, 1 << max(tokens - 1, 0).bit_length())
 
 
-LEAST_VIEW = 64
-"""Looking less deep than this into a cache saves nothing worth another program."""
+LEAST_VIEW, LEAST_ROWS = 64, 32
+"""Looking less deep into a cache, or computing fewer lanes than this saves nothing worth another program."""
 
 
 def prompt_hash(prompt_id: str) -> int:
@@ -110,7 +117,7 @@ class Sampler:
     Args:
       config: of the policy. sampling: settings. stop_ids: token ids that end a response.
       mesh: slots are cut over its batch axes. decode_text: (prompt ids, response ids) -> text of the response.
-      dtype: of the caches and the computation.
+      dtype: of the computation.
     """
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
@@ -120,8 +127,10 @@ class Sampler:
                              "cuts a batch; raise slots")
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
-        self.mesh, self._dtype = mesh, dtype
+        self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
+        # a processor's time follows the rows it computes, an accelerator's the weights it reads
+        self._skips_idle = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
         self._prefill_rows = max(1, sampling.slots // 4)
         self._seed = jax.random.key(sampling.seed)
         shard = self._shardings()
@@ -133,9 +142,10 @@ class Sampler:
     def _shardings(self) -> DecodeState:
         by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         cache = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
-        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
+        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._cache_dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
-        return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
+        prompt, suffix = (jax.tree.map(lambda _: cache, part) for part in (like.prompt, like.suffix))
+        return shardings.replace(prompt=prompt, suffix=suffix)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -161,7 +171,7 @@ class Sampler:
         """
         capacity = self._capacity(prompts)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
-                       self.sampling.max_new_tokens, self._dtype)
+                       self.sampling.max_new_tokens, self._cache_dtype)
         state = jax.jit(make, out_shardings=self._shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
@@ -179,11 +189,13 @@ class Sampler:
                     yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
                     slots[place] = None
 
-    def _view(self, slots: Iterable[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
-        """How deep the next block looks into the caches: few sizes, so that few programs serve all."""
+    def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
+        """What the next block looks at: few sizes, so that few programs serve all."""
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth + self.sampling.block))
-        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens))
+        rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
+        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
+                    rows if self._skips_idle and rows < len(slots) * self._lanes else None)
 
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
         longest = max(len(p.prompt_ids) for p in prompts)

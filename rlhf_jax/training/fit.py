@@ -24,10 +24,10 @@ from rlhf_jax.parallel import (
     batch_sharding,
     batch_ways,
     place,
-    preempted,
     replicated,
     rows_here,
     spec_shardings,
+    vote,
 )
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
@@ -142,15 +142,17 @@ class _Loop:
     def run(self, step_fn: Any, state: TrainState, frozen: Params, evaluate: Any) -> TrainState:
         start, steps = int(state.step), self.plan.steps
         waiting: tuple[int, Any] | None = None
+        leaving: Any = False
         for step, local, micro_batches in self.plan.iterate(start):
             batch = place(local, self._rows, self.plan.micro_rows, axis=1)
             state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
             if waiting is not None:
                 self._record(*waiting)  # one step late: the device is already at work on the next one
             waiting = (step + 1, metrics)
-            last, leaving = step + 1 == steps, preempted()
+            last, leave = step + 1 == steps, bool(leaving)  # as was voted one step ago
+            leaving = vote()
             evaluating = last or _due(step + 1, self.config.eval_steps)
-            saving = last or leaving or _due(step + 1, self.config.save_steps)
+            saving = last or leave or _due(step + 1, self.config.save_steps)
             if evaluating or saving:
                 self._record(*waiting)
                 waiting = None
@@ -159,7 +161,7 @@ class _Loop:
                 self.log.append({"step": step + 1, "epoch": self._epoch(step + 1), **scores})
             if self.checkpoints and saving:
                 self.checkpoints.save(step + 1, state, self.log, self._window)
-            if leaving and not last:
+            if leave and not last:
                 raise Preempted(f"step {step + 1} of {steps} is {'saved' if self.checkpoints else 'not to be saved'}")
         return state
 

@@ -27,6 +27,8 @@ from rlhf_jax.workflow.sample import read_shards
 from rlhf_jax.workflow.stage import Stage
 
 JUDGED = "judged.jsonl"
+EVALUATION_SHARD = 128
+"""Prompts in one shard of evaluation samples: what one process makes at a time."""
 
 
 @dataclasses.dataclass
@@ -88,7 +90,7 @@ def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Se
                     sampling: SamplingConfig, scorers: Sequence[Scorer], dtype: str) -> list[PromptGroup]:
     """Judged samples of a policy on the evaluation prompts."""
     sampled = sample(context, f"evaluate/{policy.label}/sample", policy, prompts, sampling, dtype,
-                     shard_size=len(prompts))
+                     EVALUATION_SHARD)
     judged = judge(context, f"evaluate/{policy.label}/judge", sampled, scorers, start, dtype)
     return read_groups(judged.folder / JUDGED)
 

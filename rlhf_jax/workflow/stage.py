@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.parallel import gather, is_main_process, on_main
+from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
 
 RECORD = "stage.json"
 _TIMED = (RECORD, "inputs.json", "trainer_state.json")
@@ -125,6 +125,7 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
         record: dict[str, Any] = json.loads(done.read_text())
         return record
     folder.mkdir(parents=True, exist_ok=True)
+    Notice(folder).clear()
     write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs})
     return None
 
