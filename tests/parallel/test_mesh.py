@@ -58,7 +58,7 @@ def test_the_first_axis_that_asks_for_a_mesh_axis_gets_it():
     assert rules.spec(("vocab", "embed")) == P(("tensor", "fsdp", "context"), None)
     assert rules.spec(("embed", "vocab")) == P(("fsdp", "context"), "tensor")
     assert rules.spec(("heads", "kv_heads", "mlp")) == P("tensor", None, None)
-    assert rules.spec(("batch", None, "layers", "embed")) == P(("data", "fsdp"), None, None, None)
+    assert rules.spec(("batch", None, "layers", "embed")) == P(("data", "fsdp"), None, None, "context")
     assert rules.spec(("seq", "rank", "labels", "head_dim")) == P("context", None, None, None)
     assert rules.spec(()) == P()
     assert PRESETS["sampling"].spec(("vocab", "embed")) == P("tensor", None)
