@@ -122,15 +122,16 @@ class Sampler:
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._dtype = mesh, dtype
         self._lanes = sampling.lanes or sampling.num_generations
-        self._prefill_rows = max(1, sampling.slots // 4)
+        self.prefill_rows = max(1, sampling.slots // 4)
         self._seed = jax.random.key(sampling.seed)
-        shard = self._shardings()
-        self._prefill = jax.jit(partial(_prefill, config), donate_argnums=1, out_shardings=shard)
+        shard = self.shardings()
+        self.prefill_program = jax.jit(partial(_prefill, config), donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        self._decode = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
-                               out_shardings=shard)
+        self.decode_program = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
+                                      out_shardings=shard)
 
-    def _shardings(self) -> DecodeState:
+    def shardings(self) -> DecodeState:
+        """Where the state of decoding lies: everything by slot."""
         by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
         cache = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
         like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
@@ -162,16 +163,17 @@ class Sampler:
         capacity = self._capacity(prompts)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
                        self.sampling.max_new_tokens, self._dtype)
-        state = jax.jit(make, out_shardings=self._shardings())()
+        state = jax.jit(make, out_shardings=self.shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
         depth = 0  # the most that a lane at work has written
         while queue or any(slots):
             while (refill := self._refill(prompts, queue, slots, capacity)) is not None:
-                state = self._prefill(params, state, refill) if refill.tokens.size else self._restart(state, refill)
+                run = partial(self.prefill_program, params) if refill.tokens.size else self._restart
+                state = run(state, refill)
             view = self._view(slots, prompts, capacity, depth)
-            state = self._decode(view, params, state, self._seed, self._stop)
+            state = self.decode_program(view, params, state, self._seed, self._stop)
             depth = self._collect(state, slots, prompts)
             for place, slot in enumerate(slots):
                 if slot is not None and len(slot.done) == self.sampling.num_generations:
@@ -206,14 +208,14 @@ class Sampler:
         """
         free = [place for place, slot in enumerate(slots) if slot is None]
         busy = len(slots) - len(free)
-        if len(free) < self._prefill_rows and busy and len(free) < len(queue):
+        if len(free) < self.prefill_rows and busy and len(free) < len(queue):
             free = []  # wait until a whole prefill can be filled
-        lengths, hashes = np.ones(self._prefill_rows, np.int32), np.zeros(self._prefill_rows, np.uint32)
-        places = np.full(self._prefill_rows, len(slots), np.int32)
-        new = [queue.popleft() for _ in range(min(len(free), len(queue), self._prefill_rows))]
+        lengths, hashes = np.ones(self.prefill_rows, np.int32), np.zeros(self.prefill_rows, np.uint32)
+        places = np.full(self.prefill_rows, len(slots), np.int32)
+        new = [queue.popleft() for _ in range(min(len(free), len(queue), self.prefill_rows))]
         longest = max((len(prompts[index].prompt_ids) for index in new), default=0)
         width = min(max(rounded_up(longest), LEAST_VIEW), capacity) if new else 0
-        tokens = np.zeros((self._prefill_rows, width), np.int32)
+        tokens = np.zeros((self.prefill_rows, width), np.int32)
         for row, (place, index) in enumerate(zip(free, new, strict=False)):
             ids = prompts[index].prompt_ids
             slots[place] = _Slot(index, deque(range(self.sampling.num_generations)))
