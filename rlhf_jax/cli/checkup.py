@@ -17,9 +17,8 @@ from rlhf_jax.parallel import initialize, make_mesh
 from rlhf_jax.workflow.commands import DoctorCommand, InspectCommand
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.inspection import inspect_model
-from rlhf_jax.workflow.options import DataOptions
+from rlhf_jax.workflow.options import DataOptions, part
 from rlhf_jax.workflow.policy import Checkpoint, read_data
-from rlhf_jax.workflow.verbs import part
 
 _COLOURS = {"ok": "green", "note": "yellow", "fail": "red"}
 

@@ -1,0 +1,165 @@
+"""Plans: the programs of a run, compiled for devices that are not here; do they fit, and how long would they take?"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from rlhf_jax.parallel import AXES, MeshConfig, batch_ways, make_mesh
+from rlhf_jax.parallel.accelerators import Accelerator
+from rlhf_jax.parallel.topology import compiles_exactly, devices_of
+from rlhf_jax.workflow.plan_compile import Compiled, compile_program
+from rlhf_jax.workflow.plan_fit import Change, smallest_change
+from rlhf_jax.workflow.plan_hlo import Collective, Module
+from rlhf_jax.workflow.plan_programs import build
+from rlhf_jax.workflow.plan_roofline import Times, Work, times, work_of
+from rlhf_jax.workflow.plan_stages import SampleStage, Stage
+
+WHOLE_TREE = 0.5
+"""Share of all weights that gathered outside the loop over layers counts as a gather of the whole tree."""
+Compile = Callable[[Any], Compiled]
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What came out for one stage on one mesh; sizes in bytes on one device, times in seconds of one call.
+
+    Attributes:
+      fits: within `limit`. change: what had to be changed for it to fit; empty for nothing.
+      exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
+      collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
+      whole_tree: bytes of weights gathered outside the layer loop, if that is most of the model; else 0.
+      wide: bytes of float32 arrays of weights' size that are gathered although the compute dtype is narrower.
+      kernels: hand-written (Pallas) kernels in the program. rematerialized: XLA's warnings.
+      useful, executed: operations of one call, over all devices.
+    """
+
+    stage: str
+    mesh: dict[str, int]
+    fits: bool
+    limit: float
+    exact: bool
+    change: tuple[str, ...] = ()
+    needed: float | None = None
+    arguments: float = 0.0
+    formula_arguments: float = 0.0
+    temporaries: float = 0.0
+    peak: float = 0.0
+    collectives: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    across: float = 0.0
+    whole_tree: float = 0.0
+    wide: float = 0.0
+    kernels: int = 0
+    rematerialized: int = 0
+    useful: float = 0.0
+    executed: float = 0.0
+    compute_s: float = 0.0
+    hbm_s: float = 0.0
+    links_s: float = 0.0
+    compile_s: float = 0.0
+
+    @property
+    def times(self) -> Times:
+        return Times(self.compute_s, self.hbm_s, self.links_s)
+
+    @property
+    def received(self) -> float:
+        """Bytes a device receives from others in one call."""
+        return sum(size for _, size in self.collectives.values())
+
+
+def measure(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any],
+            compile_with: Compile = compile_program) -> StagePlan:
+    """Compiles one stage for one mesh and reads everything off."""
+    laid = make_mesh(mesh, devices)
+    program = build(stage, laid)
+    compiled = compile_with(program)
+    sizes = {axis: laid.shape[axis] for axis in AXES}
+    limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
+    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed,
+                     formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
+                     compile_s=compiled.seconds)
+    if compiled.memory is None:
+        return plan
+    module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, accelerator))
+    work = work_of(stage, laid, module.kernels)
+    found = times(work, module.collectives, accelerator)
+    return dataclasses.replace(
+        plan, fits=compiled.memory.peak <= limit, arguments=compiled.memory.arguments,
+        temporaries=compiled.memory.temporaries, peak=compiled.memory.peak, collectives=module.summary(),
+        across=sum(c.received for c in module.collectives if c.across),
+        whole_tree=_whole_tree(module.collectives, program.param_bytes), wide=_wide(module.collectives, stage),
+        kernels=module.kernels, **_speed(work, found))
+
+
+def _speed(work: Work, found: Times) -> dict[str, float]:
+    return {"useful": work.useful, "executed": work.executed, "compute_s": found.compute, "hbm_s": found.hbm,
+            "links_s": found.links}
+
+
+def _groups(mesh: Any, accelerator: Accelerator) -> list[int]:
+    """The slice (or the host of GPUs) of each device of the mesh, in the program's order."""
+    if accelerator.chip.kind == "tpu" and compiles_exactly(accelerator):
+        return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    return [place // accelerator.per_slice for place in range(accelerator.devices)]
+
+
+def _whole_tree(collectives: Sequence[Collective], param_bytes: int) -> float:
+    gathered = sum(c.result_bytes for c in collectives if c.kind == "all-gather" and not c.in_layers)
+    return gathered if gathered >= WHOLE_TREE * param_bytes else 0.0
+
+
+def _wide(collectives: Sequence[Collective], stage: Stage) -> float:
+    """float32 gathers as large as a weight matrix of a layer, where the computation is narrower."""
+    dtype = getattr(stage, "dtype", None) or getattr(stage.options, "dtype", "float32")  # type: ignore[union-attr]
+    least = 4 * stage.config.embed * stage.config.kv_heads * stage.config.head_dim
+    if dtype == "float32":
+        return 0.0
+    return sum(c.received for c in collectives if c.kind == "all-gather" and c.dtype == "f32"
+               and c.result_bytes >= least)
+
+
+def plan_stage(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any], tries: int,
+               compile_with: Compile = compile_program) -> StagePlan:
+    """The stage as asked for; where it does not fit, the smallest change within `tries` compilations that does."""
+    first = measure(stage, mesh, accelerator, devices, compile_with)
+    if first.fits or not tries:
+        return first
+
+    def attempt(change: Change) -> StagePlan:
+        found = measure(change.stage, change.mesh, accelerator, devices, compile_with)
+        return dataclasses.replace(found, change=change.words, rematerialized=found.rematerialized)
+
+    better = smallest_change(stage, mesh, accelerator, tries, attempt, lambda found: found.fits)
+    return first if better is None else dataclasses.replace(better[1], needed=first.needed or first.peak)
+
+
+def meshes_to_try(stages: Sequence[Stage], accelerator: Accelerator) -> list[MeshConfig]:
+    """Sensible meshes: fsdp alone, with tensor inside a host, with data across slices or hosts."""
+    heads = min(stage.config.kv_heads for stage in stages)
+    slots = [stage.sampling.slots for stage in stages if isinstance(stage, SampleStage)]
+    found = []
+    for data in dict.fromkeys((1, accelerator.slices, 2)):
+        for tensor in (1, 2, 4, 8):
+            if accelerator.devices % (data * tensor) or tensor > accelerator.per_host or heads % tensor:
+                continue
+            ways = accelerator.devices // tensor
+            if all(count % ways == 0 for count in slots):
+                found.append(MeshConfig(data, ways // data, 1, tensor))
+    return found
+
+
+def plan_all(stages: Sequence[Stage], mesh: MeshConfig, accelerator: Accelerator, tries: int,
+             said: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> list[StagePlan]:
+    """Every stage on one mesh; says where it stands."""
+    devices = devices_of(accelerator)
+    ways = batch_ways(make_mesh(mesh, devices))
+    found = []
+    for stage in stages:
+        said(f"compiling {stage.name} for {accelerator.name} ({jax.__version__}, {ways} ways) ...")
+        found.append(plan_stage(stage, mesh, accelerator, devices, tries))
+    return found
