@@ -26,7 +26,8 @@ from rlhf_jax.data.packing import (
 from rlhf_jax.losses import token_logps
 from rlhf_jax.models import Params, output_head
 from rlhf_jax.parallel import batch_sharding, batch_ways, replicated
-from rlhf_jax.training.objectives import Compute, Metrics, Objective, visits_blocks
+from rlhf_jax.training.attention import lone_cpu, skips_blocks
+from rlhf_jax.training.objectives import Compute, Metrics, Objective
 from rlhf_jax.training.step import finish_metrics
 
 Rows = list[list[int]]
@@ -62,10 +63,9 @@ class PackedMap:
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
                  rows_per_batch: int = 4, row_length: int | None = None):
         self.program = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
-        blocks = visits_blocks(mesh)
         self._cut, self._row_length = cut, row_length
-        self.rows = 1 if blocks else rows_per_batch * batch_ways(mesh)
-        self._limit = None if blocks else SHORT_ROW
+        self.rows = 1 if lone_cpu(mesh) else rows_per_batch * batch_ways(mesh)
+        self._limit = None if skips_blocks(mesh) else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:

@@ -51,7 +51,7 @@ class Setting:
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
     """How objectives run this model."""
-    return Compute(config, train.remat, train.logits_chunk, mesh)
+    return Compute(config, train.remat, train.logits_chunk, mesh, train.attn_implementation)
 
 
 def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
