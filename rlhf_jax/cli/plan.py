@@ -123,8 +123,8 @@ def plan(args: Sequence[str]) -> None:
 
     options, command, model = read(args)
     topology.prepare()
-    from rlhf_jax.workflow.planning import make_reports
     from rlhf_jax.workflow.plan_report import write_json
+    from rlhf_jax.workflow.planning import make_reports
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     reports = make_reports(command, model, options.accelerator, options.stage_names, assume=options.assume,

@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import math
 import re
+from typing import Any
 
 _GIB = 2**30
 
@@ -127,6 +128,19 @@ class Accelerator:
         groups = f" in {self.slices} {word}s" if self.slices > 1 else ""
         shape = f", topology {self.topology}" if self.topology else ""
         return f"{chips}{groups}{shape}, {self.chip.hbm_bytes / _GIB:.1f} GiB each"
+
+
+KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
+"""What JAX calls a device -> chip."""
+
+
+def memory_of(device: Any) -> float | None:
+    """Bytes a program may use on a device, whether it is here or part of a topology; None on a CPU."""
+    if device.platform == "cpu":
+        return None
+    if device.device_kind in KINDS:
+        return CHIPS[KINDS[device.device_kind]].hbm_bytes
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def known_names() -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rlhf_jax.parallel.accelerators import Accelerator
+from rlhf_jax.parallel.accelerators import Accelerator, memory_of
 from rlhf_jax.parallel.mesh import MeshConfig
 
 STATE_BYTES = 18
@@ -51,8 +50,7 @@ def room_here(devices: Sequence[Any]) -> Room:
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if devices[0].platform == "gpu":
         slices = len(hosts)
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
-    return Room(len(devices), max(hosts.values()), slices, limit)
+    return Room(len(devices), max(hosts.values()), slices, memory_of(devices[0]))
 
 
 def choose_mesh(room: Room, need: Need) -> Choice:

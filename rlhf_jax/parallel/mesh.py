@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -41,6 +41,10 @@ class MeshConfig:
                              "Set one axis to -1 or change the sizes so that they multiply to the device count")
         d, f, c, t = (devices // fixed if size == -1 else size for size in sizes)
         return d, f, c, t
+
+
+MeshChoice = MeshConfig | Literal["auto"]
+"""What a config says of the mesh: its sizes, or that `auto.choose_mesh` picks them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jax import Array
 
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
 from rlhf_jax.models.attention import attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.decoder import Constrain, unconstrained
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 
@@ -88,7 +89,8 @@ def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: 
     )
 
 
-def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: Refill) -> DecodeState:
+def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: Refill,
+            constrain: Constrain = unconstrained) -> DecodeState:
     """Computes the keys and values of new prompts into their slots and restarts lanes.
 
     `refill.tokens` may be narrower than the slots are deep: as wide as the longest of these prompts needs.
@@ -103,7 +105,7 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
         del cache
         return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
 
-    _, (keys, values) = forward(params, config, tokens, positions, attend)  # [L, F, width, K, Dh]
+    _, (keys, values) = forward(params, config, tokens, positions, attend, constrain=constrain)  # [L, F, width, K, Dh]
     keys, values = jnp.transpose(keys, (0, 1, 3, 4, 2)), jnp.swapaxes(values, 2, 3)
     new_k, new_v = (x.astype(state.prompt_k.dtype) for x in (keys, values))
     state = dataclasses.replace(

@@ -17,9 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
-from rlhf_jax.models import DecoderConfig, Params
-from rlhf_jax.parallel import batch_ways
+from rlhf_jax.models import DecoderConfig, Params, cast
+from rlhf_jax.models.decoder import Constrain
+from rlhf_jax.parallel import batch_ways, constrainer
 from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
+from rlhf_jax.sampling.layout import cache_bytes, prefill_rows, sampling_shardings, weights_stay_whole
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -84,6 +86,8 @@ def rounded_up(tokens: int) -> int:
     return max(16, 1 << max(tokens - 1, 0).bit_length())
 
 
+USUAL_PROMPT = 1024
+"""Tokens of a prompt slot, for an estimate before the prompts are known."""
 LEAST_VIEW = 64
 """Looking less deep than this into a cache saves nothing worth another program."""
 
@@ -110,11 +114,12 @@ class Sampler:
     Args:
       config: of the policy. sampling: settings. stop_ids: token ids that end a response.
       mesh: slots are cut over its batch axes. decode_text: (prompt ids, response ids) -> text of the response.
-      dtype: of the caches and the computation.
+      dtype: of the caches and the computation. memory: bytes of a device, None to ask it.
     """
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
-                 decode_text: Callable[[Sequence[int], Sequence[int]], str], dtype: Any = jnp.float32):
+                 decode_text: Callable[[Sequence[int], Sequence[int]], str], dtype: Any = jnp.float32,
+                 memory: float | None = None):
         if sampling.slots % batch_ways(mesh):
             raise ValueError(f"slots = {sampling.slots} must be a multiple of the {batch_ways(mesh)} ways the mesh "
                              "cuts a batch; raise slots")
@@ -122,10 +127,15 @@ class Sampler:
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._dtype = mesh, dtype
         self._lanes = sampling.lanes or sampling.num_generations
-        self.prefill_rows = max(1, sampling.slots // 4)
+        self.prefill_rows = prefill_rows(sampling.slots, mesh)
         self._seed = jax.random.key(sampling.seed)
+        caches = cache_bytes(config, sampling.slots, self._lanes, sampling.prompt_length or USUAL_PROMPT,
+                             sampling.max_new_tokens, jnp.dtype(dtype).itemsize)
+        whole = weights_stay_whole(config, mesh, dtype, caches, memory)
+        self.weight_shardings = sampling_shardings(config, mesh, whole)
         shard = self.shardings()
-        self.prefill_program = jax.jit(partial(_prefill, config), donate_argnums=1, out_shardings=shard)
+        constrain = constrainer(mesh)
+        self.prefill_program = jax.jit(partial(_prefill, config, constrain), donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
         self.decode_program = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
                                       out_shardings=shard)
@@ -137,6 +147,10 @@ class Sampler:
         like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
         return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
+
+    def place(self, params: Params) -> Params:
+        """The weights as `generate` wants them: in the compute dtype, where they are quickest to read."""
+        return jax.jit(partial(cast, dtype=self._dtype), out_shardings=self.weight_shardings)(params)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -154,7 +168,7 @@ class Sampler:
         """Yields (index, group with its n responses) as prompts are finished, in no fixed order.
 
         Args:
-          params: the trainer's tree, in the compute dtype.
+          params: what `place` made of the trainer's tree.
           prompts: groups with prompt ids and unique `prompt_id`s; their responses are ignored.
 
         Raises:
@@ -280,8 +294,9 @@ class Sampler:
         return bisect.bisect_left(range(1, len(ids)), True, key=contains) + 1
 
 
-def _prefill(config: DecoderConfig, params: Params, state: DecodeState, refill: Refill) -> DecodeState:
-    return prefill(params, config, state, refill)
+def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state: DecodeState, refill: Refill
+             ) -> DecodeState:
+    return prefill(params, config, state, refill, constrain)
 
 
 def _decode(config: DecoderConfig, steps: int, view: View, params: Params, state: DecodeState, seed: Any, stop_ids: Any

@@ -76,7 +76,7 @@ def measure(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: S
             compile_with: Compile = compile_program) -> StagePlan:
     """Compiles one stage for one mesh and reads everything off."""
     laid = make_mesh(mesh, devices)
-    program = build(stage, laid)
+    program = build(stage, laid, accelerator.chip.hbm_bytes if accelerator.chip.kind != "cpu" else None)
     compiled = compile_with(program)
     sizes = {axis: laid.shape[axis] for axis in AXES}
     limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)

@@ -39,6 +39,16 @@ class Instruction:
     def sizes(self) -> list[int]:
         return [_BYTES.get(dtype, 1) * count for dtype, count in self.arrays]
 
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.rest.split(")")[0])
+
+    @property
+    def constant(self) -> int | None:
+        """The value of an integer constant."""
+        found = re.match(r"(-?\d+)\)", self.rest) if self.opcode == "constant" else None
+        return int(found[1]) if found else None
+
     def attribute(self, pattern: str) -> str | None:
         found = re.search(pattern, self.rest)
         return found[1] if found else None
@@ -46,8 +56,18 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
+    """A named list of instructions; the root, which gives the result, is the last."""
+
     name: str
     instructions: tuple[Instruction, ...]
+
+    @property
+    def root(self) -> Instruction:
+        return self.instructions[-1]
+
+    @cached_property
+    def named(self) -> dict[str, Instruction]:
+        return {instruction.name: instruction for instruction in self.instructions}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +105,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
         if head := _HEAD.match(line):
             name, lines = head[2], []
             entry = name if head[1] else entry
-        elif line.startswith("}") and name:
+        elif line.rstrip() == "}" and name:  # attributes of kernels span lines, some of which begin with a brace
             found[name] = Computation(name, tuple(lines))
             name = ""
         elif name and (instruction := _instruction(line)):
@@ -115,19 +135,24 @@ def _closing(text: str) -> int:
 
 
 def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int | None:
-    """Iterations of a while loop: as annotated, or from a condition `counter < constant`; None if it is an argument."""
+    """Iterations of a while loop: as annotated, or from a condition `counter < constant` and what the body adds to the
+    counter (loops over a ring of devices are unrolled by two); None if the bound is an argument."""
     if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
         return int(known)
-    condition = computations.get(loop.attribute(r"condition=%?([\w.\-]+)") or "")
-    if condition is None or not condition.instructions:
+    condition, body = (computations.get(loop.attribute(f"{part}=%?([\\w.\\-]+)") or "") for part in ("condition", "body"))
+    if condition is None or body is None:
         return None
-    constants = {i.name: int(i.rest.split(")")[0]) for i in condition.instructions
-                 if i.opcode == "constant" and re.match(r"-?\d+\)", i.rest)}
-    root = condition.instructions[-1]
-    if root.opcode != "compare" or "direction=LT" not in root.rest:
+    root = condition.root
+    if root.opcode != "compare" or "direction=LT" not in root.rest or len(root.operands) != 2:
         return None
-    operands = re.findall(r"%([\w.\-]+)", root.rest.split(")")[0])
-    return constants.get(operands[-1]) if operands else None
+    counter, bound = (condition.named.get(name) for name in root.operands)
+    if counter is None or bound is None or bound.constant is None:
+        return None
+    place = counter.attribute(r"index=(\d+)")
+    added = body.named.get(body.root.operands[int(place)]) if place and body.root.opcode == "tuple" else None
+    steps = [body.named[name].constant for name in added.operands if name in body.named] if added else []
+    step = next((step for step in steps if step), 1)
+    return -(-bound.constant // step)
 
 
 class Module:

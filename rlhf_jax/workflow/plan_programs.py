@@ -129,12 +129,13 @@ def pass_program(stage: PassStage, mesh: Mesh) -> Program:
     return _program(packed.program, (params, batch), 1, stage, structs, stage.dtype)
 
 
-def sample_program(stage: SampleStage, mesh: Mesh) -> Program:
+def sample_program(stage: SampleStage, mesh: Mesh, memory: float | None) -> Program:
     """A prefill of a quarter of the slots, or a block of decoding at full depth."""
     s, config, dtype = stage.sampling, stage.config, jnp.dtype(stage.dtype)
     structs = param_structs(config, dtype)
-    params = shaped(structs, param_shardings(config, mesh))
-    sampler = Sampler(config, s, config.eos_token_ids or (0,), mesh, lambda prompt, ids: "", dtype)
+    settled = dataclasses.replace(s, prompt_length=stage.prompt_length)
+    sampler = Sampler(config, settled, config.eos_token_ids or (0,), mesh, lambda prompt, ids: "", dtype, memory)
+    params = shaped(structs, sampler.weight_shardings)
     lanes = s.lanes or s.num_generations
     capacity = stage.prompt_length
     make = partial(empty_state, config, s.slots, lanes, capacity - 1, s.max_new_tokens, dtype)
@@ -163,13 +164,13 @@ def _refill(slots: int, lanes: int, rows: int, capacity: int) -> Refill:
                   rules=Rules(floats(), ints(slots, lanes), floats(), floats()))
 
 
-def build(stage: Stage, mesh: Mesh) -> Program:
-    """The program of a stage on this mesh; nothing is compiled and no array made."""
+def build(stage: Stage, mesh: Mesh, memory: float | None = None) -> Program:
+    """The program of a stage on this mesh; nothing is compiled and no array made. memory: bytes of a device."""
     match stage:
         case TrainStage():
             return train_program(stage, mesh)
         case PassStage():
             return pass_program(stage, mesh)
-    return sample_program(stage, mesh)
+    return sample_program(stage, mesh, memory)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.models import DecoderConfig
+from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, GenerateCommand, RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
-from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.options import (
     DataOptions,
     PreferenceOptions,

@@ -155,5 +155,5 @@ def _decode_work(stage: SampleStage, mesh: Mesh) -> Work:
     cached = math.ceil(s.slots / ways) * (stage.prompt_length + lanes * s.max_new_tokens)
     caches = 2 * config.layers * config.kv_heads * config.head_dim * width * cached
     logits = math.ceil(running / ways) * config.vocab_rows * 4 * 8
-    hbm = s.block * (2 * count_params(config) * width / tensor + caches + logits)
+    hbm = s.block * (count_params(config) * width / tensor + caches + logits)
     return Work(useful.total * s.block, executed.total * s.block, hbm)

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.models import Params, cast
+from rlhf_jax.models import Params
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
@@ -78,7 +78,7 @@ def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Pa
 
     The first shard is checked against the trainer's forward pass.
     """
-    working, done, worst = cast(params, dtype), 0, None
+    working, done, worst = sampler.place(params), 0, None
     tolerance = 1e-4 if jnp.dtype(dtype) == jnp.float32 else 0.5
     with count_compiles() as compiles:
         for number, some in _pieces(prompts, shard_size):
