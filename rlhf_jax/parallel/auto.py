@@ -1,4 +1,4 @@
-"""`mesh: auto`: the sizes of the mesh axes from what there is and what is asked of it, with the reason in a sentence."""
+"""`mesh: auto`: sizes of the mesh axes from what there is and what is asked of it, with the reason in a sentence."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def choose_mesh(room: Room, need: Need) -> Choice:
         holds = room.hbm_bytes is None or state / inner <= STATE_SHARE * room.hbm_bytes
         data = room.slices if holds else 1
         reasons.append(f"data {room.slices} across the slices, each of which holds the training state" if holds else
-                       f"fsdp across the {room.slices} slices, since the training state ({state / 2**30:.0f} GiB) is too "
-                       "much for one")
+                       f"fsdp across the {room.slices} slices, since the training state ({state / 2**30:.0f} GiB) is "
+                       "too much for one")
     rest, tensor = room.devices // data, 1
     while need.rows is not None and data * rest // tensor > need.rows and _divides(2 * tensor, room, need, rest):
         tensor *= 2

@@ -16,8 +16,8 @@ from rlhf_jax.workflow.plan_compile import Compiled, compile_program
 from rlhf_jax.workflow.plan_fit import Change, smallest_change
 from rlhf_jax.workflow.plan_hlo import Collective, Module
 from rlhf_jax.workflow.plan_programs import build
-from rlhf_jax.workflow.plan_roofline import Times, Work, times, work_of
-from rlhf_jax.workflow.plan_stages import SampleStage, Stage
+from rlhf_jax.workflow.plan_roofline import Times, times, work_of
+from rlhf_jax.workflow.plan_stages import SampleStage, Stage, TrainStage
 
 WHOLE_TREE = 0.5
 """Share of all weights that gathered outside the loop over layers counts as a gather of the whole tree."""
@@ -76,10 +76,11 @@ def measure(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: S
             compile_with: Compile = compile_program) -> StagePlan:
     """Compiles one stage for one mesh and reads everything off."""
     laid = make_mesh(mesh, devices)
-    program = build(stage, laid, accelerator.chip.hbm_bytes if accelerator.chip.kind != "cpu" else None)
+    chip = accelerator.chip
+    program = build(stage, laid, chip.hbm_bytes if chip.kind != "cpu" else None)
     compiled = compile_with(program)
     sizes = {axis: laid.shape[axis] for axis in AXES}
-    limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
+    limit, exact = chip.hbm_bytes, compiles_exactly(accelerator)
     plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
                      compile_s=compiled.seconds)
@@ -88,17 +89,14 @@ def measure(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: S
     module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, accelerator))
     work = work_of(stage, laid, module.kernels)
     found = times(work, module.collectives, accelerator)
+    plan = dataclasses.replace(plan, useful=work.useful, executed=work.executed, compute_s=found.compute,
+                               hbm_s=found.hbm, links_s=found.links)
     return dataclasses.replace(
         plan, fits=compiled.memory.peak <= limit, arguments=compiled.memory.arguments,
         temporaries=compiled.memory.temporaries, peak=compiled.memory.peak, collectives=module.summary(),
         across=sum(c.received for c in module.collectives if c.across),
         whole_tree=_whole_tree(module.collectives, program.param_bytes), wide=_wide(module.collectives, stage),
-        kernels=module.kernels, **_speed(work, found))
-
-
-def _speed(work: Work, found: Times) -> dict[str, float]:
-    return {"useful": work.useful, "executed": work.executed, "compute_s": found.compute, "hbm_s": found.hbm,
-            "links_s": found.links}
+        kernels=module.kernels)
 
 
 def _groups(mesh: Any, accelerator: Accelerator) -> list[int]:
@@ -115,7 +113,7 @@ def _whole_tree(collectives: Sequence[Collective], param_bytes: int) -> float:
 
 def _wide(collectives: Sequence[Collective], stage: Stage) -> float:
     """float32 gathers as large as a weight matrix of a layer, where the computation is narrower."""
-    dtype = getattr(stage, "dtype", None) or getattr(stage.options, "dtype", "float32")  # type: ignore[union-attr]
+    dtype = stage.options.dtype if isinstance(stage, TrainStage) else stage.dtype
     least = 4 * stage.config.embed * stage.config.kv_heads * stage.config.head_dim
     if dtype == "float32":
         return 0.0
@@ -132,7 +130,7 @@ def plan_stage(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices
 
     def attempt(change: Change) -> StagePlan:
         found = measure(change.stage, change.mesh, accelerator, devices, compile_with)
-        return dataclasses.replace(found, change=change.words, rematerialized=found.rematerialized)
+        return dataclasses.replace(found, change=change.words)
 
     better = smallest_change(stage, mesh, accelerator, tries, attempt, lambda found: found.fits)
     return first if better is None else dataclasses.replace(better[1], needed=first.needed or first.peak)

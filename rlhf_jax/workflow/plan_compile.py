@@ -22,7 +22,7 @@ _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. arguments: weights, state, batch. temporaries: everything a step makes. peak: at one time."""
+    """Bytes on one device. arguments: weights, state, batch. temporaries: all a step makes. peak: at one time."""
 
     arguments: float
     temporaries: float

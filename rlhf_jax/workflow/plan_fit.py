@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rlhf_jax.parallel import MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator
@@ -27,9 +27,9 @@ Step = Callable[[Change, Accelerator], Change | None]
 """One change more, or None where it would change nothing."""
 
 
-def _options(change: Change, words: str, **fields: object) -> Change:
+def _options(change: Change, words: str, **fields: Any) -> Change:
     assert isinstance(change.stage, TrainStage)
-    options = dataclasses.replace(change.stage.options, **fields)  # type: ignore[arg-type]
+    options = dataclasses.replace(change.stage.options, **fields)
     return Change(dataclasses.replace(change.stage, options=options), change.mesh, (*change.words, words))
 
 
@@ -67,12 +67,11 @@ def _fewer_slots(change: Change, accelerator: Accelerator) -> Change | None:
     slots = max(ways, s.slots // 2 // ways * ways)
     lanes = s.lanes or s.num_generations
     if slots < s.slots:
-        fields, words = {"slots": slots}, f"slots {slots}"
+        sampling, words = dataclasses.replace(s, slots=slots), f"slots {slots}"
     elif lanes > 1:
-        fields, words = {"lanes": lanes // 2}, f"lanes {lanes // 2}"
+        sampling, words = dataclasses.replace(s, lanes=lanes // 2), f"lanes {lanes // 2}"
     else:
         return None
-    sampling = dataclasses.replace(s, **fields)
     return Change(dataclasses.replace(stage, sampling=sampling), change.mesh, (*change.words, words))
 
 

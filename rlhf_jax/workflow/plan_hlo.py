@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8,
+          "u64": 8}
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_CALLS = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +140,8 @@ def trip_count(loop: Instruction, computations: dict[str, Computation]) -> int |
     counter (loops over a ring of devices are unrolled by two); None if the bound is an argument."""
     if known := loop.attribute(r'known_trip_count":\{"n":"(\d+)"'):
         return int(known)
-    condition, body = (computations.get(loop.attribute(f"{part}=%?([\\w.\\-]+)") or "") for part in ("condition", "body"))
+    condition, body = (computations.get(loop.attribute(f"{part}=%?([\\w.\\-]+)") or "")
+                       for part in ("condition", "body"))
     if condition is None or body is None:
         return None
     root = condition.root

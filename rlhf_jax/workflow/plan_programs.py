@@ -38,7 +38,7 @@ class Program:
     Attributes:
       jitted, args: `jitted.lower(*args)`. trips: iterations of a loop whose count is an argument of the program: the
         micro-batches of a step, the tokens of a block of decoding.
-      argument_bytes: of one device, by formula. layers: of the model; loops of so many iterations are loops over layers.
+      argument_bytes: of one device, by formula. layers: of the model; loops of so many iterations are over layers.
       param_bytes: of all weights in the compute dtype, whole.
     """
 

@@ -106,7 +106,8 @@ def _training(name: str, config: DecoderConfig, options: Any, data: DataOptions 
     return Task(train_stage(name, config, options, data, assume), count * options.num_train_epochs)
 
 
-def _reward(config: DecoderConfig, options: RewardOptions, data: DataOptions, assume: Assumptions, count: float) -> Task:
+def _reward(config: DecoderConfig, options: RewardOptions, data: DataOptions, assume: Assumptions, count: float
+            ) -> Task:
     if options.kind == "pairwise":  # one row holds the question with both answers
         both = dataclasses.replace(assume, prompt_tokens=assume.prompt_tokens + 2 * assume.response_tokens,
                                    response_tokens=2)
@@ -152,17 +153,14 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
     prompts = each * c.loop.rounds
     tasks += _sampling(config, c.sampling, c.dpo.dtype, c.prompts, assume, prompts)
     scorer = c.scorer or _trained_scorer(c)
-    shape = shape_of(scorer.model_name_or_path) if c.scorer and _is_shape(scorer.model_name_or_path) else config
+    name = scorer.model_name_or_path
+    shape = shape_of(name) if name is not None and (Path(name).expanduser() / "config.json").is_file() else config
     tasks += _scoring(shape, scorer, c.sampling.num_generations, assume, prompts)
     limits = dataclasses.replace(c.prompts, max_length=_pair_length(c, config))
     trained = each * DATA_FACTOR[c.loop.data_policy](c.loop.rounds, c.loop.window)
     if c.loop.method == "raft":
         return [*tasks, _training("raft", config, c.raft, limits, assume, trained)]
     return [*tasks, *_with_reference(_training("dpo", config, c.dpo, limits, assume, trained), trained)]
-
-
-def _is_shape(name: str | None) -> bool:
-    return name is not None and (Path(name).expanduser() / "config.json").is_file()
 
 
 def _trained_scorer(c: ExperimentConfig) -> ScorerOptions:

@@ -71,8 +71,8 @@ def mesh_words(mesh: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
-STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak of limit, GiB", "sent, GiB", "kernels", "PFLOP",
-                 "time, bound by", "useful")
+STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak of limit, GiB", "received, GiB", "kernels",
+                 "PFLOP", "time, bound by", "useful")
 
 
 def stage_row(plan: StagePlan) -> tuple[str, ...]:
@@ -95,11 +95,11 @@ def notes(report: Report) -> list[str]:
     out = []
     for s in report.stages:
         if s.rematerialized:
-            out.append(f"{s.stage}: XLA warns {s.rematerialized} times of '{REMATERIALIZED}': an array is replicated to "
-                       "change its sharding")
+            out.append(f"{s.stage}: XLA warns {s.rematerialized} times of '{REMATERIALIZED}': an array is replicated "
+                       "to change its sharding")
         if s.whole_tree:
-            out.append(f"{s.stage}: {gib(s.whole_tree)} GiB of weights are gathered outside the loop over layers: most of "
-                       "the model exists whole on every device")
+            out.append(f"{s.stage}: {gib(s.whole_tree)} GiB of weights are gathered outside the loop over layers: most "
+                       "of the model exists whole on every device")
         if s.wide:
             out.append(f"{s.stage}: {gib(s.wide)} GiB of gathers are float32 although the computation is narrower")
         if not s.fits:
@@ -107,8 +107,9 @@ def notes(report: Report) -> list[str]:
         if s.across:
             out.append(f"{s.stage}: {gib(s.across)} GiB a call cross the slower network between slices or hosts")
     if not all(s.exact for s in report.stages):
-        out.append("compiled by the CPU's compiler over as many virtual devices, which knows neither this accelerator's "
-                   "memory nor its kernels and computes bfloat16 in float32: read temporaries and bytes as upper bounds")
+        out.append("compiled by the CPU's compiler over as many virtual devices, which knows neither this "
+                   "accelerator's memory nor its kernels and computes bfloat16 in float32: read temporaries and bytes "
+                   "as upper bounds")
     return out
 
 
@@ -120,8 +121,9 @@ def collective_rows(report: Report) -> list[tuple[str, ...]]:
 
 def hour_rows(report: Report) -> list[tuple[str, ...]]:
     """(stage, calls, one call at the roofline, hours at the assumed efficiency), and the sum."""
-    rows = [(s.stage, f"{report.calls[s.stage]:,}", seconds(s.times.step), f"{report.hours[s.stage]:.2f}")
-            for s in report.stages if s.fits]
+    rows: list[tuple[str, ...]] = [
+        (s.stage, f"{report.calls[s.stage]:,}", seconds(s.times.step), f"{report.hours[s.stage]:.2f}")
+        for s in report.stages if s.fits]
     if len(rows) > 1:
         rows.append(("all", "", "", f"{sum(report.hours.values()):.2f}"))
     return rows
@@ -134,7 +136,7 @@ SWEEP_COLUMNS = ("mesh", "fits", "hours in all", "largest peak, GiB", "sent, GiB
 def sweep_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
     """One mesh a row, best first: those where all stages fit, by hours."""
     ranked = sorted(reports, key=lambda r: (sum(not s.fits or bool(s.change) for s in r.stages), sum(r.hours.values())))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for report in ranked:
         misfits = [s.stage for s in report.stages if not s.fits]
         changed = [s.stage for s in report.stages if s.change]
@@ -151,7 +153,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def markdown(report: Report) -> str:
     """A section: stages, hours, notes."""
-    parts = [f"{report.accelerator}. Mesh: {report.mesh}.", markdown_table(STAGE_COLUMNS, list(map(stage_row, report.stages)))]
+    parts = [f"{report.accelerator}. Mesh: {report.mesh}.",
+             markdown_table(STAGE_COLUMNS, list(map(stage_row, report.stages)))]
     if rows := hour_rows(report):
         parts.append(markdown_table(HOUR_COLUMNS, rows))
     parts += [f"- {note}" for note in notes(report)]

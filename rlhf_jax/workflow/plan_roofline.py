@@ -139,7 +139,7 @@ def _prefill_work(stage: SampleStage, mesh: Mesh) -> Work:
     executed = forward_flops(config, rows * stage.prompt_length, context=stage.prompt_length)
     width = jnp.dtype(stage.dtype).itemsize
     activations = rows * stage.prompt_length * config.layers * _activation_bytes(config, width) / mesh.size
-    return Work(useful.total, executed.total, count_params(config) * width / mesh.size * mesh.shape["data"] + activations)
+    return Work(useful.total, executed.total, count_params(config) * width / mesh.shape["tensor"] + activations)
 
 
 def _decode_work(stage: SampleStage, mesh: Mesh) -> Work:

@@ -1,4 +1,4 @@
-"""From a parsed config and an accelerator's name to reports: what `rlhf-jax plan` and the tables of docs/ are made of."""
+"""From a parsed config and an accelerator's name to reports: `rlhf-jax plan` and the tables of docs/ show them."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def assumed(tasks: Sequence[Task], assume: Assumptions) -> list[str]:
             out.append(f"{stage.name}: rows of {shape.tokens} tokens, {shape.targets} of them targets, "
                        f"{stage.groups_per_row:g} group(s) a row; {task.groups:,.0f} groups in all, epochs included")
         if isinstance(stage, SampleStage) and stage.name == "decode":
-            out.append(f"decode: {stage.sampling.slots} slots of {stage.prompt_length} prompt tokens, caches looked at to "
-                       f"their full depth; {task.groups:,.0f} prompts in all")
+            out.append(f"decode: {stage.sampling.slots} slots of {stage.prompt_length} prompt tokens, caches looked at "
+                       f"to their full depth; {task.groups:,.0f} prompts in all")
     return out
