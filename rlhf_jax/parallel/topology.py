@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -59,10 +60,8 @@ def devices_of(accelerator: Accelerator) -> Sequence[Any]:
 
 
 def _cpu_devices(count: int) -> Sequence[Any]:
-    try:
+    with suppress(RuntimeError):  # jax already runs; its devices may be enough
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # jax already runs; its devices may be enough
-        pass
     return jax.devices("cpu")
 
 

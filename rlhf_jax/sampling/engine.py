@@ -141,12 +141,14 @@ class Sampler:
                                       out_shardings=shard)
 
     def shardings(self) -> DecodeState:
-        """Where the state of decoding lies: everything by slot."""
-        by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
-        cache = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+        """Where the state of decoding lies: everything by slot, the caches also by key head."""
+        slot = ("data", "fsdp")
+        head = "tensor" if self.config.kv_heads % self.mesh.shape["tensor"] == 0 else None
+        by_slot, prompt, suffix = (NamedSharding(self.mesh, PartitionSpec(*places)) for places in (
+            (slot,), (None, slot, head), (None, slot, None, head)))
         like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
-        return shardings.replace(prompt_k=cache, prompt_v=cache, suffix_k=cache, suffix_v=cache)
+        return shardings.replace(prompt_k=prompt, prompt_v=prompt, suffix_k=suffix, suffix_v=suffix)
 
     def place(self, params: Params) -> Params:
         """The weights as `generate` wants them: in the compute dtype, where they are quickest to read."""

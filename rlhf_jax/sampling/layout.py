@@ -39,7 +39,8 @@ def weights_stay_whole(config: DecoderConfig, mesh: Mesh, dtype: Any, caches: fl
     params = count_params(config)
     whole = params * jnp.dtype(dtype).itemsize / mesh.shape["tensor"]
     trainer = params * jnp.dtype(jnp.float32).itemsize * mesh.shape["data"] / mesh.size
-    return whole + trainer + 2 * caches / batch_ways(mesh) <= SHARE * memory
+    cut = batch_ways(mesh) * (mesh.shape["tensor"] if config.kv_heads % mesh.shape["tensor"] == 0 else 1)
+    return whole + trainer + 2 * caches / cut <= SHARE * memory
 
 
 def sampling_shardings(config: DecoderConfig, mesh: Mesh, whole: bool) -> Any:

@@ -19,8 +19,8 @@ from rlhf_jax.workflow.plan_programs import build
 from rlhf_jax.workflow.plan_roofline import Times, times, work_of
 from rlhf_jax.workflow.plan_stages import SampleStage, Stage, TrainStage
 
-WHOLE_TREE = 0.5
-"""Share of all weights that gathered outside the loop over layers counts as a gather of the whole tree."""
+WHOLE_TREE = 0.25
+"""Share of all weights; if more of them is gathered for all layers at once, the tree counts as gathered whole."""
 Compile = Callable[[Any], Compiled]
 
 
@@ -32,7 +32,7 @@ class StagePlan:
       fits: within `limit`. change: what had to be changed for it to fit; empty for nothing.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
       collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
-      whole_tree: bytes of weights gathered outside the layer loop, if that is most of the model; else 0.
+      whole_tree: bytes of weights gathered for all layers at once, if that is much of the model; else 0.
       wide: bytes of float32 arrays of weights' size that are gathered although the compute dtype is narrower.
       kernels: hand-written (Pallas) kernels in the program. rematerialized: XLA's warnings.
       useful, executed: operations of one call, over all devices.
@@ -86,7 +86,8 @@ def measure(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: S
                      compile_s=compiled.seconds)
     if compiled.memory is None:
         return plan
-    module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, accelerator))
+    module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, accelerator),
+                    weights=program.weights)
     work = work_of(stage, laid, module.kernels)
     found = times(work, module.collectives, accelerator)
     plan = dataclasses.replace(plan, useful=work.useful, executed=work.executed, compute_s=found.compute,
@@ -107,7 +108,7 @@ def _groups(mesh: Any, accelerator: Accelerator) -> list[int]:
 
 
 def _whole_tree(collectives: Sequence[Collective], param_bytes: int) -> float:
-    gathered = sum(c.result_bytes for c in collectives if c.kind == "all-gather" and not c.in_layers)
+    gathered = sum(c.result_bytes for c in collectives if c.kind == "all-gather" and c.weights and not c.in_layers)
     return gathered if gathered >= WHOLE_TREE * param_bytes else 0.0
 
 

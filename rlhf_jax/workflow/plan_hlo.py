@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -34,7 +34,12 @@ class Instruction:
     @cached_property
     def arrays(self) -> list[tuple[str, int]]:
         """(dtype, elements) of each array of the result."""
-        return [(dtype, math.prod(int(d) for d in dims.split(",") if d)) for dtype, dims in _ARRAY.findall(self.shape)]
+        return [(dtype, math.prod(dims)) for dtype, dims in self.dimensions]
+
+    @cached_property
+    def dimensions(self) -> list[tuple[str, tuple[int, ...]]]:
+        """(dtype, dimensions) of each array of the result."""
+        return [(dtype, tuple(int(d) for d in dims.split(",") if d)) for dtype, dims in _ARRAY.findall(self.shape)]
 
     @property
     def sizes(self) -> list[int]:
@@ -79,6 +84,7 @@ class Collective:
       kind: of KINDS. dtype: of what is sent. result_bytes: of the whole result on one device (an all-gather's output, a
         reduce-scatter's input). group: devices that take part. across: whether they are of several slices or hosts.
       count: how often it runs. in_layers: inside a loop over the layers. op: the JAX operation it came from.
+      weights: it makes the weights of all layers at once whole (see `Module`).
     """
 
     kind: str
@@ -89,6 +95,7 @@ class Collective:
     count: int
     in_layers: bool
     op: str
+    weights: bool = False
 
     @property
     def received(self) -> float:
@@ -164,11 +171,14 @@ class Module:
       text: `compiled.as_text()`. trips: iterations of loops without a count of their own.
       layers: of the model; a loop of so many iterations is a loop over layers.
       groups: for each device of the program, in order, its slice (or host).
+      weights: elements of each weight of all layers together, as one device holds them when nothing but `tensor` cuts
+        them; by these a gather of weights is told from one of activations.
     """
 
-    def __init__(self, text: str, *, trips: int = 1, layers: int = 0, groups: Sequence[int] = ()):
+    def __init__(self, text: str, *, trips: int = 1, layers: int = 0, groups: Sequence[int] = (),
+                 weights: Collection[int] = ()):
         self.computations, self.entry = parse(text)
-        self._trips, self._layers, self._groups = trips, layers, groups
+        self._trips, self._layers, self._groups, self._weights = trips, layers, groups, weights
         self.kernels = text.count('custom_call_target="tpu_custom_call"')
 
     def _walk(self) -> Iterator[tuple[Computation, int, bool]]:
@@ -210,11 +220,8 @@ class Module:
         if opcode not in KINDS:
             return None
         started = instruction.opcode.endswith("-start")
-        sizes = instruction.sizes
-        if started and opcode != "all-reduce":  # (operand, result, ...): the larger is the whole
-            result = max(sizes)
-        else:
-            result = sum(sizes)
+        sizes = instruction.sizes  # of a started one (operand, result, ...), the larger of which is the whole
+        result = max(sizes) if started and opcode != "all-reduce" else sum(sizes)
         members = self._members(instruction.rest)
         size = max(map(len, members), default=1)
         if opcode == "reduce-scatter" and not started:
@@ -223,7 +230,9 @@ class Module:
             opcode = "reduce-scatter"  # XLA for TPUs writes it as a fusion of an all-reduce and a slice
         dtype = instruction.arrays[0][0] if instruction.arrays else ""
         op = instruction.attribute(r'op_name="([^"]*)"') or instruction.name
-        return Collective(opcode, dtype, result, size, self._crosses(members), times, in_layers, op)
+        stacked = any(dims[:1] == (self._layers,) and math.prod(dims) in self._weights
+                      for _, dims in instruction.dimensions)
+        return Collective(opcode, dtype, result, size, self._crosses(members), times, in_layers, op, stacked)
 
     def _crosses(self, members: list[list[int]]) -> bool:
         place = self._groups

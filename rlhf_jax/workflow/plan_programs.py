@@ -39,7 +39,7 @@ class Program:
       jitted, args: `jitted.lower(*args)`. trips: iterations of a loop whose count is an argument of the program: the
         micro-batches of a step, the tokens of a block of decoding.
       argument_bytes: of one device, by formula. layers: of the model; loops of so many iterations are over layers.
-      param_bytes: of all weights in the compute dtype, whole.
+      param_bytes: of all weights in the compute dtype, whole. weights: elements of each stacked weight, whole.
     """
 
     jitted: Any
@@ -48,6 +48,7 @@ class Program:
     argument_bytes: int
     layers: int
     param_bytes: int
+    weights: frozenset[int] = frozenset()
 
 
 def shaped(tree: Any, shardings: Any = None) -> Any:
@@ -90,10 +91,12 @@ def _whole_bytes(tree: Any, dtype: str) -> int:
     return sum(x.size for x in jax.tree.leaves(tree)) * jnp.dtype(dtype).itemsize
 
 
-def _program(jitted: Any, args: tuple[Any, ...], trips: int, stage: Stage, params: Any, dtype: str,
+def _program(jitted: Any, args: tuple[Any, ...], trips: int, stage: Stage, mesh: Mesh, params: Any, dtype: str,
              held: Any = None) -> Program:
+    tensor = mesh.shape["tensor"]
+    weights = frozenset(x.size // cut for x in jax.tree.leaves(params["layers"]) for cut in (1, tensor))
     return Program(jitted, args, trips, device_bytes(args if held is None else held), stage.config.layers,
-                   _whole_bytes(params, dtype))
+                   _whole_bytes(params, dtype), weights)
 
 
 def train_program(stage: TrainStage, mesh: Mesh) -> Program:
@@ -111,7 +114,7 @@ def train_program(stage: TrainStage, mesh: Mesh) -> Program:
     count = stage.micro_batches(batch_ways(mesh))
     batch = _batch(stage.shape(), (count, options.micro_rows * batch_ways(mesh)), mesh)
     args = (state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
-    return _program(program.run, args, count, stage, params, options.dtype)
+    return _program(program.run, args, count, stage, mesh, params, options.dtype)
 
 
 def pass_program(stage: PassStage, mesh: Mesh) -> Program:
@@ -126,7 +129,7 @@ def pass_program(stage: PassStage, mesh: Mesh) -> Program:
             letter_outputs, compute, (0, 1))
         packed = PackedMap(fn, mesh, unpack_slots, rows_per_batch=stage.rows)
     batch = _batch(stage.shape(), (packed.rows,), mesh)
-    return _program(packed.program, (params, batch), 1, stage, structs, stage.dtype)
+    return _program(packed.program, (params, batch), 1, stage, mesh, structs, stage.dtype)
 
 
 def sample_program(stage: SampleStage, mesh: Mesh, memory: float | None) -> Program:
@@ -142,11 +145,11 @@ def sample_program(stage: SampleStage, mesh: Mesh, memory: float | None) -> Prog
     state = shaped(jax.eval_shape(make), sampler.shardings())
     if stage.name == "prefill":
         refill = _refill(s.slots, lanes, sampler.prefill_rows, capacity)
-        return _program(sampler.prefill_program, (params, state, refill), 1, stage, structs, stage.dtype)
+        return _program(sampler.prefill_program, (params, state, refill), 1, stage, mesh, structs, stage.dtype)
     seed = jax.eval_shape(lambda: jax.random.key(0))
     stop = jax.ShapeDtypeStruct((max(1, len(set(config.eos_token_ids))),), jnp.int32)
     view = View(capacity - 1, s.max_new_tokens)
-    return _program(sampler.decode_program, (view, params, state, seed, stop), s.block, stage, structs, stage.dtype,
+    return _program(sampler.decode_program, (view, params, state, seed, stop), s.block, stage, mesh, structs, stage.dtype,
                     held=(params, state, seed, stop))
 
 

@@ -118,7 +118,8 @@ def _reward(config: DecoderConfig, options: RewardOptions, data: DataOptions, as
 def _with_reference(train: Task, pairs: float) -> list[Task]:
     """A preference stage after the pass over its reference, if its loss has one."""
     stage = train.stage
-    assert isinstance(stage, TrainStage) and isinstance(stage.options, PreferenceOptions)
+    assert isinstance(stage, TrainStage)
+    assert isinstance(stage.options, PreferenceOptions)
     return [*([Task(reference_stage(stage), pairs)] if stage.options.loss.needs_reference else []), train]
 
 

@@ -98,8 +98,8 @@ def notes(report: Report) -> list[str]:
             out.append(f"{s.stage}: XLA warns {s.rematerialized} times of '{REMATERIALIZED}': an array is replicated "
                        "to change its sharding")
         if s.whole_tree:
-            out.append(f"{s.stage}: {gib(s.whole_tree)} GiB of weights are gathered outside the loop over layers: most "
-                       "of the model exists whole on every device")
+            out.append(f"{s.stage}: {gib(s.whole_tree)} GiB of weights are gathered for all layers at once: the model "
+                       "exists whole on every device, which a gather inside the loop over layers would save")
         if s.wide:
             out.append(f"{s.stage}: {gib(s.wide)} GiB of gathers are float32 although the computation is narrower")
         if not s.fits:

@@ -153,7 +153,7 @@ def _decode_work(stage: SampleStage, mesh: Mesh) -> Work:
     executed = forward_flops(config, running, context=depth, targets=running)
     width, tensor, ways = jnp.dtype(stage.dtype).itemsize, mesh.shape["tensor"], batch_ways(mesh)
     cached = math.ceil(s.slots / ways) * (stage.prompt_length + lanes * s.max_new_tokens)
-    caches = 2 * config.layers * config.kv_heads * config.head_dim * width * cached
+    caches = 2 * config.layers * config.kv_heads * config.head_dim * width * cached / tensor
     logits = math.ceil(running / ways) * config.vocab_rows * 4 * 8
     hbm = s.block * (count_params(config) * width / tensor + caches + logits)
     return Work(useful.total * s.block, executed.total * s.block, hbm)
