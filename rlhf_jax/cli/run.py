@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import initialize, is_main_process, make_mesh
+from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
 from rlhf_jax.workflow.commands import EvaluateCommand
 from rlhf_jax.workflow.context import Context, Tick
@@ -87,9 +87,15 @@ def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
     return Context(run, make_mesh(chosen.mesh), tick)
 
 
+def _join() -> None:
+    """One of the processes of the run, if there are several; from here on SIGTERM ends it with its state saved."""
+    initialize()
+    watch_for_preemption()
+
+
 def single(verb: str, command: Any) -> Stage:
     """Runs one stage."""
-    initialize()
+    _join()
     with _bars() as (console, tick):
         context = _context(command.output_dir, command, console, tick)
         return VERBS[verb][1](command, context)
@@ -110,7 +116,7 @@ def policy_evaluation(command: EvaluateCommand) -> None:
 
 
 def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: str | None, seed: int) -> None:
-    initialize()
+    _join()
     with _bars() as (console, tick):
         context = _context(config.output_dir, config, console, tick)
         outcome = run(context)

@@ -108,25 +108,38 @@ CUDNN_ROWS = RowAttention(WHOLE_ROWS.prepare, partial(_by_jax, "cudnn"))
 """cuDNN's fused attention under the rows' mask: no [T, T] scores in memory; bfloat16 or float16, no soft cap."""
 
 
+class KeyValues(NamedTuple):
+    """Keys and values of S positions, laid out as the products of decoding read them.
+
+    k: [..., K, Dh, S]. v: [..., K, S, Dh]. k_scale, v_scale: [..., K, S] float32 where k and v are int8 and stand for
+    themselves times their position's scale, else None.
+    """
+
+    k: Array
+    v: Array
+    k_scale: Array | None = None
+    v_scale: Array | None = None
+
+
 def decode_attention(
-    q: Array, k: Array, v: Array, prompt_k: Array, prompt_v: Array, prompt_mask: Array,
-    suffix_k: Array, suffix_v: Array, suffix_mask: Array, *, scale: float, softcap: float | None = None,
+    q: Array, k: Array, v: Array, prompt: KeyValues, prompt_mask: Array, suffix: KeyValues, suffix_mask: Array,
+    *, scale: float, softcap: float | None = None,
 ) -> Array:
     """One new token a lane attends to its prompt, to what the lane has written, and to itself, under one softmax.
 
-    The P prompts are stored once and read by their n lanes each; nothing is repeated n times.
+    The P prompts are stored once and read by their n lanes each; nothing is repeated n times. Scales of int8 caches
+    multiply the scores of their keys and the probabilities of their values, so the products read the int8 as it is.
 
     Args:
       q: [P, n, H, Dh], k, v: [P, n, K, Dh] of the new tokens.
-      prompt_k: [P, K, Dh, S]. prompt_v: [P, K, S, Dh]. prompt_mask: [P, n, S] bool.
-      suffix_k: [P, n, K, Dh, U]. suffix_v: [P, n, K, U, Dh]. suffix_mask: [P, n, U] bool.
+      prompt: k [P, K, Dh, S]. prompt_mask: [P, n, S] bool. suffix: k [P, n, K, Dh, U]. suffix_mask: [P, n, U] bool.
       scale, softcap: of the scores.
 
     Returns:
       [P, n, H, Dh].
     """
     prompts, lanes, heads, head_dim = q.shape
-    kv_heads, slots = k.shape[2], prompt_k.shape[3]
+    kv_heads, slots = k.shape[2], prompt.k.shape[3]
     q = q.reshape(prompts, lanes, kv_heads, heads // kv_heads, head_dim) * jnp.asarray(scale, q.dtype)
     wide = jnp.float32
 
@@ -136,13 +149,19 @@ def decode_attention(
     def by_lane(x: Array) -> Array:
         return jnp.swapaxes(x.reshape(prompts, kv_heads, lanes, -1, x.shape[-1]), 1, 2)
 
-    on_prompt = capped(by_lane(jnp.matmul(by_head(q), prompt_k, preferred_element_type=wide)), softcap)
-    on_suffix = capped(jnp.matmul(q, suffix_k, preferred_element_type=wide), softcap)
+    def scaled(x: Array, scales: Array | None) -> Array:  # x [P, n, K, G, positions]
+        return x if scales is None else x * jnp.expand_dims(scales, (1, 3) if scales.ndim == 3 else 3)
+
+    on_prompt = by_lane(jnp.matmul(by_head(q), prompt.k.astype(q.dtype), preferred_element_type=wide))
+    on_suffix = jnp.matmul(q, suffix.k.astype(q.dtype), preferred_element_type=wide)
     on_self = capped(jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide), softcap)
+    on_prompt, on_suffix = (capped(scaled(x, part.k_scale), softcap) for x, part in (
+        (on_prompt, prompt), (on_suffix, suffix)))
     on_prompt = jnp.where(prompt_mask[:, :, None, None], on_prompt, _MASKED)
     on_suffix = jnp.where(suffix_mask[:, :, None, None], on_suffix, _MASKED)
     probs = jax.nn.softmax(jnp.concatenate([on_prompt, on_suffix, on_self[..., None]], axis=-1), axis=-1)
-    probs = probs.astype(v.dtype)
-    out = by_lane(by_head(probs[..., :slots]) @ prompt_v) + probs[..., slots:-1] @ suffix_v
-    out += probs[..., -1:] * v[:, :, :, None]
+    to_prompt = scaled(probs[..., :slots], prompt.v_scale).astype(v.dtype)
+    to_suffix = scaled(probs[..., slots:-1], suffix.v_scale).astype(v.dtype)
+    out = by_lane(by_head(to_prompt) @ prompt.v.astype(v.dtype)) + to_suffix @ suffix.v.astype(v.dtype)
+    out += probs[..., -1:].astype(v.dtype) * v[:, :, :, None]
     return out.reshape(prompts, lanes, heads, head_dim)

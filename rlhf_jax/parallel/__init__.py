@@ -2,7 +2,7 @@
 
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.data_parallel import data_parallel
-from rlhf_jax.parallel.distributed import initialize, is_main_process
+from rlhf_jax.parallel.distributed import divided, gather, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
     AXES,
     PRESETS,
@@ -17,14 +17,20 @@ from rlhf_jax.parallel.mesh import (
     replicated,
     spec_shardings,
 )
+from rlhf_jax.parallel.placement import HandOver, hand_over, local_mesh, place, rows_here, sampling_mesh, tensor_ways
+from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote, watch_for_preemption
 
 __all__ = [
     "AXES",
+    "EXIT_PREEMPTED",
     "PRESETS",
     "Choice",
+    "HandOver",
     "MeshChoice",
     "MeshConfig",
     "Need",
+    "Notice",
+    "Preempted",
     "Room",
     "Rules",
     "batch_sharding",
@@ -32,11 +38,22 @@ __all__ = [
     "choose_mesh",
     "constrainer",
     "data_parallel",
+    "divided",
+    "gather",
+    "hand_over",
     "initialize",
     "is_main_process",
+    "local_mesh",
     "make_mesh",
+    "on_main",
     "param_shardings",
+    "place",
     "replicated",
     "room_here",
+    "rows_here",
+    "sampling_mesh",
     "spec_shardings",
+    "tensor_ways",
+    "vote",
+    "watch_for_preemption",
 ]

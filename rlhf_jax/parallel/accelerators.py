@@ -130,6 +130,14 @@ class Accelerator:
         return f"{chips}{groups}{shape}, {self.chip.hbm_bytes / _GIB:.1f} GiB each"
 
 
+def one_host(accelerator: Accelerator) -> Accelerator:
+    """A host of it by itself: what one process drives."""
+    if accelerator.devices == accelerator.per_host:
+        return accelerator
+    shape = _TOPOLOGIES[_DIMENSIONS[accelerator.chip.name]][accelerator.per_host] if accelerator.topology else ""
+    return dataclasses.replace(accelerator, slices=1, per_slice=accelerator.per_host, topology=shape)
+
+
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
 """What JAX calls a device -> chip."""
 

@@ -16,8 +16,9 @@ from flax import struct
 from jax import Array
 
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
-from rlhf_jax.models.attention import attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.attention import KeyValues, attention, decode_attention, of_kind, packed_mask, score_rule
 from rlhf_jax.models.decoder import Constrain, unconstrained
+from rlhf_jax.sampling.cache import empty_cache, first, write_prompts, write_tokens
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 
@@ -25,18 +26,15 @@ from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 class DecodeState:
     """All that decoding carries. P slots, n lanes, S prompt capacity, U response capacity.
 
-    prompt_k: [L, P, K, Dh, S]. prompt_v: [L, P, K, S, Dh]. suffix_k: [L, P, n, K, Dh, U].
-    suffix_v: [L, P, n, K, U, Dh]. Laid out as the products with them read them.
+    prompt: caches of the prompts, k [L, P, K, Dh, S]. suffix: of the responses, k [L, P, n, K, Dh, U].
     prompt_length: [P] tokens in the prompt cache (the prompt less its last token). prompt_hash: [P] uint32.
     sample: [P, n] index of the sample a lane works on. token: [P, n] next token to feed.
     count: [P, n] tokens generated. limit: [P, n] the most it may generate. active: [P, n] bool.
     out: [P, n, U] generated ids. logps: [P, n, U] float32. rules: arrays [P, n].
     """
 
-    prompt_k: Any
-    prompt_v: Any
-    suffix_k: Any
-    suffix_v: Any
+    prompt: KeyValues
+    suffix: KeyValues
     prompt_length: Any
     prompt_hash: Any
     sample: Any
@@ -73,14 +71,11 @@ class Refill:
 def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: int, response_capacity: int,
                 dtype: Any) -> DecodeState:
     """Nothing running; caches in `dtype`."""
-    c = config
-    prompt = jnp.zeros((c.layers, slots, c.kv_heads, prompt_capacity, c.head_dim), dtype)
-    suffix = jnp.zeros((c.layers, slots, lanes, c.kv_heads, response_capacity, c.head_dim), dtype)
-    prompt_k, suffix_k = jnp.swapaxes(prompt, -1, -2), jnp.swapaxes(suffix, -1, -2)
     zeros = jnp.zeros((slots, lanes), jnp.int32)
     floats = jnp.zeros((slots, lanes), jnp.float32)
     return DecodeState(
-        prompt_k=prompt_k, prompt_v=prompt, suffix_k=suffix_k, suffix_v=suffix,
+        prompt=empty_cache(config, (slots,), prompt_capacity, dtype),
+        suffix=empty_cache(config, (slots, lanes), response_capacity, dtype),
         prompt_length=jnp.zeros(slots, jnp.int32), prompt_hash=jnp.zeros(slots, jnp.uint32),
         sample=zeros, token=zeros, count=zeros, limit=zeros, active=jnp.zeros((slots, lanes), bool),
         out=jnp.zeros((slots, lanes, response_capacity), jnp.int32),
@@ -93,7 +88,8 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
             constrain: Constrain = unconstrained) -> DecodeState:
     """Computes the keys and values of new prompts into their slots and restarts lanes.
 
-    `refill.tokens` may be narrower than the slots are deep: as wide as the longest of these prompts needs.
+    `refill.tokens` may be narrower than the slots are deep: as wide as the longest of these prompts needs. `constrain`
+    cuts the prompts over devices, which nothing else asks for: they do not lie by slot.
     """
     tokens = refill.tokens[:, :-1]  # the prompt cache holds all but the last token, which the lanes feed
     count, width = tokens.shape
@@ -106,12 +102,9 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
         return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
 
     _, (keys, values) = forward(params, config, tokens, positions, attend, constrain=constrain)  # [L, F, width, K, Dh]
-    keys, values = jnp.transpose(keys, (0, 1, 3, 4, 2)), jnp.swapaxes(values, 2, 3)
-    new_k, new_v = (x.astype(state.prompt_k.dtype) for x in (keys, values))
     state = dataclasses.replace(
         state,
-        prompt_k=state.prompt_k.at[:, refill.slots, :, :, :width].set(new_k, mode="drop"),
-        prompt_v=state.prompt_v.at[:, refill.slots, :, :width].set(new_v, mode="drop"),
+        prompt=write_prompts(state.prompt, keys, values, refill.slots),
         prompt_length=state.prompt_length.at[refill.slots].set(refill.lengths - 1, mode="drop"),
         prompt_hash=state.prompt_hash.at[refill.slots].set(refill.hashes, mode="drop"),
     )
@@ -136,14 +129,52 @@ def restart(state: DecodeState, refill: Refill) -> DecodeState:
 
 
 class View(NamedTuple):
-    """How much of the caches a block of decoding looks at: no prompt is longer, no lane will have written more."""
+    """What a block of decoding looks at.
+
+    prompt, suffix: depth of the caches; no prompt is longer, no lane will have written more.
+    rows: lanes that are computed, no fewer than are active; None for all of them, idle ones included.
+    """
 
     prompt: int
     suffix: int
+    rows: int | None = None
 
 
-def _decode_one(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array
-                ) -> DecodeState:
+class _Rows(NamedTuple):
+    """The lanes at work in a block, as A rows: the model computes rows, attention looks at the grid [P, n] of lanes.
+
+    pick: [A] places in the grid laid flat, P * n for none. shape: (P, n).
+    """
+
+    pick: Array
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, active: Array, rows: int | None) -> _Rows:
+        slots, lanes = active.shape
+        size = slots * lanes
+        pick = jnp.arange(size) if rows is None else jnp.nonzero(active.reshape(-1), size=rows, fill_value=size)[0]
+        return cls(pick, (slots, lanes))
+
+    @property
+    def all(self) -> bool:
+        return self.pick.size == self.shape[0] * self.shape[1]
+
+    def take(self, grid: Array) -> Array:
+        """[P, n, ...] -> [A, ...]."""
+        flat = grid.reshape(-1, *grid.shape[2:])
+        return flat if self.all else jnp.take(flat, self.pick, axis=0, mode="clip")
+
+    def spread(self, rows: Array) -> Array:
+        """[A, ...] -> [P, n, ...], zeros where no row is."""
+        if not self.all:
+            empty = jnp.zeros((self.shape[0] * self.shape[1], *rows.shape[1:]), rows.dtype)
+            rows = empty.at[self.pick].set(rows, mode="drop")
+        return rows.reshape(*self.shape, *rows.shape[1:])
+
+
+def _decode_one(params: Params, config: DecoderConfig, view: View, rows: _Rows, state: DecodeState, seed: Array,
+                stop_ids: Array) -> DecodeState:
     """Every active lane takes one token."""
     slots, lanes, capacity = state.out.shape
     position = state.prompt_length[:, None] + state.count  # [P, n]
@@ -156,35 +187,31 @@ def _decode_one(params: Params, config: DecoderConfig, view: View, state: Decode
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         on_prompt, on_suffix = of_kind(local, windowed, full)
-        prompt_k, prompt_v, suffix_k, suffix_v = cache
-        out = decode_attention(
-            q, k, v, prompt_k[..., : view.prompt], prompt_v[..., : view.prompt, :], on_prompt,
-            suffix_k[..., : view.suffix], suffix_v[..., : view.suffix, :], on_suffix, **score_rule(config))
-        return out, (k, v)
+        prompt, suffix = cache
+        out = decode_attention(rows.spread(q), rows.spread(k), rows.spread(v), first(prompt, view.prompt), on_prompt,
+                               first(suffix, view.suffix), on_suffix, **score_rule(config))
+        return rows.take(out), (k, v)
 
-    cache = (state.prompt_k, state.prompt_v, state.suffix_k, state.suffix_v)
-    hidden, (keys, values) = forward(params, config, state.token, position, attend, cache)
-    logits = vocab_logits(params, config, hidden)
-    keys_of = jax.vmap(jax.vmap(token_key, (None, None, 0, 0)), (None, 0, 0, 0))
-    random_keys = keys_of(seed, state.prompt_hash, state.sample, state.count)
-    token, logp = sample_token(random_keys, logits, state.rules)
+    cache = (state.prompt, state.suffix)
+    hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, cache)
+    slot, lane = rows.pick // lanes, rows.pick % lanes
+    sample, count = rows.take(state.sample), rows.take(state.count)
+    random_keys = jax.vmap(token_key, (None, 0, 0, 0))(seed, state.prompt_hash[slot], sample, count)
+    token, logp = sample_token(random_keys, vocab_logits(params, config, hidden), jax.tree.map(rows.take, state.rules))
 
-    at_slot, at_lane = jnp.arange(slots)[:, None], jnp.arange(lanes)[None]
-    place = jnp.where(state.active, state.count, capacity)  # idle lanes write nowhere
-    new_k, new_v = (jnp.moveaxis(x, 0, 2).astype(state.suffix_k.dtype) for x in (keys, values))
-    count = state.count + state.active.astype(jnp.int32)
-    stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
-    return dataclasses.replace(
+    # idle lanes write nowhere, and rows that are no lane lie out of range
+    at = slot, lane, jnp.where(rows.take(state.active), count, capacity)
+    state = dataclasses.replace(
         state,
-        # the order that indexing gives: [P, n, L, K, Dh]
-        suffix_k=state.suffix_k.at[:, at_slot, at_lane, :, :, place].set(new_k, mode="drop"),
-        suffix_v=state.suffix_v.at[:, at_slot, at_lane, :, place].set(new_v, mode="drop"),
-        out=state.out.at[at_slot, at_lane, place].set(token, mode="drop"),
-        logps=state.logps.at[at_slot, at_lane, place].set(logp, mode="drop"),
-        token=jnp.where(state.active, token, state.token),
-        count=count,
-        active=state.active & ~stopped & (count < state.limit),
+        suffix=write_tokens(state.suffix, keys, values, at),
+        out=state.out.at[at].set(token, mode="drop"),
+        logps=state.logps.at[at].set(logp, mode="drop"),
+        count=state.count + state.active.astype(jnp.int32),
     )
+    token = rows.spread(token)
+    stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
+    return dataclasses.replace(state, token=jnp.where(state.active, token, state.token),
+                               active=state.active & ~stopped & (state.count < state.limit))
 
 
 def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
@@ -192,14 +219,15 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
-      view: of the caches, at least as deep as any lane gets within these steps.
+      view: of the caches, at least as deep as any lane gets within these steps; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
     """
+    rows = _Rows.of(state.active, view.rows)
 
     def going(carry: tuple[Array, DecodeState]) -> Array:
         return (carry[0] < steps) & jnp.any(carry[1].active)
 
     def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, _decode_one(params, config, view, carry[1], seed, stop_ids)
+        return carry[0] + 1, _decode_one(params, config, view, rows, carry[1], seed, stop_ids)
 
     return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state))[1]

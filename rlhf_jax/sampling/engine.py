@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
-from rlhf_jax.models import DecoderConfig, Params, cast
+from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.parallel import batch_ways, constrainer
+from rlhf_jax.sampling.cache import CacheDtype, stored_dtype
 from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
-from rlhf_jax.sampling.layout import cache_bytes, prefill_rows, sampling_shardings, weights_stay_whole
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -38,6 +38,9 @@ class SamplingConfig:
       slots: prompts in flight, over all devices. lanes: continuations of one prompt in flight, None for all n; a
         lane that finishes takes the prompt's next sample. block: tokens decoded between two looks by the host.
       prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
+      cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps a scale a
+        token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the price
+        of log-probs that `sampling.cache.logp_tolerance` bounds.
       seed: with the prompt id, the sample index and the position it decides every token.
     """
 
@@ -52,12 +55,15 @@ class SamplingConfig:
     lanes: int | None = None
     block: int = 32
     prompt_length: int | None = None
+    cache_dtype: CacheDtype = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_new_tokens", "slots", "block"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more")
+        if self.cache_dtype not in get_args(CacheDtype):
+            raise ValueError(f"cache_dtype = {self.cache_dtype!r}; choose from {', '.join(get_args(CacheDtype))}")
         if self.lanes is not None and not 1 <= self.lanes <= self.num_generations:
             raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
                              "choose between 1 and that")
@@ -86,10 +92,8 @@ def rounded_up(tokens: int) -> int:
     return max(16, 1 << max(tokens - 1, 0).bit_length())
 
 
-USUAL_PROMPT = 1024
-"""Tokens of a prompt slot, for an estimate before the prompts are known."""
-LEAST_VIEW = 64
-"""Looking less deep than this into a cache saves nothing worth another program."""
+LEAST_VIEW, LEAST_ROWS = 64, 32
+"""Looking less deep into a cache, or computing fewer lanes than this saves nothing worth another program."""
 
 
 def prompt_hash(prompt_id: str) -> int:
@@ -114,45 +118,40 @@ class Sampler:
     Args:
       config: of the policy. sampling: settings. stop_ids: token ids that end a response.
       mesh: slots are cut over its batch axes. decode_text: (prompt ids, response ids) -> text of the response.
-      dtype: of the caches and the computation. memory: bytes of a device, None to ask it.
+      dtype: of the computation.
     """
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
-                 decode_text: Callable[[Sequence[int], Sequence[int]], str], dtype: Any = jnp.float32,
-                 memory: float | None = None):
+                 decode_text: Callable[[Sequence[int], Sequence[int]], str], dtype: Any = jnp.float32):
         if sampling.slots % batch_ways(mesh):
             raise ValueError(f"slots = {sampling.slots} must be a multiple of the {batch_ways(mesh)} ways the mesh "
                              "cuts a batch; raise slots")
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
-        self.mesh, self._dtype = mesh, dtype
+        self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
-        self.prefill_rows = prefill_rows(sampling.slots, mesh)
+        # a processor's time follows the rows it computes, an accelerator's the weights it reads
+        self._skips_idle = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        ways = batch_ways(mesh)
+        self.prefill_rows = -(-max(1, sampling.slots // 4) // ways) * ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
-        caches = cache_bytes(config, sampling.slots, self._lanes, sampling.prompt_length or USUAL_PROMPT,
-                             sampling.max_new_tokens, jnp.dtype(dtype).itemsize)
-        whole = weights_stay_whole(config, mesh, dtype, caches, memory)
-        self.weight_shardings = sampling_shardings(config, mesh, whole)
         shard = self.shardings()
-        constrain = constrainer(mesh)
-        self.prefill_program = jax.jit(partial(_prefill, config, constrain), donate_argnums=1, out_shardings=shard)
+        self.prefill_program = jax.jit(partial(_prefill, config, constrainer(mesh)), donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
         self.decode_program = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
-                                      out_shardings=shard)
+                               out_shardings=shard)
 
     def shardings(self) -> DecodeState:
         """Where the state of decoding lies: everything by slot, the caches also by key head."""
         slot = ("data", "fsdp")
         head = "tensor" if self.config.kv_heads % self.mesh.shape["tensor"] == 0 else None
-        by_slot, prompt, suffix = (NamedSharding(self.mesh, PartitionSpec(*places)) for places in (
+        by_slot, of_prompts, of_lanes = (NamedSharding(self.mesh, PartitionSpec(*places)) for places in (
             (slot,), (None, slot, head), (None, slot, None, head)))
-        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._dtype))
+        like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._cache_dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
-        return shardings.replace(prompt_k=prompt, prompt_v=prompt, suffix_k=suffix, suffix_v=suffix)
-
-    def place(self, params: Params) -> Params:
-        """The weights as `generate` wants them: in the compute dtype, where they are quickest to read."""
-        return jax.jit(partial(cast, dtype=self._dtype), out_shardings=self.weight_shardings)(params)
+        prompt, suffix = (jax.tree.map(lambda _, place=place: place, part) for part, place in (
+            (like.prompt, of_prompts), (like.suffix, of_lanes)))
+        return shardings.replace(prompt=prompt, suffix=suffix)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -170,7 +169,7 @@ class Sampler:
         """Yields (index, group with its n responses) as prompts are finished, in no fixed order.
 
         Args:
-          params: what `place` made of the trainer's tree.
+          params: the trainer's tree, in the compute dtype.
           prompts: groups with prompt ids and unique `prompt_id`s; their responses are ignored.
 
         Raises:
@@ -178,7 +177,7 @@ class Sampler:
         """
         capacity = self._capacity(prompts)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
-                       self.sampling.max_new_tokens, self._dtype)
+                       self.sampling.max_new_tokens, self._cache_dtype)
         state = jax.jit(make, out_shardings=self.shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
@@ -197,11 +196,13 @@ class Sampler:
                     yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
                     slots[place] = None
 
-    def _view(self, slots: Iterable[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
-        """How deep the next block looks into the caches: few sizes, so that few programs serve all."""
+    def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
+        """What the next block looks at: few sizes, so that few programs serve all."""
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth + self.sampling.block))
-        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens))
+        rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
+        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
+                    rows if self._skips_idle and rows < len(slots) * self._lanes else None)
 
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
         longest = max(len(p.prompt_ids) for p in prompts)

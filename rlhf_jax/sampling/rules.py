@@ -110,6 +110,8 @@ def sample_token(keys: Array, logits: Array, rules: Rules) -> tuple[Array, Array
     scaled = logits / jnp.where(greedy, 1.0, rules.temperature)[..., None]
     filtering = jnp.any((rules.top_k > 0) | (rules.top_p < 1.0) | (rules.min_p > 0.0))
     scaled = jax.lax.cond(filtering, lambda x: jnp.where(_keep(x, rules), x, -jnp.inf), lambda x: x, scaled)
-    token = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), _categorical(keys, scaled))
+    drawn = _categorical(keys, scaled)
+    token = jax.lax.cond(  # XLA for CPUs takes as long for an argmax over the vocabulary as for all the rest of this
+        jnp.any(greedy), lambda: jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn), lambda: drawn)
     picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return token, picked - jax.nn.logsumexp(logits, axis=-1)

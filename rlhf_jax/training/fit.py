@@ -19,7 +19,16 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import default_row_length
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import batch_ways, replicated, spec_shardings
+from rlhf_jax.parallel import (
+    Preempted,
+    batch_sharding,
+    batch_ways,
+    place,
+    replicated,
+    rows_here,
+    spec_shardings,
+    vote,
+)
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.config import TrainConfig
@@ -89,9 +98,10 @@ def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: 
 def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
               reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
     """The batches of a fit on this mesh; the global batch is the same on any mesh."""
-    return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups),
-                     config.micro_rows * batch_ways(mesh), config.num_train_epochs, config.seed,
-                     max_steps=config.max_steps, reference=reference)
+    rows = config.micro_rows * batch_ways(mesh)
+    return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
+                     config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
+                     rows_here=rows_here(batch_sharding(mesh), rows))
 
 
 def fit(
@@ -110,6 +120,7 @@ def fit(
 
     Raises:
       NonFiniteLoss: at the first step whose loss is not a finite number.
+      Preempted: if the platform wants the machine back; a checkpoint of the last step is in `folder` then.
     """
     program = step_program(model, objective, config, mesh, plan.steps)
     dtype = jnp.dtype(config.dtype)
@@ -129,7 +140,7 @@ def fit(
         try:
             if checkpoints and (last := checkpoints.latest()) is not None:
                 state, log, unlogged = checkpoints.restore(last, state)
-            loop = _Loop(plan, config, checkpoints, report, log, unlogged)
+            loop = _Loop(plan, config, mesh, checkpoints, report, log, unlogged)
             state = loop.run(program.run, state, frozen, evaluate)
         finally:  # a save under way is finished, whatever stopped the run
             if checkpoints:
@@ -140,29 +151,37 @@ def fit(
 class _Loop:
     """Walks the plan; keeps what is not yet logged."""
 
-    def __init__(self, plan: BatchPlan, config: TrainConfig, checkpoints: Checkpoints | None, report: Reporter,
-                 log: list[dict[str, Any]], unlogged: list[dict[str, float]]):
+    def __init__(self, plan: BatchPlan, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints | None,
+                 report: Reporter, log: list[dict[str, Any]], unlogged: list[dict[str, float]]):
         self.plan, self.config, self.checkpoints, self.report, self.log = plan, config, checkpoints, report, log
+        self._rows = batch_sharding(mesh, axis=1)
         self._window = unlogged
         self._clock = time.perf_counter()
 
     def run(self, step_fn: Any, state: TrainState, frozen: Params, evaluate: Any) -> TrainState:
         start, steps = int(state.step), self.plan.steps
         waiting: tuple[int, Any] | None = None
-        for step, batch, micro_batches in self.plan.iterate(start):
+        leaving: Any = False
+        for step, local, micro_batches in self.plan.iterate(start):
+            batch = place(local, self._rows, self.plan.micro_rows, axis=1)
             state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
             if waiting is not None:
                 self._record(*waiting)  # one step late: the device is already at work on the next one
             waiting = (step + 1, metrics)
-            last = step + 1 == steps
-            if last or _due(step + 1, self.config.eval_steps) or _due(step + 1, self.config.save_steps):
+            last, leave = step + 1 == steps, bool(leaving)  # as was voted one step ago
+            leaving = vote()
+            evaluating = last or _due(step + 1, self.config.eval_steps)
+            saving = last or leave or _due(step + 1, self.config.save_steps)
+            if evaluating or saving:
                 self._record(*waiting)
                 waiting = None
-            if evaluate is not None and (last or _due(step + 1, self.config.eval_steps)):
+            if evaluate is not None and evaluating:
                 scores = {f"eval_{name}": value for name, value in evaluate(state).items()}
                 self.log.append({"step": step + 1, "epoch": self._epoch(step + 1), **scores})
-            if self.checkpoints and (last or _due(step + 1, self.config.save_steps)):
+            if self.checkpoints and saving:
                 self.checkpoints.save(step + 1, state, self.log, self._window)
+            if leave and not last:
+                raise Preempted(f"step {step + 1} of {steps} is {'saved' if self.checkpoints else 'not to be saved'}")
         return state
 
     def _epoch(self, step: int) -> float:

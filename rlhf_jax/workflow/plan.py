@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from rlhf_jax.parallel import AXES, MeshConfig, batch_ways, make_mesh
-from rlhf_jax.parallel.accelerators import Accelerator
+from rlhf_jax.models import count_params
+from rlhf_jax.parallel import AXES, MeshConfig, batch_ways, make_mesh, sampling_mesh
+from rlhf_jax.parallel.accelerators import Accelerator, one_host
 from rlhf_jax.parallel.topology import compiles_exactly, devices_of
 from rlhf_jax.workflow.plan_compile import Compiled, compile_program
 from rlhf_jax.workflow.plan_fit import Change, smallest_change
@@ -29,12 +32,12 @@ class StagePlan:
     """What came out for one stage on one mesh; sizes in bytes on one device, times in seconds of one call.
 
     Attributes:
-      fits: within `limit`. change: what had to be changed for it to fit; empty for nothing.
+      fits: `peak` and `held` together within `limit`. hosts: how many such meshes work side by side. change: what had to be changed for it to fit; empty for nothing.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
       collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
       whole_tree: bytes of weights gathered for all layers at once, if that is much of the model; else 0.
       wide: bytes of float32 arrays of weights' size that are gathered although the compute dtype is narrower.
-      kernels: hand-written (Pallas) kernels in the program. rematerialized: XLA's warnings.
+      held: float32 weights that the run keeps beside the program. kernels: hand-written (Pallas) kernels in the program. rematerialized: XLA's warnings.
       useful, executed: operations of one call, over all devices.
     """
 
@@ -45,6 +48,8 @@ class StagePlan:
     exact: bool
     change: tuple[str, ...] = ()
     needed: float | None = None
+    hosts: int = 1
+    held: float = 0.0
     arguments: float = 0.0
     formula_arguments: float = 0.0
     temporaries: float = 0.0
@@ -72,28 +77,59 @@ class StagePlan:
         return sum(size for _, size in self.collectives.values())
 
 
+class Place(NamedTuple):
+    """Where a stage runs: on one mesh over everything, or on a mesh of its own on each host."""
+
+    mesh: Mesh
+    accelerator: Accelerator
+    hosts: int
+
+
+def placed(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any]) -> Place:
+    """Sampling and scoring run on every host by itself (see `parallel.placement`), the rest on the whole mesh."""
+    hosts = accelerator.devices // accelerator.per_host
+    host = one_host(accelerator)
+    memory = accelerator.chip.hbm_bytes if accelerator.chip.kind != "cpu" else None
+    if isinstance(stage, SampleStage):
+        over = make_mesh(MeshConfig(), devices if hosts == 1 else devices_of(host))
+        return Place(sampling_mesh(stage.config, jnp.dtype(stage.dtype), over, memory), host, hosts)
+    if stage.name == "score" and hosts > 1:
+        return Place(make_mesh(MeshConfig(), devices_of(host)), host, hosts)
+    return Place(make_mesh(mesh, devices), accelerator, 1)
+
+
+def beside(stage: Stage, mesh: MeshConfig, accelerator: Accelerator) -> float:
+    """Bytes on a device of what a run holds and the program does not see: float32 weights on the training mesh.
+
+    Training keeps what it started from; the reference pass runs beside the policy and the reference's own masters;
+    sampling and scoring beside the policy. A scorer has its policy's size, or near it.
+    """
+    data = mesh.shape(accelerator.devices)[0]
+    copies = {"reference": 2}.get(stage.name, 1)
+    return copies * 4 * count_params(stage.config) * data / accelerator.devices
+
+
 def measure(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any],
             compile_with: Compile = compile_program) -> StagePlan:
     """Compiles one stage for one mesh and reads everything off."""
-    laid = make_mesh(mesh, devices)
-    chip = accelerator.chip
-    program = build(stage, laid, chip.hbm_bytes if chip.kind != "cpu" else None)
+    laid, where, hosts = placed(stage, mesh, accelerator, devices)
+    program = build(stage, laid)
     compiled = compile_with(program)
     sizes = {axis: laid.shape[axis] for axis in AXES}
-    limit, exact = chip.hbm_bytes, compiles_exactly(accelerator)
-    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed,
+    limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
+    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
-                     compile_s=compiled.seconds)
+                     compile_s=compiled.seconds, held=beside(stage, mesh, accelerator))
     if compiled.memory is None:
         return plan
-    module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, accelerator),
+    module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, where),
                     weights=program.weights)
     work = work_of(stage, laid, module.kernels)
-    found = times(work, module.collectives, accelerator)
+    found = times(work, module.collectives, where)
     plan = dataclasses.replace(plan, useful=work.useful, executed=work.executed, compute_s=found.compute,
                                hbm_s=found.hbm, links_s=found.links)
     return dataclasses.replace(
-        plan, fits=compiled.memory.peak <= limit, arguments=compiled.memory.arguments,
+        plan, fits=compiled.memory.peak + plan.held <= limit, arguments=compiled.memory.arguments,
         temporaries=compiled.memory.temporaries, peak=compiled.memory.peak, collectives=module.summary(),
         across=sum(c.received for c in module.collectives if c.across),
         whole_tree=_whole_tree(module.collectives, program.param_bytes), wide=_wide(module.collectives, stage),
@@ -140,15 +176,12 @@ def plan_stage(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices
 def meshes_to_try(stages: Sequence[Stage], accelerator: Accelerator) -> list[MeshConfig]:
     """Sensible meshes: fsdp alone, with tensor inside a host, with data across slices or hosts."""
     heads = min(stage.config.kv_heads for stage in stages)
-    slots = [stage.sampling.slots for stage in stages if isinstance(stage, SampleStage)]
     found = []
     for data in dict.fromkeys((1, accelerator.slices, 2)):
         for tensor in (1, 2, 4, 8):
             if accelerator.devices % (data * tensor) or tensor > accelerator.per_host or heads % tensor:
                 continue
-            ways = accelerator.devices // tensor
-            if all(count % ways == 0 for count in slots):
-                found.append(MeshConfig(data, ways // data, 1, tensor))
+            found.append(MeshConfig(data, accelerator.devices // tensor // data, 1, tensor))
     return found
 
 

@@ -27,6 +27,10 @@ Step = Callable[[Change, Accelerator], Change | None]
 """One change more, or None where it would change nothing."""
 
 
+def _on_whole_mesh(stage: Stage) -> bool:
+    return not isinstance(stage, SampleStage) and stage.name != "score"
+
+
 def _options(change: Change, words: str, **fields: Any) -> Change:
     assert isinstance(change.stage, TrainStage)
     options = dataclasses.replace(change.stage.options, **fields)
@@ -62,8 +66,7 @@ def _fewer_slots(change: Change, accelerator: Accelerator) -> Change | None:
     stage = change.stage
     if not isinstance(stage, SampleStage):
         return None
-    data, fsdp, _, _ = change.mesh.shape(accelerator.devices)
-    ways, s = data * fsdp, stage.sampling
+    ways, s = accelerator.per_host, stage.sampling  # sampling runs on each host by itself
     slots = max(ways, s.slots // 2 // ways * ways)
     lanes = s.lanes or s.num_generations
     if slots < s.slots:
@@ -77,7 +80,7 @@ def _fewer_slots(change: Change, accelerator: Accelerator) -> Change | None:
 
 def _all_fsdp(change: Change, accelerator: Accelerator) -> Change | None:
     data, fsdp, context, tensor = change.mesh.shape(accelerator.devices)
-    if data == 1:
+    if data == 1 or not _on_whole_mesh(change.stage):
         return None
     mesh = MeshConfig(1, data * fsdp, context, tensor)
     return Change(change.stage, mesh, (*change.words, f"mesh fsdp {data * fsdp} for data {data} x fsdp {fsdp}"))
@@ -85,7 +88,7 @@ def _all_fsdp(change: Change, accelerator: Accelerator) -> Change | None:
 
 def _more_tensor(change: Change, accelerator: Accelerator) -> Change | None:
     data, fsdp, context, tensor = change.mesh.shape(accelerator.devices)
-    if fsdp % 2 or 2 * tensor > accelerator.per_host or change.stage.config.kv_heads % (2 * tensor):
+    if not _on_whole_mesh(change.stage) or fsdp % 2 or 2 * tensor > accelerator.per_host or change.stage.config.kv_heads % (2 * tensor):
         return None
     mesh = MeshConfig(data, fsdp // 2, context, 2 * tensor)
     return Change(change.stage, mesh, (*change.words, f"mesh fsdp {fsdp // 2} x tensor {2 * tensor}"))

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.packing import PackedBatch, RowShape, empty_rows, unpack_slots
 from rlhf_jax.models import DecoderConfig, LoraConfig, Params, cast, init_lora, init_params
-from rlhf_jax.parallel import batch_sharding, batch_ways, param_shardings
+from rlhf_jax.parallel import PRESETS, batch_sharding, batch_ways, param_shardings
 from rlhf_jax.sampling import Sampler
+from rlhf_jax.sampling.cache import stored_dtype
 from rlhf_jax.sampling.decode import Refill, View, empty_state
 from rlhf_jax.sampling.rules import Rules
 from rlhf_jax.scoring.bradley_terry import slot_score
@@ -132,16 +133,16 @@ def pass_program(stage: PassStage, mesh: Mesh) -> Program:
     return _program(packed.program, (params, batch), 1, stage, mesh, structs, stage.dtype)
 
 
-def sample_program(stage: SampleStage, mesh: Mesh, memory: float | None) -> Program:
+def sample_program(stage: SampleStage, mesh: Mesh) -> Program:
     """A prefill of a quarter of the slots, or a block of decoding at full depth."""
     s, config, dtype = stage.sampling, stage.config, jnp.dtype(stage.dtype)
     structs = param_structs(config, dtype)
-    settled = dataclasses.replace(s, prompt_length=stage.prompt_length)
-    sampler = Sampler(config, settled, config.eos_token_ids or (0,), mesh, lambda prompt, ids: "", dtype, memory)
-    params = shaped(structs, sampler.weight_shardings)
+    sampler = Sampler(config, s, config.eos_token_ids or (0,), mesh, lambda prompt, ids: "", dtype)
+    params = shaped(structs, param_shardings(config, mesh, PRESETS["sampling"]))
     lanes = s.lanes or s.num_generations
     capacity = stage.prompt_length
-    make = partial(empty_state, config, s.slots, lanes, capacity - 1, s.max_new_tokens, dtype)
+    make = partial(empty_state, config, s.slots, lanes, capacity - 1, s.max_new_tokens,
+                   stored_dtype(s.cache_dtype, dtype))
     state = shaped(jax.eval_shape(make), sampler.shardings())
     if stage.name == "prefill":
         refill = _refill(s.slots, lanes, sampler.prefill_rows, capacity)
@@ -149,8 +150,8 @@ def sample_program(stage: SampleStage, mesh: Mesh, memory: float | None) -> Prog
     seed = jax.eval_shape(lambda: jax.random.key(0))
     stop = jax.ShapeDtypeStruct((max(1, len(set(config.eos_token_ids))),), jnp.int32)
     view = View(capacity - 1, s.max_new_tokens)
-    return _program(sampler.decode_program, (view, params, state, seed, stop), s.block, stage, mesh, structs, stage.dtype,
-                    held=(params, state, seed, stop))
+    held = (params, state, seed, stop)
+    return _program(sampler.decode_program, (view, *held), s.block, stage, mesh, structs, stage.dtype, held=held)
 
 
 def _refill(slots: int, lanes: int, rows: int, capacity: int) -> Refill:
@@ -167,13 +168,13 @@ def _refill(slots: int, lanes: int, rows: int, capacity: int) -> Refill:
                   rules=Rules(floats(), ints(slots, lanes), floats(), floats()))
 
 
-def build(stage: Stage, mesh: Mesh, memory: float | None = None) -> Program:
-    """The program of a stage on this mesh; nothing is compiled and no array made. memory: bytes of a device."""
+def build(stage: Stage, mesh: Mesh) -> Program:
+    """The program of a stage on this mesh; nothing is compiled and no array made."""
     match stage:
         case TrainStage():
             return train_program(stage, mesh)
         case PassStage():
             return pass_program(stage, mesh)
-    return sample_program(stage, mesh, memory)
+    return sample_program(stage, mesh)
 
 

@@ -45,8 +45,11 @@ class Task:
     stage: Stage
     groups: float
 
-    def calls(self, ways: int) -> int:
-        """How often its program runs; ways: pieces the mesh cuts a batch into."""
+    def calls(self, ways: int, hosts: int = 1) -> int:
+        """How often its program runs. ways: pieces the mesh cuts a batch into; hosts: meshes that share the work."""
+        return math.ceil(self._calls(ways) / hosts)
+
+    def _calls(self, ways: int) -> int:
         stage = self.stage
         if isinstance(stage, TrainStage):
             return math.ceil(self.groups / stage.options.train_batch_size)

@@ -71,22 +71,22 @@ def mesh_words(mesh: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
-STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak of limit, GiB", "received, GiB", "kernels",
+STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak + held of limit, GiB", "received, GiB", "kernels",
                  "PFLOP", "time, bound by", "useful")
 
 
 def stage_row(plan: StagePlan) -> tuple[str, ...]:
     """One stage, in the order of STAGE_COLUMNS."""
-    mesh = mesh_words(plan.mesh)
+    mesh = mesh_words(plan.mesh) + (f" on each of {plan.hosts} hosts" if plan.hosts > 1 else "")
     if not plan.fits:
         asked = plan.needed or plan.peak
-        wants = f"{gib(asked)} of {gib(plan.limit)}" if asked else f"more than {gib(plan.limit)}"
+        wants = f"{gib(asked)} + {gib(plan.held)} of {gib(plan.limit)}" if asked else f"more than {gib(plan.limit)}"
         return (plan.stage, mesh, "NO", "", "", wants, "", "", "", "", "")
     fits = "yes" if not plan.change else "with " + ", ".join(plan.change)
     devices = math.prod(plan.mesh.values())
     share = plan.useful / (plan.executed or 1) * plan.compute_s / (plan.times.step or 1)
     return (plan.stage, mesh, fits, gib(plan.arguments), gib(plan.temporaries),
-            f"{gib(plan.peak)} of {gib(plan.limit)}", gib(plan.received), str(plan.kernels),
+            f"{gib(plan.peak)} + {gib(plan.held)} of {gib(plan.limit)}", gib(plan.received), str(plan.kernels),
             f"{plan.executed / devices / 1e15:.3g}", f"{seconds(plan.times.step)}, {plan.times.bound}", f"{share:.0%}")
 
 

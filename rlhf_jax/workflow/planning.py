@@ -39,8 +39,8 @@ def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator,
     """All stages on one mesh."""
     stages = plan([task.stage for task in tasks], mesh, accelerator, tries)
     config = tasks[0].stage.config
-    data, fsdp, _, _ = mesh.shape(accelerator.devices)
-    calls = {task.stage.name: task.calls(data * fsdp) for task in tasks}
+    calls = {task.stage.name: task.calls(found.mesh["data"] * found.mesh["fsdp"], found.hosts)
+             for task, found in zip(tasks, stages, strict=True)}
     title = f"{config.family}, {count_params(config):,} parameters ({model})"
     return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(stages[0].mesh),
                   tuple(assumed(tasks, assume)), tuple(stages), calls, assume.efficiency)
@@ -57,6 +57,6 @@ def assumed(tasks: Sequence[Task], assume: Assumptions) -> list[str]:
             out.append(f"{stage.name}: rows of {shape.tokens} tokens, {shape.targets} of them targets, "
                        f"{stage.groups_per_row:g} group(s) a row; {task.groups:,.0f} groups in all, epochs included")
         if isinstance(stage, SampleStage) and stage.name == "decode":
-            out.append(f"decode: {stage.sampling.slots} slots of {stage.prompt_length} prompt tokens, caches looked at "
-                       f"to their full depth; {task.groups:,.0f} prompts in all")
+            out.append(f"decode: {stage.sampling.slots} slots a host of {stage.prompt_length} prompt tokens, caches "
+                       f"looked at to their full depth; {task.groups:,.0f} prompts in all")
     return out

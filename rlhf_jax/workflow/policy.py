@@ -16,7 +16,7 @@ from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
-from rlhf_jax.parallel import param_shardings
+from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
 from rlhf_jax.workflow.stage import hash_path
 
@@ -89,7 +89,8 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
     """Rows of the configured sources as examples, with the funnel so far."""
     options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
     examples, funnel = load_examples(list(data.sources), kind, split=data.split, converter=data.converter,
-                                     options=options, max_bad_rows=data.max_bad_rows, quarantine_path=quarantine)
+                                     options=options, max_bad_rows=data.max_bad_rows,
+                                     quarantine_path=quarantine if is_main_process() else None)
     if data.max_samples is not None and len(examples) > data.max_samples:
         funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples
         examples = examples[: data.max_samples]

@@ -1,4 +1,8 @@
-"""The sampling and scoring stages: numbered shards of groups, each written whole, none written twice."""
+"""The sampling and scoring stages: numbered shards of groups, each written whole, none written twice.
+
+Every process makes every n-th shard with its own devices and looks at no other process meanwhile; what is in a shard
+does not depend on who made it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.models import Params
-from rlhf_jax.sampling import Sampler
+from rlhf_jax.models import Params, cast
+from rlhf_jax.parallel import Notice, gather
+from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
@@ -44,9 +50,17 @@ def read_shards(folder: Path) -> list[PromptGroup]:
     return [group for path in shards(folder) for group in read_groups(path)]
 
 
-def _pieces(groups: Sequence[PromptGroup], size: int) -> Iterator[tuple[int, Sequence[PromptGroup]]]:
-    for number, start in enumerate(range(0, len(groups), size)):
-        yield number, groups[start : start + size]
+def shards_here(shards: int, notice: Notice) -> Iterator[int]:
+    """Numbers of the shards that this process makes: every n-th one, unless the run is asked to leave.
+
+    Raises:
+      Preempted: in that case, on all processes, once each has finished the shard it was at.
+    """
+    for number in range(jax.process_index(), shards, jax.process_count()):
+        if notice.seen():
+            break
+        yield number
+    notice.leave_together("finished shards are kept")
 
 
 def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
@@ -59,17 +73,25 @@ def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
             **({"completions/mean_terminated_length": float(ended.mean())} if len(ended) else {})}
 
 
-def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any,
-                tolerance: float) -> float:
-    """Largest |sampler - trainer| log-prob difference over `groups`; raises LogpMismatch above `tolerance`."""
+def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any
+                ) -> LogpTolerance:
+    """Largest and mean |sampler - trainer| log-prob difference over the tokens of `groups`.
+
+    Raises:
+      LogpMismatch: above what `logp_tolerance` allows for the dtypes of computation and cache.
+    """
+    cache_dtype = sampler.sampling.cache_dtype
+    allowed = logp_tolerance(cache_dtype, dtype)
     found = logps_map(compute, sampler.mesh)(params, groups)
-    worst = max(float(np.max(np.abs(ours - r.logps))) for group, per in zip(groups, found, strict=True)
-                for r, ours in zip(group.responses, per, strict=True) if r.logps is not None)
-    if not worst <= tolerance:
-        raise LogpMismatch(f"the sampler's log-probs differ from the trainer's forward by up to {worst:.2e} "
-                           f"({jnp.dtype(dtype).name}, allowed {tolerance:.0e}). The two run different models: please "
+    gaps = np.concatenate([np.abs(ours - r.logps) for group, per in zip(groups, found, strict=True)
+                           for r, ours in zip(group.responses, per, strict=True) if r.logps is not None])
+    seen = LogpTolerance(float(gaps.max()), float(gaps.mean()))
+    if not (seen.largest <= allowed.largest and seen.mean <= allowed.mean):
+        raise LogpMismatch(f"the sampler's log-probs differ from the trainer's forward by up to {seen.largest:.2e}, "
+                           f"{seen.mean:.2e} in the mean ({jnp.dtype(dtype).name}, cache_dtype {cache_dtype}: allowed "
+                           f"{allowed.largest:.0e} and {allowed.mean:.0e}). The two run different models: please "
                            "report this with the model's config.json")
-    return worst
+    return seen
 
 
 def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Params, prompts: Sequence[PromptGroup],
@@ -78,25 +100,30 @@ def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Pa
 
     The first shard is checked against the trainer's forward pass.
     """
-    working, done, worst = sampler.place(params), 0, None
-    tolerance = 1e-4 if jnp.dtype(dtype) == jnp.float32 else 0.5
+    working, done, notice = cast(params, dtype), 0, Notice(folder)
+    gaps: Mapping[str, float] = {}
     with count_compiles() as compiles:
-        for number, some in _pieces(prompts, shard_size):
-            path = folder / shard_name(number)
+        for number in shards_here(-(-len(prompts) // shard_size), notice):
+            path, some = folder / shard_name(number), prompts[number * shard_size : (number + 1) * shard_size]
             if not path.is_file():
                 found = {}
                 for index, group in sampler.generate(working, some):
                     found[index] = group
                     progress(done + len(found), len(prompts))
+                    if notice.noted():
+                        break
+                if len(found) < len(some):
+                    continue
                 write_groups(path, [found[i] for i in range(len(some))])
             if number == 0:
                 first = read_groups(path)[: sampler.sampling.slots]
-                worst = check_logps(compute, working, first, sampler, dtype, tolerance)
+                seen = check_logps(compute, working, first, sampler, dtype)
+                gaps = {"logps_max_difference": seen.largest, "logps_mean_difference": seen.mean}
             done += len(some)
-            progress(done, len(prompts))
+            progress(min(done * jax.process_count(), len(prompts)), len(prompts))
     groups = read_shards(folder)
     return {"prompts": len(groups), "responses": sum(len(g.responses) for g in groups),
-            **generation_metrics(groups), "logps_max_difference": worst, "compiled_programs": compiles.programs}
+            **generation_metrics(groups), **gaps, "compiled_programs": compiles.programs}
 
 
 def score_metrics(groups: Sequence[PromptGroup], name: str) -> dict[str, float]:
@@ -115,17 +142,17 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
     """Adds a scorer's verdicts to every shard of `source`."""
     paths, done, before = shards(source), 0, Counter(scorer.failures)
     with count_compiles() as compiles:
-        for path in paths:
-            groups = read_groups(path)
-            target = folder / path.name
+        for number in shards_here(len(paths), Notice(folder)):
+            target = folder / paths[number].name
             if not target.is_file():
+                groups = read_groups(paths[number])
                 scores = scorer.score(groups)
                 scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, scores, strict=True)]
                 write_groups(target, scored)
             done += 1
-            progress(done, len(paths))
+            progress(min(done * jax.process_count(), len(paths)), len(paths))
     groups = read_shards(folder)
     unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
+    failures = sum((Counter(some) for some in gather(dict(scorer.failures - before))), Counter[str]())
     return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
-            "failures": dict(scorer.failures - before),
-            "compiled_programs": compiles.programs}
+            "failures": dict(failures), "compiled_programs": compiles.programs}

@@ -31,6 +31,7 @@ from rlhf_jax.models import (
     with_lora,
 )
 from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.parallel import on_main
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
@@ -43,10 +44,11 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where training happens and who is told: the mesh and a progress reporter."""
+    """Where training happens and who is told: the mesh, a progress reporter, and who gets the trained weights."""
 
     mesh: Mesh
     report: Reporter
+    keep: Callable[[Params], None] = lambda params: None
 
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
@@ -59,8 +61,13 @@ def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
     return {**params, "score": trained["score"]} if "score" in trained else params
 
 
+def fresh_adapter(key: jax.Array, config: DecoderConfig, lora: LoraConfig) -> Params:
+    """A new adapter, on the host."""
+    return jax.device_get(init_lora(key, config, lora))
+
+
 def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int,
-              adapter: Callable[[jax.Array, DecoderConfig, LoraConfig], Params] = init_lora) -> Model:
+              adapter: Callable[[jax.Array, DecoderConfig, LoraConfig], Params] = fresh_adapter) -> Model:
     """All weights, or a fresh adapter (and the scalar head, if any) over frozen ones."""
     specs = param_specs(config)
     if lora is None:
@@ -74,14 +81,17 @@ def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, se
 
 
 def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, lora: LoraConfig | None,
-           tokenizer_from: Path, base: str, card: str) -> None:
+           tokenizer_from: Path, base: str, card: str) -> Params:
     """Writes the trained model to `folder`/model, whole or not at all; of an adapter also the adapter itself.
 
     Args:
       params, frozen: as `trainable` divides them. base: the model the adapter belongs to.
+
+    Returns:
+      The model's parameters, an adapter merged.
     """
     partial_folder = folder / f".{MODEL}.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    on_main(lambda: shutil.rmtree(partial_folder, ignore_errors=True))
     if lora is not None:
         if fused := fused_modules(config, lora):
             card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
@@ -90,9 +100,13 @@ def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, 
         score = {"score": params["score"]} if "score" in params else {}
         params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
     save_hf(partial_folder, params, config, tokenizer_from=tokenizer_from, card=card)
-    if (folder / MODEL).exists():
-        shutil.rmtree(folder / MODEL)
-    os.replace(partial_folder, folder / MODEL)
+
+    def publish() -> None:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        os.replace(partial_folder, folder / MODEL)
+
+    on_main(publish)
+    return params
 
 
 def model_card(what: str, base: str, options: Any, groups: int, steps: int) -> str:
@@ -132,13 +146,17 @@ def train_stage(
                  folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
                  report=setting.report)
     made_by = objective.func if isinstance(objective, partial) else objective
-    export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
-           model_card(made_by.__name__, base, options, len(groups), result.steps))
-    write_trainer_state(folder / MODEL, result, plan)
-    done = folder / ".checkpoints.done"
-    shutil.rmtree(done, ignore_errors=True)
-    os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
-    shutil.rmtree(done, ignore_errors=True)
+    setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
+                        model_card(made_by.__name__, base, options, len(groups), result.steps)))
+
+    def tidy() -> None:
+        write_trainer_state(folder / MODEL, result, plan)
+        done = folder / ".checkpoints.done"
+        shutil.rmtree(done, ignore_errors=True)
+        os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
+        shutil.rmtree(done, ignore_errors=True)
+
+    on_main(tidy)
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]
     return {"steps": result.steps, "groups": len(groups), "packing_efficiency": round(result.efficiency, 4),
@@ -198,6 +216,7 @@ def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, confi
             reference_logps(compute, reference, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
                             row_length=options.row_length) if some else None
             for some in (list(groups), list(eval_groups)))
+    del reference  # its log-probs are all that training needs of it
     return train_stage(folder, params=params, config=config, options=options, train=options,
                        objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
                        setting=setting, reference=reference_of, eval_groups=eval_groups,

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models.attention import attention, decode_attention, packed_mask
+from rlhf_jax.models.attention import KeyValues, attention, decode_attention, packed_mask
 
 
 def random(*shape, seed=0):
@@ -80,9 +80,10 @@ def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_he
     prompt_mask = prompt_mask.at[0, 1, :2].set(False)  # a window has moved past this lane's first tokens
     suffix_mask = jnp.arange(written) < depths[..., None]
     rule = {"scale": 0.4, "softcap": softcap}
-    values = [jnp.swapaxes(x, -2, -3) for x in (prompt_v, suffix_v)]  # heads before positions
-    keys = [jnp.moveaxis(x, -3, -1) for x in (prompt_k, suffix_k)]  # and positions last
-    out = decode_attention(q, k, v, keys[0], values[0], prompt_mask, keys[1], values[1], suffix_mask, **rule)
+    # heads before positions, and positions of keys last
+    prompt, suffix = (KeyValues(jnp.moveaxis(keys, -3, -1), jnp.swapaxes(values, -2, -3)) for keys, values in (
+        (prompt_k, prompt_v), (suffix_k, suffix_v)))
+    out = decode_attention(q, k, v, prompt, prompt_mask, suffix, suffix_mask, **rule)
     for p in range(prompts):
         for n in range(lanes):
             keys, values = (jnp.concatenate([a[p], b[p, n], c[p, n][None]])[None] for a, b, c in (

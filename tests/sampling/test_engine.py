@@ -15,6 +15,7 @@ import pytest
 
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup
 from rlhf_jax.models import cast
+from rlhf_jax.parallel import MeshConfig, make_mesh
 from rlhf_jax.sampling import Sampler, SamplingConfig
 from rlhf_jax.sampling.decode import View
 from rlhf_jax.training.compiles import count_compiles
@@ -248,3 +249,29 @@ def test_blocks_look_no_deeper_than_the_prompts_and_the_lanes_reach(tiny, config
         alone = tiny.make_sampler(deep, stop_ids=(), prompt_length=512, **{**settings, "block": 150})
         alone._view = lambda slots, prompts, capacity, depth: View(capacity - 1, 150)
         assert tiny.ids_of(tiny.run(alone, params, [prompt])) == {prompt.prompt_id: found[prompt.prompt_id]}
+
+
+def test_blocks_compute_the_lanes_at_work_alone_and_no_sample_changes(tiny, config, params):
+    """Where many lanes have ended, fewer rows run through the model (a window and a refill included)."""
+    local = tiny.make_config(window=6)
+    prompts = tiny.make_prompts(17)
+    settings = {"num_generations": 8, "max_new_tokens": 24, "slots": 12, "block": 3}
+    few = tiny.make_sampler(local, stop_ids=(2, 11, 12, 13), **settings)
+    assert few._skips_idle
+    every = copy.copy(few)
+    every._skips_idle = False
+    views = []
+    look = few._view
+    few._view = lambda *arguments: views.append(look(*arguments)) or views[-1]
+    found, expected = (tiny.run(sampler, params, prompts) for sampler in (few, every))
+    assert {view.rows for view in views} == {None, 64, 32}
+    assert tiny.ids_of(found) == tiny.ids_of(expected)
+    for name, group in found.items():
+        for ours, theirs in zip(group.responses, expected[name].responses, strict=True):
+            np.testing.assert_allclose(ours.logps, theirs.logps, atol=1e-5)
+
+
+def test_a_mesh_of_several_devices_computes_all_lanes(tiny, config):
+    """Its lanes lie where their caches do; and an accelerator's time follows the weights it reads."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    assert not tiny.make_sampler(config, mesh=mesh)._skips_idle

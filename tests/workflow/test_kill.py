@@ -1,12 +1,10 @@
-"""kill -9 at any moment, give the command again: the end is the same, to the byte."""
+"""kill -9 at any moment, give the command again: the end is the same, to the byte. SIGTERM: saved, and said so."""
 
-import os
 import random
+import re
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,60 +15,42 @@ KILLS = 10
 
 
 @pytest.fixture
-def config_file(micro_run, tmp_path):
-    """config.yaml, beside the run folders."""
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(micro_run(TRAIN, slots=2, shard_size=2, world=WORLD)))
-
-
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_jax.cli.main", "iterate", "--config", str(folder.parent / "config.yaml"),
-               "--output_dir", str(folder)]
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
-           "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def products(folder: Path) -> dict[str, bytes]:
-    """Everything a later stage or a user reads: samples, scores, pairs, weights."""
-    wanted = ("pairs.jsonl", "model.safetensors", "judged.jsonl", "config.json")
-    files = [p for p in (folder / "stages").rglob("*") if p.name in wanted or p.name.startswith("shard-")]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".model.partial" not in str(p)}
+def start(micro_run, launch, tmp_path):
+    """start(folder name): the run, in one process."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(micro_run(TRAIN, slots=2, shard_size=2, world=WORLD)))
+    return lambda name: launch(config, tmp_path / name)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("config_file")
-def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(start, products, tmp_path):
+    start("whole").finish()
     begin = time.monotonic()
-    assert start(tmp_path / "whole").wait() == 0  # how long a start takes that finds everything done
+    start("whole").finish()  # how long a start takes that finds everything done
     nothing = time.monotonic() - begin
-    rng, killed, folder = random.Random(0), 0, tmp_path / "killed"
+    rng, killed = random.Random(0), 0
     while killed < KILLS:
-        process = start(folder)
+        run = start("killed")
         try:
-            process.wait(timeout=rng.uniform(0.5, 1.3) * nothing)
+            run.processes[0].wait(timeout=rng.uniform(0.5, 1.3) * nothing)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            run.processes[0].send_signal(signal.SIGKILL)
+            run.processes[0].wait()
             killed += 1
             continue
-        assert process.returncode == 0, process.stderr.read()
+        run.finish()
         break
     assert killed >= 3, "the run finished before it could be killed; make the delays shorter"
-    last = start(folder)
-    assert last.wait() == 0, last.stderr.read()
-    expected, found = products(tmp_path / "whole"), products(folder)
+    start("killed").finish()
+    expected, found = products(tmp_path / "whole"), products(tmp_path / "killed")
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if expected[name] != found[name]] == []
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("config_file")
-def test_a_stage_without_its_record_is_done_again_whatever_lies_there(tmp_path):
+def test_a_stage_without_its_record_is_done_again_whatever_lies_there(start, products, tmp_path):
     folder = tmp_path / "run"
-    first = start(folder)
-    assert first.wait() == 0, first.stderr.read()
+    start("run").finish()
     expected = products(folder)
     pairs = next((folder / "stages").glob("online-round-1-pairs-*"))
     (pairs / "stage.json").unlink()
@@ -78,6 +58,22 @@ def test_a_stage_without_its_record_is_done_again_whatever_lies_there(tmp_path):
     shard = next((folder / "stages").glob("online-round-2-sample-*")) / "shard-00001.jsonl"
     (shard.parent / "stage.json").unlink()
     shard.rename(shard.with_name(f".{shard.name}.1.tmp"))
-    again = start(folder)
-    assert again.wait() == 0, again.stderr.read()
+    start("run").finish()
     assert products(folder) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("when", "what"), [
+    ("stages/sft-*/checkpoints/*", r"step \d+ of \d+ is saved"),
+    ("stages/online-round-1-sample-*/shard-*", "finished shards are kept")])
+def test_a_run_that_is_asked_to_leave_saves_says_so_and_continues(when, what, start, products, tmp_path):
+    start("whole").finish()
+    run = start("asked")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "asked").glob(when)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    run.processes[0].send_signal(signal.SIGTERM)
+    assert run.wait() == [75]
+    assert re.search(what + r"\. Give the same command again to continue", run.output())
+    start("asked").finish()
+    assert products(tmp_path / "asked") == products(tmp_path / "whole")

@@ -41,12 +41,18 @@ def none_for_short(prompts, completions, **columns):
 
 
 @pytest.fixture(scope="module")
-def stage(start, prompts, lone_mesh):
-    """stage(folder): samples ten prompts into shards of three."""
+def checkpoint_sampler(start, lone_mesh):
+    """checkpoint_sampler(settings): a sampler of the starting model."""
     from rlhf_jax.sampling import Sampler
 
     checkpoint = start.checkpoint
-    sampler = Sampler(checkpoint.config, SAMPLING, checkpoint.stop_ids, lone_mesh, checkpoint.decode_text)
+    return lambda settings: Sampler(checkpoint.config, settings, checkpoint.stop_ids, lone_mesh, checkpoint.decode_text)
+
+
+@pytest.fixture(scope="module")
+def stage(start, prompts, lone_mesh, checkpoint_sampler):
+    """stage(folder): samples ten prompts into shards of three."""
+    checkpoint, sampler = start.checkpoint, checkpoint_sampler(SAMPLING)
     params = checkpoint.params(lone_mesh)
 
     def run(folder, **changes):
@@ -112,8 +118,8 @@ def test_tampered_log_probs_are_a_mismatch_that_stops_the_stage(whole, stage, tm
     first = groups[1].responses[0]
     wrong = dataclasses.replace(first, logps=first.logps + np.eye(1, len(first.logps), 0, dtype=np.float32)[0] * 2e-3)
     groups[1] = dataclasses.replace(groups[1], responses=(wrong, groups[1].responses[1]))
-    with pytest.raises(LogpMismatch, match=r"2\.00e-03 \(float32, allowed 1e-04\)"):
-        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32, 1e-4)
+    with pytest.raises(LogpMismatch, match=r"2\.00e-03, .*\(float32, .*allowed 1e-04"):
+        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32)
     write_groups(tmp_path / "shard-00000.jsonl", groups)
     with pytest.raises(LogpMismatch):
         stage(tmp_path)
@@ -125,7 +131,7 @@ def test_log_probs_that_are_no_number_are_a_mismatch_too(whole, stage):
     wrong = dataclasses.replace(groups[0].responses[0], logps=groups[0].responses[0].logps * np.float32("nan"))
     groups[0] = dataclasses.replace(groups[0], responses=(wrong, groups[0].responses[1]))
     with pytest.raises(LogpMismatch):
-        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32, 1e-4)
+        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32)
 
 
 def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model, lone_mesh, tmp_path):
@@ -133,7 +139,22 @@ def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model,
 
     other = Checkpoint(make_model(tmp_path / "other", seed=5)).params(lone_mesh)
     with pytest.raises(LogpMismatch):
-        check_logps(stage.compute, other, read_shards(whole[0]), stage.sampler, jnp.float32, 1e-4)
+        check_logps(stage.compute, other, read_shards(whole[0]), stage.sampler, jnp.float32)
+
+
+def test_the_gate_follows_the_cache(stage, checkpoint_sampler, make_model, lone_mesh, tmp_path):
+    """An int8 cache passes its own gate and would not pass float32's; other weights pass neither."""
+    from rlhf_jax.workflow.policy import Checkpoint
+
+    sampler = checkpoint_sampler(dataclasses.replace(SAMPLING, cache_dtype="int8"))
+    report = stage(tmp_path / "int8", sampler=sampler)
+    assert 1e-4 < report["logps_mean_difference"] < report["logps_max_difference"]
+    groups = read_shards(tmp_path / "int8")
+    with pytest.raises(LogpMismatch, match="cache_dtype auto"):
+        check_logps(stage.compute, stage.params, groups, stage.sampler, jnp.float32)
+    other = Checkpoint(make_model(tmp_path / "other", seed=5)).params(lone_mesh)
+    with pytest.raises(LogpMismatch, match="cache_dtype int8"):
+        check_logps(stage.compute, other, groups, sampler, jnp.float32)
 
 
 def test_generation_metrics_by_hand(whole):
