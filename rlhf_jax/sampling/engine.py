@@ -136,7 +136,8 @@ class Sampler:
         self.prefill_rows = -(-max(1, sampling.slots // 4) // ways) * ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
         shard = self.shardings()
-        self.prefill_program = jax.jit(partial(_prefill, config, constrainer(mesh)), donate_argnums=1, out_shardings=shard)
+        read = partial(_prefill, config, constrainer(mesh))
+        self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
         self.decode_program = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
                                out_shardings=shard)

@@ -32,12 +32,14 @@ class StagePlan:
     """What came out for one stage on one mesh; sizes in bytes on one device, times in seconds of one call.
 
     Attributes:
-      fits: `peak` and `held` together within `limit`. hosts: how many such meshes work side by side. change: what had to be changed for it to fit; empty for nothing.
+      fits: `peak` and `held` together are within `limit`. change: what had to be changed for it; empty for nothing.
+      hosts: how many such meshes work side by side. needed: what a refused program asked for.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
+      held: float32 weights that the run keeps beside the program.
       collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
       whole_tree: bytes of weights gathered for all layers at once, if that is much of the model; else 0.
-      wide: bytes of float32 arrays of weights' size that are gathered although the compute dtype is narrower.
-      held: float32 weights that the run keeps beside the program. kernels: hand-written (Pallas) kernels in the program. rematerialized: XLA's warnings.
+      wide: bytes of float32 gathers of weights' size although the compute dtype is narrower.
+      kernels: hand-written (Pallas) kernels in the program. rematerialized: XLA's warnings.
       useful, executed: operations of one call, over all devices.
     """
 

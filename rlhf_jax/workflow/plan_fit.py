@@ -88,7 +88,8 @@ def _all_fsdp(change: Change, accelerator: Accelerator) -> Change | None:
 
 def _more_tensor(change: Change, accelerator: Accelerator) -> Change | None:
     data, fsdp, context, tensor = change.mesh.shape(accelerator.devices)
-    if not _on_whole_mesh(change.stage) or fsdp % 2 or 2 * tensor > accelerator.per_host or change.stage.config.kv_heads % (2 * tensor):
+    fits_host = 2 * tensor <= accelerator.per_host and change.stage.config.kv_heads % (2 * tensor) == 0
+    if not _on_whole_mesh(change.stage) or fsdp % 2 or not fits_host:
         return None
     mesh = MeshConfig(data, fsdp // 2, context, 2 * tensor)
     return Change(change.stage, mesh, (*change.words, f"mesh fsdp {fsdp // 2} x tensor {2 * tensor}"))

@@ -71,8 +71,8 @@ def mesh_words(mesh: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
-STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak + held of limit, GiB", "received, GiB", "kernels",
-                 "PFLOP", "time, bound by", "useful")
+STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak + held of limit, GiB", "received, GiB",
+                 "kernels", "PFLOP", "time, bound by", "useful")
 
 
 def stage_row(plan: StagePlan) -> tuple[str, ...]:
