@@ -21,6 +21,7 @@ VERB_HELP = {
     "export": "write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",
     "inspect": "what a checkpoint is: family, head, tensors, memory per device; nothing is loaded",
     "doctor": "check template, BOS, stop token, padding and the loss before any training",
+    "plan": "compile a config's programs for an accelerator that is not here: memory, traffic, hours",
     "report": "draw the report of a finished run again",
 }
 
@@ -95,6 +96,11 @@ def prepare_environment() -> None:
 def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
     from rlhf_jax.cli.parser import parse, show
 
+    if verb == "plan":
+        from rlhf_jax.cli.plan import plan
+
+        plan(args)
+        return
     if verb in ("report", "inspect", "doctor"):
         from rlhf_jax.cli.checkup import READERS
 

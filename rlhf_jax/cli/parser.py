@@ -99,16 +99,31 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
 
     Exits with status 2 and a message for unknown keys, wrong types, and values the dataclass refuses.
     """
+    if {"-h", "--help"} & set(args):
+        return parse_tree(command, verb, None)
+    try:
+        tree = merged_tree(args)
+    except ValueError as error:
+        _parser(command, verb).error(str(error))
+    return parse_tree(command, verb, tree)
+
+
+def _parser(command: type, verb: str) -> Parser:
     _resolve_types(command)
     parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
     parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)
-    if {"-h", "--help"} & set(args):
+    return parser
+
+
+def parse_tree(command: type, verb: str, tree: dict[str, Any] | None) -> Any:
+    """`parse` of a mapping that is already read; None prints the help and exits."""
+    parser = _parser(command, verb)
+    if tree is None:
         parser.parse_args(["--help"])
     known = {action.dest.rsplit(".", 1)[-1] for action in parser._actions}
     try:
-        tree = _renamed_tree(_tree(args), known)
-        found = parser.parse_object(tree, defaults=True)
+        found = parser.parse_object(_renamed_tree(tree, known), defaults=True)
         values = vars(parser.instantiate(found))
         values.pop("config", None)
         return command(**values)
@@ -116,7 +131,7 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
         parser.error(str(error))
 
 
-def _tree(args: Sequence[str]) -> dict[str, Any]:
+def merged_tree(args: Sequence[str]) -> dict[str, Any]:
     """All config files and `--key value` pairs as one nested mapping, in the order given."""
     trees: list[dict[str, Any]] = []
     queue = list(args)

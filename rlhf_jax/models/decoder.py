@@ -38,7 +38,8 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
+def unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """The `Constrain` of a lone device."""
     del axes
     return x
 
@@ -100,7 +101,7 @@ def forward(
     cache: Any = None,
     *,
     remat: str = "none",
-    constrain: Constrain = _unconstrained,
+    constrain: Constrain = unconstrained,
 ) -> tuple[Array, Any]:
     """Runs the decoder.
 
@@ -136,7 +137,7 @@ def forward(
 
 def packed_forward(
     params: Params, config: DecoderConfig, tokens: Array, positions: Array, group_ids: Array, branch_ids: Array,
-    *, remat: str = "none", constrain: Constrain = _unconstrained, rows: RowAttention = WHOLE_ROWS,
+    *, remat: str = "none", constrain: Constrain = unconstrained, rows: RowAttention = WHOLE_ROWS,
 ) -> Array:
     """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`). rows: how attention is computed."""
     real = group_ids[:, :, None] > 0

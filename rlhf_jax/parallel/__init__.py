@@ -1,10 +1,12 @@
 """Parallelism: the mesh, logical-axis rules, data-parallel evaluation and multi-host start-up."""
 
+from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.data_parallel import data_parallel
 from rlhf_jax.parallel.distributed import divided, gather, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
     AXES,
     PRESETS,
+    MeshChoice,
     MeshConfig,
     Rules,
     batch_sharding,
@@ -22,13 +24,18 @@ __all__ = [
     "AXES",
     "EXIT_PREEMPTED",
     "PRESETS",
+    "Choice",
     "HandOver",
+    "MeshChoice",
     "MeshConfig",
+    "Need",
     "Notice",
     "Preempted",
+    "Room",
     "Rules",
     "batch_sharding",
     "batch_ways",
+    "choose_mesh",
     "constrainer",
     "data_parallel",
     "divided",
@@ -42,6 +49,7 @@ __all__ = [
     "param_shardings",
     "place",
     "replicated",
+    "room_here",
     "rows_here",
     "sampling_mesh",
     "spec_shardings",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.models.config import DecoderConfig
@@ -39,6 +41,10 @@ class MeshConfig:
                              "Set one axis to -1 or change the sizes so that they multiply to the device count")
         d, f, c, t = (devices // fixed if size == -1 else size for size in sizes)
         return d, f, c, t
+
+
+MeshChoice = MeshConfig | Literal["auto"]
+"""What a config says of the mesh: its sizes, or that `auto.choose_mesh` picks them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +91,27 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     """A mesh of the four axes over `devices` (all of them by default), with Auto axis types."""
     devices = jax.devices() if devices is None else devices
     shape = (config or MeshConfig()).shape(len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the mesh's shape, neighbours in it being neighbours in the network.
+
+    Slices of TPUs are joined by a slow network, so `data` lies across them, and `fsdp` where `data` is too small.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    outer = [1] * len(shape)
+    left = slices
+    for axis in range(2):  # data, then fsdp
+        outer[axis] = math.gcd(shape[axis], left)
+        left //= outer[axis]
+    if left > 1:
+        raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} cannot be laid over {slices} slices: data x fsdp "
+                         f"must be a multiple of {slices}, since tensor and context stay inside a slice")
+    inner = [size // out for size, out in zip(shape, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:

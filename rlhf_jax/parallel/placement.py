@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.params import Params, cast, is_spec, param_specs
+from rlhf_jax.parallel.accelerators import memory_of
 from rlhf_jax.parallel.mesh import PRESETS, MeshConfig, make_mesh, param_shardings
 
 
@@ -49,12 +50,12 @@ def local_mesh(mesh: Mesh) -> Mesh:
     return mesh if jax.process_count() == 1 else make_mesh(MeshConfig(), jax.local_devices())
 
 
-def tensor_ways(config: DecoderConfig, weight_bytes: int, devices: Sequence[Any]) -> int:
+def tensor_ways(config: DecoderConfig, weight_bytes: int, devices: Sequence[Any], memory: float | None = None) -> int:
     """Over how many devices the sampler cuts its weights: as few as leave half of each device's memory to the caches.
 
-    Devices that do not tell their memory (CPUs) count as large enough.
+    memory: bytes of a device, None to ask it. Devices that do not tell (CPUs) count as large enough.
     """
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit", 0)
+    limit = memory or memory_of(devices[0]) or 0
     ways = 1
     while limit and weight_bytes / ways > limit / 2 and len(devices) % (2 * ways) == 0 \
             and config.kv_heads % (2 * ways) == 0:
@@ -62,10 +63,10 @@ def tensor_ways(config: DecoderConfig, weight_bytes: int, devices: Sequence[Any]
     return ways
 
 
-def sampling_mesh(config: DecoderConfig, dtype: Any, mesh: Mesh) -> Mesh:
+def sampling_mesh(config: DecoderConfig, dtype: Any, mesh: Mesh, memory: float | None = None) -> Mesh:
     """This process's devices of `mesh`, weights cut over few of them (`tensor`), prompts over the rest (`data`)."""
     devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    ways = tensor_ways(config, _bytes(config, dtype), devices)
+    ways = tensor_ways(config, _bytes(config, dtype), devices, memory)
     return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=ways), devices)
 
 

@@ -65,9 +65,9 @@ class PackedMap:
 
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
                  rows_per_batch: int = 4, row_length: int | None = None):
-        self._compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        self.program = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
         self._mesh, self._cut, self._row_length = mesh, cut, row_length
-        self._rows = 1 if lone_cpu(mesh) else rows_per_batch * batch_ways(mesh)
+        self.rows = 1 if lone_cpu(mesh) else rows_per_batch * batch_ways(mesh)
         self._limit = None if skips_blocks(mesh) else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
@@ -79,8 +79,8 @@ class PackedMap:
         shape = self._shape(split)
         found: dict[int, Any] = {}
         done = 0
-        for rows, batch in packed_batches(split, self._rows, shape, self._mesh):
-            found |= self._cut(np.asarray(self._compiled(params, batch)), split, rows)
+        for rows, batch in packed_batches(split, self.rows, shape, self._mesh):
+            found |= self._cut(np.asarray(self.program(params, batch)), split, rows)
             if progress:
                 before, done = done, len(found) * len(groups) // len(split)
                 progress(done - before)

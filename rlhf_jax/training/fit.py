@@ -71,6 +71,30 @@ class Model:
     assemble: Assemble = whole
 
 
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """A compiled-on-demand training step and where its arguments lie; built from shapes, so no weight is needed.
+
+    run: (state, frozen, batch [accumulation, rows, ...], micro-batches) -> (state, metrics).
+    """
+
+    run: Any
+    optimizer: Any
+    shardings: TrainState
+    frozen_shardings: Any
+
+
+def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: Mesh, steps: int) -> StepProgram:
+    """The step of a fit of `steps` steps; `model` may hold arrays or their shapes."""
+    schedule = make_schedule(config, steps)
+    optimizer = make_optimizer(config, schedule, model.specs)
+    shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
+    frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
+    step = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
+                           frozen_shardings=frozen_shardings, dtype=jnp.dtype(config.dtype))
+    return StepProgram(step, optimizer, shardings, frozen_shardings)
+
+
 def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
               reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
     """The batches of a fit on this mesh; the global batch is the same on any mesh."""
@@ -98,14 +122,9 @@ def fit(
       NonFiniteLoss: at the first step whose loss is not a finite number.
       Preempted: if the platform wants the machine back; a checkpoint of the last step is in `folder` then.
     """
-    schedule = make_schedule(config, plan.steps)
-    optimizer = make_optimizer(config, schedule, model.specs)
-    shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
-    frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
+    program = step_program(model, objective, config, mesh, plan.steps)
     dtype = jnp.dtype(config.dtype)
-    frozen = jax.device_put(cast(model.frozen, dtype), frozen_shardings) if model.frozen else {}
-    step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
-                              frozen_shardings=frozen_shardings, dtype=dtype)
+    frozen = jax.device_put(cast(model.frozen, dtype), program.frozen_shardings) if model.frozen else {}
     log: list[dict[str, Any]] = []
     unlogged: list[dict[str, float]] = []
     evaluate = None
@@ -116,13 +135,13 @@ def fit(
             return evaluator(model.assemble(state.params, frozen))
 
     with count_compiles() as compiles:
-        state = init_state(optimizer, model.trained, shardings)
+        state = init_state(program.optimizer, model.trained, program.shardings)
         checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
         try:
             if checkpoints and (last := checkpoints.latest()) is not None:
                 state, log, unlogged = checkpoints.restore(last, state)
             loop = _Loop(plan, config, mesh, checkpoints, report, log, unlogged)
-            state = loop.run(step_fn, state, frozen, evaluate)
+            state = loop.run(program.run, state, frozen, evaluate)
         finally:  # a save under way is finished, whatever stopped the run
             if checkpoints:
                 checkpoints.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -48,14 +49,15 @@ def state_shardings(optimizer: optax.GradientTransformation, params: Any, shardi
     )
 
 
+def fresh_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """The state before step 1; the masters are float32 copies of `params`."""
+    masters = cast(params, jnp.float32)
+    return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
+
+
 def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
-    """The state before step 1, each array where `shardings` says; the masters are float32 copies of `params`."""
-
-    def build(params: Any) -> TrainState:
-        masters = cast(params, jnp.float32)
-        return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
-
-    return jax.jit(build, out_shardings=shardings)(params)
+    """`fresh_state`, each array where `shardings` says."""
+    return jax.jit(partial(fresh_state, optimizer), out_shardings=shardings)(params)
 
 
 def term_totals(objective: Objective, params: Any, batch: PackedBatch) -> dict[str, Array]:

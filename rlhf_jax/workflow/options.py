@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_jax.data.chat import Overlong
 from rlhf_jax.data.graded_pairs import PairRule
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import LoraConfig
 from rlhf_jax.training.config import TrainConfig
+
+
+def part(command: Any, options: type) -> Any:
+    """The fields of `command` that make up one of its option groups."""
+    return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
 
 
 @dataclasses.dataclass(frozen=True)

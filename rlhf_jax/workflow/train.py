@@ -61,12 +61,18 @@ def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
     return {**params, "score": trained["score"]} if "score" in trained else params
 
 
-def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int) -> Model:
+def fresh_adapter(key: jax.Array, config: DecoderConfig, lora: LoraConfig) -> Params:
+    """A new adapter, on the host."""
+    return jax.device_get(init_lora(key, config, lora))
+
+
+def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int,
+              adapter: Callable[[jax.Array, DecoderConfig, LoraConfig], Params] = fresh_adapter) -> Model:
     """All weights, or a fresh adapter (and the scalar head, if any) over frozen ones."""
     specs = param_specs(config)
     if lora is None:
         return Model(params, specs)
-    trained: Params = {"lora": jax.device_get(init_lora(jax.random.key(seed), config, lora))}
+    trained: Params = {"lora": adapter(jax.random.key(seed), config, lora)}
     trained_specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
     frozen, frozen_specs = dict(params), dict(specs)
     if config.is_classifier:
@@ -166,28 +172,42 @@ def sft_stage(folder: Path, *, options: SftOptions, params: Params, config: Deco
                        eval_groups=eval_groups)
 
 
+def reward_config(config: DecoderConfig) -> DecoderConfig:
+    """The shape of a Bradley-Terry model on a language model's backbone."""
+    return dataclasses.replace(config, num_labels=1, tie_embeddings=False)
+
+
+def objective_of(options: LoraOptions) -> Callable[[Compute], Objective]:
+    """What a training stage with these options minimises."""
+    match options:
+        case PreferenceOptions():
+            return partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha,
+                           use_weighting=options.use_weighting)
+        case RewardOptions(kind="bradley_terry"):
+            return partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
+                           use_margin=options.use_margin)
+    return Sft
+
+
 def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params, config: DecoderConfig,
                         groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
                         eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
     """A Bradley-Terry reward model on the backbone of `params` (a language model gets a fresh scalar head)."""
     if not config.is_classifier:
-        config = dataclasses.replace(config, num_labels=1, tie_embeddings=False, pad_token_id=config.pad_token_id)
+        config = reward_config(config)
         params = as_classifier(params, jax.random.key(options.seed), config)
     if config.num_labels != 1:
         raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {config.num_labels}; start "
                          "from a language model or from a reward model with one output")
-    objective = partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
-                        use_margin=options.use_margin)
-    return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,
-                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
-                       eval_groups=eval_groups)
+    return train_stage(folder, params=params, config=config, options=options, train=options,
+                       objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
+                       setting=setting, eval_groups=eval_groups)
 
 
 def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig, reference: Params,
               groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
               cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
     """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model."""
-    objective = partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting)
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
         compute = compute_of(config, options, setting.mesh)
@@ -197,6 +217,7 @@ def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, confi
                             row_length=options.row_length) if some else None
             for some in (list(groups), list(eval_groups)))
     del reference  # its log-probs are all that training needs of it
-    return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,
-                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
-                       reference=reference_of, eval_groups=eval_groups, eval_reference=eval_reference_of)
+    return train_stage(folder, params=params, config=config, options=options, train=options,
+                       objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
+                       setting=setting, reference=reference_of, eval_groups=eval_groups,
+                       eval_reference=eval_reference_of)

@@ -36,6 +36,7 @@ from rlhf_jax.workflow.options import (
     RewardOptions,
     ScorerOptions,
     SftOptions,
+    part,
 )
 from rlhf_jax.workflow.pairs import make_pairs
 from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
@@ -43,11 +44,6 @@ from rlhf_jax.workflow.sample import read_shards, score_stage
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
 from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
-
-
-def part(command: Any, options: type) -> Any:
-    """The fields of `command` that make up one of its option groups."""
-    return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
 
 
 def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:

@@ -65,14 +65,14 @@ def test_no_value_of_a_sampling_setting_compiles_a_new_decode_program(tiny, conf
     settings = SamplingConfig(num_generations=4, max_new_tokens=5, slots=3, block=4, prompt_length=16)
     sampler = Sampler(config, settings, [tiny.STOP_ID], tiny.one_device(), tiny.words)
     tiny.run(sampler, params, prompts)
-    sizes = sampler._prefill._cache_size(), sampler._decode._cache_size()
+    sizes = sampler.prefill_program._cache_size(), sampler.decode_program._cache_size()
     assert sizes == (1, 1)
     for values in ({"temperature": 0.0}, {"temperature": (1.0, 0.7)}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.2},
                    {"temperature": 0.3, "top_k": 2, "top_p": 0.9, "min_p": 0.1, "seed": 9}):
         other = copy.copy(sampler)
         other.sampling = dataclasses.replace(sampler.sampling, **values)
         tiny.run(other, params, prompts)
-    assert (sampler._prefill._cache_size(), sampler._decode._cache_size()) == sizes
+    assert (sampler.prefill_program._cache_size(), sampler.decode_program._cache_size()) == sizes
 
 
 @pytest.mark.parametrize("changes", [{}, {"window": 4}, {"qk_norm": "head", "family": "qwen3", "tie_embeddings": True}],

@@ -110,7 +110,7 @@ def test_shard_size_changes_files_and_no_sample(whole, stage, tmp_path):
 
 
 def test_all_shards_run_the_programs_of_the_first(stage, whole):
-    assert (stage.sampler._prefill._cache_size(), stage.sampler._decode._cache_size()) == (1, 1)
+    assert (stage.sampler.prefill_program._cache_size(), stage.sampler.decode_program._cache_size()) == (1, 1)
 
 
 def test_tampered_log_probs_are_a_mismatch_that_stops_the_stage(whole, stage, tmp_path):
