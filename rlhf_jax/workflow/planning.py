@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.parallel import AXES, MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
 from rlhf_jax.parallel.auto import Choice, Need, choose_mesh, room_of
 from rlhf_jax.workflow.plan import StagePlan, meshes_to_try, plan_all
@@ -42,7 +42,8 @@ def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator,
     calls = {task.stage.name: task.calls(found.mesh["data"] * found.mesh["fsdp"], found.hosts)
              for task, found in zip(tasks, stages, strict=True)}
     title = f"{config.family}, {count_params(config):,} parameters ({model})"
-    return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(stages[0].mesh),
+    sizes = dict(zip(AXES, mesh.shape(accelerator.devices), strict=True))
+    return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(sizes),
                   tuple(assumed(tasks, assume)), tuple(stages), calls, assume.efficiency)
 
 

@@ -14,7 +14,7 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
 from rlhf_jax.workflow.iterate import LoopOptions
-from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, ScorerOptions, SftOptions
+from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.plan import measure, meshes_to_try, plan_stage
 from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, captured_stderr, needed_bytes
 from rlhf_jax.workflow.plan_hlo import Module

@@ -19,7 +19,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
 
 %fused_gather (p: bf16[16,8]) -> bf16[64,8] {
   %p = bf16[16,8]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %ag.2 = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %ag.2 = bf16[64,8]{1,0:T(8,128)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}
 }
 
 %all-reduce-scatter.1 (input: bf16[8,32]) -> bf16[2,32] {
@@ -40,7 +40,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %one = s32[]{:T(128)} constant(1)
   %i.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
   %x = bf16[16,8]{1,0} get-tuple-element(%state.1), index=1
-  %kernel = (bf16[4]{0}, f32[8]{0}) custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config": {"body": "A
+  %kernel = (bf16[4]{0}, f32[8]{0}) custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"c": {
 }}, metadata={op_name="attention"}
   %start = bf16[64,8]{1,0} fusion(%x), kind=kCustom, calls=%fused_gather
   %done = bf16[64,8]{1,0} fusion(%start), kind=kCustom, calls=%fused_gather
@@ -60,7 +60,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %two = u32[] constant(2)
   %hop.1 = u32[] get-tuple-element(%ring.1), index=0
   %part = bf16[16,8]{1,0} get-tuple-element(%ring.1), index=1
-  %send = (bf16[16,8]{1,0}, bf16[16,8]{1,0}, u32[], u32[]) collective-permute-start(%part), channel_id=9, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %send = (bf16[16,8], bf16[16,8], u32[]) collective-permute-start(%part), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
   %sent = bf16[16,8]{1,0} collective-permute-done(%send)
   %hop.2 = u32[] add(%hop.1, %two)
   ROOT %ringed = (u32[], bf16[16,8]{1,0}) tuple(%hop.2, %sent)
