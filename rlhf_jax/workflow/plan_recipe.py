@@ -190,8 +190,6 @@ def stages_named(tasks: list[Task], names: tuple[str, ...]) -> list[Task]:
     return [task for task in tasks if not names or task.stage.name in names]
 
 
-def smallest_batch(tasks: list[Task]) -> int:
-    """Rows of the smallest batch that is cut over the mesh."""
-    rows = [task.stage.options.train_batch_size if isinstance(task.stage, TrainStage) else task.stage.sampling.slots
-            for task in tasks if isinstance(task.stage, TrainStage | SampleStage)]
-    return min(rows, default=1)
+def smallest_batch(tasks: list[Task]) -> int | None:
+    """Packed rows of the smallest batch that is trained on, None if nothing is."""
+    return min((task.stage.rows() for task in tasks if isinstance(task.stage, TrainStage)), default=None)
