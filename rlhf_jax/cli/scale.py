@@ -69,7 +69,7 @@ of the arithmetic peak that then does what the model needs.
 
 def scaling_rows(plans: dict[int, Report]) -> list[tuple[str, ...]]:
     """How one step of a fixed global batch divides as chips double."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for chips, report in sorted(plans.items()):
         (stage,) = report.stages
         share = stage.links_s / (stage.compute_s + stage.links_s)

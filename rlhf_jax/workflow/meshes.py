@@ -12,6 +12,7 @@ from rlhf_jax.models import count_params
 from rlhf_jax.parallel import Choice, MeshChoice, MeshConfig, Need, choose_mesh, room_here
 from rlhf_jax.workflow.policy import Checkpoint
 
+
 def resolved(mesh: MeshChoice | None, command: Any) -> Choice:
     """The sizes a command's mesh has on the devices that are here, and why if they were chosen."""
     if isinstance(mesh, MeshConfig) or mesh is None:

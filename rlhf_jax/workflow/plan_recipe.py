@@ -22,7 +22,6 @@ from rlhf_jax.workflow.options import (
 from rlhf_jax.workflow.plan_stages import (
     Assumptions,
     PassStage,
-    SampleStage,
     Stage,
     TrainStage,
     reference_stage,
