@@ -84,14 +84,19 @@ ENTRY %main (p0: f32[128]) -> f32[128] {
   %p0 = f32[128]{0} parameter(0)
   %steps = (s32[], s32[]) while(%start.1), condition=%micro_cond, body=%micro
   %ring.2 = (u32[], bf16[16,8]{1,0}) while(%r), condition=%ring_cond, body=%ring_body
+  %token = token[] after-all()
+  %from_afar = (f32[32,8]{1,0}, u32[], token[]) recv(%token), channel_id=5, is_host_transfer=true, SLICES
   ROOT %norm = f32[128]{0} all-reduce(%p0), channel_id=11, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
 }
-"""
+""".replace("SLICES", 'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+                      '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="ALL_REDUCE"}')
 
 
 def test_counts_and_bytes_of_a_hand_made_program():
     module = Module(TEXT, trips=3, layers=32, groups=[0, 0, 0, 0, 1, 1, 1, 1])
-    found = {c.kind: c for c in module.collectives}
+    (afar,) = [c for c in module.collectives if c.dtype == "f32" and c.result_bytes == 32 * 8 * 4]
+    assert (afar.kind, afar.group, afar.across, afar.received) == ("all-reduce", 2, True, 32 * 8 * 4)
+    found = {c.kind: c for c in module.collectives if c is not afar}
     gather, scatter, permute, reduce = (found[kind] for kind in (
         "all-gather", "reduce-scatter", "collective-permute", "all-reduce"))
     assert (gather.count, gather.group, gather.in_layers, gather.across) == (3 * 32, 4, True, False)
