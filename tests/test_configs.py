@@ -1,18 +1,23 @@
 """Every YAML under configs/ is what its verb takes, and the presets of meshes fit the accelerators they are named for."""
 
 import json
+import math
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
+from jax.sharding import AbstractMesh
 
 from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.cli.plan import read
-from rlhf_jax.models import config_from_hf, count_params
-from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.models import config_from_hf, count_params, param_specs
+from rlhf_jax.models.params import is_spec
+from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.workflow.commands import RewardCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.policy import Checkpoint
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -52,6 +57,17 @@ def test_every_mesh_preset_is_valid_for_the_accelerator_it_is_named_for(path):
 def test_the_shapes_beside_the_recipes_are_those_of_the_published_models(name, count):
     raw = json.loads((CONFIGS / name / "model" / "config.json").read_text())
     assert count_params(config_from_hf(raw)) == count
+
+
+@pytest.mark.parametrize("devices", [16, 64, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_large_weight_is_cut_over_all_devices(name, devices):
+    config = Checkpoint(CONFIGS / name / "model").config
+    mesh = AbstractMesh((1, devices, 1, 1), AXES)
+    shardings = jax.tree.leaves(param_shardings(config, mesh))
+    for spec, sharding in zip(jax.tree.leaves(param_specs(config), is_leaf=is_spec), shardings, strict=True):
+        if len(spec.shape) > 2 or spec.axes[0] == "vocab":
+            assert math.prod(sharding.shard_shape(spec.shape)) * devices == math.prod(spec.shape), spec.hf_name
 
 
 @pytest.mark.parametrize("name", MODELS)
