@@ -40,6 +40,7 @@ def command(given: parameters.Parameters) -> list[str]:
         "partition": given["PARTITION"],
         "account": given["ACCOUNT"],
         "output": f"{given['RUN_FOLDER']}/slurm-%j.log",
+        "export": "ALL",  # PASSED_ON, also where the cluster's default is to export nothing
     }
     return ["sbatch", *(f"--{name}={value}" for name, value in flags.items() if value), str(HERE / "run.sbatch")]
 

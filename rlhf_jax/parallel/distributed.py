@@ -39,7 +39,8 @@ def initialize() -> None:
     if missing:
         raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is set and {' and '.join(missing)} is not; every "
                          "process needs all three: the address of process 0, how many there are, and its own number")
-    jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))
+    jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]),
+                               cluster_detection_method="deactivate")
 
 
 def is_main_process() -> bool:

@@ -53,12 +53,12 @@ class Rules:
 
     batch: _Place = ("data", "fsdp")
     seq: _Place = "context"
-    embed: _Place = "fsdp"
+    embed: _Place = ("fsdp", "context")
     heads: _Place = "tensor"
     kv_heads: _Place = "tensor"
     head_dim: _Place = None
     mlp: _Place = "tensor"
-    vocab: _Place = ("tensor", "fsdp")
+    vocab: _Place = ("tensor", "fsdp", "context")
     layers: _Place = None
     labels: _Place = None
     gate: _Place = None
@@ -115,12 +115,14 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
 
 def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Drops the mesh axes that do not divide a dimension (a scalar head, few key heads): those stay replicated."""
+    """Drops mesh axes of one device, and those that do not divide a dimension (a scalar head, few key heads), which
+    stays whole."""
     places: list[_Place] = []
     for place, size in zip(spec, shape, strict=True):
-        names = () if place is None else (place,) if isinstance(place, str) else tuple(place)
-        ways = math.prod(mesh.shape[name] for name in names)
-        places.append(place if ways and size % ways == 0 else None)
+        asked = () if place is None else (place,) if isinstance(place, str) else tuple(place)
+        names = tuple(name for name in asked if mesh.shape[name] > 1)
+        fits = size % math.prod(mesh.shape[name] for name in names) == 0
+        places.append(None if not names or not fits else names[0] if len(names) == 1 else names)
     return PartitionSpec(*places)
 
 

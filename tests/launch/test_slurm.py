@@ -21,7 +21,7 @@ def test_gpu_nodes(launch):
     environment, flags = submitted(launch("slurm", "--dry-run", "NODES=4", "PARTITION=h100"))
     assert flags == {"job-name": "my-run", "nodes": "4", "ntasks-per-node": "8", "gpus-per-node": "8",
                      "cpus-per-task": "8", "time": "24:00:00", "signal": "TERM@120", "partition": "h100",
-                     "output": "/shared/runs/my-run/slurm-%j.log"}
+                     "output": "/shared/runs/my-run/slurm-%j.log", "export": "ALL"}
     assert environment == {
         "COMMAND": "rlhf-jax iterate --config configs/chat/iterate.yaml --output_dir $RUN_FOLDER",
         "RUN_FOLDER": "/shared/runs/my-run",

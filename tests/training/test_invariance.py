@@ -20,7 +20,7 @@ from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 
 LOSS = PreferenceLoss(("sigmoid", "sft"), beta=0.3)
 MESHES = {"fsdp=8": MeshConfig(), "data=2 fsdp=4": MeshConfig(data=2, fsdp=4),
-          "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2)}
+          "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2), "data=2 context=2 tensor=2": MeshConfig(2, 1, 2, 2)}
 
 
 class Case:
