@@ -214,8 +214,8 @@ def test_a_report_survives_json_and_says_what_is_wrong(reports, tmp_path):
 
 def test_the_best_mesh_comes_first(reports):
     (good,) = reports
-    slow = dataclasses.replace(good, stages=tuple(dataclasses.replace(s, mesh={**s.mesh, "data": 2, "fsdp": 4},
-                                                                     compute_s=9 + s.times.step) for s in good.stages))
+    slow = dataclasses.replace(good, mesh="data 2 x fsdp 4", stages=tuple(
+        dataclasses.replace(s, compute_s=9 + s.times.step) for s in good.stages))
     misfit = dataclasses.replace(good, stages=(dataclasses.replace(good.stages[0], fits=False), *good.stages[1:]))
     rows = sweep_rows([misfit, slow, good])
     assert [row[1] for row in rows] == ["all", "all", "not sft"]
