@@ -18,7 +18,8 @@ from rlhf_jax.workflow.plan_report import Report, gib, markdown, markdown_table,
 _LLAMA = "--config configs/llama3_8b"
 _FEW = "--sampling.slots 8"
 _SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-256", 256: "v5p-512"}
-_STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --assume.groups_per_row 1 --dpo.row_length 2048 --tries 0"
+_STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 --tries 0 " \
+          "--assume.prompt_tokens 248 --assume.response_tokens 900"
 
 PLANS = {
     "llama3_8b-v5p-16": f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16",

@@ -139,10 +139,10 @@ def _scoring(config: DecoderConfig, scorer: ScorerOptions, responses: int, assum
         games = responses * (responses - 1) / 2 if scorer.method == "round_robin" else 2 * responses
         both = dataclasses.replace(assume, prompt_tokens=assume.prompt_tokens + 2 * assume.response_tokens,
                                    response_tokens=1)
-        stage = score_stage(config, "letters", scorer.max_length, 1, both)
+        stage = score_stage(config, "letters", scorer.max_length, 1, both, scorer.dtype)
         return [Task(stage, 2 * games * prompts)]
     stage = score_stage(config if config.is_classifier else reward_config(config), "scores", scorer.max_length,
-                        responses, assume)
+                        responses, assume, scorer.dtype)
     return [Task(stage, prompts * responses / stage.responses)]
 
 
