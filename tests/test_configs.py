@@ -1,4 +1,4 @@
-"""Every YAML under configs/ is what its verb takes, and the presets of meshes fit the accelerators they are named for."""
+"""Every YAML under configs/ is what its verb takes; the presets of meshes fit the accelerators they are named for."""
 
 import json
 import math
