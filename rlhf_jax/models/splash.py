@@ -83,7 +83,8 @@ def splash_rows(mesh: Mesh, length: int, softcap: float | None, *, places: RowPl
         gathered = PartitionSpec(places.rows, split)
         queries = PartitionSpec(places.rows, split, places.positions)
         by_head = [jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v)]
-        out = jax.shard_map(on_device, mesh=mesh, in_specs=(queries, gathered, gathered, of_rows), out_specs=queries,
+        around = mesh if jax.sharding.get_abstract_mesh().empty else None  # None: the one that is being traced under
+        out = jax.shard_map(on_device, mesh=around, in_specs=(queries, gathered, gathered, of_rows), out_specs=queries,
                             check_vma=False)(*by_head, blocks)
         return jnp.swapaxes(out, 1, 2)
 

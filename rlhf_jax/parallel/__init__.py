@@ -1,7 +1,7 @@
 """Parallelism: the mesh, logical-axis rules, data-parallel evaluation and multi-host start-up."""
 
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
-from rlhf_jax.parallel.data_parallel import data_parallel
+from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
 from rlhf_jax.parallel.distributed import divided, gather, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
     AXES,
@@ -9,6 +9,7 @@ from rlhf_jax.parallel.mesh import (
     MeshChoice,
     MeshConfig,
     Rules,
+    auto_inside,
     batch_sharding,
     batch_ways,
     constrainer,
@@ -33,6 +34,7 @@ __all__ = [
     "Preempted",
     "Room",
     "Rules",
+    "auto_inside",
     "batch_sharding",
     "batch_ways",
     "choose_mesh",
@@ -46,6 +48,7 @@ __all__ = [
     "local_mesh",
     "make_mesh",
     "on_main",
+    "over_rows",
     "param_shardings",
     "place",
     "replicated",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -22,12 +22,17 @@ _Place = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left."""
+    """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left.
+
+    axis_types: "explicit" makes shardings part of the types of the training state (`jax.typeof` shows them), so that an
+    update that would lose one does not trace; "auto" leaves them to XLA and to constraints.
+    """
 
     data: int = 1
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+    axis_types: Literal["auto", "explicit"] = "auto"
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
         """The four sizes for this many devices; ValueError where they do not multiply to it."""
@@ -88,10 +93,33 @@ PRESETS = {
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the four axes over `devices` (all of them by default), with Auto axis types."""
+    """A mesh of the four axes over `devices` (all of them by default)."""
     devices = jax.devices() if devices is None else devices
     shape = (config or MeshConfig()).shape(len(devices))
-    return Mesh(_arranged(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = AxisType.Explicit if config and config.axis_types == "explicit" else AxisType.Auto
+    return Mesh(_arranged(shape, devices), AXES, axis_types=(types,) * len(AXES))
+
+
+def is_explicit(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether shardings are part of types on this mesh."""
+    return AxisType.Explicit in mesh.axis_types
+
+
+def auto_inside(fn: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
+    """`fn` with shardings left to XLA inside, whatever the mesh's axis types, and its results placed as `out` says.
+
+    out: `NamedSharding`s, a tree of them or a prefix of it. They become types where the mesh has Explicit axes, else
+      constraints.
+    """
+    if not is_explicit(mesh):
+        return lambda *arguments: jax.lax.with_sharding_constraint(fn(*arguments), out)
+    specs = jax.tree.map(lambda sharding: sharding.spec, out)
+
+    def inside(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.sharding.auto_axes(fn, out_sharding=specs)(*arguments)
+
+    return inside
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -157,6 +185,6 @@ def constrainer(mesh: Mesh, rules: Rules | None = None) -> Any:
 
     def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
         spec = _divides(activations.spec(axes), x.shape, mesh)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(x, spec if is_explicit(mesh) else NamedSharding(mesh, spec))
 
     return constrain

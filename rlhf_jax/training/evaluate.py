@@ -25,7 +25,7 @@ from rlhf_jax.data.packing import (
 )
 from rlhf_jax.losses import token_logps
 from rlhf_jax.models import Params, output_head
-from rlhf_jax.parallel import batch_sharding, batch_ways, place, replicated, rows_here
+from rlhf_jax.parallel import batch_sharding, batch_ways, over_rows, place, rows_here
 from rlhf_jax.training.attention import lone_cpu, skips_blocks
 from rlhf_jax.training.objectives import Compute, Metrics, Objective
 from rlhf_jax.training.step import finish_metrics
@@ -65,7 +65,7 @@ class PackedMap:
 
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
                  rows_per_batch: int = 4, row_length: int | None = None):
-        self.program = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        self.program = over_rows(fn, mesh)
         self._mesh, self._cut, self._row_length = mesh, cut, row_length
         self.rows = 1 if lone_cpu(mesh) else rows_per_batch * batch_ways(mesh)
         self._limit = None if skips_blocks(mesh) else SHORT_ROW
@@ -129,7 +129,7 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
         sums = {t.name: (t.coefficient, jnp.sum(t.values * t.weights), jnp.sum(t.weights)) for t in terms}
         return sums, metrics
 
-    compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    compiled = over_rows(fn, mesh)
     tokens = max(plan.row_length, default_row_length(groups))
     shape = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import batch_sharding, replicated
+from rlhf_jax.parallel import auto_inside, batch_sharding, replicated
 from rlhf_jax.training.objectives import Metrics, Objective
 
 
@@ -131,12 +131,12 @@ def make_train_step(
 
     Metrics are global means ready to log: `loss`, `grad_norm`, `learning_rate`, `num_tokens` and the objective's own.
     """
-    grads_of = make_grads(objective, assemble, dtype)
+    everywhere = replicated(mesh)
+    grads_of = auto_inside(make_grads(objective, assemble, dtype), mesh, (shardings.params, everywhere, everywhere))
 
     def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array
              ) -> tuple[TrainState, dict[str, Array]]:
         grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches)
-        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         logged = finish_metrics(metrics) | {
@@ -150,7 +150,7 @@ def make_train_step(
     return jax.jit(
         step,
         in_shardings=(shardings, frozen_shardings, batch_sharding(mesh, axis=1), None),
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
 

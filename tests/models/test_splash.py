@@ -9,7 +9,7 @@ from rlhf_jax.data.packing import group_length, pack, pack_rows, row_shape
 from rlhf_jax.models import packed_forward
 from rlhf_jax.models.attention import attention, packed_mask
 from rlhf_jax.models.splash import splash_rows
-from rlhf_jax.parallel import MeshConfig, make_mesh
+from rlhf_jax.parallel import MeshConfig, auto_inside, make_mesh, replicated
 
 TOKENS = 256
 
@@ -47,8 +47,10 @@ def check(rows, mesh, heads, kv_heads, window, softcap):
         out = splash.attend(q, k, v, splash.prepare(mask), **rule)
         return jnp.sum(weights * out), out
 
+    ours_and_gradients = auto_inside(jax.value_and_grad(ours, (0, 1, 2), has_aux=True), mesh, replicated(mesh))
+
     (_, expected), expected_grads = jax.value_and_grad(plain, (0, 1, 2), has_aux=True)(q, k, v)
-    (_, out), grads = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))(q, k, v)
+    (_, out), grads = jax.jit(ours_and_gradients)(*jax.device_put((q, k, v), replicated(mesh)))
     np.testing.assert_allclose(np.asarray(out)[real], np.asarray(expected)[real], atol=1e-5)
     assert np.isfinite(out).all()
     for found, wanted in zip(grads, expected_grads, strict=True):
@@ -60,7 +62,8 @@ def test_values_and_gradients_are_those_of_attention_over_whole_rows(rows, lone_
     check(rows, lone_mesh, heads, kv_heads, window, softcap)
 
 
-@pytest.mark.parametrize("shape", [MeshConfig(data=2, fsdp=2, context=2), MeshConfig(fsdp=2, tensor=4)], ids=str)
+@pytest.mark.parametrize("shape", [MeshConfig(data=2, fsdp=2, context=2), MeshConfig(fsdp=2, tensor=4),
+                                   MeshConfig(fsdp=4, tensor=2, axis_types="explicit")], ids=str)
 def test_the_same_with_rows_positions_and_heads_cut_over_a_mesh(rows, shape):
     check(rows, make_mesh(shape), 4, 2, None, None)
 
