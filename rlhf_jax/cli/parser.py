@@ -41,11 +41,13 @@ REFUSED = {
 
 
 class Parser(ArgumentParser):
-    """An argument parser whose errors name the nearest known key. keys: those that the parser itself does not list."""
+    """An argument parser whose errors name the nearest known key. keys: all of them, dotted."""
 
     keys: frozenset[str] = frozenset()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.keys:  # of one alternative of a key's type; the parser of the whole command knows its full name
+            raise ValueError(message)
         known = sorted({action.dest for action in self._actions} | self.keys)
         words = [m.rsplit(".", 1)[-1] for m in re.findall(r"[\w.]+", message)]
         hints = [f"{word}: {REFUSED[word]}" for word in words if word in REFUSED]
