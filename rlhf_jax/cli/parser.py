@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,10 +41,14 @@ REFUSED = {
 
 
 class Parser(ArgumentParser):
-    """An argument parser whose errors name the nearest known key."""
+    """An argument parser whose errors name the nearest known key. keys: all of them, dotted."""
+
+    keys: frozenset[str] = frozenset()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = sorted({action.dest for action in self._actions})
+        if not self.keys:  # of one alternative of a key's type; the parser of the whole command knows its full name
+            raise ValueError(message)
+        known = sorted({action.dest for action in self._actions} | self.keys)
         words = [m.rsplit(".", 1)[-1] for m in re.findall(r"[\w.]+", message)]
         hints = [f"{word}: {REFUSED[word]}" for word in words if word in REFUSED]
         unknown = [m.strip(".") for m in re.findall(r"(?:--|[Kk]ey \"|[Oo]ption ')([\w.]+)", message)]
@@ -113,7 +117,17 @@ def _parser(command: type, verb: str) -> Parser:
     parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
     parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)
+    parser.keys = frozenset(_keys(command))
     return parser
+
+
+def _keys(command: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields of a config dataclass, also of one that is an alternative ("auto" or a mapping)."""
+    for name, hint in typing.get_type_hints(command).items():
+        yield prefix + name
+        for inner in (hint, *typing.get_args(hint)):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{name}.")
 
 
 def parse_tree(command: type, verb: str, tree: dict[str, Any] | None) -> Any:

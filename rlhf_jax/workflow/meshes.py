@@ -12,9 +12,6 @@ from rlhf_jax.models import count_params
 from rlhf_jax.parallel import Choice, MeshChoice, MeshConfig, Need, choose_mesh, room_here
 from rlhf_jax.workflow.policy import Checkpoint
 
-_BATCHES = ("train_batch_size", "slots")
-"""Options that say how many rows are cut over the mesh."""
-
 
 def resolved(mesh: MeshChoice | None, command: Any) -> Choice:
     """The sizes a command's mesh has on the devices that are here, and why if they were chosen."""
@@ -40,7 +37,7 @@ def _batches(options: Any) -> Iterator[int]:
         return
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
-        if field.name in _BATCHES:
+        if field.name == "train_batch_size":
             yield value
         else:
             yield from _batches(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +95,7 @@ def placed(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: Se
     if isinstance(stage, SampleStage):
         over = make_mesh(MeshConfig(), devices if hosts == 1 else devices_of(host))
         return Place(sampling_mesh(stage.config, jnp.dtype(stage.dtype), over, memory), host, hosts)
-    if stage.name == "score" and hosts > 1:
+    if runs_apart(stage.name, accelerator):
         return Place(make_mesh(MeshConfig(), devices_of(host)), host, hosts)
     return Place(make_mesh(mesh, devices), accelerator, 1)
 
@@ -187,13 +187,23 @@ def meshes_to_try(stages: Sequence[Stage], accelerator: Accelerator) -> list[Mes
     return found
 
 
+def runs_apart(name: str, accelerator: Accelerator) -> bool:
+    """Whether a stage runs on each host by itself, so that the training mesh changes nothing but what it holds."""
+    return name in ("prefill", "decode") or (name == "score" and accelerator.devices > accelerator.per_host)
+
+
 def plan_all(stages: Sequence[Stage], mesh: MeshConfig, accelerator: Accelerator, tries: int,
+             known: Mapping[str, StagePlan] | None = None,
              said: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> list[StagePlan]:
-    """Every stage on one mesh; says where it stands."""
+    """Every stage on one mesh; says where it stands. known: stages that run apart, as they came out on another mesh."""
     devices = devices_of(accelerator)
     ways = batch_ways(make_mesh(mesh, devices))
     found = []
     for stage in stages:
+        if known and (before := known.get(stage.name)) is not None:
+            held = beside(stage, mesh, accelerator)
+            found.append(dataclasses.replace(before, held=held, fits=before.peak + held <= before.limit))
+            continue
         said(f"compiling {stage.name} for {accelerator.name} ({jax.__version__}, {ways} ways) ...")
         found.append(plan_stage(stage, mesh, accelerator, devices, tries))
     return found

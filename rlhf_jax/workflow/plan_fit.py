@@ -31,10 +31,16 @@ def _on_whole_mesh(stage: Stage) -> bool:
     return not isinstance(stage, SampleStage) and stage.name != "score"
 
 
+def _said(change: Change, words: str) -> tuple[str, ...]:
+    """What was said of a change, and now this; a second word on the same thing replaces the first."""
+    thing = words.split()[0]
+    return (*(earlier for earlier in change.words if earlier.split()[0] != thing), words)
+
+
 def _options(change: Change, words: str, **fields: Any) -> Change:
     assert isinstance(change.stage, TrainStage)
     options = dataclasses.replace(change.stage.options, **fields)
-    return Change(dataclasses.replace(change.stage, options=options), change.mesh, (*change.words, words))
+    return Change(dataclasses.replace(change.stage, options=options), change.mesh, _said(change, words))
 
 
 def _smaller_chunk(change: Change, accelerator: Accelerator) -> Change | None:
@@ -49,7 +55,7 @@ def _one_row(change: Change, accelerator: Accelerator) -> Change | None:
     del accelerator
     stage = change.stage
     if isinstance(stage, PassStage) and stage.rows > 1:
-        return Change(dataclasses.replace(stage, rows=1), change.mesh, (*change.words, "rows_per_batch 1"))
+        return Change(dataclasses.replace(stage, rows=1), change.mesh, _said(change, "rows_per_batch 1"))
     if not isinstance(stage, TrainStage) or stage.options.micro_rows == 1:
         return None
     return _options(change, "micro_rows 1", micro_rows=1)
@@ -75,7 +81,7 @@ def _fewer_slots(change: Change, accelerator: Accelerator) -> Change | None:
         sampling, words = dataclasses.replace(s, lanes=lanes // 2), f"lanes {lanes // 2}"
     else:
         return None
-    return Change(dataclasses.replace(stage, sampling=sampling), change.mesh, (*change.words, words))
+    return Change(dataclasses.replace(stage, sampling=sampling), change.mesh, _said(change, words))
 
 
 def _all_fsdp(change: Change, accelerator: Accelerator) -> Change | None:
@@ -83,7 +89,7 @@ def _all_fsdp(change: Change, accelerator: Accelerator) -> Change | None:
     if data == 1 or not _on_whole_mesh(change.stage):
         return None
     mesh = MeshConfig(1, data * fsdp, context, tensor)
-    return Change(change.stage, mesh, (*change.words, f"mesh fsdp {data * fsdp} for data {data} x fsdp {fsdp}"))
+    return Change(change.stage, mesh, _said(change, f"mesh fsdp {data * fsdp}"))
 
 
 def _more_tensor(change: Change, accelerator: Accelerator) -> Change | None:
@@ -92,7 +98,7 @@ def _more_tensor(change: Change, accelerator: Accelerator) -> Change | None:
     if not _on_whole_mesh(change.stage) or fsdp % 2 or not fits_host:
         return None
     mesh = MeshConfig(data, fsdp // 2, context, 2 * tensor)
-    return Change(change.stage, mesh, (*change.words, f"mesh fsdp {fsdp // 2} x tensor {2 * tensor}"))
+    return Change(change.stage, mesh, _said(change, f"mesh fsdp {fsdp // 2} x tensor {2 * tensor}"))
 
 
 STEPS: tuple[Step, ...] = (_smaller_chunk, _one_row, _full_remat, _fewer_slots, _all_fsdp, _more_tensor)
@@ -104,13 +110,13 @@ def changes(stage: Stage, mesh: MeshConfig, accelerator: Accelerator) -> Iterato
     start = Change(stage, mesh)
     singles = [change for step in STEPS if (change := step(start, accelerator)) is not None]
     yield from singles
-    together, seen = start, len(singles)
+    together, seen = start, {change.words for change in singles}
     for step in (*STEPS, _fewer_slots, _fewer_slots, _more_tensor):
         further = step(together, accelerator)
         if further is None:
             continue
         together = further
-        if len(together.words) > 1 and seen:
+        if together.words not in seen:
             yield together
 
 

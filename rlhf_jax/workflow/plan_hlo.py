@@ -209,7 +209,8 @@ class Module:
                 one = self._collective(computation, instruction, times, in_layers)
                 if one is None:
                     continue
-                key = instruction.attribute(r"channel_id=(\d+)") or (computation.name, instruction.name)
+                channel = instruction.attribute(r"channel_id=(\d+)")
+                key = channel if channel and instruction.opcode != "recv" else (computation.name, instruction.name)
                 if key not in found or found[key].count < one.count:
                     found[key] = one
         return list(found.values())
@@ -217,6 +218,8 @@ class Module:
     def _collective(self, computation: Computation, instruction: Instruction, times: int, in_layers: bool
                     ) -> Collective | None:
         opcode = instruction.opcode.removesuffix("-start")
+        if opcode == "recv":
+            return self._between_slices(instruction, times, in_layers)
         if opcode not in KINDS:
             return None
         started = instruction.opcode.endswith("-start")
@@ -233,6 +236,15 @@ class Module:
         stacked = any(dims[:1] == (self._layers,) and math.prod(dims) in self._weights
                       for _, dims in instruction.dimensions)
         return Collective(opcode, dtype, result, size, self._crosses(members), times, in_layers, op, stacked)
+
+    def _between_slices(self, instruction: Instruction, times: int, in_layers: bool) -> Collective | None:
+        """TPUs send between slices through their hosts: what a collective over slices becomes in the program."""
+        kind = (instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "").lower().replace("_", "-")
+        if kind not in KINDS:
+            return None
+        op = instruction.attribute(r'_xla_host_transfer_rendezvous="([^"]*)"') or instruction.name
+        return Collective(kind, instruction.arrays[0][0], instruction.sizes[0], len(set(self._groups)), True, times,
+                          in_layers, op)
 
     def _crosses(self, members: list[list[int]]) -> bool:
         place = self._groups

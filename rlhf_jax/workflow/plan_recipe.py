@@ -22,7 +22,6 @@ from rlhf_jax.workflow.options import (
 from rlhf_jax.workflow.plan_stages import (
     Assumptions,
     PassStage,
-    SampleStage,
     Stage,
     TrainStage,
     reference_stage,
@@ -140,10 +139,10 @@ def _scoring(config: DecoderConfig, scorer: ScorerOptions, responses: int, assum
         games = responses * (responses - 1) / 2 if scorer.method == "round_robin" else 2 * responses
         both = dataclasses.replace(assume, prompt_tokens=assume.prompt_tokens + 2 * assume.response_tokens,
                                    response_tokens=1)
-        stage = score_stage(config, "letters", scorer.max_length, 1, both)
+        stage = score_stage(config, "letters", scorer.max_length, 1, both, scorer.dtype)
         return [Task(stage, 2 * games * prompts)]
     stage = score_stage(config if config.is_classifier else reward_config(config), "scores", scorer.max_length,
-                        responses, assume)
+                        responses, assume, scorer.dtype)
     return [Task(stage, prompts * responses / stage.responses)]
 
 
@@ -190,8 +189,6 @@ def stages_named(tasks: list[Task], names: tuple[str, ...]) -> list[Task]:
     return [task for task in tasks if not names or task.stage.name in names]
 
 
-def smallest_batch(tasks: list[Task]) -> int:
-    """Rows of the smallest batch that is cut over the mesh."""
-    rows = [task.stage.options.train_batch_size if isinstance(task.stage, TrainStage) else task.stage.sampling.slots
-            for task in tasks if isinstance(task.stage, TrainStage | SampleStage)]
-    return min(rows, default=1)
+def smallest_batch(tasks: list[Task]) -> int | None:
+    """Packed rows of the smallest batch that is trained on, None if nothing is."""
+    return min((task.stage.rows() for task in tasks if isinstance(task.stage, TrainStage)), default=None)

@@ -141,7 +141,7 @@ def sweep_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
         misfits = [s.stage for s in report.stages if not s.fits]
         changed = [s.stage for s in report.stages if s.change]
         fits = f"not {', '.join(misfits)}" if misfits else f"{', '.join(changed)} changed" if changed else "all"
-        rows.append((mesh_words(report.stages[0].mesh), fits, f"{sum(report.hours.values()):.2f}",
+        rows.append((report.mesh, fits, f"{sum(report.hours.values()):.2f}",
                      gib(max(s.peak for s in report.stages)), gib(sum(s.received for s in report.stages))))
     return rows
 

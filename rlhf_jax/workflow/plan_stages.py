@@ -153,7 +153,7 @@ def reference_stage(train: TrainStage) -> PassStage:
 
 
 def score_stage(config: DecoderConfig, output: str, max_length: int | None, responses: int, assume: Assumptions,
-                dtype: str = "float32") -> PassStage:
+                dtype: str) -> PassStage:
     """Scoring `responses` of each prompt: what fits shares a row, the longest one sets its length."""
     tokens = _power_of_two(row_length_for(min(max_length or DEFAULT_LENGTH, config.max_position)))
     together = max(1, min(responses, (tokens - assume.prompt_tokens) // assume.response_tokens))

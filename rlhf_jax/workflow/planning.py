@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.parallel import AXES, MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
 from rlhf_jax.parallel.auto import Choice, Need, choose_mesh, room_of
-from rlhf_jax.workflow.plan import StagePlan, meshes_to_try, plan_all
+from rlhf_jax.workflow.plan import StagePlan, meshes_to_try, plan_all, runs_apart
 from rlhf_jax.workflow.plan_recipe import Task, smallest_batch, stages_named, tasks_of
 from rlhf_jax.workflow.plan_report import Report, mesh_words
 from rlhf_jax.workflow.plan_stages import Assumptions, PassStage, SampleStage, TrainStage
@@ -22,8 +22,12 @@ def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, .
     found = find_accelerator(accelerator)
     chosen = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, found)
     meshes = meshes_to_try([task.stage for task in tasks], found) if sweep else [chosen.mesh]
-    return [report_of(tasks, mesh, found, model, chosen.why if mesh == chosen.mesh else "", assume, tries)
-            for mesh in meshes]
+    reports: list[Report] = []
+    for mesh in meshes:
+        known = [stage for report in reports[:1] for stage in report.stages if runs_apart(stage.stage, found)]
+        reports.append(report_of(tasks, mesh, found, model, chosen.why if mesh == chosen.mesh else "", assume, tries,
+                                 known=known))
+    return reports
 
 
 def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], accelerator: Accelerator) -> Choice:
@@ -35,14 +39,17 @@ def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], accelerator: Acce
 
 
 def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, model: str, why: str,
-              assume: Assumptions, tries: int, plan: Callable[..., list[StagePlan]] = plan_all) -> Report:
-    """All stages on one mesh."""
-    stages = plan([task.stage for task in tasks], mesh, accelerator, tries)
+              assume: Assumptions, tries: int, known: Sequence[StagePlan] = (),
+              plan: Callable[..., list[StagePlan]] = plan_all) -> Report:
+    """All stages on one mesh. known: of those that do not depend on it, what came out before."""
+    before = {stage.stage: stage for stage in known}
+    stages = plan([task.stage for task in tasks], mesh, accelerator, tries, before)
     config = tasks[0].stage.config
     calls = {task.stage.name: task.calls(found.mesh["data"] * found.mesh["fsdp"], found.hosts)
              for task, found in zip(tasks, stages, strict=True)}
     title = f"{config.family}, {count_params(config):,} parameters ({model})"
-    return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(stages[0].mesh),
+    sizes = dict(zip(AXES, mesh.shape(accelerator.devices), strict=True))
+    return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(sizes),
                   tuple(assumed(tasks, assume)), tuple(stages), calls, assume.efficiency)
 
 

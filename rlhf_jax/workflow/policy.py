@@ -20,9 +20,11 @@ from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
 from rlhf_jax.workflow.stage import hash_path
 
-VOCAB_MULTIPLE = 128
+VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
 """The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
-they have."""
+they have. Large vocabularies, of which a mesh that does not divide them would hold two whole tables and their moments
+on every device, are divided up to 256 ways; of the small ones more padding would cost time."""
+LARGE_VOCAB = 32_768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> DecoderConfig:
-        return dataclasses.replace(read_config(self.folder), vocab_multiple=VOCAB_MULTIPLE)
+        config = read_config(self.folder)
+        multiple = LARGE_VOCAB_MULTIPLE if config.vocab_size >= LARGE_VOCAB else VOCAB_MULTIPLE
+        return dataclasses.replace(config, vocab_multiple=multiple)
 
     @cached_property
     def tokenizer(self) -> Any:

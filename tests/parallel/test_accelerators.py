@@ -35,7 +35,8 @@ def test_every_known_name_is_found_and_its_topology_has_as_many_chips():
 
 
 @pytest.mark.parametrize(("name", "near"), [("v5p-12", "v5p-128"), ("v5-16", "v5e-16"), ("8xA100", "8xH100"),
-                                            ("v5p-15", "v5p-16"), ("tpu", "v4-8"), ("v5e-3", "v5e-32"), ("0xv5e-16", "v5e-16")])
+                                            ("v5p-15", "v5p-16"), ("tpu", "v4-8"), ("v5e-3", "v5e-32"),
+                                            ("0xv5e-16", "v5e-16")])
 def test_an_unknown_name_is_refused_with_the_nearest(name, near):
     with pytest.raises(ValueError, match=r"no accelerator is called .*did you mean") as error:
         find_accelerator(name)

@@ -14,7 +14,7 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
 from rlhf_jax.workflow.iterate import LoopOptions
-from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, ScorerOptions, SftOptions
+from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.plan import measure, meshes_to_try, plan_stage
 from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, captured_stderr, needed_bytes
 from rlhf_jax.workflow.plan_hlo import Module
@@ -214,9 +214,25 @@ def test_a_report_survives_json_and_says_what_is_wrong(reports, tmp_path):
 
 def test_the_best_mesh_comes_first(reports):
     (good,) = reports
-    slow = dataclasses.replace(good, stages=tuple(dataclasses.replace(s, mesh={**s.mesh, "data": 2, "fsdp": 4},
-                                                                     compute_s=9 + s.times.step) for s in good.stages))
+    slow = dataclasses.replace(good, mesh="data 2 x fsdp 4", stages=tuple(
+        dataclasses.replace(s, compute_s=9 + s.times.step) for s in good.stages))
     misfit = dataclasses.replace(good, stages=(dataclasses.replace(good.stages[0], fits=False), *good.stages[1:]))
     rows = sweep_rows([misfit, slow, good])
     assert [row[1] for row in rows] == ["all", "all", "not sft"]
     assert [row[0] for row in rows][:2] == ["fsdp 8", "data 2 x fsdp 4"]
+
+
+def test_a_sweep_compiles_once_what_runs_on_each_host_by_itself(experiment, model, monkeypatch):
+    compiled = []
+
+    def compile_it(program):
+        compiled.append(program)
+        return Compiled(Memory(1.0, 1.0, 1.0), None, "", 0, 0.0)
+
+    monkeypatch.setattr("rlhf_jax.workflow.plan.plan_stage",
+                        lambda stage, mesh, accelerator, devices, tries: measure(stage, mesh, accelerator, devices,
+                                                                                 compile_it))
+    found = make_reports(experiment, model, "cpu-8", ("decode", "dpo"), assume=SHORT, examples=10, tries=0, sweep=True)
+    assert [r.mesh for r in found] == ["fsdp 8", "fsdp 4 x tensor 2", "data 2 x fsdp 4", "data 2 x fsdp 2 x tensor 2"]
+    assert len(compiled) == 5  # decode once, dpo for each mesh
+    assert found[2].stages[0].held == 2 * found[0].stages[0].held  # weights twice, over `data`

@@ -25,28 +25,28 @@ def words(stage, mesh=MESH, accelerator=ACCELERATOR):
 
 def test_what_costs_least_comes_first_then_all_together(stage):
     assert words(stage) == [
-        "logits_chunk 128", "micro_rows 1", "remat full", "mesh fsdp 16 for data 2 x fsdp 8", "mesh fsdp 4 x tensor 2",
+        "logits_chunk 128", "micro_rows 1", "remat full", "mesh fsdp 16", "mesh fsdp 4 x tensor 2",
         "logits_chunk 128, micro_rows 1", "logits_chunk 128, micro_rows 1, remat full",
-        "logits_chunk 128, micro_rows 1, remat full, mesh fsdp 16 for data 2 x fsdp 8",
-        "logits_chunk 128, micro_rows 1, remat full, mesh fsdp 16 for data 2 x fsdp 8, mesh fsdp 8 x tensor 2",
+        "logits_chunk 128, micro_rows 1, remat full, mesh fsdp 16",
+        "logits_chunk 128, micro_rows 1, remat full, mesh fsdp 8 x tensor 2",
     ]
 
 
 def test_tensor_stays_inside_a_host_and_divides_the_key_heads(tiny):
-    wide = PassStage("score", tiny(heads=8, kv_heads=8), "bfloat16", "scores", 1024, 1, 1, Assumptions())
+    wide = PassStage("reference", tiny(heads=8, kv_heads=8), "bfloat16", "logps", 1024, 1, 1, Assumptions())
     assert words(wide, MeshConfig(fsdp=4, tensor=4), find_accelerator("v6e-16")) == []  # four chips a host
     assert words(wide, MeshConfig(fsdp=8, tensor=2), find_accelerator("v6e-16")) == ["mesh fsdp 4 x tensor 4"]
-    narrow = PassStage("score", tiny(), "bfloat16", "scores", 1024, 1, 1, Assumptions())
+    narrow = PassStage("reference", tiny(), "bfloat16", "logps", 1024, 1, 1, Assumptions())
     assert words(narrow, MeshConfig(fsdp=8, tensor=2), find_accelerator("v6e-16")) == []  # two key heads
+    scores = PassStage("score", tiny(heads=8, kv_heads=8), "bfloat16", "scores", 1024, 2, 1, Assumptions())
+    assert words(scores, MeshConfig(fsdp=8, tensor=2), find_accelerator("v6e-16")) == ["rows_per_batch 1"]  # on a host
 
 
-def test_slots_stay_a_multiple_of_the_ways_then_lanes_halve(tiny):
-    one = SampleStage("decode", tiny(kv_heads=1), SamplingConfig(slots=32, num_generations=4), "bfloat16", 64,
-                      Assumptions())
-    assert words(one)[0] == "slots 16"
-    fewest = SampleStage("decode", tiny(kv_heads=1), SamplingConfig(slots=16, num_generations=4), "bfloat16", 64,
-                         Assumptions())
-    assert words(fewest)[0] == "lanes 2"
+def test_slots_stay_a_multiple_of_a_hosts_devices_then_lanes_halve(tiny):
+    one = SampleStage("decode", tiny(), SamplingConfig(slots=32, num_generations=4), "bfloat16", 64, Assumptions())
+    assert words(one) == ["slots 16", "slots 8", "slots 8, lanes 2"]
+    fewest = SampleStage("decode", tiny(), SamplingConfig(slots=8, num_generations=4), "bfloat16", 64, Assumptions())
+    assert words(fewest) == ["lanes 2", "lanes 1"]
 
 
 def test_the_first_change_that_fits_is_taken_and_no_more_is_compiled(stage):

@@ -19,7 +19,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
 
 %fused_gather (p: bf16[16,8]) -> bf16[64,8] {
   %p = bf16[16,8]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %ag.2 = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %ag.2 = bf16[64,8]{1,0:T(8,128)} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}
 }
 
 %all-reduce-scatter.1 (input: bf16[8,32]) -> bf16[2,32] {
@@ -40,7 +40,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %one = s32[]{:T(128)} constant(1)
   %i.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
   %x = bf16[16,8]{1,0} get-tuple-element(%state.1), index=1
-  %kernel = (bf16[4]{0}, f32[8]{0}) custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config": {"body": "A
+  %kernel = (bf16[4]{0}, f32[8]{0}) custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"c": {
 }}, metadata={op_name="attention"}
   %start = bf16[64,8]{1,0} fusion(%x), kind=kCustom, calls=%fused_gather
   %done = bf16[64,8]{1,0} fusion(%start), kind=kCustom, calls=%fused_gather
@@ -60,7 +60,7 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %two = u32[] constant(2)
   %hop.1 = u32[] get-tuple-element(%ring.1), index=0
   %part = bf16[16,8]{1,0} get-tuple-element(%ring.1), index=1
-  %send = (bf16[16,8]{1,0}, bf16[16,8]{1,0}, u32[], u32[]) collective-permute-start(%part), channel_id=9, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %send = (bf16[16,8], bf16[16,8], u32[]) collective-permute-start(%part), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
   %sent = bf16[16,8]{1,0} collective-permute-done(%send)
   %hop.2 = u32[] add(%hop.1, %two)
   ROOT %ringed = (u32[], bf16[16,8]{1,0}) tuple(%hop.2, %sent)
@@ -84,14 +84,19 @@ ENTRY %main (p0: f32[128]) -> f32[128] {
   %p0 = f32[128]{0} parameter(0)
   %steps = (s32[], s32[]) while(%start.1), condition=%micro_cond, body=%micro
   %ring.2 = (u32[], bf16[16,8]{1,0}) while(%r), condition=%ring_cond, body=%ring_body
+  %token = token[] after-all()
+  %from_afar = (f32[32,8]{1,0}, u32[], token[]) recv(%token), channel_id=5, is_host_transfer=true, SLICES
   ROOT %norm = f32[128]{0} all-reduce(%p0), channel_id=11, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add
 }
-"""
+""".replace("SLICES", 'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+                      '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="ALL_REDUCE"}')
 
 
 def test_counts_and_bytes_of_a_hand_made_program():
     module = Module(TEXT, trips=3, layers=32, groups=[0, 0, 0, 0, 1, 1, 1, 1])
-    found = {c.kind: c for c in module.collectives}
+    (afar,) = [c for c in module.collectives if c.dtype == "f32" and c.result_bytes == 32 * 8 * 4]
+    assert (afar.kind, afar.group, afar.across, afar.received) == ("all-reduce", 2, True, 32 * 8 * 4)
+    found = {c.kind: c for c in module.collectives if c is not afar}
     gather, scatter, permute, reduce = (found[kind] for kind in (
         "all-gather", "reduce-scatter", "collective-permute", "all-reduce"))
     assert (gather.count, gather.group, gather.in_layers, gather.across) == (3 * 32, 4, True, False)
