@@ -151,6 +151,13 @@ def memory_of(device: Any) -> float | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def peak_flops_of(device: Any) -> float | None:
+    """Dense bfloat16 operations a second of a device at its best; None where its kind is not in the table."""
+    gpu = next((name for name in ("H100", "H200") if name in device.device_kind), None)
+    chip = KINDS.get(device.device_kind, gpu)
+    return None if chip is None else CHIPS[chip].flops
+
+
 def known_names() -> list[str]:
     """Every single-slice name, and examples of several slices and hosts."""
     names = [f"{chip}-{count * CHIPS[chip].cores}" for chip, dims in _DIMENSIONS.items() for count in _TOPOLOGIES[dims]]

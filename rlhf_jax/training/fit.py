@@ -33,6 +33,7 @@ from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.evaluate import make_evaluator
+from rlhf_jax.training.mfu import FlopsOf, utilisation
 from rlhf_jax.training.objectives import Objective
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import Assemble, TrainState, init_state, make_train_step, state_shardings, whole
@@ -115,8 +116,11 @@ def fit(
     eval_groups: list[PromptGroup] | None = None,
     eval_reference: list[list[np.ndarray]] | None = None,
     report: Reporter = _silent,
+    flops: FlopsOf | None = None,
 ) -> FitResult:
     """Trains to the end of the plan, from the last checkpoint in `folder` if there is one.
+
+    flops: what training on some groups takes; metric lines then say how much of it a device does a second.
 
     Raises:
       NonFiniteLoss: at the first step whose loss is not a finite number.
@@ -140,7 +144,7 @@ def fit(
         try:
             if checkpoints and (last := checkpoints.latest()) is not None:
                 state, log, unlogged = checkpoints.restore(last, state)
-            loop = _Loop(plan, config, mesh, checkpoints, report, log, unlogged)
+            loop = _Loop(plan, config, mesh, checkpoints, report, flops, log, unlogged)
             state = loop.run(program.run, state, frozen, evaluate)
         finally:  # a save under way is finished, whatever stopped the run
             if checkpoints:
@@ -152,14 +156,17 @@ class _Loop:
     """Walks the plan; keeps what is not yet logged."""
 
     def __init__(self, plan: BatchPlan, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints | None,
-                 report: Reporter, log: list[dict[str, Any]], unlogged: list[dict[str, float]]):
+                 report: Reporter, flops: FlopsOf | None, log: list[dict[str, Any]],
+                 unlogged: list[dict[str, float]]):
         self.plan, self.config, self.checkpoints, self.report, self.log = plan, config, checkpoints, report, log
+        self._mesh, self._flops, self._timed_from = mesh, flops, 0
         self._rows = batch_sharding(mesh, axis=1)
         self._window = unlogged
         self._clock = time.perf_counter()
 
     def run(self, step_fn: Any, state: TrainState, frozen: Params, evaluate: Any) -> TrainState:
         start, steps = int(state.step), self.plan.steps
+        self._timed_from = start
         waiting: tuple[int, Any] | None = None
         leaving: Any = False
         for step, local, micro_batches in self.plan.iterate(start):
@@ -199,10 +206,14 @@ class _Loop:
             seconds = time.perf_counter() - self._clock
             row = {name: float(np.nanmean([w[name] for w in self._window])) if not all(
                 math.isnan(w[name]) for w in self._window) else float("nan") for name in values}
-            tokens = sum(w["num_tokens"] for w in self._window)
+            timed = range(self._timed_from, step)  # fewer than the window's steps after a restart
+            tokens = sum(w["num_tokens"] for w in self._window[-len(timed):])
             row |= {"learning_rate": values["learning_rate"], "tokens_per_second": tokens / max(seconds, 1e-9)}
+            if self._flops is not None:
+                groups = [self.plan.groups[i] for number in timed for i in self.plan.members(number)]
+                row |= utilisation(self._flops(groups), seconds, self._mesh)
             self.log.append({"step": step, "epoch": self._epoch(step), **row})
-            self._window, self._clock = [], time.perf_counter()
+            self._window, self._clock, self._timed_from = [], time.perf_counter(), step
 
 
 def _due(step: int, every: int | None) -> bool:

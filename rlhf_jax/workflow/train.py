@@ -34,6 +34,7 @@ from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.parallel import on_main
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
+from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
 from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.reference import reference_logps
@@ -144,7 +145,7 @@ def train_stage(
                          f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
-                 report=setting.report)
+                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None))
     made_by = objective.func if isinstance(objective, partial) else objective
     setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
                         model_card(made_by.__name__, base, options, len(groups), result.steps)))
