@@ -100,7 +100,7 @@ def notes(report: Report) -> list[str]:
         if s.whole_tree:
             out.append(f"{s.stage}: {gib(s.whole_tree)} GiB of weights are gathered for all layers at once: the model "
                        "exists whole on every device, which a gather inside the loop over layers would save")
-        if s.wide:
+        if s.wide and s.exact:
             out.append(f"{s.stage}: {gib(s.wide)} GiB of gathers are float32 although the computation is narrower")
         if not s.fits:
             out.append(f"{s.stage}: does not fit, and no change tried makes it fit; use more devices")
