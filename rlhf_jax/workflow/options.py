@@ -173,8 +173,8 @@ class ScorerOptions:
             raise ValueError(f"method = {self.method!r} is the pairwise model's tournament and has no effect on kind "
                              f"{self.kind!r}; leave it out")
         if self.dtype != "float32" and self.kind == "function":
-            raise ValueError(f"dtype = {self.dtype!r} is of a model's weights and has no effect on kind 'function'; leave "
-                             "it out")
+            raise ValueError(f"dtype = {self.dtype!r} is of a model's weights and has no effect on kind 'function'; "
+                             "leave it out")
         if self.output is not None and self.kind != "bradley_terry":
             raise ValueError(f"output = {self.output} chooses an output of a classifier (kind: bradley_terry) and has "
                              f"no effect on kind {self.kind!r}; leave it out")
