@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from rlhf_jax.training.objectives import Compute, Metrics, Objective
 from rlhf_jax.training.step import finish_metrics
 
 Rows = list[list[int]]
+T = TypeVar("T")
 SHORT_ROW = 256
 """Tokens a group may take in one row before its responses are spread over several, where attention over a row costs the
 square of its length."""
@@ -48,6 +49,16 @@ def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: Ro
         some = rows[start : start + rows_per_batch]
         mine = [some[i] if i < len(some) else [] for i in here]
         yield some, place(pack(groups, mine, shape, len(here), reference), sharding, rows_per_batch)
+
+
+def one_late(items: Iterable[T]) -> Iterator[T]:
+    """The items, each once the next one is under way: the device works while the host packs, tokenises and unpacks."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 class PackedMap:
@@ -79,8 +90,9 @@ class PackedMap:
         shape = self._shape(split)
         found: dict[int, Any] = {}
         done = 0
-        for rows, batch in packed_batches(split, self.rows, shape, self._mesh):
-            found |= self._cut(np.asarray(self.program(params, batch)), split, rows)
+        batches = packed_batches(split, self.rows, shape, self._mesh)
+        for rows, result in one_late((rows, self.program(params, batch)) for rows, batch in batches):
+            found |= self._cut(np.asarray(result), split, rows)
             if progress:
                 before, done = done, len(found) * len(groups) // len(split)
                 progress(done - before)
@@ -134,8 +146,8 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
     shape = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
 
     def evaluate(params: Params) -> dict[str, float]:
-        parts = [jax.device_get(compiled(params, batch))
-                 for _, batch in packed_batches(groups, plan.micro_rows, shape, mesh, reference)]
+        parts = [jax.device_get(part) for part in one_late(
+            compiled(params, batch) for _, batch in packed_batches(groups, plan.micro_rows, shape, mesh, reference))]
         loss = 0.0
         for name, (coefficient, _, _) in parts[0][0].items():
             weight = sum(float(sums[name][2]) for sums, _ in parts)

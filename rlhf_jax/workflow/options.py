@@ -150,7 +150,7 @@ class ScorerOptions:
       chat_template_path: replaces the template of the scorer's own tokenizer.
       text_as_chat: string prompts become user messages instead of plain text.
       max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
-      dtype: of a model's weights and activations; heads and scores are float32 whatever it is.
+      dtype: of the model's weights and computation; its score heads are float32 in any case.
     """
 
     kind: Literal["bradley_terry", "pairwise", "multi_objective", "function"] = "bradley_terry"
@@ -173,8 +173,8 @@ class ScorerOptions:
             raise ValueError(f"method = {self.method!r} is the pairwise model's tournament and has no effect on kind "
                              f"{self.kind!r}; leave it out")
         if self.dtype != "float32" and self.kind == "function":
-            raise ValueError(f"dtype = {self.dtype!r} is of a model's weights and has no effect on kind 'function'; "
-                             "leave it out")
+            raise ValueError(f"dtype = {self.dtype!r} has no effect on kind 'function', which has no weights; leave it "
+                             "out")
         if self.output is not None and self.kind != "bradley_terry":
             raise ValueError(f"output = {self.output} chooses an output of a classifier (kind: bradley_terry) and has "
                              f"no effect on kind {self.kind!r}; leave it out")
