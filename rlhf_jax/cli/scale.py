@@ -22,7 +22,8 @@ _STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 --tries 0 "
           "--assume.prompt_tokens 248 --assume.response_tokens 900"
 
 PLANS = {
-    "llama3_8b-v5p-16": f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16",
+    "llama3_8b-v5p-16":
+        f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16 --scorer.dtype float32",
     "llama3_8b-v6e-16": f"--config configs/mesh/v6e-16.yaml {_LLAMA}/iterate.yaml --accelerator v6e-16 {_EIGHT}",
     "llama3_8b-v5e-64": f"--config configs/mesh/v5e-64.yaml {_LLAMA}/iterate.yaml --accelerator v5e-64 {_FOUR}",
     "llama3_8b-8xH100": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH100",

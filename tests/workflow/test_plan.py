@@ -10,13 +10,14 @@ import pytest
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
+from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
 from rlhf_jax.workflow.iterate import LoopOptions
 from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.plan import measure, meshes_to_try, plan_stage
-from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, captured_stderr, needed_bytes
+from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.workflow.plan_hlo import Module
 from rlhf_jax.workflow.plan_programs import build
 from rlhf_jax.workflow.plan_recipe import stages_named, tasks_of
