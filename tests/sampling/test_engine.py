@@ -268,7 +268,7 @@ def test_blocks_compute_the_lanes_at_work_alone_and_no_sample_changes(tiny, conf
     assert tiny.ids_of(found) == tiny.ids_of(expected)
     for name, group in found.items():
         for ours, theirs in zip(group.responses, expected[name].responses, strict=True):
-            np.testing.assert_allclose(ours.logps, theirs.logps, atol=1e-5)
+            np.testing.assert_allclose(ours.logps, theirs.logps, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mesh_of_several_devices_computes_all_lanes(tiny, config):
