@@ -65,18 +65,21 @@ def forward_flops(config: DecoderConfig, tokens: float, *, context: float, targe
     return Flops(2.0 * tokens * projection_params(config) * config.layers, attention, head)
 
 
-def useful_train_flops(forward: Flops) -> float:
-    """Forward and backward: a backward pass has two products for each of the forward's."""
-    return 3.0 * forward.total
+def useful_train_flops(forward: Flops, *, frozen: bool = False) -> float:
+    """Forward and backward: a backward pass has two products for each of the forward's; one where the weights are
+    frozen (an adapter is trained) and only activations get gradients, attention excepted."""
+    weights = 2.0 if frozen else 3.0
+    return forward.scaled(weights, 3.0, weights)
 
 
-def executed_train_flops(forward: Flops, remat: str) -> float:
+def executed_train_flops(forward: Flops, remat: str, *, frozen: bool = False) -> float:
     """With what is recomputed: logits always (they are never kept), layers under `remat`.
 
     remat "full" runs every layer's forward again, "dots" only attention, "none" nothing.
     """
     again = {"none": (0.0, 0.0), "dots": (0.0, 1.0), "full": (1.0, 1.0)}[remat]
-    return forward.scaled(3.0 + again[0], 3.0 + again[1], 4.0)
+    weights = 2.0 if frozen else 3.0
+    return forward.scaled(weights + again[0], 3.0 + again[1], weights + 1.0)
 
 
 def causal_context(prompt: float, response: float, responses: float) -> float:

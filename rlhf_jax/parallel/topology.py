@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import IO, Any
 
 import jax
 
@@ -19,6 +21,8 @@ from rlhf_jax.parallel.accelerators import Accelerator
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # programs are compiled, never run; libtpu's compiler is found nevertheless
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process that compiles aborts on a lock file
+    # warnings of the compiler go to stderr, where a plan looks for them, and nothing to files
+    "TPU_MIN_LOG_LEVEL": "1", "TPU_STDERR_LOG_LEVEL": "1", "TPU_LOG_DIR": "disabled",
     # what follows silences look-ups of the cloud's metadata
     "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
@@ -26,6 +30,24 @@ ENVIRONMENT = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
 """Environment of a process that compiles for absent devices; to be set before jax looks for devices."""
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Everything the process writes to file descriptor 2 meanwhile, C++ included; call what is yielded to read it."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield partial(_contents, sink)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _contents(sink: IO[bytes]) -> str:
+    sink.seek(0)
+    return sink.read().decode(errors="replace")
 
 
 def prepare() -> None:
@@ -75,4 +97,5 @@ def _tpu_devices(accelerator: Accelerator) -> Sequence[Any]:
         options["chip_config_name"] = "megacore"  # one device a chip, as v4 runs
     if accelerator.per_slice == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
-    return topologies.get_topology_desc(accelerator.topology_name, "tpu", **options).devices
+    with captured_stderr():  # what libtpu says while it starts helps nobody
+        return topologies.get_topology_desc(accelerator.topology_name, "tpu", **options).devices

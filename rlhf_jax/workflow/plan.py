@@ -20,7 +20,7 @@ from rlhf_jax.workflow.plan_fit import Change, smallest_change
 from rlhf_jax.workflow.plan_hlo import Collective, Module
 from rlhf_jax.workflow.plan_programs import build
 from rlhf_jax.workflow.plan_roofline import Times, times, work_of
-from rlhf_jax.workflow.plan_stages import SampleStage, Stage, TrainStage
+from rlhf_jax.workflow.plan_stages import SampleStage, Stage, TrainStage, at_a_time
 
 WHOLE_TREE = 0.25
 """Share of all weights; if more of them is gathered for all layers at once, the tree counts as gathered whole."""
@@ -33,6 +33,7 @@ class StagePlan:
 
     Attributes:
       fits: `peak` and `held` together are within `limit`. change: what had to be changed for it; empty for nothing.
+      more_calls: how many times as often a program runs that was changed to do less at a time.
       hosts: how many such meshes work side by side. needed: what a refused program asked for.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
       held: float32 weights that the run keeps beside the program.
@@ -49,6 +50,7 @@ class StagePlan:
     limit: float
     exact: bool
     change: tuple[str, ...] = ()
+    more_calls: float = 1.0
     needed: float | None = None
     hosts: int = 1
     held: float = 0.0
@@ -169,7 +171,7 @@ def plan_stage(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices
 
     def attempt(change: Change) -> StagePlan:
         found = measure(change.stage, change.mesh, accelerator, devices, compile_with)
-        return dataclasses.replace(found, change=change.words)
+        return dataclasses.replace(found, change=change.words, more_calls=at_a_time(stage) / at_a_time(change.stage))
 
     better = smallest_change(stage, mesh, accelerator, tries, attempt, lambda found: found.fits)
     return first if better is None else dataclasses.replace(better[1], needed=first.needed or first.peak)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
 
+from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.workflow.plan_programs import Program
 
 REMATERIALIZED = "Involuntary full rematerialization"
@@ -43,24 +40,6 @@ class Compiled:
     text: str
     rematerialized: int
     seconds: float
-
-
-@contextmanager
-def captured_stderr() -> Iterator[Any]:
-    """Everything the process writes to file descriptor 2 meanwhile, C++ included; call the yielded object to read."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield lambda: _contents(sink)
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-
-
-def _contents(sink: Any) -> str:
-    sink.seek(0)
-    return sink.read().decode(errors="replace")
 
 
 def needed_bytes(message: str) -> float | None:

@@ -21,7 +21,8 @@ class Report:
 
     Attributes:
       title: what was planned. accelerator: in words. mesh: why it is as it is, for `mesh: auto`; else the sizes.
-      assumptions: in sentences. calls: stage -> how often its program runs in the whole recipe.
+      assumptions: in sentences. calls: stage -> how often its program runs in the whole recipe,
+        as the config asks for it.
       efficiency: share of the roofline's speed at which hours are given.
     """
 
@@ -39,7 +40,11 @@ class Report:
     @property
     def hours(self) -> dict[str, float]:
         """stage -> hours of the whole recipe, of the stages that fit."""
-        return {s.stage: self.calls[s.stage] * s.times.step / self.efficiency / 3600 for s in self.stages if s.fits}
+        return {s.stage: self.runs(s) * s.times.step / self.efficiency / 3600 for s in self.stages if s.fits}
+
+    def runs(self, stage: StagePlan) -> int:
+        """How often a stage's program runs in the whole recipe, as it was compiled in the end."""
+        return math.ceil(self.calls[stage.stage] * stage.more_calls)
 
 
 def report_from_json(raw: Mapping[str, Any]) -> Report:
@@ -100,7 +105,7 @@ def notes(report: Report) -> list[str]:
         if s.whole_tree:
             out.append(f"{s.stage}: {gib(s.whole_tree)} GiB of weights are gathered for all layers at once: the model "
                        "exists whole on every device, which a gather inside the loop over layers would save")
-        if s.wide:
+        if s.wide and s.exact:
             out.append(f"{s.stage}: {gib(s.wide)} GiB of gathers are float32 although the computation is narrower")
         if not s.fits:
             out.append(f"{s.stage}: does not fit, and no change tried makes it fit; use more devices")
@@ -122,7 +127,7 @@ def collective_rows(report: Report) -> list[tuple[str, ...]]:
 def hour_rows(report: Report) -> list[tuple[str, ...]]:
     """(stage, calls, one call at the roofline, hours at the assumed efficiency), and the sum."""
     rows: list[tuple[str, ...]] = [
-        (s.stage, f"{report.calls[s.stage]:,}", seconds(s.times.step), f"{report.hours[s.stage]:.2f}")
+        (s.stage, f"{report.runs(s):,}", seconds(s.times.step), f"{report.hours[s.stage]:.2f}")
         for s in report.stages if s.fits]
     if len(rows) > 1:
         rows.append(("all", "", "", f"{sum(report.hours.values()):.2f}"))

@@ -119,8 +119,11 @@ def _train_work(stage: TrainStage, mesh: Mesh, kernels: int) -> Work:
     activations = tokens * config.layers * _activation_bytes(config, width) * (passes + 1) / tensor
     logits = 0.0 if config.is_classifier else options.micro_rows * shape.targets * config.vocab_rows * 4 * 6 / tensor
     state = _STATE_TRAFFIC * params / (mesh.size / mesh.shape["data"])
-    hbm = micro * (weights + accumulated + activations + logits) + state
-    return Work(useful_train_flops(useful), executed_train_flops(executed, options.remat), hbm)
+    frozen = options.lora is not None  # what is trained then is too little to count
+    updated = 0.0 if frozen else micro * accumulated + state
+    hbm = micro * (weights + activations + logits) + updated
+    return Work(useful_train_flops(useful, frozen=frozen),
+                executed_train_flops(executed, options.remat, frozen=frozen), hbm)
 
 
 def _pass_work(stage: PassStage, mesh: Mesh, kernels: int) -> Work:

@@ -120,6 +120,18 @@ class SampleStage:
 Stage = TrainStage | PassStage | SampleStage
 
 
+def at_a_time(stage: Stage) -> int:
+    """What one call of a stage's program takes on, to compare a changed stage with the one it was: lanes, prompts or
+    rows; an optimizer step takes its whole batch whatever its micro-batches."""
+    match stage:
+        case TrainStage():
+            return 1
+        case PassStage():
+            return stage.rows
+    s = stage.sampling
+    return s.slots * (s.lanes or s.num_generations) if stage.name == "decode" else max(1, s.slots // 4)
+
+
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 

@@ -37,6 +37,12 @@ def test_remat_runs_the_layers_again_and_logits_always(tiny):
     assert executed_train_flops(forward, "none") == 3 * layers + 3 * attention + 4 * head
     assert executed_train_flops(forward, "dots") == 3 * layers + 4 * attention + 4 * head
     assert executed_train_flops(forward, "full") == 4 * (layers + attention + head)
+    assert executed_train_flops(forward, "none", frozen=True) == 2 * layers + 3 * attention + 3 * head
+
+
+def test_frozen_weights_need_no_gradient_of_their_own(tiny):
+    forward = forward_flops(tiny(), 7, context=3, targets=2)
+    assert useful_train_flops(forward, frozen=True) == 2 * forward.layers + 3 * forward.attention + 2 * forward.head
 
 
 def test_windows_cut_the_context_of_their_layers_alone(tiny):

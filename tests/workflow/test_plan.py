@@ -10,17 +10,18 @@ import pytest
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
+from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
 from rlhf_jax.workflow.iterate import LoopOptions
 from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.plan import measure, meshes_to_try, plan_stage
-from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, captured_stderr, needed_bytes
+from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.workflow.plan_hlo import Module
 from rlhf_jax.workflow.plan_programs import build
 from rlhf_jax.workflow.plan_recipe import stages_named, tasks_of
-from rlhf_jax.workflow.plan_report import markdown, notes, read_json, sweep_rows, write_json
+from rlhf_jax.workflow.plan_report import Report, markdown, notes, read_json, sweep_rows, write_json
 from rlhf_jax.workflow.plan_stages import Assumptions, TrainStage
 from rlhf_jax.workflow.planning import make_reports
 
@@ -170,6 +171,12 @@ def test_a_misfit_says_what_made_it_fit_and_what_it_asked_for(experiment, model)
     stage = dataclasses.replace(tasks(experiment, model)["dpo"].stage, options=options)
     found = too_large(stage, MeshConfig(), CPU, lambda program: program.args[2].tokens.shape[1] == 8)
     assert (found.fits, found.change, found.needed) == (True, ("micro_rows 1",), 1e12)
+    assert found.more_calls == 1  # a step is a step, in however many micro-batches
+    decode = tasks(experiment, model)["decode"].stage
+    half = too_large(decode, MeshConfig(), CPU, lambda program: program.args[2].token.shape[0] < 16)
+    assert (half.change, half.more_calls) == (("slots 8",), 2.0)
+    assert Report("", "", "", (), (dataclasses.replace(half, compute_s=18.0),), {"decode": 100}, 0.5).hours == {
+        "decode": 2.0}
     never = too_large(stage, MeshConfig(), CPU, lambda program: False)
     assert (never.fits, never.change) == (False, ())
 
