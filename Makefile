@@ -18,7 +18,7 @@ test: $(VENV)/.installed              ## the tests
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed         ## minutes-long suites: kill and resume, parity with torch where it is installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -13,13 +13,13 @@ from rich.table import Table
 from rlhf_jax.cli.run import ReportCommand, report
 from rlhf_jax.data.chat import render_all
 from rlhf_jax.models import find_model
-from rlhf_jax.parallel import initialize, make_mesh
+from rlhf_jax.parallel import MeshConfig, Room, choose_mesh, initialize, make_mesh
 from rlhf_jax.workflow.commands import DoctorCommand, InspectCommand
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.inspection import inspect_model
-from rlhf_jax.workflow.options import DataOptions
+from rlhf_jax.workflow.meshes import need_of, resolved
+from rlhf_jax.workflow.options import DataOptions, part
 from rlhf_jax.workflow.policy import Checkpoint, read_data
-from rlhf_jax.workflow.verbs import part
 
 _COLOURS = {"ok": "green", "note": "yellow", "fail": "red"}
 
@@ -38,7 +38,10 @@ def _table(*columns: str) -> Table:
 
 def inspect(command: InspectCommand) -> None:
     """Prints what a checkpoint is; exits with 1 if it would be refused."""
-    found = inspect_model(find_model(command.model_name_or_path), command.mesh, command.devices)
+    folder, mesh = find_model(command.model_name_or_path), command.mesh
+    if not isinstance(mesh, MeshConfig):
+        mesh = choose_mesh(Room(command.devices, command.devices), need_of(command)).mesh
+    found = inspect_model(folder, mesh, command.devices)
     console, facts, memory = _console(), _table("", ""), _table("", "")
     for name, value in found.facts.items():
         facts.add_row(name, value)
@@ -63,7 +66,7 @@ def doctor(command: DoctorCommand) -> None:
     if data.sources:
         examples, funnel = read_data(dataclasses.replace(data, max_samples=data.max_samples or 64), command.kind)
         groups = render_all(examples, checkpoint.renderer(data), funnel)
-    findings = examine(checkpoint, make_mesh(command.mesh), groups)
+    findings = examine(checkpoint, make_mesh(resolved(command.mesh, command).mesh), groups)
     table = _table("check", "", "seen", "advice")
     for one in findings:
         table.add_row(one.check, f"[{_COLOURS[one.verdict]}]{one.verdict}[/]", one.seen, one.advice)

@@ -21,6 +21,7 @@ VERB_HELP = {
     "export": "write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",
     "inspect": "what a checkpoint is: family, head, tensors, memory per device; nothing is loaded",
     "doctor": "check template, BOS, stop token, padding and the loss before any training",
+    "plan": "compile a config's programs for an accelerator that is not here: memory, traffic, hours",
     "report": "draw the report of a finished run again",
 }
 
@@ -44,14 +45,32 @@ def main() -> None:
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
     prepare_environment()
+    from rlhf_jax.parallel import EXIT_PREEMPTED, Preempted
+
     try:
         _dispatch(verb, rest, dry_run)
+    except Preempted as notice:
+        print(f"rlhf-jax {verb}: {notice}", file=sys.stderr)
+        raise SystemExit(EXIT_PREEMPTED) from notice
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("RLHF_JAX_TRACEBACK"):
             raise
         print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
         print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+        _fail_together()
         raise SystemExit(1) from error
+
+
+def _fail_together() -> None:
+    """One process of several that fails ends at once: an orderly exit would wait for the others, which wait for it."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        print(f"process {jax.process_index()} of {jax.process_count()} stops, and so do the others; if it lost the "
+              "connection to another one, see the log of that one. The same command continues the run", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 SUBJECT = {"inspect": "model_name_or_path", "doctor": "model_name_or_path", "export": "model_name_or_path",
@@ -77,6 +96,11 @@ def prepare_environment() -> None:
 def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
     from rlhf_jax.cli.parser import parse, show
 
+    if verb == "plan":
+        from rlhf_jax.cli.plan import plan
+
+        plan(args)
+        return
     if verb in ("report", "inspect", "doctor"):
         from rlhf_jax.cli.checkup import READERS
 
@@ -106,6 +130,8 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
         run.policy_evaluation(command)
     else:
         stage = run.single(verb, command)
+        if not run.is_main_process():
+            return
         print(json.dumps(stage.report, indent=1))
         print(f"\n{verb}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}, in {stage.folder}")
 

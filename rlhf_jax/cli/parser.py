@@ -7,7 +7,7 @@ import difflib
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,10 +41,14 @@ REFUSED = {
 
 
 class Parser(ArgumentParser):
-    """An argument parser whose errors name the nearest known key."""
+    """An argument parser whose errors name the nearest known key. keys: all of them, dotted."""
+
+    keys: frozenset[str] = frozenset()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = sorted({action.dest for action in self._actions})
+        if not self.keys:  # of one alternative of a key's type; the parser of the whole command knows its full name
+            raise ValueError(message)
+        known = sorted({action.dest for action in self._actions} | self.keys)
         words = [m.rsplit(".", 1)[-1] for m in re.findall(r"[\w.]+", message)]
         hints = [f"{word}: {REFUSED[word]}" for word in words if word in REFUSED]
         unknown = [m.strip(".") for m in re.findall(r"(?:--|[Kk]ey \"|[Oo]ption ')([\w.]+)", message)]
@@ -99,16 +103,41 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
 
     Exits with status 2 and a message for unknown keys, wrong types, and values the dataclass refuses.
     """
+    if {"-h", "--help"} & set(args):
+        return parse_tree(command, verb, None)
+    try:
+        tree = merged_tree(args)
+    except ValueError as error:
+        _parser(command, verb).error(str(error))
+    return parse_tree(command, verb, tree)
+
+
+def _parser(command: type, verb: str) -> Parser:
     _resolve_types(command)
     parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
     parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)
-    if {"-h", "--help"} & set(args):
+    parser.keys = frozenset(_keys(command))
+    return parser
+
+
+def _keys(command: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields of a config dataclass, also of one that is an alternative ("auto" or a mapping)."""
+    for name, hint in typing.get_type_hints(command).items():
+        yield prefix + name
+        for inner in (hint, *typing.get_args(hint)):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                yield from _keys(inner, f"{prefix}{name}.")
+
+
+def parse_tree(command: type, verb: str, tree: dict[str, Any] | None) -> Any:
+    """`parse` of a mapping that is already read; None prints the help and exits."""
+    parser = _parser(command, verb)
+    if tree is None:
         parser.parse_args(["--help"])
     known = {action.dest.rsplit(".", 1)[-1] for action in parser._actions}
     try:
-        tree = _renamed_tree(_tree(args), known)
-        found = parser.parse_object(tree, defaults=True)
+        found = parser.parse_object(_renamed_tree(tree, known), defaults=True)
         values = vars(parser.instantiate(found))
         values.pop("config", None)
         return command(**values)
@@ -116,7 +145,7 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
         parser.error(str(error))
 
 
-def _tree(args: Sequence[str]) -> dict[str, Any]:
+def merged_tree(args: Sequence[str]) -> dict[str, Any]:
     """All config files and `--key value` pairs as one nested mapping, in the order given."""
     trees: list[dict[str, Any]] = []
     queue = list(args)

@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import initialize, is_main_process, make_mesh
+from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
 from rlhf_jax.workflow.commands import EvaluateCommand
 from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.evaluate import Outcome
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policy import Loaded
 from rlhf_jax.workflow.results import gather
 from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
@@ -78,16 +79,25 @@ def _lines(console: Console) -> Tick:
     return tick
 
 
-def _context(folder: str, config: Any, mesh: Any, console: Console, tick: Tick) -> Context:
+def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
     run = Run(Path(folder), config, announce=console.print if is_main_process() else lambda _: None)
-    return Context(run, make_mesh(mesh), tick)
+    chosen = resolved(getattr(config, "mesh", None), config)
+    if chosen.why:
+        run.announce(f"mesh: auto -> {chosen.why}")
+    return Context(run, make_mesh(chosen.mesh), tick)
+
+
+def _join() -> None:
+    """One of the processes of the run, if there are several; from here on SIGTERM ends it with its state saved."""
+    initialize()
+    watch_for_preemption()
 
 
 def single(verb: str, command: Any) -> Stage:
     """Runs one stage."""
-    initialize()
+    _join()
     with _bars() as (console, tick):
-        context = _context(command.output_dir, command, getattr(command, "mesh", None), console, tick)
+        context = _context(command.output_dir, command, console, tick)
         return VERBS[verb][1](command, context)
 
 
@@ -106,9 +116,9 @@ def policy_evaluation(command: EvaluateCommand) -> None:
 
 
 def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: str | None, seed: int) -> None:
-    initialize()
+    _join()
     with _bars() as (console, tick):
-        context = _context(config.output_dir, config, config.mesh, console, tick)
+        context = _context(config.output_dir, config, console, tick)
         outcome = run(context)
         context.run.write_manifest()
     if is_main_process():
@@ -140,7 +150,7 @@ def dry_run(command: Any) -> None:
         data: Loaded | None
         if isinstance(command, ExperimentConfig):
             run = Run(Path(folder), command, announce=lambda _: None)
-            data = Experiment(command, Context(run, make_mesh(command.mesh))).preview()
+            data = Experiment(command, Context(run, make_mesh(resolved(command.mesh, command).mesh))).preview()
         else:
             data = loaded(command)
         if data is None:

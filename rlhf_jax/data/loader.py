@@ -25,6 +25,8 @@ class BatchPlan:
 
     Attributes:
       groups: the data set. reference: per group and response, reference log-probs of the trained tokens, or None.
+      micro_rows: rows of a micro-batch, over all devices. rows_here: those of them that this process packs (others
+        pack the rest); None for all.
       seed: with the epoch number it decides the order. shuffle: False keeps the order given.
     """
 
@@ -37,6 +39,7 @@ class BatchPlan:
     shuffle: bool = True
     max_steps: int | None = None
     reference: Sequence[Sequence[np.ndarray]] | None = None
+    rows_here: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -94,10 +97,13 @@ class BatchPlan:
         return real / worked
 
     def batch(self, step: int) -> tuple[PackedBatch, int]:
-        """The step's arrays [accumulation, micro_rows, ...] and how many of its micro-batches hold anything."""
+        """The step's arrays [accumulation, rows here, ...] and how many of its micro-batches hold anything."""
         rows = self._all_rows[step]
-        flat = pack(self.groups, rows, self.shape, self.accumulation * self.micro_rows, self.reference)
-        shaped: Any = jax.tree.map(lambda x: x.reshape(self.accumulation, self.micro_rows, *x.shape[1:]), flat)
+        here = range(self.micro_rows) if self.rows_here is None else self.rows_here
+        places = [micro * self.micro_rows + row for micro in range(self.accumulation) for row in here]
+        mine = [rows[at] if at < len(rows) else [] for at in places]
+        flat = pack(self.groups, mine, self.shape, len(mine), self.reference)
+        shaped: Any = jax.tree.map(lambda x: x.reshape(self.accumulation, len(here), *x.shape[1:]), flat)
         return shaped, self.micro_batches(step)
 
     def iterate(self, start: int = 0) -> Iterator[tuple[int, PackedBatch, int]]:

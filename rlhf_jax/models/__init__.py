@@ -1,5 +1,6 @@
 """Models: one decoder for all families, described by a table of `ParamSpec`s; weights are a plain tree."""
 
+from rlhf_jax.models.attention import RowAttention
 from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward
 from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
@@ -21,6 +22,7 @@ __all__ = [
     "LoraConfig",
     "Params",
     "Rope",
+    "RowAttention",
     "adapter_base",
     "as_classifier",
     "cast",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -79,6 +81,31 @@ def attention(q: Array, k: Array, v: Array, mask: Array, *, scale: float, softca
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bskd->btkgd", probs, v)
     return out.reshape(batch, length, heads, head_dim)
+
+
+class RowAttention(NamedTuple):
+    """One way to compute attention over packed rows; all of them give what `attention` gives where a token is real.
+
+    prepare: [B, T, T] bool of who sees whom (nobody sees padding) -> what `attend` needs of it, once for all layers.
+    attend: (q [B, T, H, Dh], k [B, T, K, Dh], v, prepared, scale=, softcap=) -> [B, T, H, Dh].
+    """
+
+    prepare: Callable[[Array], Any]
+    attend: Callable[..., Array]
+
+
+WHOLE_ROWS = RowAttention(lambda mask: mask, attention)
+"""Every query looks at its whole row: plain XLA, on any backend."""
+
+
+def _by_jax(implementation: Any, q: Array, k: Array, v: Array, mask: Array, *, scale: float, softcap: float | None
+            ) -> Array:
+    del softcap  # there is none: see `training.attention`
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation=implementation)
+
+
+CUDNN_ROWS = RowAttention(WHOLE_ROWS.prepare, partial(_by_jax, "cudnn"))
+"""cuDNN's fused attention under the rows' mask: no [T, T] scores in memory; bfloat16 or float16, no soft cap."""
 
 
 class KeyValues(NamedTuple):

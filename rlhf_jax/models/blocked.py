@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.models.attention import RowAttention
+
 _MASKED = -1e30
 
 
@@ -58,6 +60,11 @@ def blocked_attention(q: Array, k: Array, v: Array, blocks: Blocks, *, scale: fl
     out = _attend(by_head(q), by_head(k), by_head(v), blocks, _How(scale, softcap))
     out = out.reshape(rows, count, kv_heads, shared, block, head_dim)
     return jnp.transpose(out, (0, 1, 4, 2, 3, 5)).reshape(q.shape)
+
+
+def blocked_rows(block: int) -> RowAttention:
+    """Visits only the pairs of blocks of so many tokens that hold something to see."""
+    return RowAttention(partial(find_blocks, block=block), blocked_attention)
 
 
 def _at(x: Array, row: Array, block: Array) -> Array:

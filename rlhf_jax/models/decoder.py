@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import attention, of_kind, packed_mask, score_rule
-from rlhf_jax.models.blocked import blocked_attention, find_blocks
+from rlhf_jax.models.attention import WHOLE_ROWS, RowAttention, of_kind, packed_mask, score_rule
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.experts import mixture_of_experts
 from rlhf_jax.models.linear import dense
@@ -39,7 +38,8 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
-def _unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
+def unconstrained(x: Array, axes: tuple[str | None, ...]) -> Array:
+    """The `Constrain` of a lone device."""
     del axes
     return x
 
@@ -101,7 +101,7 @@ def forward(
     cache: Any = None,
     *,
     remat: str = "none",
-    constrain: Constrain = _unconstrained,
+    constrain: Constrain = unconstrained,
 ) -> tuple[Array, Any]:
     """Runs the decoder.
 
@@ -137,20 +137,15 @@ def forward(
 
 def packed_forward(
     params: Params, config: DecoderConfig, tokens: Array, positions: Array, group_ids: Array, branch_ids: Array,
-    *, remat: str = "none", constrain: Constrain = _unconstrained, block: int | None = None,
+    *, remat: str = "none", constrain: Constrain = unconstrained, rows: RowAttention = WHOLE_ROWS,
 ) -> Array:
-    """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`).
-
-    block: visit only the pairs of blocks of so many tokens that hold something to see (`models.blocked`); None attends
-      over whole rows.
-    """
-    masks = [packed_mask(group_ids, branch_ids, positions, window) for window in (config.window, None)]
+    """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`). rows: how attention is computed."""
     real = group_ids[:, :, None] > 0
-    seen: list[Any] = masks if block is None else [find_blocks(mask & real, block) for mask in masks]
-    attention_over: Any = attention if block is None else blocked_attention
+    seen = [rows.prepare(packed_mask(group_ids, branch_ids, positions, window) & real)
+            for window in (config.window, None)]
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, None]:
         del cache
-        return attention_over(q, k, v, of_kind(local, *seen), **score_rule(config)), None
+        return rows.attend(q, k, v, of_kind(local, *seen), **score_rule(config)), None
 
     return forward(params, config, tokens, positions, attend, remat=remat, constrain=constrain)[0]

@@ -145,14 +145,15 @@ def init_params(key: Array, config: DecoderConfig, dtype: Any = jnp.float32) -> 
     """Fresh weights: normal(0, initializer_range), output projections scaled by 1/sqrt(2 L) (GPT-2), norms one."""
     specs = param_specs(config)
     leaves, tree = jax.tree.flatten(specs, is_leaf=is_spec)
+    return jax.tree.unflatten(tree, [_init_weight(key, i, spec, config).astype(dtype) for i, spec in enumerate(leaves)])
 
-    def one(index: int, spec: ParamSpec) -> Array:
-        if spec.init in ("ones", "zeros"):
-            return jnp.full(spec.shape, float(spec.init == "ones"), dtype)
-        scale = config.initializer_range / (math.sqrt(2 * config.layers) if spec.init == "output" else 1.0)
-        return (scale * jax.random.normal(jax.random.fold_in(key, index), spec.shape, jnp.float32)).astype(dtype)
 
-    return jax.tree.unflatten(tree, [one(i, spec) for i, spec in enumerate(leaves)])
+def _init_weight(key: Array, index: int, spec: ParamSpec, config: DecoderConfig) -> Array:
+    """The fresh value of the `index`-th weight of the table, float32."""
+    if spec.init in ("ones", "zeros"):
+        return jnp.full(spec.shape, float(spec.init == "ones"), jnp.float32)
+    scale = config.initializer_range / (math.sqrt(2 * config.layers) if spec.init == "output" else 1.0)
+    return scale * jax.random.normal(jax.random.fold_in(key, index), spec.shape, jnp.float32)
 
 
 def cast(params: Params, dtype: Any) -> Params:
@@ -167,6 +168,8 @@ def output_head(params: Params) -> Array:
 
 def as_classifier(params: Params, key: Array, config: DecoderConfig) -> Params:
     """A language model's backbone under a fresh scalar head (`config` already has `num_labels`)."""
-    score = init_params(key, config)["score"]
+    specs = param_specs(config)
+    names = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
+    score = jax.device_get(_init_weight(key, names.index("score"), specs["score"], config))
     backbone = {name: value for name, value in params.items() if name not in ("head", "score")}
     return {**backbone, "score": score.astype(params["embed"].dtype)}

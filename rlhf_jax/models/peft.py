@@ -16,7 +16,7 @@ from rlhf_jax.models.hf import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError,
 from rlhf_jax.models.load import TensorReader, read_whole
 from rlhf_jax.models.lora import TARGETS, LoraConfig, lora_specs
 from rlhf_jax.models.params import Params, ParamSpec, is_spec
-from rlhf_jax.models.save import hf_tensors, write_json, write_tensors
+from rlhf_jax.models.save import hf_tensors, on_host, write_json, write_tensors
 
 
 class Adapter(NamedTuple):
@@ -93,7 +93,9 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(hf_tensors(adapter, specs))
     if score is not None:
-        tensors[_SCORE] = np.asarray(score)
+        tensors[_SCORE] = on_host(score)
+    if jax.process_index() != 0:
+        return
     write_tensors(folder / ADAPTER_WEIGHTS, tensors)
     write_json(folder / ADAPTER_CONFIG, {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",

@@ -44,14 +44,18 @@ def _sources(params: Params, specs: dict[str, Any]) -> dict[str, list[_Source]]:
     return {name: sorted(some, key=lambda part: part[2].fused or (0, 0)) for name, some in found.items()}
 
 
+def on_host(array: Any) -> np.ndarray:
+    """A whole array, on the host of every process."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def _tensor(sources: list[_Source]) -> np.ndarray:
     """One tensor of the file, on the host of every process."""
     pieces = []
     for weight, index, spec in sources:
-        part = weight[index] if index else weight
-        if isinstance(part, jax.Array) and not part.is_fully_addressable:
-            part = multihost_utils.process_allgather(part, tiled=True)
-        pieces.append(to_hf(np.asarray(part), spec))
+        pieces.append(to_hf(on_host(weight[index] if index else weight), spec))
     return np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
 
 

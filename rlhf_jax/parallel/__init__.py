@@ -1,12 +1,15 @@
 """Parallelism: the mesh, logical-axis rules, data-parallel evaluation and multi-host start-up."""
 
-from rlhf_jax.parallel.data_parallel import data_parallel
-from rlhf_jax.parallel.distributed import initialize, is_main_process
+from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
+from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
+from rlhf_jax.parallel.distributed import divided, gather, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
     AXES,
     PRESETS,
+    MeshChoice,
     MeshConfig,
     Rules,
+    auto_inside,
     batch_sharding,
     batch_ways,
     constrainer,
@@ -15,20 +18,45 @@ from rlhf_jax.parallel.mesh import (
     replicated,
     spec_shardings,
 )
+from rlhf_jax.parallel.placement import HandOver, hand_over, local_mesh, place, rows_here, sampling_mesh, tensor_ways
+from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote, watch_for_preemption
 
 __all__ = [
     "AXES",
+    "EXIT_PREEMPTED",
     "PRESETS",
+    "Choice",
+    "HandOver",
+    "MeshChoice",
     "MeshConfig",
+    "Need",
+    "Notice",
+    "Preempted",
+    "Room",
     "Rules",
+    "auto_inside",
     "batch_sharding",
     "batch_ways",
+    "choose_mesh",
     "constrainer",
     "data_parallel",
+    "divided",
+    "gather",
+    "hand_over",
     "initialize",
     "is_main_process",
+    "local_mesh",
     "make_mesh",
+    "on_main",
+    "over_rows",
     "param_shardings",
+    "place",
     "replicated",
+    "room_here",
+    "rows_here",
+    "sampling_mesh",
     "spec_shardings",
+    "tensor_ways",
+    "vote",
+    "watch_for_preemption",
 ]

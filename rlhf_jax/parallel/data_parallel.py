@@ -9,10 +9,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rlhf_jax.parallel.mesh import batch_sharding, batch_ways, replicated
+from rlhf_jax.parallel.mesh import auto_inside, batch_sharding, batch_ways, replicated
 
 Sums = Mapping[str, tuple[Any, Any]]
 """Metric name -> (sum, weight)."""
+
+
+def over_rows(fn: Callable[[Any, Any], Any], mesh: Mesh) -> jax.stages.Wrapped:
+    """`fn` compiled: (params, batch) -> results that every device has; the batch's rows are cut over the mesh."""
+    everywhere = replicated(mesh)
+    return jax.jit(auto_inside(fn, mesh, everywhere), in_shardings=(None, batch_sharding(mesh)),
+                   out_shardings=everywhere)
 
 
 def data_parallel(
@@ -29,8 +36,7 @@ def data_parallel(
       (params, batches) -> {metric: sum / weight}. All batches are padded to the size of the first, rounded up to the
       device count, so that one program serves them all. A metric whose weight is zero is NaN.
     """
-    rows = batch_sharding(mesh)
-    compiled = jax.jit(fn, in_shardings=(None, rows), out_shardings=replicated(mesh))
+    compiled = over_rows(fn, mesh)
 
     def evaluate(params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
         totals: dict[str, np.ndarray] = {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.models.config import DecoderConfig
@@ -20,12 +22,17 @@ _Place = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left."""
+    """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left.
+
+    axis_types: "explicit" makes shardings part of the types of the training state (`jax.typeof` shows them), so that an
+    update that would lose one does not trace; "auto" leaves them to XLA and to constraints.
+    """
 
     data: int = 1
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+    axis_types: Literal["auto", "explicit"] = "auto"
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
         """The four sizes for this many devices; ValueError where they do not multiply to it."""
@@ -41,18 +48,22 @@ class MeshConfig:
         return d, f, c, t
 
 
+MeshChoice = MeshConfig | Literal["auto"]
+"""What a config says of the mesh: its sizes, or that `auto.choose_mesh` picks them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Logical axis -> mesh axes. `None` replicates."""
 
     batch: _Place = ("data", "fsdp")
     seq: _Place = "context"
-    embed: _Place = "fsdp"
+    embed: _Place = ("fsdp", "context")
     heads: _Place = "tensor"
     kv_heads: _Place = "tensor"
     head_dim: _Place = None
     mlp: _Place = "tensor"
-    vocab: _Place = ("tensor", "fsdp")
+    vocab: _Place = ("tensor", "fsdp", "context")
     layers: _Place = None
     labels: _Place = None
     gate: _Place = None
@@ -82,19 +93,64 @@ PRESETS = {
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of the four axes over `devices` (all of them by default), with Auto axis types."""
+    """A mesh of the four axes over `devices` (all of them by default)."""
     devices = jax.devices() if devices is None else devices
     shape = (config or MeshConfig()).shape(len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = AxisType.Explicit if config and config.axis_types == "explicit" else AxisType.Auto
+    return Mesh(_arranged(shape, devices), AXES, axis_types=(types,) * len(AXES))
+
+
+def is_explicit(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether shardings are part of types on this mesh."""
+    return AxisType.Explicit in mesh.axis_types
+
+
+def auto_inside(fn: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., Any]:
+    """`fn` with shardings left to XLA inside, whatever the mesh's axis types, and its results placed as `out` says.
+
+    out: `NamedSharding`s, a tree of them or a prefix of it. They become types where the mesh has Explicit axes, else
+      constraints.
+    """
+    if not is_explicit(mesh):
+        return lambda *arguments: jax.lax.with_sharding_constraint(fn(*arguments), out)
+    specs = jax.tree.map(lambda sharding: sharding.spec, out)
+
+    def inside(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.sharding.auto_axes(fn, out_sharding=specs)(*arguments)
+
+    return inside
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the mesh's shape, neighbours in it being neighbours in the network.
+
+    Slices of TPUs are joined by a slow network, so `data` lies across them, and `fsdp` where `data` is too small.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    outer = [1] * len(shape)
+    left = slices
+    for axis in range(2):  # data, then fsdp
+        outer[axis] = math.gcd(shape[axis], left)
+        left //= outer[axis]
+    if left > 1:
+        raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} cannot be laid over {slices} slices: data x fsdp "
+                         f"must be a multiple of {slices}, since tensor and context stay inside a slice")
+    inner = [size // out for size, out in zip(shape, outer, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
 
 
 def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """Drops the mesh axes that do not divide a dimension (a scalar head, few key heads): those stay replicated."""
+    """Drops mesh axes of one device, and those that do not divide a dimension (a scalar head, few key heads), which
+    stays whole."""
     places: list[_Place] = []
     for place, size in zip(spec, shape, strict=True):
-        names = () if place is None else (place,) if isinstance(place, str) else tuple(place)
-        ways = math.prod(mesh.shape[name] for name in names)
-        places.append(place if ways and size % ways == 0 else None)
+        asked = () if place is None else (place,) if isinstance(place, str) else tuple(place)
+        names = tuple(name for name in asked if mesh.shape[name] > 1)
+        fits = size % math.prod(mesh.shape[name] for name in names) == 0
+        places.append(None if not names or not fits else names[0] if len(names) == 1 else names)
     return PartitionSpec(*places)
 
 
@@ -129,6 +185,6 @@ def constrainer(mesh: Mesh, rules: Rules | None = None) -> Any:
 
     def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
         spec = _divides(activations.spec(axes), x.shape, mesh)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+        return jax.lax.with_sharding_constraint(x, spec if is_explicit(mesh) else NamedSharding(mesh, spec))
 
     return constrain

@@ -17,6 +17,7 @@ from jax import Array
 
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
 from rlhf_jax.models.attention import KeyValues, attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.decoder import Constrain, unconstrained
 from rlhf_jax.sampling.cache import empty_cache, first, write_prompts, write_tokens
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
@@ -83,10 +84,12 @@ def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: 
     )
 
 
-def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: Refill) -> DecodeState:
+def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: Refill,
+            constrain: Constrain = unconstrained) -> DecodeState:
     """Computes the keys and values of new prompts into their slots and restarts lanes.
 
-    `refill.tokens` may be narrower than the slots are deep: as wide as the longest of these prompts needs.
+    `refill.tokens` may be narrower than the slots are deep: as wide as the longest of these prompts needs. `constrain`
+    cuts the prompts over devices, which nothing else asks for: they do not lie by slot.
     """
     tokens = refill.tokens[:, :-1]  # the prompt cache holds all but the last token, which the lanes feed
     count, width = tokens.shape
@@ -98,7 +101,7 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
         del cache
         return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
 
-    _, (keys, values) = forward(params, config, tokens, positions, attend)  # [L, F, width, K, Dh]
+    _, (keys, values) = forward(params, config, tokens, positions, attend, constrain=constrain)  # [L, F, width, K, Dh]
     state = dataclasses.replace(
         state,
         prompt=write_prompts(state.prompt, keys, values, refill.slots),

@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
-from rlhf_jax.parallel import batch_ways
+from rlhf_jax.models.decoder import Constrain
+from rlhf_jax.parallel import batch_ways, constrainer
 from rlhf_jax.sampling.cache import CacheDtype, stored_dtype
 from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
 from rlhf_jax.sampling.rules import Rules
@@ -131,20 +132,26 @@ class Sampler:
         self._lanes = sampling.lanes or sampling.num_generations
         # a processor's time follows the rows it computes, an accelerator's the weights it reads
         self._skips_idle = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
-        self._prefill_rows = max(1, sampling.slots // 4)
+        ways = batch_ways(mesh)
+        self.prefill_rows = -(-max(1, sampling.slots // 4) // ways) * ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
-        shard = self._shardings()
-        self._prefill = jax.jit(partial(_prefill, config), donate_argnums=1, out_shardings=shard)
+        shard = self.shardings()
+        read = partial(_prefill, config, constrainer(mesh))
+        self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        self._decode = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
+        self.decode_program = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
                                out_shardings=shard)
 
-    def _shardings(self) -> DecodeState:
-        by_slot = NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
-        cache = NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+    def shardings(self) -> DecodeState:
+        """Where the state of decoding lies: everything by slot, the caches also by key head."""
+        slot = ("data", "fsdp")
+        head = "tensor" if self.config.kv_heads % self.mesh.shape["tensor"] == 0 else None
+        by_slot, of_prompts, of_lanes = (NamedSharding(self.mesh, PartitionSpec(*places)) for places in (
+            (slot,), (None, slot, head), (None, slot, None, head)))
         like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._cache_dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
-        prompt, suffix = (jax.tree.map(lambda _: cache, part) for part in (like.prompt, like.suffix))
+        prompt, suffix = (jax.tree.map(lambda _, place=place: place, part) for part, place in (
+            (like.prompt, of_prompts), (like.suffix, of_lanes)))
         return shardings.replace(prompt=prompt, suffix=suffix)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
@@ -172,16 +179,17 @@ class Sampler:
         capacity = self._capacity(prompts)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
                        self.sampling.max_new_tokens, self._cache_dtype)
-        state = jax.jit(make, out_shardings=self._shardings())()
+        state = jax.jit(make, out_shardings=self.shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
         depth = 0  # the most that a lane at work has written
         while queue or any(slots):
             while (refill := self._refill(prompts, queue, slots, capacity)) is not None:
-                state = self._prefill(params, state, refill) if refill.tokens.size else self._restart(state, refill)
+                run = partial(self.prefill_program, params) if refill.tokens.size else self._restart
+                state = run(state, refill)
             view = self._view(slots, prompts, capacity, depth)
-            state = self._decode(view, params, state, self._seed, self._stop)
+            state = self.decode_program(view, params, state, self._seed, self._stop)
             depth = self._collect(state, slots, prompts)
             for place, slot in enumerate(slots):
                 if slot is not None and len(slot.done) == self.sampling.num_generations:
@@ -218,14 +226,14 @@ class Sampler:
         """
         free = [place for place, slot in enumerate(slots) if slot is None]
         busy = len(slots) - len(free)
-        if len(free) < self._prefill_rows and busy and len(free) < len(queue):
+        if len(free) < self.prefill_rows and busy and len(free) < len(queue):
             free = []  # wait until a whole prefill can be filled
-        lengths, hashes = np.ones(self._prefill_rows, np.int32), np.zeros(self._prefill_rows, np.uint32)
-        places = np.full(self._prefill_rows, len(slots), np.int32)
-        new = [queue.popleft() for _ in range(min(len(free), len(queue), self._prefill_rows))]
+        lengths, hashes = np.ones(self.prefill_rows, np.int32), np.zeros(self.prefill_rows, np.uint32)
+        places = np.full(self.prefill_rows, len(slots), np.int32)
+        new = [queue.popleft() for _ in range(min(len(free), len(queue), self.prefill_rows))]
         longest = max((len(prompts[index].prompt_ids) for index in new), default=0)
         width = min(max(rounded_up(longest), LEAST_VIEW), capacity) if new else 0
-        tokens = np.zeros((self._prefill_rows, width), np.int32)
+        tokens = np.zeros((self.prefill_rows, width), np.int32)
         for row, (place, index) in enumerate(zip(free, new, strict=False)):
             ids = prompts[index].prompt_ids
             slots[place] = _Slot(index, deque(range(self.sampling.num_generations)))
@@ -290,8 +298,9 @@ class Sampler:
         return bisect.bisect_left(range(1, len(ids)), True, key=contains) + 1
 
 
-def _prefill(config: DecoderConfig, params: Params, state: DecodeState, refill: Refill) -> DecodeState:
-    return prefill(params, config, state, refill)
+def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state: DecodeState, refill: Refill
+             ) -> DecodeState:
+    return prefill(params, config, state, refill, constrain)
 
 
 def _decode(config: DecoderConfig, steps: int, view: View, params: Params, state: DecodeState, seed: Any, stop_ids: Any

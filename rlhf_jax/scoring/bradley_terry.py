@@ -12,11 +12,16 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.packing import unpack_slots
+from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
 from rlhf_jax.scoring.base import Progress, Scores, rerender
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
+
+
+def slot_score(compute: Compute, output: int | None, params: Params, batch: PackedBatch) -> Any:
+    """[B, S] one output of a classifier for each response."""
+    return compute.slot_scores(params, batch)[..., output or 0]
 
 
 class BradleyTerryScorer:
@@ -55,7 +60,7 @@ class BradleyTerryScorer:
                                   "count from 0")
 
     def _outputs(self, params: Params, batch: Any) -> Any:
-        return self._compute.slot_scores(params, batch)[..., self._output or 0]
+        return slot_score(self._compute, self._output, params, batch)
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         """Raw float32 rewards; a response that cannot be rendered or scores no finite number gets None."""

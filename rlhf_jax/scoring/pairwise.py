@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from rlhf_jax import losses
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
-from rlhf_jax.data.packing import unpack_slots
+from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
 from rlhf_jax.scoring.base import Progress, Scores
@@ -80,6 +81,17 @@ def letter_ids(renderer: Renderer) -> tuple[int, int]:
     return ids[0], ids[1]
 
 
+def letter_outputs(compute: Compute, letters: tuple[int, int], params: Params, batch: PackedBatch) -> Any:
+    """[B, S, 2]: P(A against B), and the probability that falls on either letter."""
+    hidden = compute.hidden(params, batch)
+    ends = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
+    logits = vocab_logits(params, compute.config, ends)
+    probs = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    a, b = letters
+    mass = (probs[..., a] + probs[..., b]) / jnp.sum(probs, axis=-1)
+    return jnp.stack([losses.pairwise_preference(logits[..., a], logits[..., b]), mass], axis=-1)
+
+
 class PairwiseScorer:
     """P(first is better), both orders averaged, and scores of n responses from a tournament.
 
@@ -105,17 +117,8 @@ class PairwiseScorer:
         self._params, self._renderer = params, renderer
         self._compute = Compute(config, mesh=mesh)
         self._letters, self._mass = letter_ids(renderer), min_letter_mass
-        self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
-
-    def _outputs(self, params: Params, batch: Any) -> Any:
-        """[B, S, 2]: P(A against B), and the probability that falls on either letter."""
-        hidden = self._compute.hidden(params, batch)
-        ends = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
-        logits = vocab_logits(params, self._compute.config, ends)
-        probs = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        a, b = self._letters
-        mass = (probs[..., a] + probs[..., b]) / jnp.sum(probs, axis=-1)
-        return jnp.stack([losses.pairwise_preference(logits[..., a], logits[..., b]), mass], axis=-1)
+        outputs = partial(letter_outputs, self._compute, self._letters)
+        self._map = PackedMap(outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
     def _question(self, name: str, messages: list[Message]) -> PromptGroup | None:
         """The rendered question, its last token (where the reply begins) as the one branch."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from rlhf_jax.training.attention import AttnImplementation
+
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
 
 
@@ -25,6 +27,7 @@ class TrainConfig:
       max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
       dtype: of activations and working weights; masters and moments stay float32.
       remat: what the backward pass recomputes.
+      attn_implementation: of attention over packed rows; auto chooses by the devices.
       logits_chunk: row positions whose vocabulary logits exist at one time.
       logging_steps: a metric line every so many steps, averaged over them.
       eval_steps: evaluate every so many steps, and at the end; None for the end only.
@@ -49,6 +52,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "none"
+    attn_implementation: AttnImplementation = "auto"
     logits_chunk: int = 256
     logging_steps: int = 10
     eval_steps: int | None = None
@@ -69,6 +73,8 @@ class TrainConfig:
         for name in ("learning_rate", "num_train_epochs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be greater than 0")
+        if self.attn_implementation == "cudnn" and self.dtype == "float32":
+            raise ValueError("attn_implementation = 'cudnn' computes in bfloat16 or float16; set dtype: bfloat16")
         if self.min_lr_rate != 0.1 and self.lr_scheduler_type != "cosine_with_min_lr":
             raise ValueError(f"min_lr_rate = {self.min_lr_rate} has no effect with lr_scheduler_type = "
                              f"{self.lr_scheduler_type!r}; use 'cosine_with_min_lr' or leave min_lr_rate out")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,11 +25,13 @@ from rlhf_jax.data.packing import (
 )
 from rlhf_jax.losses import token_logps
 from rlhf_jax.models import Params, output_head
-from rlhf_jax.parallel import batch_sharding, batch_ways, replicated
-from rlhf_jax.training.objectives import Compute, Metrics, Objective, visits_blocks
+from rlhf_jax.parallel import batch_sharding, batch_ways, over_rows, place, rows_here
+from rlhf_jax.training.attention import lone_cpu, skips_blocks
+from rlhf_jax.training.objectives import Compute, Metrics, Objective
 from rlhf_jax.training.step import finish_metrics
 
 Rows = list[list[int]]
+T = TypeVar("T")
 SHORT_ROW = 256
 """Tokens a group may take in one row before its responses are spread over several, where attention over a row costs the
 square of its length."""
@@ -37,13 +39,26 @@ LONG_ROW = 2048
 """Tokens of a row where attention visits blocks: one long row at a time then packs best, and no row is empty."""
 
 
-def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape,
+def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape, mesh: Mesh,
                    reference: Sequence[Sequence[np.ndarray]] | None = None) -> Iterator[tuple[Rows, PackedBatch]]:
-    """All groups, packed best-fit, `rows_per_batch` rows at a time (the last batch padded)."""
+    """All groups, packed best-fit, `rows_per_batch` rows at a time (the last batch padded), ready for the mesh."""
     rows = pack_rows([group_length(g) for g in groups], shape.tokens)
+    sharding = batch_sharding(mesh)
+    here = rows_here(sharding, rows_per_batch)
     for start in range(0, len(rows), rows_per_batch):
         some = rows[start : start + rows_per_batch]
-        yield some, pack(groups, some, shape, rows_per_batch, reference)
+        mine = [some[i] if i < len(some) else [] for i in here]
+        yield some, place(pack(groups, mine, shape, len(here), reference), sharding, rows_per_batch)
+
+
+def one_late(items: Iterable[T]) -> Iterator[T]:
+    """The items, each once the next one is under way: the device works while the host packs, tokenises and unpacks."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 class PackedMap:
@@ -61,11 +76,10 @@ class PackedMap:
 
     def __init__(self, fn: Callable[[Params, PackedBatch], Any], mesh: Mesh, cut: Callable[..., dict[int, Any]], *,
                  rows_per_batch: int = 4, row_length: int | None = None):
-        self._compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
-        blocks = visits_blocks(mesh)
-        self._cut, self._row_length = cut, row_length
-        self._rows = 1 if blocks else rows_per_batch * batch_ways(mesh)
-        self._limit = None if blocks else SHORT_ROW
+        self.program = over_rows(fn, mesh)
+        self._mesh, self._cut, self._row_length = mesh, cut, row_length
+        self.rows = 1 if lone_cpu(mesh) else rows_per_batch * batch_ways(mesh)
+        self._limit = None if skips_blocks(mesh) else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:
@@ -76,14 +90,15 @@ class PackedMap:
         shape = self._shape(split)
         found: dict[int, Any] = {}
         done = 0
-        for rows, batch in packed_batches(split, self._rows, shape):
-            found |= self._cut(np.asarray(self._compiled(params, batch)), split, rows)
+        batches = packed_batches(split, self.rows, shape, self._mesh)
+        for rows, result in one_late((rows, self.program(params, batch)) for rows, batch in batches):
+            found |= self._cut(np.asarray(result), split, rows)
             if progress:
                 before, done = done, len(found) * len(groups) // len(split)
                 progress(done - before)
         parts: list[list[Any]] = [[] for _ in groups]
-        for place, (index, _) in enumerate(pieces):
-            parts[index].extend(found[place])
+        for number, (index, _) in enumerate(pieces):
+            parts[index].extend(found[number])
         return parts
 
     def _tokens(self, groups: Sequence[PromptGroup]) -> int:
@@ -126,13 +141,13 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
         sums = {t.name: (t.coefficient, jnp.sum(t.values * t.weights), jnp.sum(t.weights)) for t in terms}
         return sums, metrics
 
-    compiled = jax.jit(fn, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    compiled = over_rows(fn, mesh)
     tokens = max(plan.row_length, default_row_length(groups))
     shape = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
 
     def evaluate(params: Params) -> dict[str, float]:
-        parts = [jax.device_get(compiled(params, batch))
-                 for _, batch in packed_batches(groups, plan.micro_rows, shape, reference)]
+        parts = [jax.device_get(part) for part in one_late(
+            compiled(params, batch) for _, batch in packed_batches(groups, plan.micro_rows, shape, mesh, reference))]
         loss = 0.0
         for name, (coefficient, _, _) in parts[0][0].items():
             weight = sum(float(sums[name][2]) for sums, _ in parts)

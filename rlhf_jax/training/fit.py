@@ -19,11 +19,21 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import default_row_length
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import batch_ways, replicated, spec_shardings
+from rlhf_jax.parallel import (
+    Preempted,
+    batch_sharding,
+    batch_ways,
+    place,
+    replicated,
+    rows_here,
+    spec_shardings,
+    vote,
+)
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.evaluate import make_evaluator
+from rlhf_jax.training.mfu import FlopsOf, utilisation
 from rlhf_jax.training.objectives import Objective
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import Assemble, TrainState, init_state, make_train_step, state_shardings, whole
@@ -62,12 +72,37 @@ class Model:
     assemble: Assemble = whole
 
 
+@dataclasses.dataclass(frozen=True)
+class StepProgram:
+    """A compiled-on-demand training step and where its arguments lie; built from shapes, so no weight is needed.
+
+    run: (state, frozen, batch [accumulation, rows, ...], micro-batches) -> (state, metrics).
+    """
+
+    run: Any
+    optimizer: Any
+    shardings: TrainState
+    frozen_shardings: Any
+
+
+def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: Mesh, steps: int) -> StepProgram:
+    """The step of a fit of `steps` steps; `model` may hold arrays or their shapes."""
+    schedule = make_schedule(config, steps)
+    optimizer = make_optimizer(config, schedule, model.specs)
+    shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
+    frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
+    step = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
+                           frozen_shardings=frozen_shardings, dtype=jnp.dtype(config.dtype))
+    return StepProgram(step, optimizer, shardings, frozen_shardings)
+
+
 def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
               reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
     """The batches of a fit on this mesh; the global batch is the same on any mesh."""
-    return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups),
-                     config.micro_rows * batch_ways(mesh), config.num_train_epochs, config.seed,
-                     max_steps=config.max_steps, reference=reference)
+    rows = config.micro_rows * batch_ways(mesh)
+    return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
+                     config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
+                     rows_here=rows_here(batch_sharding(mesh), rows))
 
 
 def fit(
@@ -81,20 +116,19 @@ def fit(
     eval_groups: list[PromptGroup] | None = None,
     eval_reference: list[list[np.ndarray]] | None = None,
     report: Reporter = _silent,
+    flops: FlopsOf | None = None,
 ) -> FitResult:
     """Trains to the end of the plan, from the last checkpoint in `folder` if there is one.
 
+    flops: what training on some groups takes; metric lines then say how much of it a device does a second.
+
     Raises:
       NonFiniteLoss: at the first step whose loss is not a finite number.
+      Preempted: if the platform wants the machine back; a checkpoint of the last step is in `folder` then.
     """
-    schedule = make_schedule(config, plan.steps)
-    optimizer = make_optimizer(config, schedule, model.specs)
-    shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
-    frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
+    program = step_program(model, objective, config, mesh, plan.steps)
     dtype = jnp.dtype(config.dtype)
-    frozen = jax.device_put(cast(model.frozen, dtype), frozen_shardings) if model.frozen else {}
-    step_fn = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
-                              frozen_shardings=frozen_shardings, dtype=dtype)
+    frozen = jax.device_put(cast(model.frozen, dtype), program.frozen_shardings) if model.frozen else {}
     log: list[dict[str, Any]] = []
     unlogged: list[dict[str, float]] = []
     evaluate = None
@@ -105,13 +139,13 @@ def fit(
             return evaluator(model.assemble(state.params, frozen))
 
     with count_compiles() as compiles:
-        state = init_state(optimizer, model.trained, shardings)
+        state = init_state(program.optimizer, model.trained, program.shardings)
         checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
         try:
             if checkpoints and (last := checkpoints.latest()) is not None:
                 state, log, unlogged = checkpoints.restore(last, state)
-            loop = _Loop(plan, config, checkpoints, report, log, unlogged)
-            state = loop.run(step_fn, state, frozen, evaluate)
+            loop = _Loop(plan, config, mesh, checkpoints, report, flops, log, unlogged)
+            state = loop.run(program.run, state, frozen, evaluate)
         finally:  # a save under way is finished, whatever stopped the run
             if checkpoints:
                 checkpoints.close()
@@ -121,29 +155,40 @@ def fit(
 class _Loop:
     """Walks the plan; keeps what is not yet logged."""
 
-    def __init__(self, plan: BatchPlan, config: TrainConfig, checkpoints: Checkpoints | None, report: Reporter,
-                 log: list[dict[str, Any]], unlogged: list[dict[str, float]]):
+    def __init__(self, plan: BatchPlan, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints | None,
+                 report: Reporter, flops: FlopsOf | None, log: list[dict[str, Any]],
+                 unlogged: list[dict[str, float]]):
         self.plan, self.config, self.checkpoints, self.report, self.log = plan, config, checkpoints, report, log
+        self._mesh, self._flops, self._timed_from = mesh, flops, 0
+        self._rows = batch_sharding(mesh, axis=1)
         self._window = unlogged
         self._clock = time.perf_counter()
 
     def run(self, step_fn: Any, state: TrainState, frozen: Params, evaluate: Any) -> TrainState:
         start, steps = int(state.step), self.plan.steps
+        self._timed_from = start
         waiting: tuple[int, Any] | None = None
-        for step, batch, micro_batches in self.plan.iterate(start):
+        leaving: Any = False
+        for step, local, micro_batches in self.plan.iterate(start):
+            batch = place(local, self._rows, self.plan.micro_rows, axis=1)
             state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
             if waiting is not None:
                 self._record(*waiting)  # one step late: the device is already at work on the next one
             waiting = (step + 1, metrics)
-            last = step + 1 == steps
-            if last or _due(step + 1, self.config.eval_steps) or _due(step + 1, self.config.save_steps):
+            last, leave = step + 1 == steps, bool(leaving)  # as was voted one step ago
+            leaving = vote()
+            evaluating = last or _due(step + 1, self.config.eval_steps)
+            saving = last or leave or _due(step + 1, self.config.save_steps)
+            if evaluating or saving:
                 self._record(*waiting)
                 waiting = None
-            if evaluate is not None and (last or _due(step + 1, self.config.eval_steps)):
+            if evaluate is not None and evaluating:
                 scores = {f"eval_{name}": value for name, value in evaluate(state).items()}
                 self.log.append({"step": step + 1, "epoch": self._epoch(step + 1), **scores})
-            if self.checkpoints and (last or _due(step + 1, self.config.save_steps)):
+            if self.checkpoints and saving:
                 self.checkpoints.save(step + 1, state, self.log, self._window)
+            if leave and not last:
+                raise Preempted(f"step {step + 1} of {steps} is {'saved' if self.checkpoints else 'not to be saved'}")
         return state
 
     def _epoch(self, step: int) -> float:
@@ -161,10 +206,14 @@ class _Loop:
             seconds = time.perf_counter() - self._clock
             row = {name: float(np.nanmean([w[name] for w in self._window])) if not all(
                 math.isnan(w[name]) for w in self._window) else float("nan") for name in values}
-            tokens = sum(w["num_tokens"] for w in self._window)
+            timed = range(self._timed_from, step)  # fewer than the window's steps after a restart
+            tokens = sum(w["num_tokens"] for w in self._window[-len(timed):])
             row |= {"learning_rate": values["learning_rate"], "tokens_per_second": tokens / max(seconds, 1e-9)}
+            if self._flops is not None:
+                groups = [self.plan.groups[i] for number in timed for i in self.plan.members(number)]
+                row |= utilisation(self._flops(groups), seconds, self._mesh)
             self.log.append({"step": step, "epoch": self._epoch(step), **row})
-            self._window, self._clock = [], time.perf_counter()
+            self._window, self._clock, self._timed_from = [], time.perf_counter(), step
 
 
 def _due(step: int, every: int | None) -> bool:

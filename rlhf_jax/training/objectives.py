@@ -21,6 +21,7 @@ from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.losses import PairLogps, PreferenceLoss, Term, TokenStats
 from rlhf_jax.models import DecoderConfig, Params, output_head, packed_forward, score_heads
 from rlhf_jax.parallel import constrainer
+from rlhf_jax.training.attention import AttnImplementation, row_attention
 
 
 class Metrics(NamedTuple):
@@ -43,27 +44,23 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How the model is run inside an objective: shape, recomputation, logits chunk, and the mesh it runs on.
+    """How the model is run inside an objective: shape, recomputation, logits chunk, the mesh it runs on, attention.
 
-    The mesh decides how activations are sharded, and which attention is quickest there.
+    The mesh decides how activations are sharded and, where `attention` is "auto", which implementation is used.
     """
 
     config: DecoderConfig
     remat: str = "none"
     logits_chunk: int = 256
     mesh: Mesh | None = None
+    attention: AttnImplementation = "auto"
 
     def hidden(self, params: Params, batch: PackedBatch) -> Array:
         """[B, T, D] hidden states of the rows."""
         options = {} if self.mesh is None else {"constrain": constrainer(self.mesh)}
+        rows = row_attention(self.attention, self.config, self.mesh, batch.tokens.shape[1])
         return packed_forward(params, self.config, batch.tokens, batch.positions, batch.group_ids, batch.branch_ids,
-                              remat=self.remat, block=self._block(batch.tokens.shape[1]), **options)
-
-    def _block(self, length: int) -> int | None:
-        """Size of attention blocks, None for whole rows."""
-        if self.mesh is None or not visits_blocks(self.mesh):
-            return None
-        return next((size for size in (64, 32) if length % size == 0 and length > size), None)
+                              remat=self.remat, rows=rows, **options)
 
     @property
     def vocabulary(self) -> dict[str, Any]:
@@ -80,12 +77,6 @@ class Compute:
         """[B, S, labels] float32 reward-head outputs at each branch's last token."""
         hidden = self.hidden(params, batch)
         return score_heads(params, jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1))
-
-
-def visits_blocks(mesh: Mesh) -> bool:
-    """Whether attention visits only the blocks something is seen in, so that long rows cost little: on one CPU device,
-    where whole rows are slow and loops are cheap."""
-    return mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 def slot_sums(values: Array, batch: PackedBatch) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import batch_sharding, replicated
+from rlhf_jax.parallel import auto_inside, batch_sharding, replicated
 from rlhf_jax.training.objectives import Metrics, Objective
 
 
@@ -48,14 +49,15 @@ def state_shardings(optimizer: optax.GradientTransformation, params: Any, shardi
     )
 
 
+def fresh_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """The state before step 1; the masters are float32 copies of `params`."""
+    masters = cast(params, jnp.float32)
+    return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
+
+
 def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
-    """The state before step 1, each array where `shardings` says; the masters are float32 copies of `params`."""
-
-    def build(params: Any) -> TrainState:
-        masters = cast(params, jnp.float32)
-        return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
-
-    return jax.jit(build, out_shardings=shardings)(params)
+    """`fresh_state`, each array where `shardings` says."""
+    return jax.jit(partial(fresh_state, optimizer), out_shardings=shardings)(params)
 
 
 def term_totals(objective: Objective, params: Any, batch: PackedBatch) -> dict[str, Array]:
@@ -129,12 +131,12 @@ def make_train_step(
 
     Metrics are global means ready to log: `loss`, `grad_norm`, `learning_rate`, `num_tokens` and the objective's own.
     """
-    grads_of = make_grads(objective, assemble, dtype)
+    everywhere = replicated(mesh)
+    grads_of = auto_inside(make_grads(objective, assemble, dtype), mesh, (shardings.params, everywhere, everywhere))
 
     def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array
              ) -> tuple[TrainState, dict[str, Array]]:
         grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches)
-        grads = jax.lax.with_sharding_constraint(grads, shardings.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         logged = finish_metrics(metrics) | {
@@ -148,7 +150,7 @@ def make_train_step(
     return jax.jit(
         step,
         in_shardings=(shardings, frozen_shardings, batch_sharding(mesh, axis=1), None),
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
 

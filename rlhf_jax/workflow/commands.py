@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.parallel import MeshChoice, MeshConfig
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.options import (
     DataOptions,
@@ -21,7 +21,7 @@ from rlhf_jax.workflow.options import (
 class _WithModel:
     model_name_or_path: str
     output_dir: str
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SftCommand(_WithModel, SftOptions, DataOptions):
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
       eval_dataset_name: held-out rows of the same layout.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     eval_dataset_name: str | tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class RewardCommand(_WithModel, RewardOptions, DataOptions):
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
       eval_dataset_name: held-out preference rows; accuracy, likelihood and calibration on them end the stage.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     eval_dataset_name: str | tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class DpoCommand(_WithModel, PreferenceOptions, DataOptions):
       reference_model: folder of the reference policy; the start itself if not given.
       pairs: pairs.jsonl with token ids, instead of dataset_name.
       eval_dataset_name: held-out preference rows.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     reference_model: str | None = None
@@ -84,7 +84,7 @@ class GenerateCommand(_WithModel, SamplingConfig, DataOptions):
       output_dir: where the shards go.
       dtype: of weights, caches and computation.
       shard_size: prompts in one shard file; what a killed run loses at most.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -99,13 +99,13 @@ class ScoreCommand(ScorerOptions):
       input: folder of shards that `rlhf-jax generate` or an earlier `score` wrote.
       output_dir: where the scored shards go.
       name: under which the scores are stored.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     input: str
     output_dir: str
     name: str = "proxy"
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,12 +154,12 @@ class InspectCommand:
     Attributes:
       model_name_or_path: a model folder or hub name.
       devices: how many devices the mesh is laid over, present or not.
-      mesh: of those devices.
+      mesh: of those devices; "auto" chooses by their number and the model.
     """
 
     model_name_or_path: str
     devices: int = 1
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,12 +169,12 @@ class DoctorCommand(DataOptions):
     Attributes:
       model_name_or_path: a model folder or hub name.
       kind: layout of the rows of dataset_name, whose step-0 loss is measured; without them an embedded conversation is.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     model_name_or_path: str
     kind: Literal["sft", "preference"] = "sft"
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ class EvaluateCommand(DataOptions):
       sampling: how the policies answer.
       dtype: of the policies' weights and computation.
       seed: of the bootstrap.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     scorer: ScorerOptions
@@ -202,7 +202,7 @@ class EvaluateCommand(DataOptions):
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) != (self.baseline_model is None):

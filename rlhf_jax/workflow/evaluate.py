@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
 from rlhf_jax.models import Params
+from rlhf_jax.parallel import divided, gather, is_main_process
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import PairwiseScorer, Scorer
 from rlhf_jax.workflow.context import Context
@@ -25,6 +27,8 @@ from rlhf_jax.workflow.sample import read_shards
 from rlhf_jax.workflow.stage import Stage
 
 JUDGED = "judged.jsonl"
+EVALUATION_SHARD = 128
+"""Prompts in one shard of evaluation samples: what one process makes at a time."""
 
 
 @dataclasses.dataclass
@@ -69,12 +73,15 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
         groups = read_shards(sampled.folder)
         for place, scorer in enumerate(scorers):
             context.tick(name, place, len(scorers) + 1, scorer.name)
-            groups = [g.with_scores(scorer.name, s) for g, s in zip(groups, scorer.score(groups), strict=True)]
+            groups = [g.with_scores(scorer.name, s)
+                      for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
         params: Params = start.checkpoint.params(context.mesh, jnp.dtype(dtype))
         found = context.logps_map(start.checkpoint.config)(params, groups)
-        write_groups(folder / JUDGED, add_kl(groups, found))
+        if is_main_process():
+            write_groups(folder / JUDGED, add_kl(groups, found))
         context.tick(name, len(scorers) + 1, len(scorers) + 1, "")
-        return {"prompts": len(groups), "failures": {s.name: dict(s.failures) for s in scorers}}
+        failures = {s.name: sum(map(Counter, gather(dict(s.failures))), Counter[str]()) for s in scorers}
+        return {"prompts": len(groups), "failures": failures}
 
     return context.run.stage(name, inputs, body)
 
@@ -83,7 +90,7 @@ def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Se
                     sampling: SamplingConfig, scorers: Sequence[Scorer], dtype: str) -> list[PromptGroup]:
     """Judged samples of a policy on the evaluation prompts."""
     sampled = sample(context, f"evaluate/{policy.label}/sample", policy, prompts, sampling, dtype,
-                     shard_size=len(prompts))
+                     EVALUATION_SHARD)
     judged = judge(context, f"evaluate/{policy.label}/judge", sampled, scorers, start, dtype)
     return read_groups(judged.folder / JUDGED)
 
@@ -95,9 +102,9 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> P
                           e.prompt, e.pairs) for e in examples]
     if isinstance(scorer, PairwiseScorer):
         pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
-        found = scorer.compare([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs])
+        found = divided([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs], scorer.compare)
         kept = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
         return preference_accuracy(probabilities=[p for p, _ in kept], clusters=[name for _, name in kept], seed=seed)
-    scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, scorer.score(groups), strict=True)]
+    scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
     margins, clusters = pair_margins(scored, scorer.name)
     return preference_accuracy(margins, clusters=clusters, seed=seed)

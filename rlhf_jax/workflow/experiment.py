@@ -15,6 +15,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.data.world import WorldConfig, write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
+from rlhf_jax.parallel import is_main_process
 from rlhf_jax.scoring import letter_examples
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
@@ -93,7 +94,8 @@ class Experiment:
 
     def _world(self, world: WorldConfig) -> None:
         def body(folder: Path) -> Mapping[str, Any]:
-            write_world(folder, world)
+            if is_main_process():
+                write_world(folder, world)
             return {}
 
         self._world_folder = self.context.run.stage("world", {"world": world}, body).folder
@@ -113,9 +115,11 @@ class Experiment:
         def body(folder: Path) -> Mapping[str, Any]:
             return sft_stage(folder, options=section.train, params=checkpoint.params(self.context.mesh),
                              config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
-                             base=str(checkpoint.folder), setting=self.context.setting("sft"), eval_groups=held_out)
+                             base=str(checkpoint.folder), eval_groups=held_out,
+                             setting=self.context.setting("sft", of_policy=True))
 
         stage = self.context.run.stage("sft", inputs, body)
+        self.context.adopt(stage)
         return Policy("sft", Checkpoint(stage.folder / MODEL, c.chat_template_path), stage.key)
 
     def _fresh(self, scratch: ScratchOptions) -> Path:
@@ -143,7 +147,7 @@ class Experiment:
         c = self.config
         if c.reward is None:
             assert c.scorer is not None
-            return open_scorer(c.scorer, self.context.mesh, "proxy"), None
+            return open_scorer(c.scorer, self.context.local_mesh, "proxy"), None
         section = c.reward
         checkpoint = start.checkpoint if section.init == "policy" else Checkpoint.find(
             section.init, section.data.chat_template_path)
@@ -152,7 +156,7 @@ class Experiment:
         options = ScorerOptions(section.train.kind, str(folder), max_length=section.data.max_length,
                                 chat_template_path=section.data.chat_template_path,
                                 text_as_chat=section.data.text_as_chat)
-        scorer = open_scorer(options, self.context.mesh, "proxy")
+        scorer = open_scorer(options, self.context.local_mesh, "proxy")
         if section.eval_data is None:
             return scorer, None
         return scorer, self._evaluate_reward(scorer, section.eval_data)
@@ -214,7 +218,8 @@ class Experiment:
         inputs = {"data": self._data_key(data), "tokenizer": start.key}
 
         def body(folder: Path) -> Mapping[str, Any]:
-            write_groups(folder / "pairs.jsonl", groups)
+            if is_main_process():
+                write_groups(folder / "pairs.jsonl", groups)
             return {"pairs": len(groups)}
 
         stage = self.context.run.stage("offline_dpo/pairs", inputs, body)
@@ -228,13 +233,15 @@ class Experiment:
             return {}
         scorers: list[AnyScorer] = [scorer]
         if self.config.gold is not None:
-            scorers.append(open_scorer(self.config.gold, self.context.mesh, "gold"))
+            scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold"))
         prompts = self.groups("evaluation", section.data, "prompt", start.checkpoint)
         return {policy.label: evaluate_policy(self.context, policy, start, prompts, section.sampling, scorers,
                                               self.config.dpo.dtype) for policy, _, _ in policies}
 
     def _publish(self, policy: Policy) -> None:
         """`policy` in the run folder points at the last round's model."""
+        if not is_main_process():
+            return
         link, target = self.folder / "policy", policy.folder.relative_to(self.folder)
         temporary = self.folder / ".policy.tmp"
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from rlhf_jax.data.world import WorldConfig
-from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.parallel import MeshChoice, MeshConfig
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.iterate import LoopOptions, Recipe
 from rlhf_jax.workflow.options import (
@@ -76,7 +76,7 @@ class ExperimentConfig:
       prompts: of the loop. evaluation: how policies are compared.
       loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
       baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
-      mesh: of devices.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     output_dir: str
@@ -97,7 +97,7 @@ class ExperimentConfig:
     dpo: PreferenceOptions = dataclasses.field(default_factory=PreferenceOptions)
     raft: SftOptions = dataclasses.field(default_factory=SftOptions)
     baselines: tuple[Baseline, ...] = ()
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.scratch is None):

@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, save_hf
+from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig, rounded_up
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.objectives import Compute
@@ -22,7 +23,7 @@ from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
 from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.reference import groups_fingerprint
-from rlhf_jax.workflow.sample import read_shards, sample_stage, score_stage
+from rlhf_jax.workflow.sample import Progress, read_shards, sample_stage, score_stage
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.train import MODEL, dpo_stage, sft_stage
 
@@ -123,14 +124,22 @@ def sample(context: Context, name: str, policy: Policy, prompts: Sequence[Prompt
               "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        config = policy.checkpoint.config
-        sampler = context.sampler(config, sampling, policy.checkpoint, dtype)
-        params = policy.checkpoint.params(context.mesh)
-        return sample_stage(folder, sampler=sampler, compute=Compute(config, mesh=context.mesh),
-                            params=params, prompts=prompts, dtype=jnp.dtype(dtype), shard_size=shard_size,
-                            progress=context.progress(name))
+        return sample_from(context, folder, policy.checkpoint, policy.key, prompts, sampling, dtype, shard_size,
+                           context.progress(name))
 
     return context.run.stage(name, inputs, body)
+
+
+def sample_from(context: Context, folder: Path, checkpoint: Checkpoint, key: str, prompts: Sequence[PromptGroup],
+                sampling: SamplingConfig, dtype: str, shard_size: int, progress: Progress) -> Mapping[str, Any]:
+    """What a sampling stage does: weights handed over, then shards; the report of both."""
+    sampler = context.sampler(checkpoint.config, sampling, checkpoint, dtype)
+    handed = context.handed_over(checkpoint, key, dtype)
+    report = sample_stage(folder, sampler=sampler, compute=Compute(checkpoint.config, mesh=sampler.mesh),
+                          params=handed.params, prompts=prompts, dtype=jnp.dtype(dtype), shard_size=shard_size,
+                          progress=progress)
+    return {**report, "hand_over": {"seconds": round(handed.seconds, 4), "bytes": handed.bytes,
+                                    "mesh": dict(sampler.mesh.shape)}}
 
 
 def score(context: Context, name: str, scorer: Scorer, sampled: Stage) -> Stage:
@@ -150,7 +159,8 @@ def pairs(context: Context, name: str, scored: Stage, scorer: Scorer, options: P
     def body(folder: Path) -> Mapping[str, Any]:
         select = best_of_n if method == "raft" else make_pairs
         groups, funnel = select(read_shards(scored.folder), scorer.name, options)
-        write_groups(folder / "pairs.jsonl", groups)
+        if is_main_process():
+            write_groups(folder / "pairs.jsonl", groups)
         return {"funnel": funnel.to_json()}
 
     return context.run.stage(name, inputs, body)
@@ -165,12 +175,13 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups = [group for _, path in data for group in read_groups(path)]
-        return dpo_stage(folder, options=options, params=start.checkpoint.params(context.mesh),
-                         config=start.checkpoint.config, reference=reference.checkpoint.params(context.mesh),
+        return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
+                         config=start.checkpoint.config,
+                         reference=context.params(reference.checkpoint, reference.key),
                          groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
-                         setting=context.setting(name), cache=context.run.folder / "reference_cache")
+                         setting=context.setting(name, of_policy=True), cache=context.run.folder / "reference_cache")
 
-    return _policy(label, context.run.stage(name, inputs, body), start)
+    return _policy(context, label, context.run.stage(name, inputs, body), start)
 
 
 def train_best(context: Context, name: str, label: str, start: Policy, data: Sequence[tuple[str, Path]],
@@ -180,14 +191,15 @@ def train_best(context: Context, name: str, label: str, start: Policy, data: Seq
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups = [group for _, path in data for group in read_groups(path)]
-        return sft_stage(folder, options=options, params=start.checkpoint.params(context.mesh),
+        return sft_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config, groups=groups, tokenizer_from=start.folder,
-                         base=str(start.folder), setting=context.setting(name))
+                         base=str(start.folder), setting=context.setting(name, of_policy=True))
 
-    return _policy(label, context.run.stage(name, inputs, body), start)
+    return _policy(context, label, context.run.stage(name, inputs, body), start)
 
 
-def _policy(label: str, stage: Stage, like: Policy) -> Policy:
+def _policy(context: Context, label: str, stage: Stage, like: Policy) -> Policy:
+    context.adopt(stage)
     return Policy(label, dataclasses.replace(like.checkpoint, folder=stage.folder / MODEL), stage.key)
 
 
@@ -196,12 +208,12 @@ def mixed_reference(context: Context, name: str, reference: Policy, policy: Poli
     inputs = {"reference": reference.key, "policy": policy.key, "alpha": alpha}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        old, new = (p.checkpoint.params(context.mesh) for p in (reference, policy))
-        mixed: Params = jax.tree.map(lambda a, b: np.asarray(alpha * b + (1 - alpha) * a), old, new)
+        old, new = (context.params(p.checkpoint, p.key) for p in (reference, policy))
+        mixed: Params = jax.tree.map(lambda a, b: alpha * b + (1 - alpha) * a, old, new)
         save_hf(folder / MODEL, mixed, policy.checkpoint.config, tokenizer_from=policy.folder)
         return {}
 
-    return _policy(f"{name}", context.run.stage(name, inputs, body), policy)
+    return _policy(context, f"{name}", context.run.stage(name, inputs, body), policy)
 
 
 def iterate(context: Context, label: str, start: Policy, prompts: Sequence[PromptGroup], scorer: Scorer,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_jax.data.chat import Overlong
 from rlhf_jax.data.graded_pairs import PairRule
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import LoraConfig
 from rlhf_jax.training.config import TrainConfig
+
+
+def part(command: Any, options: type) -> Any:
+    """The fields of `command` that make up one of its option groups."""
+    return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +150,7 @@ class ScorerOptions:
       chat_template_path: replaces the template of the scorer's own tokenizer.
       text_as_chat: string prompts become user messages instead of plain text.
       max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
+      dtype: of the model's weights and computation; its score heads are float32 in any case.
     """
 
     kind: Literal["bradley_terry", "pairwise", "multi_objective", "function"] = "bradley_terry"
@@ -155,6 +161,7 @@ class ScorerOptions:
     chat_template_path: str | None = None
     text_as_chat: bool = False
     max_length: int | None = 1024
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         wanted, other = ("function", "model_name_or_path") if self.kind == "function" else (
@@ -165,6 +172,9 @@ class ScorerOptions:
         if self.method != "round_robin" and self.kind != "pairwise":
             raise ValueError(f"method = {self.method!r} is the pairwise model's tournament and has no effect on kind "
                              f"{self.kind!r}; leave it out")
+        if self.dtype != "float32" and self.kind == "function":
+            raise ValueError(f"dtype = {self.dtype!r} has no effect on kind 'function', which has no weights; leave it "
+                             "out")
         if self.output is not None and self.kind != "bradley_terry":
             raise ValueError(f"output = {self.output} chooses an output of a classifier (kind: bradley_terry) and has "
                              f"no effect on kind {self.kind!r}; leave it out")

@@ -16,13 +16,15 @@ from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
-from rlhf_jax.parallel import param_shardings
+from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
 from rlhf_jax.workflow.stage import hash_path
 
-VOCAB_MULTIPLE = 128
+VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
 """The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
-they have."""
+they have. Large vocabularies, of which a mesh that does not divide them would hold two whole tables and their moments
+on every device, are divided up to 256 ways; of the small ones more padding would cost time."""
+LARGE_VOCAB = 32_768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> DecoderConfig:
-        return dataclasses.replace(read_config(self.folder), vocab_multiple=VOCAB_MULTIPLE)
+        config = read_config(self.folder)
+        multiple = LARGE_VOCAB_MULTIPLE if config.vocab_size >= LARGE_VOCAB else VOCAB_MULTIPLE
+        return dataclasses.replace(config, vocab_multiple=multiple)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -89,7 +93,8 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
     """Rows of the configured sources as examples, with the funnel so far."""
     options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
     examples, funnel = load_examples(list(data.sources), kind, split=data.split, converter=data.converter,
-                                     options=options, max_bad_rows=data.max_bad_rows, quarantine_path=quarantine)
+                                     options=options, max_bad_rows=data.max_bad_rows,
+                                     quarantine_path=quarantine if is_main_process() else None)
     if data.max_samples is not None and len(examples) > data.max_samples:
         funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples
         examples = examples[: data.max_samples]

@@ -6,16 +6,18 @@ import hashlib
 import itertools
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.models import Params, cast
+from rlhf_jax.parallel import on_main, replicated
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 
@@ -25,14 +27,16 @@ def params_fingerprint(params: Params) -> str:
 
     For a given place the mixing is a bijection of the bits, so a change of one weight always changes the sums.
     """
-    sums = jax.device_get(_sums(jax.tree.leaves(params)))
+    leaves = jax.tree.leaves(params)
+    mesh = getattr(getattr(leaves[0], "sharding", None), "mesh", None)
+    sums = jax.device_get(_sums(leaves, mesh and replicated(mesh)))
     names = [(jax.tree_util.keystr(path), x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)]
     return hashlib.sha256(repr([(*n, s.tolist()) for n, s in zip(names, sums, strict=True)]).encode()).hexdigest()
 
 
-@jax.jit
-def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    """Two 32-bit sums a leaf."""
+@partial(jax.jit, static_argnums=1)
+def _sums(leaves: list[jax.Array], everywhere: NamedSharding | None = None) -> list[jax.Array]:
+    """Two 32-bit sums a leaf, the same on every process."""
 
     def of_leaf(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
@@ -40,7 +44,8 @@ def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
         for axis, size in enumerate(x.shape):  # no reshape: each device numbers its own shard
             place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         words = (_mixed(bits ^ _mixed(place + jnp.uint32(seed))) for seed in (0x9E3779B9, 0x7F4A7C15))
-        return jnp.stack([jnp.sum(word, dtype=jnp.uint32) for word in words])
+        sums = jnp.stack([jnp.sum(word, dtype=jnp.uint32) for word in words])
+        return sums if everywhere is None else jax.lax.with_sharding_constraint(sums, everywhere)
 
     return [of_leaf(x) for x in leaves]
 
@@ -71,16 +76,20 @@ def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGro
     key = hashlib.sha256(" ".join(map(str, parts)).encode())
     path = cache / f"reference-{key.hexdigest()[:20]}.npz"
     sizes = [[int(r.loss_mask.sum()) for r in group.responses] for group in groups]
-    if path.is_file():
+    if on_main(path.is_file):
         with np.load(path) as stored:
             flat = stored["logps"]
         return _cut(flat, sizes)
     found = logps_map(compute, mesh, rows_per_batch=rows, row_length=row_length)(cast(params, dtype), groups)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        np.savez(stream, logps=np.concatenate([x for group in found for x in group]).astype(np.float32))
-    os.replace(temporary, path)
+
+    def store() -> None:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as stream:
+            np.savez(stream, logps=np.concatenate([x for group in found for x in group]).astype(np.float32))
+        os.replace(temporary, path)
+
+    on_main(store)
     return found
 
 

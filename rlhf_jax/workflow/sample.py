@@ -1,4 +1,8 @@
-"""The sampling and scoring stages: numbered shards of groups, each written whole, none written twice."""
+"""The sampling and scoring stages: numbered shards of groups, each written whole, none written twice.
+
+Every process makes every n-th shard with its own devices and looks at no other process meanwhile; what is in a shard
+does not depend on who made it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
+from rlhf_jax.parallel import Notice, gather
 from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
@@ -44,9 +50,17 @@ def read_shards(folder: Path) -> list[PromptGroup]:
     return [group for path in shards(folder) for group in read_groups(path)]
 
 
-def _pieces(groups: Sequence[PromptGroup], size: int) -> Iterator[tuple[int, Sequence[PromptGroup]]]:
-    for number, start in enumerate(range(0, len(groups), size)):
-        yield number, groups[start : start + size]
+def shards_here(shards: int, notice: Notice) -> Iterator[int]:
+    """Numbers of the shards that this process makes: every n-th one, unless the run is asked to leave.
+
+    Raises:
+      Preempted: in that case, on all processes, once each has finished the shard it was at.
+    """
+    for number in range(jax.process_index(), shards, jax.process_count()):
+        if notice.seen():
+            break
+        yield number
+    notice.leave_together("finished shards are kept")
 
 
 def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
@@ -86,23 +100,27 @@ def sample_stage(folder: Path, *, sampler: Sampler, compute: Compute, params: Pa
 
     The first shard is checked against the trainer's forward pass.
     """
-    working, done = cast(params, dtype), 0
+    working, done, notice = cast(params, dtype), 0, Notice(folder)
     gaps: Mapping[str, float] = {}
     with count_compiles() as compiles:
-        for number, some in _pieces(prompts, shard_size):
-            path = folder / shard_name(number)
+        for number in shards_here(-(-len(prompts) // shard_size), notice):
+            path, some = folder / shard_name(number), prompts[number * shard_size : (number + 1) * shard_size]
             if not path.is_file():
                 found = {}
                 for index, group in sampler.generate(working, some):
                     found[index] = group
                     progress(done + len(found), len(prompts))
+                    if notice.noted():
+                        break
+                if len(found) < len(some):
+                    continue
                 write_groups(path, [found[i] for i in range(len(some))])
             if number == 0:
                 first = read_groups(path)[: sampler.sampling.slots]
                 seen = check_logps(compute, working, first, sampler, dtype)
                 gaps = {"logps_max_difference": seen.largest, "logps_mean_difference": seen.mean}
             done += len(some)
-            progress(done, len(prompts))
+            progress(min(done * jax.process_count(), len(prompts)), len(prompts))
     groups = read_shards(folder)
     return {"prompts": len(groups), "responses": sum(len(g.responses) for g in groups),
             **generation_metrics(groups), **gaps, "compiled_programs": compiles.programs}
@@ -124,17 +142,17 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
     """Adds a scorer's verdicts to every shard of `source`."""
     paths, done, before = shards(source), 0, Counter(scorer.failures)
     with count_compiles() as compiles:
-        for path in paths:
-            groups = read_groups(path)
-            target = folder / path.name
+        for number in shards_here(len(paths), Notice(folder)):
+            target = folder / paths[number].name
             if not target.is_file():
+                groups = read_groups(paths[number])
                 scores = scorer.score(groups)
                 scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, scores, strict=True)]
                 write_groups(target, scored)
             done += 1
-            progress(done, len(paths))
+            progress(min(done * jax.process_count(), len(paths)), len(paths))
     groups = read_shards(folder)
     unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
+    failures = sum((Counter(some) for some in gather(dict(scorer.failures - before))), Counter[str]())
     return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
-            "failures": dict(scorer.failures - before),
-            "compiled_programs": compiles.programs}
+            "failures": dict(failures), "compiled_programs": compiles.programs}

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
+
 RECORD = "stage.json"
 _TIMED = (RECORD, "inputs.json", "trainer_state.json")
 """What stages write about themselves, seconds included; no part of what they made."""
@@ -85,12 +87,34 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
     """Runs `body(folder)` unless this very stage is done; its return value is the stage's report.
 
     `body` may find partial work of a killed run of the *same* inputs (finished shards, checkpoints) and continue it.
-    The record is written last, so a folder without one is unfinished, whatever lies in it.
+    The record is written last, so a folder without one is unfinished, whatever lies in it. With several processes all
+    run the body; the main one decides whether it is needed and writes the record, once all are through.
 
     Raises:
-      StageConflict: if the folder belongs to other inputs.
+      StageConflict: if the folder belongs to other inputs, or processes disagree on what the inputs are.
     """
     key = fingerprint({"stage": name, "inputs": inputs})
+    if len(set(gather(key))) > 1:
+        raise StageConflict(f"the processes of this run see different inputs for the stage {name!r}: give all of them "
+                            "the same command and the same files, on storage that all of them share")
+    record = on_main(lambda: _begun(folder, name, key, inputs))
+    if record is not None:
+        return Stage(name, folder, key, record["report"], record["seconds"], reused=True)
+    start = time.perf_counter()
+    report = to_plain(body(folder))
+
+    def finish() -> dict[str, Any]:
+        seconds = round(time.perf_counter() - start, 3)
+        record = {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds}
+        write_json_atomic(folder / RECORD, record)
+        return {"report": report, "seconds": seconds}
+
+    record = on_main(finish)
+    return Stage(name, folder, key, record["report"], record["seconds"], reused=False)
+
+
+def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The record of the stage if it is done; else None, and its folder is there with its inputs written down."""
     started, done = folder / "inputs.json", folder / RECORD
     for path in (done, started) if done.is_file() or _work(folder) else ():
         if path.is_file() and (found := json.loads(path.read_text()))["key"] != key:
@@ -98,15 +122,12 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
             raise StageConflict(f"{folder} holds the {found['stage']} stage of another configuration; these inputs "
                                 f"differ: {', '.join(changed) or 'stage'}. Choose another output_dir or remove it")
     if done.is_file():
-        record = json.loads(done.read_text())
-        return Stage(name, folder, key, record["report"], record["seconds"], reused=True)
+        record: dict[str, Any] = json.loads(done.read_text())
+        return record
     folder.mkdir(parents=True, exist_ok=True)
+    Notice(folder).clear()
     write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs})
-    start = time.perf_counter()
-    report = to_plain(body(folder))
-    seconds = round(time.perf_counter() - start, 3)
-    write_json_atomic(done, {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds})
-    return Stage(name, folder, key, report, seconds, reused=False)
+    return None
 
 
 def _work(folder: Path) -> list[Path]:
@@ -144,6 +165,8 @@ class Run:
         return stage
 
     def write_manifest(self) -> None:
+        if not is_main_process():
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.folder / "manifest.json", {
             "config": self.config,

@@ -31,8 +31,10 @@ from rlhf_jax.models import (
     with_lora,
 )
 from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.parallel import on_main
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
+from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
 from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.reference import reference_logps
@@ -43,15 +45,16 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where training happens and who is told: the mesh and a progress reporter."""
+    """Where training happens and who is told: the mesh, a progress reporter, and who gets the trained weights."""
 
     mesh: Mesh
     report: Reporter
+    keep: Callable[[Params], None] = lambda params: None
 
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
     """How objectives run this model."""
-    return Compute(config, train.remat, train.logits_chunk, mesh)
+    return Compute(config, train.remat, train.logits_chunk, mesh, train.attn_implementation)
 
 
 def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
@@ -59,12 +62,18 @@ def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
     return {**params, "score": trained["score"]} if "score" in trained else params
 
 
-def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int) -> Model:
+def fresh_adapter(key: jax.Array, config: DecoderConfig, lora: LoraConfig) -> Params:
+    """A new adapter, on the host."""
+    return jax.device_get(init_lora(key, config, lora))
+
+
+def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int,
+              adapter: Callable[[jax.Array, DecoderConfig, LoraConfig], Params] = fresh_adapter) -> Model:
     """All weights, or a fresh adapter (and the scalar head, if any) over frozen ones."""
     specs = param_specs(config)
     if lora is None:
         return Model(params, specs)
-    trained: Params = {"lora": init_lora(jax.random.key(seed), config, lora)}
+    trained: Params = {"lora": adapter(jax.random.key(seed), config, lora)}
     trained_specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
     frozen, frozen_specs = dict(params), dict(specs)
     if config.is_classifier:
@@ -73,14 +82,17 @@ def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, se
 
 
 def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, lora: LoraConfig | None,
-           tokenizer_from: Path, base: str, card: str) -> None:
+           tokenizer_from: Path, base: str, card: str) -> Params:
     """Writes the trained model to `folder`/model, whole or not at all; of an adapter also the adapter itself.
 
     Args:
       params, frozen: as `trainable` divides them. base: the model the adapter belongs to.
+
+    Returns:
+      The model's parameters, an adapter merged.
     """
     partial_folder = folder / f".{MODEL}.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    on_main(lambda: shutil.rmtree(partial_folder, ignore_errors=True))
     if lora is not None:
         if fused := fused_modules(config, lora):
             card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
@@ -89,9 +101,13 @@ def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, 
         score = {"score": params["score"]} if "score" in params else {}
         params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
     save_hf(partial_folder, params, config, tokenizer_from=tokenizer_from, card=card)
-    if (folder / MODEL).exists():
-        shutil.rmtree(folder / MODEL)
-    os.replace(partial_folder, folder / MODEL)
+
+    def publish() -> None:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        os.replace(partial_folder, folder / MODEL)
+
+    on_main(publish)
+    return params
 
 
 def model_card(what: str, base: str, options: Any, groups: int, steps: int) -> str:
@@ -129,15 +145,19 @@ def train_stage(
                          f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
-                 report=setting.report)
+                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None))
     made_by = objective.func if isinstance(objective, partial) else objective
-    export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
-           model_card(made_by.__name__, base, options, len(groups), result.steps))
-    write_trainer_state(folder / MODEL, result, plan)
-    done = folder / ".checkpoints.done"
-    shutil.rmtree(done, ignore_errors=True)
-    os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
-    shutil.rmtree(done, ignore_errors=True)
+    setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
+                        model_card(made_by.__name__, base, options, len(groups), result.steps)))
+
+    def tidy() -> None:
+        write_trainer_state(folder / MODEL, result, plan)
+        done = folder / ".checkpoints.done"
+        shutil.rmtree(done, ignore_errors=True)
+        os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
+        shutil.rmtree(done, ignore_errors=True)
+
+    on_main(tidy)
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]
     return {"steps": result.steps, "groups": len(groups), "packing_efficiency": round(result.efficiency, 4),
@@ -153,28 +173,42 @@ def sft_stage(folder: Path, *, options: SftOptions, params: Params, config: Deco
                        eval_groups=eval_groups)
 
 
+def reward_config(config: DecoderConfig) -> DecoderConfig:
+    """The shape of a Bradley-Terry model on a language model's backbone."""
+    return dataclasses.replace(config, num_labels=1, tie_embeddings=False)
+
+
+def objective_of(options: LoraOptions) -> Callable[[Compute], Objective]:
+    """What a training stage with these options minimises."""
+    match options:
+        case PreferenceOptions():
+            return partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha,
+                           use_weighting=options.use_weighting)
+        case RewardOptions(kind="bradley_terry"):
+            return partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
+                           use_margin=options.use_margin)
+    return Sft
+
+
 def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params, config: DecoderConfig,
                         groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
                         eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
     """A Bradley-Terry reward model on the backbone of `params` (a language model gets a fresh scalar head)."""
     if not config.is_classifier:
-        config = dataclasses.replace(config, num_labels=1, tie_embeddings=False, pad_token_id=config.pad_token_id)
+        config = reward_config(config)
         params = as_classifier(params, jax.random.key(options.seed), config)
     if config.num_labels != 1:
         raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {config.num_labels}; start "
                          "from a language model or from a reward model with one output")
-    objective = partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
-                        use_margin=options.use_margin)
-    return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,
-                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
-                       eval_groups=eval_groups)
+    return train_stage(folder, params=params, config=config, options=options, train=options,
+                       objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
+                       setting=setting, eval_groups=eval_groups)
 
 
 def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig, reference: Params,
               groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
               cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
     """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model."""
-    objective = partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting)
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
         compute = compute_of(config, options, setting.mesh)
@@ -183,6 +217,8 @@ def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, confi
             reference_logps(compute, reference, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
                             row_length=options.row_length) if some else None
             for some in (list(groups), list(eval_groups)))
-    return train_stage(folder, params=params, config=config, options=options, train=options, objective=objective,
-                       groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
-                       reference=reference_of, eval_groups=eval_groups, eval_reference=eval_reference_of)
+    del reference  # its log-probs are all that training needs of it
+    return train_stage(folder, params=params, config=config, options=options, train=options,
+                       objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
+                       setting=setting, reference=reference_of, eval_groups=eval_groups,
+                       eval_reference=eval_reference_of)

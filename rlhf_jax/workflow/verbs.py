@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from rlhf_jax.data.chat import render_all
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Kind
+from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import letter_examples
-from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.commands import (
     DpoCommand,
     EvaluateCommand,
@@ -30,7 +28,7 @@ from rlhf_jax.workflow.commands import (
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
 from rlhf_jax.workflow.export import export_stage, find_source
-from rlhf_jax.workflow.iterate import Policy, with_capacity
+from rlhf_jax.workflow.iterate import Policy, sample_from, with_capacity
 from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
@@ -38,18 +36,14 @@ from rlhf_jax.workflow.options import (
     RewardOptions,
     ScorerOptions,
     SftOptions,
+    part,
 )
 from rlhf_jax.workflow.pairs import make_pairs
 from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
-from rlhf_jax.workflow.sample import read_shards, sample_stage, score_stage
+from rlhf_jax.workflow.sample import read_shards, score_stage
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
 from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
-
-
-def part(command: Any, options: type) -> Any:
-    """The fields of `command` that make up one of its option groups."""
-    return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
 
 
 def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
@@ -139,11 +133,8 @@ def run_generate(command: GenerateCommand, context: Context) -> Stage:
               "sampling": sampling, "dtype": command.dtype, "shard_size": command.shard_size}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        sampler = context.sampler(data.checkpoint.config, sampling, data.checkpoint, command.dtype)
-        report = sample_stage(folder, sampler=sampler, compute=Compute(data.checkpoint.config, mesh=context.mesh),
-                              params=data.checkpoint.params(context.mesh), prompts=data.groups,
-                              dtype=jnp.dtype(command.dtype), shard_size=command.shard_size,
-                              progress=context.progress("generate"))
+        report = sample_from(context, folder, data.checkpoint, "", data.groups, sampling, command.dtype,
+                             command.shard_size, context.progress("generate"))
         return {**report, "funnel": data.funnel.to_json()}
 
     return run_stage(Path(command.output_dir), "generate", inputs, body)
@@ -152,7 +143,7 @@ def run_generate(command: GenerateCommand, context: Context) -> Stage:
 def run_score(command: ScoreCommand, context: Context) -> Stage:
     """`rlhf-jax score`."""
     source = Path(command.input)
-    scorer = open_scorer(part(command, ScorerOptions), context.mesh, command.name)
+    scorer = open_scorer(part(command, ScorerOptions), context.local_mesh, command.name)
     inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": hash_path(source)}
     return run_stage(Path(command.output_dir), "score", inputs,
                      lambda folder: score_stage(folder, scorer=scorer, source=source,
@@ -167,7 +158,8 @@ def run_pairs(command: PairsCommand, context: Context) -> Stage:
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups, funnel = make_pairs(read_shards(Path(command.input)), command.scorer, options)
-        write_groups(folder / "pairs.jsonl", groups)
+        if is_main_process():
+            write_groups(folder / "pairs.jsonl", groups)
         return {"funnel": funnel.to_json()}
 
     return run_stage(Path(command.output_dir), "pairs", inputs, body)
@@ -176,7 +168,7 @@ def run_pairs(command: PairsCommand, context: Context) -> Stage:
 def run_evaluate(command: EvaluateCommand, context: Context) -> Stage:
     """`rlhf-jax evaluate`."""
     data: DataOptions = part(command, DataOptions)
-    scorer = open_scorer(command.scorer, context.mesh, "proxy")
+    scorer = open_scorer(command.scorer, context.local_mesh, "proxy")
     examples, funnel = read_data(data, "preference", Path(command.output_dir) / "quarantine.jsonl")
     inputs = {"scorer": scorer.fingerprint, "data": data_key(data), "seed": command.seed}
 
@@ -204,7 +196,7 @@ def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path) for label, name in (
         ("baseline", command.baseline_model), ("policy", command.model_name_or_path))}
     policies = [Policy(label, checkpoint, hash_path(checkpoint.folder)) for label, checkpoint in checkpoints.items()]
-    scorers = [open_scorer(options, context.mesh, name)
+    scorers = [open_scorer(options, context.local_mesh, name)
                for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
     examples, funnel = read_data(data, "prompt", Path(command.output_dir) / "quarantine.jsonl")
     start = policies[0]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -107,3 +109,16 @@ def test_no_groups_is_an_error_that_points_at_the_funnel():
 def test_a_row_that_cannot_hold_a_group_is_an_error_before_the_first_step(make_groups):
     with pytest.raises(ValueError, match="row_length"):
         _ = plan_of(make_groups(2, prompt=(9, 9)), row_length=8).shape
+
+
+@pytest.mark.parametrize("parts", [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(3,), (0, 1, 2)]])
+def test_processes_that_pack_some_rows_each_pack_the_batch_between_them(parts, make_groups):
+    groups = make_groups(20, 3)
+    reference = [[np.arange(int(r.loss_mask.sum()), dtype=np.float32) for r in g.responses] for g in groups]
+    plan = BatchPlan(groups, 12, 32, 4, reference=reference)
+    for step in range(plan.steps):
+        whole, micro = plan.batch(step)
+        for rows in parts:
+            some, their_micro = dataclasses.replace(plan, rows_here=rows).batch(step)
+            assert their_micro == micro
+            jax.tree.map(lambda a, b, rows=rows: np.testing.assert_array_equal(a, b[:, list(rows)]), some, whole)

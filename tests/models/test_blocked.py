@@ -8,15 +8,9 @@ import pytest
 from rlhf_jax.data.packing import group_length, pack, pack_rows, row_shape
 from rlhf_jax.models import packed_forward
 from rlhf_jax.models.attention import attention, packed_mask
-from rlhf_jax.models.blocked import blocked_attention, find_blocks
-from rlhf_jax.parallel import make_mesh
-from rlhf_jax.training.objectives import Compute
+from rlhf_jax.models.blocked import blocked_attention, blocked_rows, find_blocks
 
-
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +75,6 @@ def test_the_decoder_computes_the_same_with_blocks(rows, family, tiny, weights):
     params = weights(config)
     arrays = rows.tokens, rows.positions, rows.group_ids, rows.branch_ids
     plain = packed_forward(params, config, *arrays)
-    blocked = packed_forward(params, config, *arrays, block=16)
+    blocked = packed_forward(params, config, *arrays, rows=blocked_rows(16))
     real = np.asarray(rows.group_ids > 0)
     np.testing.assert_allclose(blocked[real], plain[real], atol=2e-5)
-
-
-def test_blocks_are_used_on_one_cpu_device_where_rows_are_long_enough(tiny):
-    lone, many = make_mesh(devices=jax.devices()[:1]), make_mesh()
-    assert Compute(tiny(), mesh=lone)._block(640) == 64
-    assert Compute(tiny(), mesh=lone)._block(160) == 32
-    assert Compute(tiny(), mesh=lone)._block(100) is None
-    assert Compute(tiny(), mesh=many)._block(640) is None
-    assert Compute(tiny())._block(640) is None

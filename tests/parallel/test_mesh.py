@@ -54,15 +54,21 @@ def test_a_mesh_has_four_auto_axes_over_all_devices():
 
 def test_the_first_axis_that_asks_for_a_mesh_axis_gets_it():
     rules = Rules()
-    assert rules.spec(("embed", "mlp")) == P("fsdp", "tensor")
-    assert rules.spec(("vocab", "embed")) == P(("tensor", "fsdp"), None)
-    assert rules.spec(("embed", "vocab")) == P("fsdp", "tensor")
+    assert rules.spec(("embed", "mlp")) == P(("fsdp", "context"), "tensor")
+    assert rules.spec(("vocab", "embed")) == P(("tensor", "fsdp", "context"), None)
+    assert rules.spec(("embed", "vocab")) == P(("fsdp", "context"), "tensor")
     assert rules.spec(("heads", "kv_heads", "mlp")) == P("tensor", None, None)
-    assert rules.spec(("batch", None, "layers", "embed")) == P(("data", "fsdp"), None, None, None)
+    assert rules.spec(("batch", None, "layers", "embed")) == P(("data", "fsdp"), None, None, "context")
     assert rules.spec(("seq", "rank", "labels", "head_dim")) == P("context", None, None, None)
     assert rules.spec(()) == P()
     assert PRESETS["sampling"].spec(("vocab", "embed")) == P("tensor", None)
     assert all(place is None for place in PRESETS["ddp"].spec(("vocab", "embed", "heads", "kv_heads", "mlp")))
+
+
+def test_devices_that_share_a_row_share_the_weights_too(tiny):
+    mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
+    gate = param_shardings(tiny(), mesh)["layers"]["mlp"]["gate"]
+    assert gate.spec == P(None, ("fsdp", "context"), "tensor")
 
 
 def test_an_unknown_logical_axis_is_an_error():

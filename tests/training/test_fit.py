@@ -209,9 +209,11 @@ def test_a_knob_of_packing_changes_the_compiled_shapes_and_not_the_result(knob, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), changed.params, base_run.params)
 
 
-@pytest.mark.parametrize(("knob", "value"), [("remat", "full"), ("remat", "dots"), ("logits_chunk", 8)])
+@pytest.mark.parametrize(("knob", "value"), [("remat", "full"), ("remat", "dots"), ("logits_chunk", 8),
+                                              ("attn_implementation", "xla")])
 def test_a_knob_of_computation_changes_the_program(knob, value, tiny, groups, lone_mesh):
-    batch = jax.tree.map(lambda x: x[0], make_plan(groups, BASE, lone_mesh).batch(0)[0])
+    long_rows = dataclasses.replace(BASE, row_length=64)
+    batch = jax.tree.map(lambda x: x[0], make_plan(groups, long_rows, lone_mesh).batch(0)[0])
 
     def program(config):
         objective = Sft(compute_of(tiny(), config, lone_mesh))
@@ -243,7 +245,7 @@ def test_eval_steps_and_logging_steps_say_which_lines_are_there(train, groups):
 
 def test_every_knob_is_tested():
     tested = set(KNOBS) | {"min_lr_rate", "micro_rows", "row_length", "remat", "logits_chunk", "save_steps",
-                           "save_total_limit", "eval_steps", "logging_steps"}
+                           "attn_implementation", "save_total_limit", "eval_steps", "logging_steps"}
     assert {f.name for f in dataclasses.fields(TrainConfig)} == tested
 
 

@@ -20,7 +20,8 @@ from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 
 LOSS = PreferenceLoss(("sigmoid", "sft"), beta=0.3)
 MESHES = {"fsdp=8": MeshConfig(), "data=2 fsdp=4": MeshConfig(data=2, fsdp=4),
-          "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2)}
+          "fsdp=4 tensor=2": MeshConfig(fsdp=4, tensor=2), "data=2 context=2 tensor=2": MeshConfig(2, 1, 2, 2),
+          "data=2 fsdp=2 tensor=2 explicit": MeshConfig(2, 2, 1, 2, "explicit")}
 
 
 class Case:
@@ -106,6 +107,8 @@ def test_eight_devices_equal_one_and_keep_every_sharding(mesh, make_case, at_onc
     def of(tree):
         return jax.tree.map(lambda x: x.sharding, tree)
 
+    if "explicit" in mesh:  # shardings are types: a step that lost one would not have traced
+        assert "@" in str(jax.typeof(state.params["layers"]["mlp"]["gate"]))
     assert of(state.params) == of(moments(state)[0]) == of(moments(state)[1]) == case.shardings
     gate = state.params["layers"]["mlp"]["gate"]
     assert gate.addressable_shards[0].data.size == gate.size // (4 if "data=2" in mesh else 8)

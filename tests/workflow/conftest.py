@@ -1,5 +1,11 @@
 """A micro world, a tiny model of its tokens in a folder, and a run on one device."""
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -54,6 +60,59 @@ def micro_run():
         }
 
     return make
+
+
+class Launched:
+    """`rlhf-jax iterate --config CONFIG --output_dir FOLDER` in one or several processes; their output in files."""
+
+    def __init__(self, config, folder, processes=1, devices=1):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.logs = [folder.parent / f"{folder.name}-{i}.log" for i in range(processes)]
+        self.processes = []
+        for i in range(processes):
+            env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                   "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            if processes > 1:  # NPROC: XLA's thread pool must be larger than two cores make it, or Gloo starves
+                env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes),
+                        "JAX_PROCESS_ID": str(i), "NPROC": "16"}
+            with self.logs[i].open("a") as log:
+                self.processes.append(subprocess.Popen(
+                    [sys.executable, "-m", "rlhf_jax.cli.main", "iterate", "--config", str(config), "--output_dir",
+                     str(folder)], env=env, stdout=log, stderr=log))
+
+    def wait(self, timeout=300):
+        """Exit statuses; a process that hangs is killed and the test fails."""
+        try:
+            return [process.wait(timeout) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def output(self):
+        return "".join(log.read_text() for log in self.logs)
+
+    def finish(self):
+        assert set(self.wait()) == {0}, self.output()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def launch():
+    return Launched
+
+
+@pytest.fixture(scope="session")
+def products():
+    """products(folder): everything of a run that a later stage or a user reads: samples, scores, pairs, weights."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        wanted = ("pairs.jsonl", "model.safetensors", "judged.jsonl", "config.json")
+        files = [p for p in (folder / "stages").rglob("*") if p.name in wanted or p.name.startswith("shard-")]
+        return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".model.partial" not in str(p)}
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
-"""kill -9 at any moment, give the command again: the end is the same, to the byte."""
+"""kill -9 at any moment, give the command again: the end is the same, to the byte. SIGTERM: saved, and said so."""
 
-import os
 import random
+import re
+import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,68 +15,77 @@ WORLD = {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts
 KILLS = 10
 
 
-@pytest.fixture
-def config_file(micro_run, tmp_path):
-    """config.yaml, beside the run folders."""
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(micro_run(TRAIN, slots=2, shard_size=2, world=WORLD)))
+pytestmark = pytest.mark.slow
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rlhf_jax.cli.main", "iterate", "--config", str(folder.parent / "config.yaml"),
-               "--output_dir", str(folder)]
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
-           "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("kill")
 
 
-def products(folder: Path) -> dict[str, bytes]:
-    """Everything a later stage or a user reads: samples, scores, pairs, weights."""
-    wanted = ("pairs.jsonl", "model.safetensors", "judged.jsonl", "config.json")
-    files = [p for p in (folder / "stages").rglob("*") if p.name in wanted or p.name.startswith("shard-")]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".model.partial" not in str(p)}
+@pytest.fixture(scope="module")
+def start(micro_run, launch, home):
+    """start(folder name): the run, in one process."""
+    config = home / "config.yaml"
+    config.write_text(yaml.safe_dump(micro_run(TRAIN, slots=2, shard_size=2, world=WORLD)))
+    return lambda name: launch(config, home / name)
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("config_file")
-def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(tmp_path):
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
+@pytest.fixture(scope="module")
+def whole(start, products, home):
+    """What a run that nobody disturbed makes."""
+    start("whole").finish()
+    return products(home / "whole")
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(start, products, home, whole):
     begin = time.monotonic()
-    assert start(tmp_path / "whole").wait() == 0  # how long a start takes that finds everything done
+    start("whole").finish()  # how long a start takes that finds everything done
     nothing = time.monotonic() - begin
-    rng, killed, folder = random.Random(0), 0, tmp_path / "killed"
+    rng, killed, patience = random.Random(0), 0, 1.3
     while killed < KILLS:
-        process = start(folder)
+        run = start("killed")
         try:
-            process.wait(timeout=rng.uniform(0.5, 1.3) * nothing)
+            run.processes[0].wait(timeout=rng.uniform(0.4, 1.0) * patience * nothing)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            run.processes[0].send_signal(signal.SIGKILL)
+            run.processes[0].wait()
             killed += 1
             continue
-        assert process.returncode == 0, process.stderr.read()
-        break
-    assert killed >= 3, "the run finished before it could be killed; make the delays shorter"
-    last = start(folder)
-    assert last.wait() == 0, last.stderr.read()
-    expected, found = products(tmp_path / "whole"), products(folder)
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if expected[name] != found[name]] == []
+        run.finish()
+        if killed >= 3:
+            break
+        shutil.rmtree(home / "killed")  # the machine was faster than when it was timed
+        killed, patience = 0, patience / 2
+    start("killed").finish()
+    found = products(home / "killed")
+    assert sorted(found) == sorted(whole)
+    assert [name for name in whole if whole[name] != found[name]] == []
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("config_file")
-def test_a_stage_without_its_record_is_done_again_whatever_lies_there(tmp_path):
-    folder = tmp_path / "run"
-    first = start(folder)
-    assert first.wait() == 0, first.stderr.read()
-    expected = products(folder)
+def test_a_stage_without_its_record_is_done_again_whatever_lies_there(start, products, home, whole):
+    folder = home / "whole"
     pairs = next((folder / "stages").glob("online-round-1-pairs-*"))
     (pairs / "stage.json").unlink()
     (pairs / "pairs.jsonl").write_text('{"half": ')
     shard = next((folder / "stages").glob("online-round-2-sample-*")) / "shard-00001.jsonl"
     (shard.parent / "stage.json").unlink()
     shard.rename(shard.with_name(f".{shard.name}.1.tmp"))
-    again = start(folder)
-    assert again.wait() == 0, again.stderr.read()
-    assert products(folder) == expected
+    start("whole").finish()
+    assert products(folder) == whole
+
+
+@pytest.mark.parametrize(("when", "what"), [
+    ("stages/sft-*/checkpoints/*", r"step \d+ of \d+ is saved"),
+    ("stages/online-round-1-sample-*/shard-*", "finished shards are kept")])
+def test_a_run_that_is_asked_to_leave_saves_says_so_and_continues(when, what, start, products, home, whole):
+    name = "asked-in-" + ("training" if "sft" in when else "sampling")
+    run = start(name)
+    deadline = time.monotonic() + 120
+    while not list((home / name).glob(when)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    run.processes[0].send_signal(signal.SIGTERM)
+    assert run.wait() == [75]
+    assert re.search(what + r"\. Give the same command again to continue", run.output())
+    start(name).finish()
+    assert products(home / name) == whole

@@ -32,6 +32,7 @@ RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
     (ScorerOptions, {"kind": "function", "model_name_or_path": "m"}, "takes function and not model_name_or_path"),
     (ScorerOptions, {"model_name_or_path": "m", "method": "knock_out"}, "no effect on kind 'bradley_terry'"),
     (ScorerOptions, {**FUNCTION, "method": "knock_out"}, "no effect on kind 'function'"),
+    (ScorerOptions, {**FUNCTION, "dtype": "bfloat16"}, "no effect on kind 'function'"),
     (PairOptions, {"min_gap": -0.1}, "min_gap"),
     (PairOptions, {"length_unit": "tokens"}, "length_unit has no effect"),
     (LoopOptions, {"rounds": 0}, "rounds = 0"),

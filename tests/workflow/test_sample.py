@@ -110,7 +110,7 @@ def test_shard_size_changes_files_and_no_sample(whole, stage, tmp_path):
 
 
 def test_all_shards_run_the_programs_of_the_first(stage, whole):
-    assert (stage.sampler._prefill._cache_size(), stage.sampler._decode._cache_size()) == (1, 1)
+    assert (stage.sampler.prefill_program._cache_size(), stage.sampler.decode_program._cache_size()) == (1, 1)
 
 
 def test_tampered_log_probs_are_a_mismatch_that_stops_the_stage(whole, stage, tmp_path):
@@ -243,6 +243,17 @@ def test_a_scorers_fingerprint_follows_its_weights_and_settings_and_not_its_plac
     assert len({key(one), key(other), key(one, max_length=64)}) == 3
     with pytest.raises(CheckpointError, match="set kind: bradley_terry"):
         open_scorer(ScorerOptions("pairwise", str(one)), lone_mesh, "proxy")
+
+
+def test_a_scorer_in_bfloat16_scores_in_float32_and_differs_by_rounding_alone(make_model, whole, lone_mesh, tmp_path):
+    folder = make_model(tmp_path / "rm", num_labels=1, tie_embeddings=False)
+    groups = read_shards(whole[0])
+    wide, narrow = (open_scorer(ScorerOptions(model_name_or_path=str(folder), dtype=dtype), lone_mesh, "proxy")
+                    for dtype in ("float32", "bfloat16"))
+    expected, found = (np.concatenate(scorer.score(groups)) for scorer in (wide, narrow))
+    assert wide.fingerprint != narrow.fingerprint
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    assert len(set(found)) > 0.8 * len(set(expected))  # a bfloat16 head would tie
 
 
 def test_shard_names_sort_in_order_beyond_ten():

@@ -1,0 +1,128 @@
+"""Compiles the plans of docs/plans/ and writes docs/scale.md from them.
+
+    python -m rlhf_jax.cli.scale --compile          # what is missing in docs/plans, one after another, then the page
+    python -m rlhf_jax.cli.scale                    # the page alone
+
+Every plan is one `rlhf-jax plan` in a process of its own, since a process can pretend to be one accelerator only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from rlhf_jax.workflow.plan_report import Report, gib, markdown, markdown_table, read_json, seconds
+
+_LLAMA = "--config configs/llama3_8b"
+_FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"
+_SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-256", 256: "v5p-512"}
+_STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 --tries 0 " \
+          "--assume.prompt_tokens 248 --assume.response_tokens 900"
+
+PLANS = {
+    "llama3_8b-v5p-16":
+        f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16 --scorer.dtype float32",
+    "llama3_8b-v6e-16": f"--config configs/mesh/v6e-16.yaml {_LLAMA}/iterate.yaml --accelerator v6e-16 {_EIGHT}",
+    "llama3_8b-v5e-64": f"--config configs/mesh/v5e-64.yaml {_LLAMA}/iterate.yaml --accelerator v5e-64 {_FOUR}",
+    "llama3_8b-8xH100": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH100",
+    "llama3_8b-sft": f"{_LLAMA}/sft.yaml --verb sft --accelerator v5p-16 --examples 500000",
+    "llama3_8b-reward": f"{_LLAMA}/reward.yaml --accelerator v5p-16 --examples 700000",
+    "llama3_8b-pairwise": f"{_LLAMA}/pairwise.yaml --accelerator v5p-16 --examples 700000",
+    "gemma2_9b-v6e-16":
+        "--config configs/mesh/v6e-16.yaml --config configs/gemma2_9b/iterate.yaml --accelerator v6e-16",
+    "qwen3_8b-v5e-64": "--config configs/mesh/v5e-64.yaml --config configs/qwen3_8b/iterate.yaml --accelerator v5e-64",
+    "llama3_70b-v5p-128":
+        "--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml --accelerator v5p-128",
+    **{f"scaling-{chips:03}": f"{_STRONG} --accelerator {name} --mesh auto" for chips, name in _SCALING.items()},
+}
+"""Name of a file in docs/plans -> arguments of `rlhf-jax plan`."""
+
+_TITLES = {
+    "llama3_8b-v5p-16": "Llama-3-8B, the paper's loop, on 8 v5p chips",
+    "llama3_8b-v6e-16": "Llama-3-8B, the paper's loop, on 16 v6e chips",
+    "llama3_8b-v5e-64": "Llama-3-8B, the paper's loop, on 64 v5e chips",
+    "llama3_8b-8xH100": "Llama-3-8B, the paper's loop, on one host of H100",
+    "llama3_8b-sft": "Llama-3-8B, supervised fine-tuning",
+    "llama3_8b-reward": "Llama-3-8B, Bradley-Terry reward model",
+    "llama3_8b-pairwise": "Llama-3-8B, pairwise preference model",
+    "gemma2_9b-v6e-16": "Gemma-2-9B, the loop, on 16 v6e chips",
+    "qwen3_8b-v5e-64": "Qwen3-8B, the loop, on 64 v5e chips",
+    "llama3_70b-v5p-128": "Llama-3-70B, the loop, on 64 v5p chips",
+}
+
+_HEAD = """# Scale
+
+What the programs of the recipes need and how long they take on accelerators that were **not** there: `rlhf-jax plan`
+compiles the run's own programs for a named slice, on a CPU. TPU programs come from the TPU compiler itself, which
+refuses what does not fit its chip; those for GPUs are compiled by the CPU's compiler over as many virtual devices, and
+say so. Nothing here was measured on an accelerator. This page is written from `docs/plans/*.json` by
+
+    python -m rlhf_jax.cli.scale --compile
+
+Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the float32 weights that the run keeps
+beside the program. *Received* is what comes from other devices in one call, loops over layers and micro-batches counted
+as often as they run. *Kernels* are written by hand (Pallas). *PFLOP* of one device in one call include recomputation.
+The *time* of a call is what its bound (arithmetic, memory or links) takes at the vendor's peak, and *useful* the share
+of the arithmetic peak that then does what the model needs.
+"""
+
+
+def scaling_rows(plans: dict[int, Report]) -> list[tuple[str, ...]]:
+    """How one step of a fixed global batch divides as chips double."""
+    rows: list[tuple[str, ...]] = []
+    for chips, report in sorted(plans.items()):
+        (stage,) = report.stages
+        share = stage.links_s / (stage.compute_s + stage.links_s)
+        rows.append((str(chips), report.mesh.split(":")[0] if ":" in report.mesh else report.mesh,
+                     f"{gib(stage.peak + stage.held)} of {gib(stage.limit)}", f"{stage.executed / chips / 1e15:.3g}",
+                     gib(stage.received), seconds(stage.compute_s), seconds(stage.links_s), f"{share:.0%}",
+                     seconds(stage.times.step)))
+    return rows
+
+
+SCALING_COLUMNS = ("chips", "mesh", "peak + held, GiB", "PFLOP a device", "received, GiB", "arithmetic", "links",
+                   "share of links", "step")
+
+
+def page(folder: Path) -> str:
+    """docs/scale.md, from the plans that are there."""
+    parts = [_HEAD]
+    for name, title in _TITLES.items():
+        if (path := folder / f"{name}.json").is_file():
+            (report,) = read_json(path)
+            parts.append(f"## {title}\n\n    rlhf-jax plan {PLANS[name]}\n\n{markdown(report)}\n\n"
+                         + "\n".join(f"- assumed: {words}" for words in report.assumptions))
+    scaling = {chips: read_json(folder / f"scaling-{chips:03}.json")[0] for chips in _SCALING
+               if (folder / f"scaling-{chips:03}.json").is_file()}
+    if scaling:
+        parts.append("## From 8 to 256 chips\n\nOne DPO step of Llama-3-8B at the paper's batch of 128 pairs on v5p, "
+                     "long answers (a pair fills a row of 2,048 tokens), `mesh: auto`. The batch stays the same: "
+                     "arithmetic a device halves as chips double, while each device still receives the weights, so "
+                     "links take over.\n\n"
+                     f"    rlhf-jax plan {_STRONG} --mesh auto --accelerator v5p-16   (to v5p-512)\n\n"
+                     + markdown_table(SCALING_COLUMNS, scaling_rows(scaling)))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--plans", type=Path, default=Path("docs/plans"))
+    parser.add_argument("--output", type=Path, default=Path("docs/scale.md"))
+    parser.add_argument("--compile", nargs="*", metavar="PLAN", help="missing plans, or those named")
+    args = parser.parse_args()
+    wanted = [] if args.compile is None else args.compile or [
+        name for name in PLANS if not (args.plans / f"{name}.json").is_file()]
+    for name in wanted:
+        command = [sys.executable, "-m", "rlhf_jax.cli.main", "plan", *PLANS[name].split(),
+                   "--output", str(args.plans / f"{name}.json")]
+        print(f"== {name}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            print(f"{name} failed", file=sys.stderr)
+    args.output.write_text(page(args.plans))
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

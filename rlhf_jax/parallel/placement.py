@@ -1,0 +1,113 @@
+"""Arrays onto devices: each process brings its own rows of a batch; weights move from training to sampling."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.params import Params, cast, is_spec, param_specs
+from rlhf_jax.parallel.accelerators import memory_of
+from rlhf_jax.parallel.mesh import PRESETS, MeshConfig, make_mesh, param_shardings
+
+
+def rows_here(sharding: NamedSharding, rows: int, axis: int = 0) -> list[int]:
+    """Which of `rows` rows (dimension `axis`) lie on devices of this process, in order: what it has to pack."""
+    shape = (1,) * axis + (rows,)
+    mine = sharding.addressable_devices_indices_map(shape).values()
+    return sorted({row for index in mine for row in range(*(index or (slice(None),))[axis].indices(rows))})
+
+
+def place(batch: Any, sharding: NamedSharding, rows: int, axis: int = 0) -> Any:
+    """A tree of numpy arrays that hold this process's rows (see `rows_here`) as global arrays of `rows` rows.
+
+    On one process these are all rows, and they are returned as they are: a jitted function places them itself.
+    """
+    if jax.process_count() == 1:
+        return batch
+    mine = {row: i for i, row in enumerate(rows_here(sharding, rows, axis))}
+
+    def one(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            wanted = [mine[row] for row in range(*index[axis].indices(rows))]
+            return np.take(local, wanted, axis=axis)
+
+        shape = (*local.shape[:axis], rows, *local.shape[axis + 1 :])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(one, batch)
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """A mesh for what a process does by itself (scoring its share): `mesh` if it is alone, else its own devices."""
+    return mesh if jax.process_count() == 1 else make_mesh(MeshConfig(), jax.local_devices())
+
+
+def tensor_ways(config: DecoderConfig, weight_bytes: int, devices: Sequence[Any], memory: float | None = None) -> int:
+    """Over how many devices the sampler cuts its weights: as few as leave half of each device's memory to the caches.
+
+    memory: bytes of a device, None to ask it. Devices that do not tell (CPUs) count as large enough.
+    """
+    limit = memory or memory_of(devices[0]) or 0
+    ways = 1
+    while limit and weight_bytes / ways > limit / 2 and len(devices) % (2 * ways) == 0 \
+            and config.kv_heads % (2 * ways) == 0:
+        ways *= 2
+    return ways
+
+
+def sampling_mesh(config: DecoderConfig, dtype: Any, mesh: Mesh, memory: float | None = None) -> Mesh:
+    """This process's devices of `mesh`, weights cut over few of them (`tensor`), prompts over the rest (`data`)."""
+    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    ways = tensor_ways(config, _bytes(config, dtype), devices, memory)
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=ways), devices)
+
+
+def _bytes(config: DecoderConfig, dtype: Any) -> int:
+    specs = jax.tree.leaves(param_specs(config), is_leaf=is_spec)
+    return sum(math.prod(spec.shape) for spec in specs) * np.dtype(dtype).itemsize
+
+
+class HandOver(NamedTuple):
+    """Weights in the sampler's layout. seconds: that it took. bytes: that this process's devices hold of them."""
+
+    params: Params
+    seconds: float
+    bytes: int
+
+
+def hand_over(params: Params, config: DecoderConfig, dtype: Any, mesh: Mesh) -> HandOver:
+    """Weights cast and moved to every process's own `sampling_mesh`, from device to device.
+
+    Args:
+      params: global arrays, in any layout. mesh: of this process, as `sampling_mesh` gives it.
+    """
+    start = time.perf_counter()
+    everywhere = _everywhere(mesh, jax.tree.leaves(params)[0].sharding)
+    moved = jax.device_put(cast(params, dtype), param_shardings(config, everywhere, PRESETS["sampling"]))
+    if everywhere is not mesh:  # the same arrays, seen as this process's own
+        moved = jax.tree.map(lambda x, sharding: jax.make_array_from_single_device_arrays(
+            x.shape, sharding, [shard.data for shard in x.addressable_shards]),
+            moved, param_shardings(config, mesh, PRESETS["sampling"]))
+    jax.block_until_ready(moved)
+    size = sum(shard.data.nbytes for x in jax.tree.leaves(moved) for shard in x.addressable_shards)
+    return HandOver(moved, time.perf_counter() - start, size)
+
+
+def _by_process(device: Any) -> tuple[int, int]:
+    return device.process_index, device.id
+
+
+def _everywhere(mesh: Mesh, now: jax.sharding.Sharding) -> Mesh:
+    """The layout of `mesh` in every process at once: its `data` axis runs over all of them."""
+    if jax.process_count() == 1:
+        return mesh
+    devices: list[Any] = sorted(now.device_set, key=_by_process)
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=mesh.shape["tensor"]), devices)

@@ -1,0 +1,93 @@
+"""Every YAML under configs/ is what its verb takes; the presets of meshes fit the accelerators they are named for."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+from jax.sharding import AbstractMesh
+
+from rlhf_jax.cli.parser import parse_tree
+from rlhf_jax.cli.plan import read
+from rlhf_jax.models import config_from_hf, count_params, param_specs
+from rlhf_jax.models.params import is_spec
+from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
+from rlhf_jax.parallel.accelerators import find_accelerator
+from rlhf_jax.workflow.commands import RewardCommand, SftCommand
+from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.policy import Checkpoint
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+VERBS = {"sft": SftCommand, "reward": RewardCommand, "pairwise": RewardCommand}
+GIVEN_LATER = {"output_dir": "o", "model_name_or_path": "m"}
+"""What a user adds on the command line."""
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "mesh"]
+MODELS = {"llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "gemma2_9b": 9_241_705_984,
+          "qwen3_8b": 8_190_735_360}
+"""Parameters as published."""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_every_config_is_what_its_verb_takes(path):
+    tree = yaml.safe_load(path.read_text())
+    if (kind := VERBS.get(path.stem)) is not None:
+        parse_tree(kind, path.stem, {**GIVEN_LATER, "dataset_name": "d", **tree})
+        return
+    given = {} if "scratch" in tree else {"model_name_or_path": "m"}
+    judge = {"kind": "bradley_terry", "model_name_or_path": "m"}
+    judges = {} if "reward" in tree else {"scorer": {**judge, **tree.get("scorer", {})}}
+    if tree.get("gold", {}).get("kind") == "bradley_terry":
+        judges["gold"] = {**judge, **tree["gold"]}
+    parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", "prompts": {}, **given, **tree, **judges})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("mesh/*.yaml")), ids=lambda path: path.stem)
+def test_every_mesh_preset_is_valid_for_the_accelerator_it_is_named_for(path):
+    accelerator = find_accelerator(path.stem)
+    mesh = MeshConfig(**yaml.safe_load(path.read_text())["mesh"])
+    data, _, _, tensor = mesh.shape(accelerator.devices)
+    assert tensor <= accelerator.per_host
+    assert data % accelerator.slices == 0 or accelerator.slices == 1
+
+
+@pytest.mark.parametrize(("name", "count"), MODELS.items())
+def test_the_shapes_beside_the_recipes_are_those_of_the_published_models(name, count):
+    raw = json.loads((CONFIGS / name / "model" / "config.json").read_text())
+    assert count_params(config_from_hf(raw)) == count
+
+
+@pytest.mark.parametrize("devices", [16, 64, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_large_weight_is_cut_over_all_devices(name, devices):
+    config = Checkpoint(CONFIGS / name / "model").config
+    mesh = AbstractMesh((1, devices, 1, 1), AXES)
+    shardings = jax.tree.leaves(param_shardings(config, mesh))
+    for spec, sharding in zip(jax.tree.leaves(param_specs(config), is_leaf=is_spec), shardings, strict=True):
+        if len(spec.shape) > 2 or spec.axes[0] == "vocab":
+            assert math.prod(sharding.shard_shape(spec.shape)) * devices == math.prod(spec.shape), spec.hf_name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_large_recipe_can_be_planned_and_says_how(name):
+    _, command, model = read(["--config", str(CONFIGS / name / "iterate.yaml"), "--accelerator", "v5p-128"])
+    assert Path(model) == CONFIGS / name / "model"
+    assert (command.loop.rounds, command.loop.prompts_per_round, command.dpo.beta) == (3, 20_000, 0.1)
+    readme = (CONFIGS / name / "README.md").read_text()
+    assert f"rlhf-jax plan --config configs/{name}/iterate.yaml" in readme
+
+
+def test_the_papers_numbers():
+    sft, reward, pairwise, loop = (yaml.safe_load((CONFIGS / "llama3_8b" / f"{name}.yaml").read_text())
+                                   for name in ("sft", "reward", "pairwise", "iterate"))
+    for stage, rate in ((sft, 2e-5), (reward, 2e-6), (pairwise, 5e-6), (loop["dpo"], 5e-7)):
+        assert stage["learning_rate"] == rate
+        assert (stage["lr_scheduler_type"], stage["warmup_steps"]) == ("cosine", 0.03)
+    assert (sft["row_length"], pairwise["row_length"], reward["max_length"]) == (8192, 3072, 4096)
+    assert (reward["train_batch_size"], reward["weight_decay"]) == (512, 0.001)
+    assert (loop["dpo"]["train_batch_size"], loop["dpo"]["num_train_epochs"], loop["dpo"]["beta"]) == (128, 2, 0.1)
+    assert (loop["sampling"]["num_generations"], loop["sampling"]["temperature"]) == (8, [1.0, 0.7])
+    assert loop["sampling"]["max_new_tokens"] == 2048
+    assert (loop["loop"]["reference"], loop["pairs"]["rule"]) == ("sft", "max_min")

@@ -1,0 +1,51 @@
+"""Checkpoints are of weights, not of meshes: saved on eight devices, restored to the bit on any others."""
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.models import init_params, param_specs
+from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
+from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.step import init_state, state_shardings
+
+
+def state_on(config, shape, devices, seed):
+    mesh = make_mesh(MeshConfig(**shape), jax.devices()[:devices])
+    train = TrainConfig()
+    optimizer = make_optimizer(train, make_schedule(train, 2), param_specs(config))
+    params = init_params(jax.random.key(seed), config)
+    return init_state(optimizer, params, state_shardings(optimizer, params, param_shardings(config, mesh), mesh))
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return tiny(embed=32, vocab_multiple=32)
+
+
+@pytest.fixture(scope="module")
+def saved(config, tmp_path_factory):
+    """(folder, state): written by eight devices, weights cut over all of them."""
+    folder = tmp_path_factory.mktemp("saved")
+    state = state_on(config, {"fsdp": 4, "tensor": 2}, 8, seed=0)
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(7, state, [{"step": 7, "loss": 0.5}], [])
+    checkpoints.close()
+    return folder, state
+
+
+@pytest.mark.parametrize(("shape", "devices"), [
+    ({"fsdp": 1}, 1), ({"fsdp": 2}, 2), ({"fsdp": 2, "tensor": 2}, 4), ({"data": 2, "fsdp": 2, "context": 2}, 8)])
+def test_restored_to_the_bit_on_another_mesh(shape, devices, config, saved):
+    folder, expected = saved
+    like = state_on(config, shape, devices, seed=1)
+    checkpoints = Checkpoints(folder, keep=1)
+    found, log, unlogged = checkpoints.restore(checkpoints.latest(), like)
+    checkpoints.close()
+    assert (log, unlogged) == ([{"step": 7, "loss": 0.5}], [])
+    for (path, wanted), got, place in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found),
+                                          jax.tree.leaves(like), strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted), err_msg=str(path))
+        assert got.sharding == place.sharding

@@ -1,0 +1,49 @@
+"""`mesh: auto` on the eight devices of this process."""
+
+import json
+
+import pytest
+
+from rlhf_jax.models import config_to_hf
+from rlhf_jax.parallel import MeshConfig, Need
+from rlhf_jax.workflow.commands import GenerateCommand, ScoreCommand, SftCommand
+from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
+from rlhf_jax.workflow.meshes import need_of, resolved
+from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, ScorerOptions, SftOptions
+
+
+@pytest.fixture
+def model(tmp_path, tiny):
+    (tmp_path / "config.json").write_text(json.dumps(config_to_hf(tiny(vocab_size=128))))
+    return str(tmp_path)
+
+
+def sft(model, **options):
+    return SftCommand(model_name_or_path=model, output_dir="o", **options)
+
+
+def test_sizes_are_taken_as_they_are(model):
+    assert resolved(MeshConfig(fsdp=2), sft(model)) == (MeshConfig(fsdp=2), "")
+    assert resolved(None, sft(model)) == (MeshConfig(), "")
+
+
+def test_auto_follows_the_batch(model):
+    assert resolved("auto", sft(model, train_batch_size=32)).mesh == MeshConfig(1, 8)
+    small = resolved("auto", sft(model, train_batch_size=4))
+    assert small.mesh == MeshConfig(1, 4, 1, 2)
+    assert "a batch of 4 rows does not feed 8 devices" in small.why
+
+
+def test_what_a_command_needs(model):
+    assert need_of(sft(model, train_batch_size=32)).rows == 32
+    assert need_of(GenerateCommand(model_name_or_path=model, output_dir="o")).rows is None  # nothing is trained
+    assert need_of(ScoreCommand(input="i", output_dir="o", model_name_or_path=model)).heads == 4
+    assert need_of(sft(model)).params > 1000
+
+
+def test_a_run_needs_rows_for_its_smallest_batch():
+    judge = ScorerOptions("function", function="package.module:function")
+    run = ExperimentConfig(
+        output_dir="o", prompts=DataOptions(), scratch=ScratchOptions("t"), scorer=judge,
+        sft=SftSection(DataOptions(), SftOptions(train_batch_size=16)), dpo=PreferenceOptions(train_batch_size=8))
+    assert need_of(run) == Need(0, 8)

@@ -1,0 +1,120 @@
+"""Two processes are one run: the same samples and weights as one process, whichever of them dies and whenever."""
+
+import json
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+TRAIN = {"train_batch_size": 8, "micro_rows": 1, "row_length": 160, "learning_rate": 1e-3, "save_steps": 2}
+WORLD = {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 8}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def start(micro_run, launch, home):
+    """start(name, processes, devices of each): the run, on a mesh of all devices."""
+    config = home / "config.yaml"
+    config.write_text(yaml.safe_dump(micro_run(TRAIN, slots=8, shard_size=2, world=WORLD)))
+    return lambda name, processes=2, devices=4: launch(config, home / name, processes, devices)
+
+
+@pytest.fixture(scope="module")
+def by_two(start, home):
+    """The run in two processes of four devices each."""
+    start("two").finish()
+    return home / "two"
+
+
+def stages(folder):
+    return {path.name.rsplit("-", 1)[0]: path for path in (folder / "stages").iterdir()}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("devices", [8, 1])
+def test_one_process_gives_the_same_samples_pairs_losses_and_weights(devices, start, home, by_two):
+    start(f"one-of-{devices}", 1, devices).finish()
+    ours, theirs = stages(by_two), stages(home / f"one-of-{devices}")
+    assert sorted(ours) == sorted(theirs)
+    compared = set()
+    for name, folder in ours.items():
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            other = theirs[name] / path.relative_to(folder)
+            if path.name == "model.safetensors":
+                found, expected = load_file(path), load_file(other)
+                for key in expected:
+                    np.testing.assert_allclose(found[key], expected[key], atol=1e-5, rtol=0, err_msg=f"{name} {key}")
+            elif path.name == "trainer_state.json":
+                found, expected = (json.loads(p.read_text())["log_history"] for p in (path, other))
+                assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
+            elif path.suffix == ".jsonl" and path.name not in ("sft.jsonl", "preference.jsonl", "prompts.jsonl"):
+                for mine, its in zip(rows(path), rows(other), strict=True):
+                    assert [r["ids"] for r in mine.get("responses", [])] == [r["ids"] for r in its.get("responses", [])]
+                    assert mine.get("pairs") == its.get("pairs")
+            else:
+                continue
+            compared.add(path.name)
+    assert {"model.safetensors", "trainer_state.json", "pairs.jsonl", "judged.jsonl", "shard-00003.jsonl"} <= compared
+
+
+def test_each_process_makes_its_own_shards_and_weights_are_handed_over_in_memory(by_two):
+    record = json.loads((stages(by_two)["online-round-1-sample"] / "stage.json").read_text())["report"]
+    assert record["hand_over"]["mesh"] == {"data": 4, "fsdp": 1, "context": 1, "tensor": 1}
+    weights = sum(x.nbytes for x in load_file(stages(by_two)["sft"] / "model/model.safetensors").values())
+    assert record["hand_over"]["bytes"] >= 4 * weights  # whole on each of a process's four devices
+    assert record["hand_over"]["seconds"] > 0
+
+
+MOMENTS = {
+    "mid-checkpoint": ("stages/sft-*/checkpoints/*orbax-checkpoint-tmp*", 1),
+    "mid-sampling": ("stages/online-round-1-sample-*/shard-*", 0),
+    "mid-export": ("stages/online-round-1-dpo-*/.model.partial", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_after_the_death_of_one_the_same_command_ends_in_the_same_bytes(moment, start, home, by_two, products):
+    pattern, victim = MOMENTS[moment]
+    run = start(moment)
+    _until(home / moment, pattern)
+    run.processes[victim].send_signal(signal.SIGKILL)
+    statuses = run.wait(timeout=240)
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] not in (0, 75)
+    survivor = run.logs[1 - victim].read_text()
+    assert re.search("so do the others|tasks have crashed|oordination service", survivor), survivor[-2000:]
+    start(moment).finish()
+    expected, found = products(by_two), products(home / moment)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+@pytest.mark.parametrize("pattern", ["stages/sft-*/checkpoints/*", "stages/online-round-1-sample-*/shard-*"])
+def test_a_notice_to_one_ends_all_with_the_status_of_preemption(pattern, start, home, by_two, products):
+    name = "noticed-" + ("training" if "sft" in pattern else "sampling")
+    run = start(name)
+    _until(home / name, pattern)
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.wait(timeout=120) == [75, 75], run.output()[-3000:]
+    start(name).finish()
+    assert products(home / name) == products(by_two)
+
+
+def _until(folder, pattern):
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"{pattern} never came"
+        time.sleep(0.001)
