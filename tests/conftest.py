@@ -153,3 +153,12 @@ def lone_mesh():
     from rlhf_jax.parallel import MeshConfig, make_mesh
 
     return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture
+def exact_matmul():
+    """float32 products in float32, whatever the backend would rather do."""
+    import jax
+
+    with jax.default_matmul_precision("highest"):
+        yield

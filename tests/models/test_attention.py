@@ -10,10 +10,7 @@ def random(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 ROW = {"group_ids": [1, 1, 1, 1, 1, 1, 2, 2, 0], "branch_ids": [0, 0, 1, 1, 2, 2, 0, 1, 0],

@@ -10,11 +10,7 @@ from rlhf_jax.models import packed_forward
 from rlhf_jax.models.attention import attention, packed_mask
 from rlhf_jax.models.blocked import blocked_attention, blocked_rows, find_blocks
 
-
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 @pytest.fixture(scope="module")

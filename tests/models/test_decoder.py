@@ -27,10 +27,7 @@ def hidden(params, config, tokens=TOKENS, **options):
     return packed_forward(params, config, tokens, np.cumsum(ones, 1) - 1, ones, 0 * ones, **options)
 
 
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -1,16 +1,11 @@
 """Every family against arrays that transformers computed (tests/models/make_golden.py), without torch."""
 
-import jax
 import numpy as np
 import pytest
 
 from rlhf_jax.models import FAMILIES, load_params, read_config, save_hf
 
-
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 @pytest.fixture

@@ -34,10 +34,7 @@ def trained_adapter(config, lora=LORA, seed=0):
     return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(seed + 1), x.shape), adapter)
 
 
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,9 @@ from rlhf_jax.models import as_classifier, init_params, load_params, read_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exact_matmul")]
 
 TASKS = {"lm": "CausalLM", "rm": "SequenceClassification"}
-
-
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 def test_what_they_write_computes_the_same_here_and_what_we_write_the_same_there(golden_name, models, ours, tmp_path):

@@ -14,10 +14,7 @@ from rlhf_jax.parallel import MeshConfig, auto_inside, make_mesh, replicated
 TOKENS = 256
 
 
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,7 @@ SEEDS = st.tuples(st.integers(1, 4), st.integers(0, 10**6))
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
+pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
 def packed(groups, reference):

@@ -32,15 +32,9 @@ from rlhf_jax.training.step import make_grads, whole
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exact_matmul")]
 models = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "models" / "make_golden.py")))
 BETA = 0.3
-
-
-@pytest.fixture(autouse=True)
-def exact_matmul():
-    with jax.default_matmul_precision("highest"):
-        yield
 
 
 @pytest.fixture
