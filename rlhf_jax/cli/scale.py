@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf_jax.workflow.plan_report import Report, gib, markdown, markdown_table, read_json, seconds
+from rlhf_jax.workflow.plan_report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds
 
 _LLAMA = "--config configs/llama3_8b"
 _FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"
@@ -75,7 +75,7 @@ def scaling_rows(plans: dict[int, Report]) -> list[tuple[str, ...]]:
     for chips, report in sorted(plans.items()):
         (stage,) = report.stages
         share = stage.links_s / (stage.compute_s + stage.links_s)
-        rows.append((str(chips), report.mesh.split(":")[0] if ":" in report.mesh else report.mesh,
+        rows.append((str(chips), mesh_words(stage.mesh),
                      f"{gib(stage.peak + stage.held)} of {gib(stage.limit)}", f"{stage.executed / chips / 1e15:.3g}",
                      gib(stage.received), seconds(stage.compute_s), seconds(stage.links_s), f"{share:.0%}",
                      seconds(stage.times.step)))
@@ -98,9 +98,10 @@ def page(folder: Path) -> str:
                if (folder / f"scaling-{chips:03}.json").is_file()}
     if scaling:
         parts.append("## From 8 to 256 chips\n\nOne DPO step of Llama-3-8B at the paper's batch of 128 pairs on v5p, "
-                     "long answers (a pair fills a row of 2,048 tokens), `mesh: auto`. The batch stays the same: "
-                     "arithmetic a device halves as chips double, while each device still receives the weights, so "
-                     "links take over.\n\n"
+                     "long answers (a pair fills a row of 2,048 tokens), `mesh: auto`. The batch stays the same, so "
+                     "arithmetic a device halves as chips double. So does what it receives, since weights are gathered "
+                     "once a micro-batch and there are half as many, until a device has one row left (128 chips); "
+                     "beyond, two chips share a row.\n\n"
                      f"    rlhf-jax plan {_STRONG} --mesh auto --accelerator v5p-16   (to v5p-512)\n\n"
                      + markdown_table(SCALING_COLUMNS, scaling_rows(scaling)))
     return "\n\n".join(parts) + "\n"

@@ -42,7 +42,7 @@ def test_every_plan_that_is_kept_fits_and_moves_nothing_needlessly(path):
             assert stage.kernels > 0, stage.stage
 
 
-def test_links_take_over_as_chips_double():
+def test_a_row_for_every_number_of_chips():
     def one(chips, compute, links):
         stage = StagePlan("dpo", {"data": 1, "fsdp": chips, "context": 1, "tensor": 1}, True, 2**34, True, peak=2**30,
                           compute_s=compute, links_s=links, executed=chips * 1e15)
