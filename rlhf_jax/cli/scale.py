@@ -99,9 +99,10 @@ def page(folder: Path) -> str:
     if scaling:
         parts.append("## From 8 to 256 chips\n\nOne DPO step of Llama-3-8B at the paper's batch of 128 pairs on v5p, "
                      "long answers (a pair fills a row of 2,048 tokens), `mesh: auto`. The batch stays the same, so "
-                     "arithmetic a device halves as chips double. So does what it receives, since weights are gathered "
-                     "once a micro-batch and there are half as many, until a device has one row left (128 chips); "
-                     "beyond, two chips share a row.\n\n"
+                     "arithmetic a device halves as chips double. What it receives halves too as long as there are "
+                     "micro-batches to halve, since weights are gathered once in each. At 64 and 128 chips the "
+                     "compiled program holds no all-gather but all-reduces in their place, and receives twice as much "
+                     "a micro-batch. At 256 chips two share a row.\n\n"
                      f"    rlhf-jax plan {_STRONG} --mesh auto --accelerator v5p-16   (to v5p-512)\n\n"
                      + markdown_table(SCALING_COLUMNS, scaling_rows(scaling)))
     return "\n\n".join(parts) + "\n"
