@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_jax.cli.parser import merged_tree, parse_tree
-from rlhf_jax.workflow.plan_stages import Assumptions
+from rlhf_jax.workflow.plan.stages import Assumptions
 
 Verb = Literal["iterate", "sft", "reward", "dpo", "generate", "score"]
 
@@ -123,8 +123,8 @@ def plan(args: Sequence[str]) -> None:
 
     options, command, model = read(args)
     topology.prepare()
-    from rlhf_jax.workflow.plan_report import write_json
-    from rlhf_jax.workflow.planning import make_reports
+    from rlhf_jax.workflow.plan.report import write_json
+    from rlhf_jax.workflow.plan.reports import make_reports
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     reports = make_reports(command, model, options.accelerator, options.stage_names, assume=options.assume,
@@ -136,7 +136,7 @@ def plan(args: Sequence[str]) -> None:
 
 def show(console: Console, reports: Sequence[Any]) -> None:
     """Tables on a terminal: the meshes of a sweep, then the best plan."""
-    from rlhf_jax.workflow import plan_report as report
+    from rlhf_jax.workflow.plan import report
 
     if len(reports) > 1:
         _print(console, report.SWEEP_COLUMNS, report.sweep_rows(reports))

@@ -10,8 +10,8 @@ from rlhf_jax.cli.plan import PlanOptions, read, show, verb_of
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.workflow.commands import DpoCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
-from rlhf_jax.workflow.plan import StagePlan
-from rlhf_jax.workflow.plan_report import Report
+from rlhf_jax.workflow.plan.measure import StagePlan
+from rlhf_jax.workflow.plan.report import Report
 
 
 @pytest.fixture

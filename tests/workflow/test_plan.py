@@ -16,14 +16,14 @@ from rlhf_jax.workflow.commands import DpoCommand, RewardCommand, ScoreCommand, 
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
 from rlhf_jax.workflow.iterate import LoopOptions
 from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
-from rlhf_jax.workflow.plan import measure, meshes_to_try, plan_stage
-from rlhf_jax.workflow.plan_compile import REMATERIALIZED, Compiled, Memory, needed_bytes
-from rlhf_jax.workflow.plan_hlo import Module
-from rlhf_jax.workflow.plan_programs import build
-from rlhf_jax.workflow.plan_recipe import stages_named, tasks_of
-from rlhf_jax.workflow.plan_report import Report, markdown, notes, read_json, sweep_rows, write_json
-from rlhf_jax.workflow.plan_stages import Assumptions, TrainStage
-from rlhf_jax.workflow.planning import make_reports
+from rlhf_jax.workflow.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
+from rlhf_jax.workflow.plan.hlo import Module
+from rlhf_jax.workflow.plan.measure import measure, meshes_to_try, plan_stage
+from rlhf_jax.workflow.plan.programs import build
+from rlhf_jax.workflow.plan.recipe import stages_named, tasks_of
+from rlhf_jax.workflow.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
+from rlhf_jax.workflow.plan.reports import make_reports
+from rlhf_jax.workflow.plan.stages import Assumptions, TrainStage
 
 CPU = find_accelerator("cpu-8")
 SHORT = Assumptions(prompt_tokens=20, response_tokens=30)
@@ -236,7 +236,7 @@ def test_a_sweep_compiles_once_what_runs_on_each_host_by_itself(experiment, mode
         compiled.append(program)
         return Compiled(Memory(1.0, 1.0, 1.0), None, "", 0, 0.0)
 
-    monkeypatch.setattr("rlhf_jax.workflow.plan.plan_stage",
+    monkeypatch.setattr("rlhf_jax.workflow.plan.measure.plan_stage",
                         lambda stage, mesh, accelerator, devices, tries: measure(stage, mesh, accelerator, devices,
                                                                                  compile_it))
     found = make_reports(experiment, model, "cpu-8", ("decode", "dpo"), assume=SHORT, examples=10, tries=0, sweep=True)

@@ -6,8 +6,8 @@ from rlhf_jax.parallel import MeshConfig
 from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.options import PreferenceOptions
-from rlhf_jax.workflow.plan_fit import changes, smallest_change
-from rlhf_jax.workflow.plan_stages import Assumptions, PassStage, SampleStage, TrainStage
+from rlhf_jax.workflow.plan.fit import changes, smallest_change
+from rlhf_jax.workflow.plan.stages import Assumptions, PassStage, SampleStage, TrainStage
 
 ACCELERATOR = find_accelerator("2x8xH100")
 MESH = MeshConfig(data=2, fsdp=8)

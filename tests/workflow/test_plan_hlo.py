@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.parallel import MeshConfig, make_mesh
-from rlhf_jax.workflow.plan_hlo import Module, replica_groups
+from rlhf_jax.workflow.plan.hlo import Module, replica_groups
 
 TEXT = """HloModule jit_step, is_scheduled=true
 

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.parallel.topology import has_tpu_compiler
-from rlhf_jax.workflow.plan_report import read_json
+from rlhf_jax.workflow.plan.report import read_json
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(

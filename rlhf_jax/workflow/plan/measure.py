@@ -15,12 +15,12 @@ from rlhf_jax.models import count_params
 from rlhf_jax.parallel import AXES, MeshConfig, batch_ways, make_mesh, sampling_mesh
 from rlhf_jax.parallel.accelerators import Accelerator, one_host
 from rlhf_jax.parallel.topology import compiles_exactly, devices_of
-from rlhf_jax.workflow.plan_compile import Compiled, compile_program
-from rlhf_jax.workflow.plan_fit import Change, smallest_change
-from rlhf_jax.workflow.plan_hlo import Collective, Module
-from rlhf_jax.workflow.plan_programs import build
-from rlhf_jax.workflow.plan_roofline import Times, times, work_of
-from rlhf_jax.workflow.plan_stages import SampleStage, Stage, TrainStage, at_a_time
+from rlhf_jax.workflow.plan.compile import Compiled, compile_program
+from rlhf_jax.workflow.plan.fit import Change, smallest_change
+from rlhf_jax.workflow.plan.hlo import Collective, Module
+from rlhf_jax.workflow.plan.programs import build
+from rlhf_jax.workflow.plan.roofline import Times, times, work_of
+from rlhf_jax.workflow.plan.stages import SampleStage, Stage, TrainStage, at_a_time
 
 WHOLE_TREE = 0.25
 """Share of all weights; if more of them is gathered for all layers at once, the tree counts as gathered whole."""

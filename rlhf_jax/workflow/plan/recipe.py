@@ -19,7 +19,7 @@ from rlhf_jax.workflow.options import (
     SftOptions,
     part,
 )
-from rlhf_jax.workflow.plan_stages import (
+from rlhf_jax.workflow.plan.stages import (
     Assumptions,
     PassStage,
     Stage,

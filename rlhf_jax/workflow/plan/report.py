@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.workflow.plan import StagePlan
-from rlhf_jax.workflow.plan_compile import REMATERIALIZED
+from rlhf_jax.workflow.plan.compile import REMATERIALIZED
+from rlhf_jax.workflow.plan.measure import StagePlan
 
 _GIB = 2**30
 

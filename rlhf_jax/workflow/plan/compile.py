@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from rlhf_jax.parallel.topology import captured_stderr
-from rlhf_jax.workflow.plan_programs import Program
+from rlhf_jax.workflow.plan.programs import Program
 
 REMATERIALIZED = "Involuntary full rematerialization"
 """XLA's warning that it replicates an array to move it from one sharding to another."""

@@ -9,10 +9,10 @@ from rlhf_jax.models import count_params
 from rlhf_jax.parallel import AXES, MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
 from rlhf_jax.parallel.auto import Choice, Need, choose_mesh, room_of
-from rlhf_jax.workflow.plan import StagePlan, meshes_to_try, plan_all, runs_apart
-from rlhf_jax.workflow.plan_recipe import Task, smallest_batch, stages_named, tasks_of
-from rlhf_jax.workflow.plan_report import Report, mesh_words
-from rlhf_jax.workflow.plan_stages import Assumptions, PassStage, SampleStage, TrainStage
+from rlhf_jax.workflow.plan.measure import StagePlan, meshes_to_try, plan_all, runs_apart
+from rlhf_jax.workflow.plan.recipe import Task, smallest_batch, stages_named, tasks_of
+from rlhf_jax.workflow.plan.report import Report, mesh_words
+from rlhf_jax.workflow.plan.stages import Assumptions, PassStage, SampleStage, TrainStage
 
 
 def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, ...], *, assume: Assumptions,

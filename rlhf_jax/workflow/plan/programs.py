@@ -25,7 +25,7 @@ from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.fit import step_program
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.training.step import fresh_state
-from rlhf_jax.workflow.plan_stages import PassStage, SampleStage, Stage, TrainStage
+from rlhf_jax.workflow.plan.stages import PassStage, SampleStage, Stage, TrainStage
 from rlhf_jax.workflow.train import compute_of, objective_of, trainable
 
 SCHEDULE_STEPS = 1000

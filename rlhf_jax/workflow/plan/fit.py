@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from rlhf_jax.parallel import MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator
-from rlhf_jax.workflow.plan_stages import PassStage, SampleStage, Stage, TrainStage
+from rlhf_jax.workflow.plan.stages import PassStage, SampleStage, Stage, TrainStage
 
 LEAST_CHUNK = 128
 """Fewer positions of logits at a time save no memory worth their loop."""

@@ -22,8 +22,8 @@ from rlhf_jax.models.flops import (
 )
 from rlhf_jax.parallel import batch_ways
 from rlhf_jax.parallel.accelerators import Accelerator
-from rlhf_jax.workflow.plan_hlo import Collective
-from rlhf_jax.workflow.plan_stages import PassStage, SampleStage, Stage, TrainStage
+from rlhf_jax.workflow.plan.hlo import Collective
+from rlhf_jax.workflow.plan.stages import PassStage, SampleStage, Stage, TrainStage
 
 KERNEL_BLOCK = 512
 """A kernel that skips blocks works, for each query, on about so many keys more than are seen."""
