@@ -25,7 +25,7 @@ mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 dtype = jnp.dtype(args.dtype)
 VERSIONS = work.versions("rlhf_jax", "jax", "jaxlib", "flax", "optax")
 LARGE = args.shape in ("1b", "8b")
-REMAT, SLOTS, BLOCK = ("full", 32, 64) if LARGE else ("none", 16, 8)
+REMAT, SLOTS, BLOCK = ("full", 32, 64) if LARGE else (TrainConfig().remat, 16, 8)
 
 
 def memory():

@@ -36,7 +36,7 @@ def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256,
       hidden: [..., M, D] final hidden states, in the compute dtype.
       head: [V, D] output embedding, same dtype.
       targets: [..., M] int32 token ids in [0, V).
-      chunk: positions of M whose logits exist at one time; M is padded up to a multiple of it.
+      chunk: positions of M whose logits exist at one time, at most; M is cut into equal pieces of no more.
       softcap: c in c * tanh(logits / c) (Gemma 2), or None.
       vocab_size: rows of `head` that are tokens; those after it are padding and have no probability. None for all.
 
@@ -77,6 +77,15 @@ def _present(head: Array, how: _How) -> Array:
 
 
 _ABSENT = -1e30
+_TILE = 8
+"""Positions of a piece come in multiples of it: what processors and matrix units take at once."""
+
+
+def _even(length: int, chunk: int) -> int:
+    """The size of as few pieces as have at most `chunk` positions, all alike: 640 by 256 is 3 x 216, not 3 x 256."""
+    pieces = -(-length // chunk)
+    size = -(-length // pieces)
+    return min(chunk, -(-size // _TILE) * _TILE)
 
 
 def _chunked(x: Array, axis: int, chunk: int) -> Array:
@@ -124,7 +133,7 @@ def _logps_fwd(
     hidden: Array, head: Array, targets: Array, how: _How
 ) -> tuple[tuple[Array, TokenStats | None], tuple[Array, Array, Array, Array]]:
     axis, length = targets.ndim - 1, targets.shape[-1]
-    chunk = min(how.chunk, length)
+    chunk = _even(length, how.chunk)
     pieces = _chunked(hidden, axis, chunk), _chunked(targets, axis, chunk)
     out = jax.lax.map(lambda xs: _chunk_forward(xs[0], head, xs[1], how), pieces)
     logps, lse, stats = jax.tree.map(lambda x: _joined(x, axis, length), out)
@@ -139,7 +148,7 @@ def _logps_bwd(
     hidden, head, targets, lse = saved
     grad = cotangents[0]  # [..., M]
     axis, length = targets.ndim - 1, targets.shape[-1]
-    chunk = min(how.chunk, length)
+    chunk = _even(length, how.chunk)
 
     def step(head_grad: Array, xs: tuple[Array, ...]) -> tuple[Array, Array]:
         hidden_c, targets_c, lse_c, grad_c = xs

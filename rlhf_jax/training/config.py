@@ -51,7 +51,7 @@ class TrainConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots"] = "none"
+    remat: Literal["none", "full", "dots"] = "dots"
     attn_implementation: AttnImplementation = "auto"
     logits_chunk: int = 256
     logging_steps: int = 10

@@ -39,6 +39,14 @@ def test_values_and_gradients_equal_the_plain_form_for_every_chunk(chunk, softca
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
+def test_pieces_are_even_so_that_no_logits_are_computed_for_padding():
+    hidden, head, targets = problem((1, 40))  # 32 and 8 of 32 would be padded to 64 positions; 24 and 16 of 24 are 48
+    np.testing.assert_allclose(token_logps(hidden, head, targets, chunk=32), plain(hidden, head, targets), atol=1e-5)
+    program = str(jax.make_jaxpr(lambda h: token_logps(h, head, targets, chunk=32))(hidden))
+    assert "f32[1,24,17]" in program
+    assert "f32[1,32,17]" not in program
+
+
 def test_works_on_one_row_and_on_any_number_of_leading_axes():
     hidden, head, targets = problem((2, 2, 5))
     whole = token_logps(hidden, head, targets, chunk=2)
