@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
@@ -121,10 +121,15 @@ class KeyValues(NamedTuple):
     v_scale: Array | None = None
 
 
-def decode_attention(
-    q: Array, k: Array, v: Array, prompt: KeyValues, prompt_mask: Array, suffix: KeyValues, suffix_mask: Array,
-    *, scale: float, softcap: float | None = None,
-) -> Array:
+class Stored(NamedTuple):
+    """Keys and values of earlier tokens, and which of them each lane sees: mask [P, n, S] bool."""
+
+    cache: KeyValues
+    mask: Array
+
+
+def decode_attention(q: Array, k: Array, v: Array, prompt: Stored, own: Sequence[Stored], *, scale: float,
+                     softcap: float | None = None) -> Array:
     """One new token a lane attends to its prompt, to what the lane has written, and to itself, under one softmax.
 
     The P prompts are stored once and read by their n lanes each; nothing is repeated n times. Scales of int8 caches
@@ -132,14 +137,14 @@ def decode_attention(
 
     Args:
       q: [P, n, H, Dh], k, v: [P, n, K, Dh] of the new tokens.
-      prompt: k [P, K, Dh, S]. prompt_mask: [P, n, S] bool. suffix: k [P, n, K, Dh, U]. suffix_mask: [P, n, U] bool.
+      prompt: k [P, K, Dh, S]. own: what lanes wrote, in any number of pieces, each k [P, n, K, Dh, U].
       scale, softcap: of the scores.
 
     Returns:
       [P, n, H, Dh].
     """
     prompts, lanes, heads, head_dim = q.shape
-    kv_heads, slots = k.shape[2], prompt.k.shape[3]
+    kv_heads = k.shape[2]
     q = q.reshape(prompts, lanes, kv_heads, heads // kv_heads, head_dim) * jnp.asarray(scale, q.dtype)
     wide = jnp.float32
 
@@ -149,19 +154,25 @@ def decode_attention(
     def by_lane(x: Array) -> Array:
         return jnp.swapaxes(x.reshape(prompts, kv_heads, lanes, -1, x.shape[-1]), 1, 2)
 
+    def product(x: Array, stored: Array, **how: Any) -> Array:  # x [P, n, K, G, ...] by a prompt's or a lane's own
+        if stored.ndim == 4:
+            return by_lane(jnp.matmul(by_head(x), stored, **how))
+        return jnp.matmul(x, stored, **how)
+
     def scaled(x: Array, scales: Array | None) -> Array:  # x [P, n, K, G, positions]
         return x if scales is None else x * jnp.expand_dims(scales, (1, 3) if scales.ndim == 3 else 3)
 
-    on_prompt = by_lane(jnp.matmul(by_head(q), prompt.k.astype(q.dtype), preferred_element_type=wide))
-    on_suffix = jnp.matmul(q, suffix.k.astype(q.dtype), preferred_element_type=wide)
+    def scores(part: Stored) -> Array:
+        found = product(q, part.cache.k.astype(q.dtype), preferred_element_type=wide)
+        found = capped(scaled(found, part.cache.k_scale), softcap)
+        return jnp.where(part.mask[:, :, None, None], found, _MASKED)
+
+    parts = prompt, *own
     on_self = capped(jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide), softcap)
-    on_prompt, on_suffix = (capped(scaled(x, part.k_scale), softcap) for x, part in (
-        (on_prompt, prompt), (on_suffix, suffix)))
-    on_prompt = jnp.where(prompt_mask[:, :, None, None], on_prompt, _MASKED)
-    on_suffix = jnp.where(suffix_mask[:, :, None, None], on_suffix, _MASKED)
-    probs = jax.nn.softmax(jnp.concatenate([on_prompt, on_suffix, on_self[..., None]], axis=-1), axis=-1)
-    to_prompt = scaled(probs[..., :slots], prompt.v_scale).astype(v.dtype)
-    to_suffix = scaled(probs[..., slots:-1], suffix.v_scale).astype(v.dtype)
-    out = by_lane(by_head(to_prompt) @ prompt.v.astype(v.dtype)) + to_suffix @ suffix.v.astype(v.dtype)
-    out += probs[..., -1:].astype(v.dtype) * v[:, :, :, None]
+    probs = jax.nn.softmax(jnp.concatenate([*map(scores, parts), on_self[..., None]], axis=-1), axis=-1)
+    out = probs[..., -1:].astype(v.dtype) * v[:, :, :, None]
+    start = 0
+    for cache, mask in parts:
+        some = probs[..., start : (start := start + mask.shape[-1])]
+        out += product(scaled(some, cache.v_scale).astype(v.dtype), cache.v.astype(v.dtype))
     return out.reshape(prompts, lanes, heads, head_dim)

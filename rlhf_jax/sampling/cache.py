@@ -6,8 +6,10 @@ scale and a probability by its value's, so no dequantised copy of a cache exists
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -70,32 +72,65 @@ def write_prompts(cache: KeyValues, keys: Array, values: Array, slots: Array) ->
     width = keys.shape[2]
     new = _stored(jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3), cache.k.dtype)
     new = new._replace(k=jnp.swapaxes(new.k, 3, 4))
-    return _put(cache, new, (slice(None), slots, slice(None), slice(width)),
-                (slice(None), slots, slice(None), slice(None), slice(width)))
+
+    def put(old: Array, new: Array, axis: int) -> Array:
+        places = [slice(None)] * old.ndim
+        places[axis] = slice(width)
+        return old.at[:, slots, *places[2:]].set(new, mode="drop")
+
+    return _by_position(put, cache, new)
 
 
-def write_tokens(cache: KeyValues, keys: Array, values: Array, at: tuple[Array, Array, Array]) -> KeyValues:
-    """Stores one token of some lanes, each at its own place; what is out of range is dropped.
+def write_token(cache: KeyValues, keys: Array, values: Array, place: Array) -> KeyValues:
+    """Stores one token of every lane, all at one place.
 
     Args:
-      cache: of responses, k [L, P, n, K, Dh, U]. keys, values: [L, A, K, Dh]. at: slot, lane, place, each [A] int32.
+      cache: k [L, P, n, K, Dh, R]. keys, values: [L, P, n, K, Dh]. place: [] int32.
     """
-    slot, lane, place = at
-    new = _stored(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1), cache.k.dtype)  # the order that indexing gives
-    return _put(cache, new, (slice(None), slot, lane, slice(None), place),
-                (slice(None), slot, lane, slice(None), slice(None), place))
+    new = _stored(keys, values, cache.k.dtype)
+
+    def put(old: Array, new: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, jnp.expand_dims(new, axis), place, axis)
+
+    return _by_position(put, cache, new)
+
+
+def append_tokens(cache: KeyValues, new: KeyValues, places: Array) -> KeyValues:
+    """Stores R tokens of every lane, each lane's from its own place on.
+
+    One lane after another, in place: a scatter over all of them makes XLA lay the whole cache out anew on TPUs, and
+    back again. A lane with room for fewer than R is written from U - R on; it must be one that has ended.
+
+    Args:
+      cache: k [L, P, n, K, Dh, U]. new: k [L, P, n, K, Dh, R]. places: [P, n] int32.
+    """
+    lanes = places.shape[1]
+
+    def one(i: Array, cache: KeyValues) -> KeyValues:
+        slot, lane = i // lanes, i % lanes
+
+        def put(old: Array, new: Array, axis: int) -> Array:
+            first = [jnp.zeros((), jnp.int32)] * old.ndim
+            first[1], first[2] = slot, lane
+            piece = jax.lax.dynamic_slice(new, first, (new.shape[0], 1, 1, *new.shape[3:]))
+            first[axis] = places[slot, lane]
+            return jax.lax.dynamic_update_slice(old, piece, first)
+
+        return _by_position(put, cache, new)
+
+    return jax.lax.fori_loop(0, places.size, one, cache)
+
+
+def _by_position(put: Callable[[Array, Array, int], Array], cache: KeyValues, new: KeyValues) -> KeyValues:
+    """`put` applied to (stored, new, axis of the positions) of keys, values and scales."""
+    scales = (None if old is None or x is None else put(old, x, -1)
+              for old, x in zip(cache[2:], new[2:], strict=True))
+    return KeyValues(put(cache.k, new.k, -1), put(cache.v, new.v, -2), *scales)
 
 
 def _stored(keys: Array, values: Array, dtype: Any) -> KeyValues:
     (k, k_scale), (v, v_scale) = quantized(keys, dtype), quantized(values, dtype)
     return KeyValues(k, v, k_scale, v_scale)
-
-
-def _put(cache: KeyValues, new: KeyValues, at: Any, keys_at: Any) -> KeyValues:
-    """Writes `new` where `at` says in values and scales, and `keys_at` in keys, whose positions come last."""
-    scales = (None if old is None or x is None else old.at[at].set(x, mode="drop")
-              for old, x in zip(cache[2:], new[2:], strict=True))
-    return KeyValues(cache.k.at[keys_at].set(new.k, mode="drop"), cache.v.at[at].set(new.v, mode="drop"), *scales)
 
 
 def first(cache: KeyValues, depth: int) -> KeyValues:

@@ -8,6 +8,7 @@ token, so that drawing the first token of a response is no special case.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ from flax import struct
 from jax import Array
 
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
-from rlhf_jax.models.attention import KeyValues, attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.attention import KeyValues, Stored, attention, decode_attention, of_kind, packed_mask, score_rule
 from rlhf_jax.models.decoder import Constrain, unconstrained
-from rlhf_jax.sampling.cache import empty_cache, first, write_prompts, write_tokens
+from rlhf_jax.sampling.cache import append_tokens, empty_cache, first, write_prompts, write_token
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 
@@ -131,7 +132,7 @@ def restart(state: DecodeState, refill: Refill) -> DecodeState:
 class View(NamedTuple):
     """What a block of decoding looks at.
 
-    prompt, suffix: depth of the caches; no prompt is longer, no lane will have written more.
+    prompt, suffix: depth of the caches; no prompt is longer, no lane has written more before this block.
     rows: lanes that are computed, no fewer than are active; None for all of them, idle ones included.
     """
 
@@ -173,61 +174,96 @@ class _Rows(NamedTuple):
         return rows.reshape(*self.shape, *rows.shape[1:])
 
 
-def _decode_one(params: Params, config: DecoderConfig, view: View, rows: _Rows, state: DecodeState, seed: Array,
-                stop_ids: Array) -> DecodeState:
+class _Block(NamedTuple):
+    """What stays the same in a block of decoding.
+
+    written: [P, n] tokens that lanes have in the suffix cache. The block's own tokens are kept apart, all lanes' at one
+    place, and appended at its end: caches are read at every token and written once a block.
+    """
+
+    view: View
+    rows: _Rows
+    written: Array
+    seed: Array
+    stop_ids: Array
+
+
+def _seen(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, steps: int) -> tuple[Any, Any]:
+    """Masks of prompt, suffix and the block's own tokens, for layers with the window and for those without."""
+    places = jnp.arange(block.view.prompt), jnp.arange(block.view.suffix), jnp.arange(steps)
+    starts = state.prompt_length[:, None], block.written, step  # how many of each are there
+    grid = (*block.written.shape, 1)
+    full = tuple(jnp.broadcast_to(place < jnp.reshape(start, (*jnp.shape(start), 1)), (*grid[:2], place.size))
+                 for place, start in zip(places, starts, strict=True))
+    if config.window is None:
+        return full, full
+    position = jnp.reshape(state.prompt_length[:, None] + state.count, grid)
+    first = jnp.zeros(grid, jnp.int32), state.prompt_length[:, None, None], (
+        state.prompt_length[:, None] + block.written)[..., None]  # position of the first of each
+    return tuple(mask & (position - (start + place) < config.window)
+                 for mask, start, place in zip(full, first, places, strict=True)), full
+
+
+def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Array, state: DecodeState,
+                recent: KeyValues) -> tuple[DecodeState, KeyValues]:
     """Every active lane takes one token."""
-    slots, lanes, capacity = state.out.shape
+    rows, lanes, capacity = block.rows, state.out.shape[1], state.out.shape[2]
     position = state.prompt_length[:, None] + state.count  # [P, n]
-    on_prompt = jnp.arange(view.prompt) < state.prompt_length[:, None]  # [P, S]
-    on_suffix = jnp.arange(view.suffix) < state.count[..., None]  # [P, n, U]
-    full = jnp.broadcast_to(on_prompt[:, None], (slots, lanes, view.prompt)), on_suffix
-    windowed = full if config.window is None else (
-        full[0] & (position[..., None] - jnp.arange(view.prompt) < config.window),
-        full[1] & (state.count[..., None] - jnp.arange(view.suffix) < config.window))
+    seen = _seen(config, block, state, step, recent.k.shape[-1])
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
-        on_prompt, on_suffix = of_kind(local, windowed, full)
-        prompt, suffix = cache
-        out = decode_attention(rows.spread(q), rows.spread(k), rows.spread(v), first(prompt, view.prompt), on_prompt,
-                               first(suffix, view.suffix), on_suffix, **score_rule(config))
+        on_prompt, on_suffix, on_recent = of_kind(local, *seen)
+        prompt, suffix, recent = cache
+        out = decode_attention(
+            rows.spread(q), rows.spread(k), rows.spread(v), Stored(first(prompt, block.view.prompt), on_prompt),
+            (Stored(first(suffix, block.view.suffix), on_suffix), Stored(recent, on_recent)), **score_rule(config))
         return rows.take(out), (k, v)
 
-    cache = (state.prompt, state.suffix)
+    cache = (state.prompt, state.suffix, recent)
     hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, cache)
     slot, lane = rows.pick // lanes, rows.pick % lanes
     sample, count = rows.take(state.sample), rows.take(state.count)
-    random_keys = jax.vmap(token_key, (None, 0, 0, 0))(seed, state.prompt_hash[slot], sample, count)
+    random_keys = jax.vmap(token_key, (None, 0, 0, 0))(block.seed, state.prompt_hash[slot], sample, count)
     token, logp = sample_token(random_keys, vocab_logits(params, config, hidden), jax.tree.map(rows.take, state.rules))
 
     # idle lanes write nowhere, and rows that are no lane lie out of range
     at = slot, lane, jnp.where(rows.take(state.active), count, capacity)
     state = dataclasses.replace(
         state,
-        suffix=write_tokens(state.suffix, keys, values, at),
         out=state.out.at[at].set(token, mode="drop"),
         logps=state.logps.at[at].set(logp, mode="drop"),
         count=state.count + state.active.astype(jnp.int32),
     )
+    recent = write_token(recent, jax.vmap(rows.spread)(keys), jax.vmap(rows.spread)(values), step)
     token = rows.spread(token)
-    stopped = jnp.any(token[..., None] == stop_ids, axis=-1)
+    stopped = jnp.any(token[..., None] == block.stop_ids, axis=-1)
     return dataclasses.replace(state, token=jnp.where(state.active, token, state.token),
-                               active=state.active & ~stopped & (state.count < state.limit))
+                               active=state.active & ~stopped & (state.count < state.limit)), recent
+
+
+Append = Callable[[KeyValues, KeyValues, Array], KeyValues]
+"""`append_tokens`, or what does the same on a mesh."""
 
 
 def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
-                 steps: int) -> DecodeState:
+                 steps: int, append: Append = append_tokens) -> DecodeState:
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
-      view: of the caches, at least as deep as any lane gets within these steps; of the lanes, all that are active.
+      view: of the caches, at least as deep as any lane is now; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
+      append: stores the block's tokens in the suffix cache.
     """
-    rows = _Rows.of(state.active, view.rows)
+    slots, lanes, capacity = state.out.shape
+    steps = min(steps, capacity)  # no lane takes more, and `append` has room
+    block = _Block(view, _Rows.of(state.active, view.rows), state.count, seed, stop_ids)
+    recent = empty_cache(config, (slots, lanes), steps, state.suffix.k.dtype)
 
-    def going(carry: tuple[Array, DecodeState]) -> Array:
+    def going(carry: tuple[Array, DecodeState, KeyValues]) -> Array:
         return (carry[0] < steps) & jnp.any(carry[1].active)
 
-    def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
-        return carry[0] + 1, _decode_one(params, config, view, rows, carry[1], seed, stop_ids)
+    def body(carry: tuple[Array, DecodeState, KeyValues]) -> tuple[Array, DecodeState, KeyValues]:
+        return carry[0] + 1, *_decode_one(params, config, block, *carry)
 
-    return jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state))[1]
+    _, state, recent = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, recent))
+    return dataclasses.replace(state, suffix=append(state.suffix, recent, block.written))

@@ -20,8 +20,8 @@ from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.parallel import batch_ways, constrainer
-from rlhf_jax.sampling.cache import CacheDtype, stored_dtype
-from rlhf_jax.sampling.decode import DecodeState, Refill, View, decode_block, empty_state, prefill, restart
+from rlhf_jax.sampling.cache import CacheDtype, append_tokens, stored_dtype
+from rlhf_jax.sampling.decode import Append, DecodeState, Refill, View, decode_block, empty_state, prefill, restart
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -139,8 +139,8 @@ class Sampler:
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        self.decode_program = jax.jit(partial(_decode, config, sampling.block), static_argnums=0, donate_argnums=2,
-                               out_shardings=shard)
+        self.decode_program = jax.jit(partial(_decode, config, sampling.block, self._append()), static_argnums=0,
+                                      donate_argnums=2, out_shardings=shard)
 
     def shardings(self) -> DecodeState:
         """Where the state of decoding lies: everything by slot, the caches also by key head."""
@@ -153,6 +153,15 @@ class Sampler:
         prompt, suffix = (jax.tree.map(lambda _, place=place: place, part) for part, place in (
             (like.prompt, of_prompts), (like.suffix, of_lanes)))
         return shardings.replace(prompt=prompt, suffix=suffix)
+
+    def _append(self) -> Append:
+        """Every device appends to the lanes that it has."""
+        if self.mesh.devices.size == 1:
+            return append_tokens
+        shardings = self.shardings()
+        caches = jax.tree.map(lambda sharding: sharding.spec, shardings.suffix)
+        return jax.shard_map(append_tokens, mesh=self.mesh, in_specs=(caches, caches, shardings.count.spec),
+                             out_specs=caches, check_vma=False)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -200,7 +209,7 @@ class Sampler:
     def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
         """What the next block looks at: few sizes, so that few programs serve all."""
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
-        prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth + self.sampling.block))
+        prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth))
         rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
         return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
                     rows if self._skips_idle and rows < len(slots) * self._lanes else None)
@@ -303,6 +312,6 @@ def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state:
     return prefill(params, config, state, refill, constrain)
 
 
-def _decode(config: DecoderConfig, steps: int, view: View, params: Params, state: DecodeState, seed: Any, stop_ids: Any
-            ) -> DecodeState:
-    return decode_block(params, config, view, state, seed, stop_ids, steps)
+def _decode(config: DecoderConfig, steps: int, append: Append, view: View, params: Params, state: DecodeState,
+            seed: Any, stop_ids: Any) -> DecodeState:
+    return decode_block(params, config, view, state, seed, stop_ids, steps, append)

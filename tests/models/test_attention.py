@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models.attention import KeyValues, attention, decode_attention, packed_mask
+from rlhf_jax.models.attention import KeyValues, Stored, attention, decode_attention, packed_mask
 
 
 def random(*shape, seed=0):
@@ -65,8 +65,12 @@ def test_a_query_that_sees_nothing_stays_finite_with_finite_gradients():
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
-def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_heads, softcap):
-    """P prompts of different lengths, n lanes each at different depths: prompt, suffix and self under one softmax."""
+@pytest.mark.parametrize("cut", [0, 3])
+def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_heads, softcap, cut):
+    """P prompts of different lengths, n lanes each at different depths: prompt, suffix and self under one softmax.
+
+    The suffix comes in one piece or, cut, in two.
+    """
     prompts, lanes, slots, written, width = 3, 2, 5, 4, 8
     q = random(prompts, lanes, heads, width)
     k, v = (random(prompts, lanes, kv_heads, width, seed=i) for i in (1, 2))
@@ -80,7 +84,10 @@ def test_decoding_in_parts_equals_attention_over_the_whole_sequence(heads, kv_he
     # heads before positions, and positions of keys last
     prompt, suffix = (KeyValues(jnp.moveaxis(keys, -3, -1), jnp.swapaxes(values, -2, -3)) for keys, values in (
         (prompt_k, prompt_v), (suffix_k, suffix_v)))
-    out = decode_attention(q, k, v, prompt, prompt_mask, suffix, suffix_mask, **rule)
+    own = [Stored(suffix, suffix_mask)] if not cut else [
+        Stored(KeyValues(suffix.k[..., part], suffix.v[..., part, :]), suffix_mask[..., part])
+        for part in (slice(cut), slice(cut, None))]
+    out = decode_attention(q, k, v, Stored(prompt, prompt_mask), own, **rule)
     for p in range(prompts):
         for n in range(lanes):
             keys, values = (jnp.concatenate([a[p], b[p, n], c[p, n][None]])[None] for a, b, c in (

@@ -5,9 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models.attention import KeyValues, decode_attention
+from rlhf_jax.models.attention import KeyValues, Stored, decode_attention
 from rlhf_jax.sampling import Sampler, SamplingConfig, logp_tolerance
-from rlhf_jax.sampling.cache import empty_cache, first, quantized, stored_dtype, write_prompts, write_tokens
+from rlhf_jax.sampling.cache import (
+    append_tokens,
+    empty_cache,
+    first,
+    quantized,
+    stored_dtype,
+    write_prompts,
+    write_token,
+)
 from rlhf_jax.sampling.decode import View, decode_block, empty_state
 
 FAMILIES = [{}, {"window": 4}, {"qk_norm": "head", "family": "qwen3", "tie_embeddings": True}]
@@ -107,9 +115,8 @@ def test_attention_over_a_stored_cache_is_attention_over_what_it_stands_for(tiny
     prompt = write_prompts(empty_cache(config, (slots,), depth + 2, jnp.dtype(dtype)), keys, values, jnp.arange(slots))
     suffix = empty_cache(config, (slots, lanes), written + 1, jnp.dtype(dtype))
     for place in range(written):
-        new = (random(1, slots * lanes, 2, 8, seed=10 * place + i) for i in (3, 4))
-        row = jnp.arange(slots * lanes)
-        suffix = write_tokens(suffix, *new, (row // lanes, row % lanes, jnp.full(row.shape, place)))
+        new = (random(1, slots, lanes, 2, 8, seed=10 * place + i) for i in (3, 4))
+        suffix = write_token(suffix, *new, jnp.int32(place))
     prompt, suffix = (jax.tree.map(lambda x: x[0], first(*x)) for x in ((prompt, depth), (suffix, written)))
 
     def multiplied_out(cache):
@@ -122,11 +129,36 @@ def test_attention_over_a_stored_cache_is_attention_over_what_it_stands_for(tiny
         [[0, 4], [2, 1], [3, 3]])[..., None]
     masks = jnp.broadcast_to(masks[0], (slots, lanes, depth)), masks[1]
     with jax.default_matmul_precision("highest"):
-        found, expected = (decode_attention(q, k, v, a, masks[0], b, masks[1], scale=0.4, softcap=softcap)
+        found, expected = (decode_attention(q, k, v, Stored(a, masks[0]), [Stored(b, masks[1])], scale=0.4,
+                                            softcap=softcap)
                            for a, b in ((prompt, suffix), map(multiplied_out, (prompt, suffix))))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     exact = keys[0].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(multiplied_out(prompt).k.astype(jnp.float32), exact, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_every_lane_appends_from_its_own_place_on(tiny, dtype):
+    """Against writing token by token; what lies before is kept, and a lane without room ends at the last place."""
+    config = tiny.make_config(head_dim=8, layers=2)
+    slots, lanes, capacity, count = 2, 3, 9, 4
+    places = jnp.array([[0, 3, 5], [1, 0, 7]])
+    old, new = (empty_cache(config, (slots, lanes), size, jnp.dtype(dtype)) for size in (capacity, count))
+    for cache, size, seed in ((old, capacity, 0), (new, count, 100)):
+        for place in range(size):
+            cache = write_token(cache, *(random(2, slots, lanes, 2, 8, seed=seed + 2 * place + i) for i in (1, 2)),
+                                jnp.int32(place))
+        old, new = (cache, new) if size == capacity else (old, cache)
+    found = jax.jit(append_tokens)(old, new, places)
+    for name, axis in (("k", -1), ("v", -2), ("k_scale", -1), ("v_scale", -1)):
+        if getattr(old, name) is None:
+            continue
+        before, added, after = (np.moveaxis(np.asarray(getattr(x, name)), axis, 3) for x in (old, new, found))
+        for slot, lane in np.ndindex(slots, lanes):
+            start = min(int(places[slot, lane]), capacity - count)
+            expected = before[:, slot, lane].copy()
+            expected[:, start : start + count] = added[:, slot, lane]
+            np.testing.assert_array_equal(after[:, slot, lane], expected)
 
 
 def test_an_unknown_cache_dtype_is_refused():

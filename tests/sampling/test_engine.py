@@ -237,17 +237,17 @@ def test_blocks_look_no_deeper_than_the_prompts_and_the_lanes_reach(tiny, config
     deep = tiny.make_config(max_position=1024)
     draws = np.random.default_rng(5)
     prompts = [PromptGroup(f"p{n}", draws.integers(3, tiny.VOCAB, n).astype(np.int32), ()) for n in (300, 3, 100, 7)]
-    settings = {"num_generations": 2, "max_new_tokens": 150, "block": 40, "slots": 2}
+    settings = {"num_generations": 2, "max_new_tokens": 180, "block": 40, "slots": 2}
     together = tiny.make_sampler(deep, stop_ids=(), **settings)
     views = []
     look = together._view
     together._view = lambda *arguments: views.append(look(*arguments)) or views[-1]
     found = tiny.ids_of(tiny.run(together, params, prompts))
     assert {view.prompt for view in views} == {64, 511}  # 100 shares its slots with 300, then 7 with 3
-    assert {view.suffix for view in views} == {64, 128, 150}
+    assert {view.suffix for view in views} == {64, 128, 180}  # lanes begin blocks with 0, 40, 80, 120, 160 tokens
     for prompt in prompts:
-        alone = tiny.make_sampler(deep, stop_ids=(), prompt_length=512, **{**settings, "block": 150})
-        alone._view = lambda slots, prompts, capacity, depth: View(capacity - 1, 150)
+        alone = tiny.make_sampler(deep, stop_ids=(), prompt_length=512, **{**settings, "block": 180})
+        alone._view = lambda slots, prompts, capacity, depth: View(capacity - 1, 180)
         assert tiny.ids_of(tiny.run(alone, params, [prompt])) == {prompt.prompt_id: found[prompt.prompt_id]}
 
 

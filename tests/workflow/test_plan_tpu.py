@@ -97,3 +97,14 @@ def test_what_does_not_fit_is_said_in_seconds(tmp_path):
     assert not stage.fits
     assert stage.needed > stage.limit
     assert "does not fit" in printed
+
+
+def test_a_block_of_decoding_moves_no_cache(small, tmp_path):
+    """No copy of a cache in another layout, and no cache or new token's keys from chip to chip."""
+    (report,), _ = plan(tmp_path, *small, "--accelerator", "v5e-4", "--stages", "decode", "--sampling.slots", "64",
+                        "--sampling.num_generations", "8", "--sampling.max_new_tokens", "1024")
+    (decode,) = report.stages
+    caches = 2 * 2 * 4 * 128 * 2 * 16 * (8 * 1024 + 127)  # k and v, layers, heads, bfloat16, slots of a chip, tokens
+    assert decode.formula_arguments > caches
+    assert decode.temporaries < 0.1 * caches
+    assert sum(size for _, size in decode.collectives.values()) < 0.001 * caches
