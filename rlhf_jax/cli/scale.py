@@ -62,10 +62,10 @@ say so. Nothing here was measured on an accelerator. This page is written from `
     python -m rlhf_jax.cli.scale --compile
 
 Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the float32 weights that the run keeps
-beside the program. *Received* is what comes from other devices in one call, loops over layers and micro-batches counted
-as often as they run. *Kernels* are written by hand (Pallas). *PFLOP* of one device in one call include recomputation.
-The *time* of a call is what its bound (arithmetic, memory or links) takes at the vendor's peak, and *useful* the share
-of the arithmetic peak that then does what the model needs.
+beside the program (none in training, which consumes those it starts from). *Received* is what comes from other devices
+in one call, loops over layers and micro-batches counted as often as they run. *Kernels* are written by hand (Pallas).
+*PFLOP* of one device in one call include recomputation. The *time* of a call is what its bound (arithmetic, memory or
+links) takes at the vendor's peak, and *useful* the share of the arithmetic peak that then does what the model needs.
 """
 
 
