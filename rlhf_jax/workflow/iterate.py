@@ -177,7 +177,7 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
         groups = [group for _, path in data for group in read_groups(path)]
         return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config,
-                         reference=context.params(reference.checkpoint, reference.key),
+                         reference=lambda: context.params(reference.checkpoint, reference.key),
                          groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
                          setting=context.setting(name, of_policy=True), cache=context.run.folder / "reference_cache")
 

@@ -119,7 +119,7 @@ def run_dpo(command: DpoCommand, context: Context) -> Stage:
 
     def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
         cache = folder / "reference_cache"
-        return dpo_stage(folder, reference=reference.params(context.mesh), cache=cache, **arguments)
+        return dpo_stage(folder, reference=lambda: reference.params(context.mesh), cache=cache, **arguments)
 
     return _train(command, context, "dpo", part(command, PreferenceOptions), body,
                   reference=hash_path(reference.folder), pairs=command.pairs and hash_path(command.pairs))
