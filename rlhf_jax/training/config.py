@@ -73,6 +73,9 @@ class TrainConfig:
         for name in ("learning_rate", "num_train_epochs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be greater than 0")
+        if self.save_total_limit != 2 and self.save_steps is None:
+            raise ValueError(f"save_total_limit = {self.save_total_limit} has no effect without save_steps, since "
+                             "nothing is saved before the end; set save_steps or leave it out")
         if self.attn_implementation == "cudnn" and self.dtype == "float32":
             raise ValueError("attn_implementation = 'cudnn' computes in bfloat16 or float16; set dtype: bfloat16")
         if self.min_lr_rate != 0.1 and self.lr_scheduler_type != "cosine_with_min_lr":

@@ -109,6 +109,23 @@ class ExperimentConfig:
             raise ValueError("scratch gives random weights, so the run needs an sft section")
         if "offline_dpo" in self.baselines and self.reward is None:
             raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        """Raises ValueError for sections and keys that nothing in this run would read."""
+        if self.gold is not None and self.evaluation is None:
+            raise ValueError("gold judges policies in the evaluation, and the config has no evaluation section; add "
+                             "one or leave gold out")
+        if self.raft != SftOptions() and self.loop.method != "raft" and "raft" not in self.baselines:
+            raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
+                             "out")
+        trained = {"reward.train": self.reward and self.reward.train, "dpo": self.dpo, "raft": self.raft}
+        if self.sft is not None and self.sft.eval_data is None:
+            trained["sft.train"] = self.sft.train
+        for name, options in trained.items():
+            if options is not None and options.eval_steps is not None:
+                raise ValueError(f"{name}.eval_steps = {options.eval_steps} has no effect: nothing is evaluated while "
+                                 "that stage trains; leave it out")
 
     @property
     def recipe(self) -> Recipe:
