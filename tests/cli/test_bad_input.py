@@ -146,3 +146,40 @@ def test_numbers_are_numbers_however_they_are_written(text):
 def test_the_mesh_is_set_axis_by_axis(capsys):
     assert parse(SftCommand, "sft", [*SFT, "--mesh.fsdp", "2", "--mesh.tensor=4"]).mesh.shape(8) == (1, 2, 1, 4)
     assert "mesh.tensor" in refused(["--mesh.tensro", "2"], capsys)
+
+
+def test_all_unknown_keys_are_named_at_once_and_each_with_what_to_write_instead(capsys):
+    message = refused(["--learning_rte", "1", "--bf16", "true", "--report_to", "wandb", "--mesh.tensro", "2"], capsys)
+    assert "learning_rte: did you mean 'learning_rate'?" in message
+    assert "bf16: use dtype: bfloat16" in message
+    assert "report_to: metrics go to" in message
+    assert "mesh.tensro: did you mean 'mesh.tensor'?" in message
+    assert "rlhf-jax sft --help" in message
+
+
+def test_a_value_of_the_wrong_type_is_said_in_plain_words(capsys):
+    assert "learning_rate: Expected a float. Got value: abc" in refused(["--learning_rate", "abc"], capsys)
+    assert "dtype: Expected one of ['float32', 'bfloat16']" in refused(["--dtype", "fp8"], capsys)
+
+
+def test_a_config_that_gives_a_key_twice_is_refused(capsys, tmp_path):
+    (tmp_path / "twice.yaml").write_text("mesh: {fsdp: 1}\nseed: 1\nseed: 2\n")
+    assert "'seed' is given twice" in refused(["--config", str(tmp_path / "twice.yaml")], capsys)
+
+
+def test_the_help_of_a_section_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(SftCommand, "sft", ["--mesh.help"])
+    assert stop.value.code == 0
+    assert "--mesh.tensor" in capsys.readouterr().out
+
+
+def test_an_interrupted_command_says_so_and_shows_no_traceback(rlhf_jax, sampled, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[__name__], "words", interrupt)
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "words")
+    assert status == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err

@@ -122,7 +122,7 @@ def test_verbs_are_listed_and_a_misspelt_one_is_named(rlhf_jax):
     assert all(verb in out for verb in cli.VERB_HELP)
     status, _, err = rlhf_jax("itterate")
     assert status == 2
-    assert "did you mean 'iterate'" in err
+    assert "Did you mean 'iterate'" in err
 
 
 @pytest.mark.parametrize(("content", "words"), [
