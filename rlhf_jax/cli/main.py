@@ -50,6 +50,8 @@ def main() -> None:
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
     prepare_environment()
+    from safetensors import SafetensorError
+
     from rlhf_jax.parallel import EXIT_PREEMPTED, Preempted
 
     try:
@@ -60,7 +62,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"\nrlhf-jax {verb}: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
         if os.environ.get("RLHF_JAX_TRACEBACK"):
             raise
         print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
@@ -140,7 +142,7 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
         stage = run.single(verb, command)
         if not run.is_main_process():
             return
-        print(json.dumps(stage.report, indent=1))
+        print(json.dumps({key: value for key, value in stage.report.items() if key != "reliability"}, indent=1))
         print(f"\n{verb}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}, in {stage.folder}")
 
 

@@ -79,8 +79,21 @@ def _lines(console: Console) -> Tick:
     return tick
 
 
+def _writable(folder: str) -> Path:
+    """The output folder, made now: that nothing can be written there is found out before any work is done."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir {folder!r} cannot be written to ({error.strerror}); choose another, or mend "
+                         "what is in the way") from error
+    return path
+
+
 def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
-    run = Run(Path(folder), config, announce=console.print if is_main_process() else lambda _: None)
+    run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")

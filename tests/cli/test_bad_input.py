@@ -175,7 +175,7 @@ def test_the_help_of_a_section_is_printed(capsys):
 
 
 def test_an_interrupted_command_says_so_and_shows_no_traceback(rlhf_jax, sampled, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(**_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules[__name__], "words", interrupt)
@@ -183,3 +183,32 @@ def test_an_interrupted_command_says_so_and_shows_no_traceback(rlhf_jax, sampled
     assert status == 130
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+def test_responses_without_scores_are_told_from_scores_that_give_no_pair(rlhf_jax, sampled, tmp_path):
+    status, _, err = rlhf_jax("pairs", "--input", sampled, "--output_dir", tmp_path / "pairs")
+    assert status == 1
+    assert "no response has a score 'proxy'; there are no scores at all" in err
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_any_work(rlhf_jax, sampled, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "file" / "scored", "words")
+    assert status == 1
+    assert "cannot be written to (Not a directory)" in err
+
+
+def test_a_damaged_record_is_named(rlhf_jax, sampled, tmp_path):
+    assert score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")[0] == 0
+    (tmp_path / "scored" / "stage.json").write_text('{"stage')
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")
+    assert status == 1
+    assert "scored/stage.json is damaged" in err
+
+
+def test_an_unknown_tfds_name_is_answered_by_its_neighbours_and_not_by_all_names(tmp_path):
+    from rlhf_jax.data.sources import SourceError, read_rows
+
+    with pytest.raises(SourceError, match="did you mean imdb_reviews") as refusal:
+        next(iter(read_rows("tfds:imdb_review")))
+    assert len(str(refusal.value)) < 300

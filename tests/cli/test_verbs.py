@@ -153,6 +153,20 @@ def test_a_checkpoint_of_another_architecture_is_refused(world, rlhf_jax, tmp_pa
     assert "'bert' is not supported; supported are" in err
 
 
+def test_a_weights_file_that_was_cut_off_is_named(world, rlhf_jax, tmp_path):
+    (tmp_path / "cut").mkdir()
+    for file in (world / "base").iterdir():
+        (tmp_path / "cut" / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for verb in ("sft", "inspect"):
+        more = ["--dataset_name", world / "sft.jsonl", "--output_dir", tmp_path / "out"] if verb == "sft" else []
+        status, _, err = rlhf_jax(verb, "--model_name_or_path", tmp_path / "cut", *more)
+        assert status == 1
+        assert "not fully covered" in err
+        assert "Traceback" not in err
+
+
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(world, rlhf_jax, tmp_path):
     status, _, err = rlhf_jax("evaluate", "--scorer.model_name_or_path", world / "base", "--dataset_name",
                               world / "preference_eval.jsonl", "--output_dir", tmp_path / "out")
