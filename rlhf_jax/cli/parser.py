@@ -137,11 +137,31 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
 
 def _parser(command: type, verb: str) -> Parser:
     _resolve_types(command)
-    parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
+    parser = Parser(prog=f"rlhf-jax {verb}", usage=f"rlhf-jax {verb} [--config x.yaml] [--key value ...]",
+                    description=_summary(command), default_env=False)
     parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)
     parser.keys = frozenset(_keys(command))
+    _group(parser, command)
     return parser
+
+
+def _summary(documented: type) -> str:
+    return (documented.__doc__ or "").split("\n")[0]
+
+
+def _group(parser: Parser, command: type) -> None:
+    """The help lists a command's own keys first, then those of each option class it is made of, under its summary."""
+    owners: dict[str, type] = {}
+    for base in reversed(command.__mro__):
+        if dataclasses.is_dataclass(base) and not base.__name__.startswith("_"):
+            owners |= {name: base for name in vars(base).get("__annotations__", {}) if name not in owners}
+    for owner in dict.fromkeys(owners.values()):
+        if owner is not command:
+            group = parser.add_argument_group(_summary(owner).split(". ")[0].rstrip("."))
+            for action in [a for a in parser._optionals._group_actions if owners.get(a.dest) is owner]:
+                parser._optionals._group_actions.remove(action)
+                group._group_actions.append(action)
 
 
 def _keys(command: type, prefix: str = "") -> Iterator[str]:

@@ -24,6 +24,10 @@ class TrainConfig:
       lr_scheduler_type: how the rate moves after warm-up.
       min_lr_rate: floor of `cosine_with_min_lr`, as a share of the peak.
       warmup_steps: number of steps, or a share of all steps where below 1.
+      weight_decay: AdamW's; norms and biases are spared.
+      adam_beta1: decay of the first moment.
+      adam_beta2: decay of the second moment.
+      adam_epsilon: added to the root of the second moment.
       max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
       dtype: of activations and working weights; masters and moments stay float32.
       remat: what the backward pass recomputes.

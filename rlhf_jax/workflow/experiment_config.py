@@ -23,7 +23,18 @@ Baseline = Literal["offline_dpo", "matched_dpo", "raft"]
 
 @dataclasses.dataclass(frozen=True)
 class ScratchOptions:
-    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes."""
+    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes.
+
+    Attributes:
+      tokenizer: its folder, or world:tokenizer.
+      embed: width of the model.
+      layers: number of them.
+      heads: of attention.
+      kv_heads: of keys and values.
+      mlp: inner width of the feed-forward layers.
+      max_position: the longest sequence, in tokens.
+      initializer_range: standard deviation of the fresh weights.
+    """
 
     tokenizer: str
     embed: int = 96
@@ -37,7 +48,13 @@ class ScratchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SftSection:
-    """Supervised fine-tuning of the start: data, held-out data, training."""
+    """Supervised fine-tuning of the start.
+
+    Attributes:
+      data: prompts and completions.
+      train: how to optimise.
+      eval_data: held-out rows of the same layout.
+    """
 
     data: DataOptions
     train: SftOptions = dataclasses.field(default_factory=SftOptions)
@@ -46,7 +63,14 @@ class SftSection:
 
 @dataclasses.dataclass(frozen=True)
 class RewardSection:
-    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder."""
+    """A reward model trained in the run.
+
+    Attributes:
+      data: preference rows.
+      train: which kind of model, and how to optimise.
+      eval_data: held-out preference rows; accuracy, likelihood and calibration on them go into the report.
+      init: what it starts from: the "policy" (after SFT), or a model folder.
+    """
 
     data: DataOptions
     train: RewardOptions = dataclasses.field(default_factory=RewardOptions)
@@ -56,7 +80,13 @@ class RewardSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSection:
-    """Held-out prompts and how to sample on them."""
+    """Held-out prompts and how to sample on them.
+
+    Attributes:
+      data: the prompts.
+      sampling: how the policies answer.
+      seed: of the bootstrap.
+    """
 
     data: DataOptions
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -65,16 +95,26 @@ class EvaluationSection:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """A run.
+    """A whole run: fine-tuning, a reward model, online rounds, baselines, evaluation, report.
 
     Attributes:
-      output_dir: the run folder. title: of the report.
+      output_dir: the run folder.
+      prompts: prompts of the loop.
+      evaluation: how policies are compared; None for no comparison.
+      title: of the report.
       model_name_or_path: the policy to start from; or `scratch` for fresh weights.
+      chat_template_path: replaces the template of the policy's tokenizer.
+      scratch: a tiny model with fresh weights instead of model_name_or_path.
       world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
-      sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
+      sft: fine-tune the start first.
+      reward: train the scorer in the run; or `scorer` opens an existing one.
+      scorer: what the loop's responses are scored by; or `reward` trains one.
       gold: a judge the loop never sees, for evaluation.
-      prompts: of the loop. evaluation: how policies are compared.
-      loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
+      loop: the online rounds.
+      sampling: how each round samples.
+      pairs: how scored responses become pairs.
+      dpo: training in each round.
+      raft: training options of the RAFT baseline and of method: raft.
       baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
