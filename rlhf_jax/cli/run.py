@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,25 @@ def _writable(folder: str) -> Path:
     return path
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the output folder until the command ends; a second command into it at the same time is refused.
+
+    The system lets go of it whatever way the process ends. File systems without locks refuse nobody.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another command is at work in {folder}; wait for it, or choose another output_dir"
+                                 ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
     run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
     chosen = resolved(getattr(config, "mesh", None), config)
@@ -111,7 +132,8 @@ def single(verb: str, command: Any) -> Stage:
     _join()
     with _bars() as (console, tick):
         context = _context(command.output_dir, command, console, tick)
-        return VERBS[verb][1](command, context)
+        with _alone(context.run.folder) if is_main_process() else nullcontext():
+            return VERBS[verb][1](command, context)
 
 
 def experiment(config: ExperimentConfig) -> None:
@@ -132,8 +154,9 @@ def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: 
     _join()
     with _bars() as (console, tick):
         context = _context(config.output_dir, config, console, tick)
-        outcome = run(context)
-        context.run.write_manifest()
+        with _alone(context.run.folder) if is_main_process() else nullcontext():
+            outcome = run(context)
+            context.run.write_manifest()
     if is_main_process():
         results = gather(context.run, outcome, title=title, gold=gold, seed=seed)
         write_json_atomic(context.run.folder / "results.json", results)

@@ -89,9 +89,10 @@ class Experiment:
                 check_scorer(options)
         if c.reward is not None and c.reward.init != "policy":
             Checkpoint.find(c.reward.init)
-        sections = [c.evaluation and c.evaluation.data, c.sft and c.sft.eval_data, c.reward and c.reward.data,
-                    c.reward and c.reward.eval_data]
-        for data in filter(None, sections):
+        later = [c.evaluation.data] if c.evaluation else []
+        later += [c.reward.data] if c.reward else []
+        later += [section.eval_data for section in (c.sft, c.reward) if section and section.eval_data]
+        for data in later:
             check_sources(self.located(data))
         return prompts
 

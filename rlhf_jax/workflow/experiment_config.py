@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rlhf_jax.data.world import WorldConfig
 from rlhf_jax.parallel import MeshChoice, MeshConfig
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.workflow.iterate import LoopOptions, Recipe
 from rlhf_jax.workflow.options import (
     DataOptions,
@@ -159,11 +160,13 @@ class ExperimentConfig:
         if self.raft != SftOptions() and self.loop.method != "raft" and "raft" not in self.baselines:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")
-        trained = {"reward.train": self.reward and self.reward.train, "dpo": self.dpo, "raft": self.raft}
+        trained: dict[str, TrainConfig] = {"dpo": self.dpo, "raft": self.raft}
+        if self.reward is not None:
+            trained["reward.train"] = self.reward.train
         if self.sft is not None and self.sft.eval_data is None:
             trained["sft.train"] = self.sft.train
         for name, options in trained.items():
-            if options is not None and options.eval_steps is not None:
+            if options.eval_steps is not None:
                 raise ValueError(f"{name}.eval_steps = {options.eval_steps} has no effect: nothing is evaluated while "
                                  "that stage trains; leave it out")
 

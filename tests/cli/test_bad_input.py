@@ -212,3 +212,21 @@ def test_an_unknown_tfds_name_is_answered_by_its_neighbours_and_not_by_all_names
     with pytest.raises(SourceError, match="did you mean imdb_reviews") as refusal:
         next(iter(read_rows("tfds:imdb_review")))
     assert len(str(refusal.value)) < 300
+
+
+def test_two_commands_at_once_into_one_folder_are_one_too_many(rlhf_jax, sampled, tmp_path, monkeypatch):
+    def inner(prompts, completions, **columns):
+        return [float(n) for n in range(len(completions))] if second() else []
+
+    def second():
+        status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "never_finite")
+        assert status == 1
+        assert "another command is at work in" in err
+        return True
+
+    monkeypatch.setattr(sys.modules[__name__], "words", inner)
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "words")
+    assert status == 0, err
+    status, out, _ = score(rlhf_jax, sampled, tmp_path / "scored", "words")
+    assert status == 0
+    assert "already done" in out
