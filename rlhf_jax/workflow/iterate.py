@@ -46,12 +46,14 @@ class LoopOptions:
     """What the paper leaves open.
 
     Attributes:
-      rounds: iterations. prompts_per_round: None shares all prompts evenly among the rounds; rounds never share one.
+      rounds: iterations.
+      prompts_per_round: None shares all prompts evenly among the rounds; rounds never share one.
       method: "dpo", or "raft" (fine-tuning on the best of n).
       reference: the anchor of DPO: "sft" (the start, as in the paper), "previous" (the last policy), or "ema".
       ref_model_mixup_alpha: ema: reference <- alpha x policy + (1 - alpha) x reference after each round.
       init_from: each round's training starts from the "previous" policy or again from "sft".
       data_policy: train on the "fresh" round, on all so far ("accumulate"), or on the last `window` rounds.
+      window: rounds that data_policy "window" trains on.
       shard_size: prompts in one shard file; what a killed run loses at most.
     """
 

@@ -15,6 +15,14 @@ from rlhf_jax.workflow.stage import fingerprint, hash_path, to_plain
 AnyScorer = BradleyTerryScorer | PairwiseScorer | FunctionScorer
 
 
+def check_scorer(options: ScorerOptions) -> None:
+    """Raises what `open_scorer` would raise for a function, folder or model that is not there; loads no weights."""
+    if options.function is not None:
+        load_function(options.function)
+    if options.model_name_or_path is not None:
+        _ = Checkpoint.find(options.model_name_or_path).config
+
+
 def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     """The scorer that `options` describe, called `name` in the data.
 
