@@ -50,8 +50,6 @@ def main() -> None:
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
     prepare_environment()
-    from safetensors import SafetensorError
-
     from rlhf_jax.parallel import EXIT_PREEMPTED, Preempted
 
     try:
@@ -62,7 +60,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"\nrlhf-jax {verb}: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, RuntimeError, OSError, SafetensorError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("RLHF_JAX_TRACEBACK"):
             raise
         print(f"rlhf-jax {verb}: {error}", file=sys.stderr)

@@ -32,11 +32,14 @@ class SamplingConfig:
     Attributes:
       num_generations: continuations per prompt, n.
       temperature: one value, or several spread over the n samples (the paper's half 1.0, half 0.7 is (1.0, 0.7)).
-      top_k, top_p, min_p: 0, 1.0 and 0.0 switch them off.
+      top_k: draw among the k most probable tokens alone; 0 for all.
+      top_p: among the fewest that have this probability together; 1.0 for all.
+      min_p: among those with this share of the most probable one's probability; 0.0 for all.
       max_new_tokens: response budget; a response that meets it ends with finish reason "length" and without EOS.
       stop_strings: a response ends at the first token that completes one of these.
-      slots: prompts in flight, over all devices. lanes: continuations of one prompt in flight, None for all n; a
-        lane that finishes takes the prompt's next sample. block: tokens decoded between two looks by the host.
+      slots: prompts in flight, over all devices.
+      lanes: continuations of one prompt in flight, None for all n; a lane that finishes takes the prompt's next sample.
+      block: tokens decoded between two looks by the host.
       prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
       cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps a scale a
         token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the price

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from safetensors import SafetensorError
 
 from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_ids
 from rlhf_jax.data.funnel import Funnel, load_examples
@@ -67,11 +66,7 @@ class Checkpoint:
 
     def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
         """The weights, sharded over the mesh."""
-        try:
-            return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
-        except SafetensorError as error:
-            raise ValueError(f"the weights in {self.folder} cannot be read ({error}); a file was probably cut off "
-                             "while being copied: copy or download it again") from error
+        return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
 
     def renderer(self, data: DataOptions) -> Renderer:
         """How rows become ids: within the data's limits, and never beyond the model's own positions."""
