@@ -92,7 +92,7 @@ class RewardOptions(LoraOptions, TrainConfig):
     Attributes:
       kind: "bradley_terry" (a scalar head) or "pairwise" (a language model that answers A or B).
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2 (Bradley-Terry only).
-      use_margin: subtract the rows' margins (Bradley-Terry only).
+      use_margin: subtract the rows' margins, which every pair must have (Bradley-Terry only).
     """
 
     kind: Literal["bradley_terry", "pairwise"] = "bradley_terry"
