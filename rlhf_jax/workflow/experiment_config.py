@@ -13,6 +13,7 @@ from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
     PreferenceOptions,
+    PromptOptions,
     RewardOptions,
     ScorerOptions,
     SftOptions,
@@ -73,14 +74,14 @@ class ExperimentConfig:
       world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
       sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
       gold: a judge the loop never sees, for evaluation.
-      prompts: of the loop. evaluation: how policies are compared.
+      prompts: of the loop, each once unless drop_duplicate_prompts is off. evaluation: how policies are compared.
       loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
       baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
 
     output_dir: str
-    prompts: DataOptions
+    prompts: PromptOptions
     evaluation: EvaluationSection | None = None
     title: str = "Online iterative RLHF"
     model_name_or_path: str | None = None

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
@@ -12,6 +13,7 @@ from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
     PreferenceOptions,
+    PromptOptions,
     RewardOptions,
     ScorerOptions,
     SftOptions,
@@ -20,7 +22,7 @@ from rlhf_jax.workflow.options import (
 FUNCTION = {"kind": "function", "function": "m:f"}
 SCORER = ScorerOptions(**FUNCTION)
 DATA = DataOptions("x.jsonl")
-RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
+RUN = {"output_dir": "o", "prompts": PromptOptions("x.jsonl"), "scorer": SCORER}
 
 
 @pytest.mark.parametrize(("options", "settings", "words"), [
@@ -61,7 +63,7 @@ RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
     (EvaluateCommand, {"output_dir": "o", "scorer": SCORER, "gold": SCORER}, "gold and sampling have no effect"),
     (ExperimentConfig, RUN, "exactly one of model_name_or_path"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "scratch": ScratchOptions("t")}, "exactly one of model_name"),
-    (ExperimentConfig, {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}, "exactly one of reward"),
+    (ExperimentConfig, {**RUN, "scorer": None, "model_name_or_path": "m"}, "exactly one of reward"),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t")}, "needs an sft section"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "baselines": ("offline_dpo",)}, "offline_dpo"),
 ], ids=lambda x: getattr(x, "__name__", None))
@@ -90,6 +92,17 @@ def test_loss_options_reach_the_loss_and_adapters_the_training():
     assert (options.loss.loss_types, options.loss.beta) == (("ipo",), 0.3)
     assert options.lora.lora_r == 4
     assert dataclasses.replace(options, use_peft=False).lora is None
+
+
+def test_duplicates_are_dropped_from_the_prompts_of_the_loop_alone_unless_the_config_says_otherwise():
+    tree = {"output_dir": "o", "model_name_or_path": "m", "scorer": FUNCTION,
+            "prompts": {"dataset_name": "x"}, "evaluation": {"data": {"dataset_name": "x"}}}
+    run = parse_tree(ExperimentConfig, "iterate", tree)
+    assert run.prompts.drop_duplicate_prompts
+    assert not run.evaluation.data.drop_duplicate_prompts
+    assert not DataOptions("x").drop_duplicate_prompts
+    tree["prompts"]["drop_duplicate_prompts"] = False
+    assert not parse_tree(ExperimentConfig, "iterate", tree).prompts.drop_duplicate_prompts
 
 
 def test_a_data_set_name_may_be_one_or_several():
