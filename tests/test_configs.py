@@ -1,5 +1,6 @@
 """Every YAML under configs/ is what its verb takes; the presets of meshes fit the accelerators they are named for."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,13 +12,14 @@ from jax.sharding import AbstractMesh
 
 from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.cli.plan import read
+from rlhf_jax.data.world import world_rows
 from rlhf_jax.models import config_from_hf, count_params, param_specs
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.workflow.commands import RewardCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
-from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.workflow.policy import Checkpoint, read_data
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -42,6 +44,16 @@ def test_every_config_is_what_its_verb_takes(path):
     if tree.get("gold", {}).get("kind") == "bradley_terry":
         judges["gold"] = {**judge, **tree["gold"]}
     parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", "prompts": {}, **given, **tree, **judges})
+
+
+def test_the_quickstart_has_a_prompt_for_every_place_of_its_rounds(tmp_path):
+    """Its world knows fewer requests than its rounds ask, so it asks them again."""
+    config = parse_tree(ExperimentConfig, "iterate", yaml.safe_load((CONFIGS / "quickstart.yaml").read_text()))
+    rows = world_rows(config.world)["prompts"]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    located = dataclasses.replace(config.prompts, dataset_name=str(tmp_path / "prompts.jsonl"))
+    examples, _ = read_data(located, "prompt")
+    assert len(examples) >= config.loop.rounds * config.loop.prompts_per_round
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("mesh/*.yaml")), ids=lambda path: path.stem)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.turns import BadRow, as_messages, parse_hh
+from rlhf_jax.data.graded_pairs import finite_number
+from rlhf_jax.data.turns import BadRow, as_messages, as_text, parse_hh
 
 Row = Mapping[str, Any]
 
@@ -72,9 +73,13 @@ def ultrafeedback_binarized(row: Row) -> Row:
 
 
 def helpsteer(row: Row) -> Row:
-    """HelpSteer: one response a row, graded by the mean of helpfulness and correctness (RLHFlow's rule)."""
-    score = (row["helpfulness"] + row["correctness"]) / 2
-    return {"prompt": row["prompt"], "responses": [{"text": row["response"], "score": score}]}
+    """HelpSteer: one response a row, graded by the mean of helpfulness and correctness (RLHFlow's rule).
+
+    The rows of a prompt are joined afterwards: it is one of `ONE_ANSWER_A_ROW`.
+    """
+    helpfulness, correctness = (finite_number(row[column], column) for column in ("helpfulness", "correctness"))
+    answer = {"text": as_text(row["response"], "response"), "score": (helpfulness + correctness) / 2}
+    return {"prompt": row["prompt"], "responses": [answer]}
 
 
 def story_prompt(row: Row) -> Row:
@@ -94,6 +99,8 @@ CONVERTERS: dict[str, Callable[[Row], Row | list[Row]]] = {
     "ultrafeedback_binarized": ultrafeedback_binarized,
     "webgpt": webgpt,
 }
+ONE_ANSWER_A_ROW = frozenset({"helpsteer"})
+"""Converters of graded rows that hold one answer each; `load_examples` joins those of one prompt into one row."""
 
 
 def _instruction(row: Row) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.converters import CONVERTERS
+from rlhf_jax.data.converters import CONVERTERS, ONE_ANSWER_A_ROW
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import BadRow, Example, Kind, ParseOptions, canonical_prompt, parse_row
 from rlhf_jax.data.sources import SourceRow, locate_rows
@@ -20,6 +20,8 @@ from rlhf_jax.data.sources import SourceRow, locate_rows
 SELECTED_OUT = ("no_pair",)
 """Reasons that tell of a choice, not of a fault: sound rows that the pair rule leaves out. They spend no budget."""
 
+Located = tuple[SourceRow, Mapping[str, Any] | BadRow]
+"""Where a row stood, and what a converter made of it."""
 Converter = Callable[[Mapping[str, Any]], Mapping[str, Any] | list[Mapping[str, Any]]]
 
 
@@ -31,7 +33,8 @@ class Funnel:
       read: rows read, after a converter has split or joined them.
       invalid: rows that could not be used, by reason; valid = read - invalid.
       dropped: valid rows left out on purpose (ties, duplicates, too long), by reason; kept = valid - dropped.
-      notes: what was done to kept rows, by kind (truncations, renamed ids, responses left out); they change no sum.
+      notes: what was done to kept rows, by kind (truncations, renamed ids, responses left out, rows of one answer that
+        were joined to an earlier one of their prompt); they change no sum.
     """
 
     read: int = 0
@@ -153,7 +156,8 @@ def load_examples(
     Args:
       sources, split, name, header: see `sources.read_rows`.
       kind, options: see `rows.parse_row`.
-      converter: a name in CONVERTERS, or a function from a foreign row to one row or a list of rows.
+      converter: a name in CONVERTERS, or a function from a foreign row to one row or a list of rows. Of those in
+        ONE_ANSWER_A_ROW the rows of one prompt, wherever they stand, become one in the place of the first.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float).
       quarantine_path: JSONL file for the unusable rows, with their row numbers; written also when there are none.
       drop_duplicate_prompts: keep the first row of each prompt (same text up to white space).
@@ -167,25 +171,27 @@ def load_examples(
     funnel, quarantine = Funnel(), Quarantine(quarantine_path, max_bad_rows)
     examples: list[Example] = []
     prompts: set[str] = set()
-    for source in [sources] if isinstance(sources, str) else sources:
-        for where in locate_rows(source, split=split, name=name, header=header):
-            for row in _converted(where, convert):
-                funnel.read += 1
-                example = _parsed(row, kind, options)
-                if isinstance(example, BadRow) and example.reason in SELECTED_OUT:
-                    funnel.dropped[example.reason] += 1
-                    continue
-                if isinstance(example, BadRow):
-                    funnel.invalid[example.reason] += 1
-                    quarantine.add(where, example)
-                    continue
-                prompt = canonical_prompt(example.prompt)
-                if drop_duplicate_prompts and prompt in prompts:
-                    funnel.dropped["duplicate_prompt"] += 1
-                    continue
-                prompts.add(prompt)
-                funnel.notes["left_out_responses"] += example.extra.get("left_out_responses", 0)
-                examples.append(example)
+    rows: Iterable[Located] = (
+        (where, row) for source in ([sources] if isinstance(sources, str) else sources)
+        for where in locate_rows(source, split=split, name=name, header=header) for row in _converted(where, convert))
+    for where, row in _joined(rows) if isinstance(converter, str) and converter in ONE_ANSWER_A_ROW else rows:
+        funnel.read += 1
+        example = _parsed(row, kind, options)
+        if isinstance(example, BadRow) and example.reason in SELECTED_OUT:
+            funnel.dropped[example.reason] += 1
+            continue
+        if isinstance(example, BadRow):
+            funnel.invalid[example.reason] += 1
+            quarantine.add(where, example)
+            continue
+        prompt = canonical_prompt(example.prompt)
+        if drop_duplicate_prompts and prompt in prompts:
+            funnel.dropped["duplicate_prompt"] += 1
+            continue
+        prompts.add(prompt)
+        for note in ("left_out_responses", "joined_rows"):
+            funnel.notes[note] += example.extra.get(note, 0)
+        examples.append(example)
     quarantine.close(funnel.read)
     funnel.notes = +funnel.notes
     if not examples:
@@ -212,6 +218,27 @@ def _converted(where: SourceRow, convert: Converter | None) -> Sequence[Mapping[
         return [BadRow("missing_column", f"the converter needs the column {error}; the row has {', '.join(where.row)}")]
     rows = [rows] if isinstance(rows, Mapping) else rows
     return rows or [BadRow("converter_gave_nothing", "the converter made no row of this one")]
+
+
+def _joined(rows: Iterable[Located]) -> list[Located]:
+    """The rows of each prompt (the same up to white space) as one in the place of the first, answers in order.
+
+    Bad rows, and rows whose prompt is empty or no text, stay as they are.
+    """
+    out: list[Located] = []
+    found: dict[str, dict[str, Any]] = {}
+    for where, row in rows:
+        prompt = "" if isinstance(row, BadRow) else row["prompt"]
+        name = canonical_prompt(prompt) if isinstance(prompt, str) else ""
+        if isinstance(row, BadRow) or not name:
+            out.append((where, row))
+        elif name in found:
+            found[name]["responses"] += row["responses"]
+            found[name]["joined_rows"] += 1
+        else:
+            found[name] = {**row, "responses": list(row["responses"]), "joined_rows": 0}
+            out.append((where, found[name]))
+    return out
 
 
 def _parsed(row: Mapping[str, Any] | BadRow, kind: Kind, options: ParseOptions | None) -> Example | BadRow:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import grain
@@ -13,6 +13,12 @@ import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, pack, pack_rows, row_shape
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of an epoch's groups; kept, since permuting all of them for every step would take quadratic time."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,10 +63,10 @@ class BatchPlan:
     def members(self, step: int) -> list[int]:
         """Indices of the groups of one step."""
         epoch, at = divmod(step, self.steps_per_epoch)
-        order = np.arange(len(self.groups))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
-        return order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
+        start, stop = at * self.batch_size, min((at + 1) * self.batch_size, len(self.groups))
+        if not self.shuffle:
+            return list(range(start, stop))
+        return _epoch_order(len(self.groups), self.seed, epoch)[start:stop].tolist()
 
     @cached_property
     def _lengths(self) -> list[int]:

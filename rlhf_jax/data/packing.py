@@ -12,8 +12,11 @@ vocabulary is never multiplied for prompt tokens.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import heapq
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,27 +106,36 @@ def _targets(group: PromptGroup) -> int:
 
 
 def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Best-fit-decreasing bin packing: which items share a row.
+    """Best-fit-decreasing bin packing, in O(n log n): which items share a row.
 
-    Deterministic: equal lengths keep their order. Rows come back in order of their first item.
+    Deterministic: equal lengths keep their order, and of rows with equal room the oldest is taken. Rows come back in
+    order of their first item.
 
     Raises:
       ValueError: if an item is longer than a row.
     """
     rows: list[list[int]] = []
-    free: list[int] = []
+    rooms: list[int] = []  # every room that some row has left, ascending; at most one a token of the capacity
+    with_room: defaultdict[int, list[int]] = defaultdict(list)  # room -> heap of the rows that have it
     for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if lengths[item] > capacity:
-            raise ValueError(f"a prompt group has {lengths[item]} tokens (prompt once plus all responses) and a row "
+        length = lengths[item]
+        if length > capacity:
+            raise ValueError(f"a prompt group has {length} tokens (prompt once plus all responses) and a row "
                              f"holds {capacity}; raise row_length or lower max_length")
-        fits = [r for r, room in enumerate(free) if room >= lengths[item]]
-        if fits:
-            row = min(fits, key=lambda r: free[r])
-            rows[row].append(item)
-            free[row] -= lengths[item]
+        at = bisect.bisect_left(rooms, length)
+        if at < len(rooms):
+            room = rooms[at]
+            row = heapq.heappop(with_room[room])
+            if not with_room[room]:
+                del rooms[at]
         else:
-            rows.append([item])
-            free.append(capacity - lengths[item])
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(item)
+        left = room - length
+        if not with_room[left]:
+            bisect.insort(rooms, left)
+        heapq.heappush(with_room[left], row)
     return sorted((sorted(row) for row in rows), key=lambda row: row[0])
 
 

@@ -2,7 +2,7 @@
 
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
-from rlhf_jax.parallel.distributed import divided, gather, initialize, is_main_process, on_main
+from rlhf_jax.parallel.distributed import divided, gather, gather_counts, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
     AXES,
     PRESETS,
@@ -42,6 +42,7 @@ __all__ = [
     "data_parallel",
     "divided",
     "gather",
+    "gather_counts",
     "hand_over",
     "initialize",
     "is_main_process",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,6 +58,11 @@ def gather(value: Any) -> list[Any]:
     width = 1 << (int(sizes.max()) - 1).bit_length()  # few sizes, so that few programs are compiled
     rows = multihost_utils.process_allgather(np.pad(data, (0, width - len(data))))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def gather_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """The sum of every process's counts, by name, on all of them. All must call it."""
+    return dict(sum(map(Counter, gather(dict(counts))), Counter[str]()))
 
 
 def on_main(fn: Callable[[], Any]) -> Any:

@@ -39,10 +39,15 @@ LONG_ROW = 2048
 """Tokens of a row where attention visits blocks: one long row at a time then packs best, and no row is empty."""
 
 
-def packed_batches(groups: Sequence[PromptGroup], rows_per_batch: int, shape: RowShape, mesh: Mesh,
+def best_fit(groups: Sequence[PromptGroup], tokens: int) -> tuple[Rows, RowShape]:
+    """Which groups share a row of so many tokens, and the capacities that hold every row."""
+    rows = pack_rows([group_length(g) for g in groups], tokens)
+    return rows, row_shape(groups, rows, tokens)
+
+
+def packed_batches(groups: Sequence[PromptGroup], rows: Rows, shape: RowShape, rows_per_batch: int, mesh: Mesh,
                    reference: Sequence[Sequence[np.ndarray]] | None = None) -> Iterator[tuple[Rows, PackedBatch]]:
-    """All groups, packed best-fit, `rows_per_batch` rows at a time (the last batch padded), ready for the mesh."""
-    rows = pack_rows([group_length(g) for g in groups], shape.tokens)
+    """All rows of `best_fit`, `rows_per_batch` at a time (the last batch padded), ready for the mesh."""
     sharding = batch_sharding(mesh)
     here = rows_here(sharding, rows_per_batch)
     for start in range(0, len(rows), rows_per_batch):
@@ -87,12 +92,12 @@ class PackedMap:
         pieces = [(i, piece) for i, group in enumerate(groups)
                   for piece in (split_group(group, self._limit) if self._limit else [group])]
         split = [piece for _, piece in pieces]
-        shape = self._shape(split)
+        rows, shape = best_fit(split, self._row_length or self._tokens(split))
         found: dict[int, Any] = {}
         done = 0
-        batches = packed_batches(split, self.rows, shape, self._mesh)
-        for rows, result in one_late((rows, self.program(params, batch)) for rows, batch in batches):
-            found |= self._cut(np.asarray(result), split, rows)
+        batches = packed_batches(split, rows, shape, self.rows, self._mesh)
+        for some, result in one_late((some, self.program(params, batch)) for some, batch in batches):
+            found |= self._cut(np.asarray(result), split, some)
             if progress:
                 before, done = done, len(found) * len(groups) // len(split)
                 progress(done - before)
@@ -107,10 +112,6 @@ class PackedMap:
         if self._limit is None:
             needed = max(needed, min(LONG_ROW, sum(map(group_length, groups))))
         return 1 << (needed - 1).bit_length()
-
-    def _shape(self, groups: Sequence[PromptGroup]) -> RowShape:
-        tokens = self._row_length or self._tokens(groups)
-        return row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
 
 
 def logps_map(compute: Compute, mesh: Mesh, *, rows_per_batch: int = 4, row_length: int | None = None) -> PackedMap:
@@ -142,12 +143,11 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
         return sums, metrics
 
     compiled = over_rows(fn, mesh)
-    tokens = max(plan.row_length, default_row_length(groups))
-    shape = row_shape(groups, pack_rows([group_length(g) for g in groups], tokens), tokens)
+    rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)))
 
     def evaluate(params: Params) -> dict[str, float]:
-        parts = [jax.device_get(part) for part in one_late(
-            compiled(params, batch) for _, batch in packed_batches(groups, plan.micro_rows, shape, mesh, reference))]
+        batches = packed_batches(groups, rows, shape, plan.micro_rows, mesh, reference)
+        parts = [jax.device_get(part) for part in one_late(compiled(params, batch) for _, batch in batches)]
         loss = 0.0
         for name, (coefficient, _, _) in parts[0][0].items():
             weight = sum(float(sums[name][2]) for sums, _ in parts)

@@ -18,7 +18,7 @@ from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
 from rlhf_jax.models import Params
-from rlhf_jax.parallel import divided, gather, is_main_process
+from rlhf_jax.parallel import divided, gather_counts, is_main_process
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import PairwiseScorer, Scorer
 from rlhf_jax.workflow.context import Context
@@ -70,7 +70,7 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
               "dtype": dtype}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        groups = read_shards(sampled.folder)
+        groups, before = read_shards(sampled.folder), [Counter(scorer.failures) for scorer in scorers]
         for place, scorer in enumerate(scorers):
             context.tick(name, place, len(scorers) + 1, scorer.name)
             groups = [g.with_scores(scorer.name, s)
@@ -81,7 +81,7 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
         if is_main_process():
             write_groups(folder / JUDGED, add_kl(groups, found))
         context.tick(name, len(scorers) + 1, len(scorers) + 1, "")
-        failures = {s.name: sum(map(Counter, gather(dict(s.failures))), Counter[str]()) for s in scorers}
+        failures = {s.name: gather_counts(s.failures - earlier) for s, earlier in zip(scorers, before, strict=True)}
         return {"prompts": len(groups), "failures": failures}
 
     return context.run.stage(name, inputs, body)

@@ -14,6 +14,7 @@ from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
     PreferenceOptions,
+    PromptOptions,
     RewardOptions,
     ScorerOptions,
     SftOptions,
@@ -100,7 +101,7 @@ class ExperimentConfig:
 
     Attributes:
       output_dir: the run folder.
-      prompts: prompts of the loop.
+      prompts: prompts of the loop, each once unless drop_duplicate_prompts is off.
       evaluation: how policies are compared; None for no comparison.
       title: of the report.
       model_name_or_path: the policy to start from; or `scratch` for fresh weights.
@@ -121,7 +122,7 @@ class ExperimentConfig:
     """
 
     output_dir: str
-    prompts: DataOptions
+    prompts: PromptOptions
     evaluation: EvaluationSection | None = None
     title: str = "Online iterative RLHF"
     model_name_or_path: str | None = None

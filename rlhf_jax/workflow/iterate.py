@@ -106,7 +106,8 @@ def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int
         start, stop = (number - 1) * loop.prompts_per_round, number * loop.prompts_per_round
     if stop > len(prompts) or stop <= start:
         raise ValueError(f"round {number} asks for prompts {start} to {stop} and there are {len(prompts)}; give more "
-                         "prompts, or lower rounds or prompts_per_round")
+                         "prompts, or lower rounds or prompts_per_round (prompts.drop_duplicate_prompts: false lets "
+                         "rounds share those that the file repeats)")
     return list(prompts[start:stop])
 
 
@@ -229,12 +230,13 @@ def iterate(context: Context, label: str, start: Policy, prompts: Sequence[Promp
     loop, policies = recipe.loop, [start]
     reference = start
     data: list[tuple[str, Path]] = []
-    for number in range(1, loop.rounds + 1):
+    rounds = [round_prompts(prompts, loop, number) for number in range(1, loop.rounds + 1)]  # all there, or no round
+    for number, share in enumerate(rounds, start=1):
         stem = f"{label}/round-{number}"
         latest = policies[-1]
         sampling = dataclasses.replace(recipe.sampling, seed=recipe.sampling.seed + 1000 * number)
-        sampled = sample(context, f"{stem}/sample", latest, round_prompts(prompts, loop, number), sampling,
-                         recipe.dpo.dtype, loop.shard_size)
+        sampled = sample(context, f"{stem}/sample", latest, share, sampling, recipe.dpo.dtype,
+                         loop.shard_size)
         scored = score(context, f"{stem}/score", scorer, sampled)
         paired = pairs(context, f"{stem}/pairs", scored, scorer, recipe.pairs, loop.method)
         data.append((paired.key, paired.folder / "pairs.jsonl"))

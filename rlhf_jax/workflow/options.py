@@ -35,6 +35,7 @@ class DataOptions:
       converter: name of a row converter (`rlhf_jax.data.converters`).
       pair_rule: which pairs graded rows make as preferences.
       min_gap: the smallest score gap of such a pair.
+      drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
       max_samples: rows kept, from the start; None for all.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
       max_length: tokens of prompt and response together; None for no limit.
@@ -50,6 +51,7 @@ class DataOptions:
     converter: str | None = None
     pair_rule: PairRule = "all"
     min_gap: float = 0.0
+    drop_duplicate_prompts: bool = False
     max_samples: int | None = None
     max_bad_rows: int | float = 0.02
     max_length: int | None = 1024
@@ -71,6 +73,13 @@ class DataOptions:
     def sources(self) -> tuple[str, ...]:
         """`dataset_name` as a tuple."""
         return (self.dataset_name,) if isinstance(self.dataset_name, str) else tuple(self.dataset_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptOptions(DataOptions):
+    """Prompts of a loop. drop_duplicate_prompts: on, so that no round sees a prompt of an earlier one."""
+
+    drop_duplicate_prompts: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +125,7 @@ class RewardOptions(LoraOptions, TrainConfig):
     Attributes:
       kind: "bradley_terry" (a scalar head) or "pairwise" (a language model that answers A or B).
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2 (Bradley-Terry only).
-      use_margin: subtract the rows' margins (Bradley-Terry only).
+      use_margin: subtract the rows' margins, which every pair must have (Bradley-Terry only).
     """
 
     kind: Literal["bradley_terry", "pairwise"] = "bradley_terry"

@@ -103,7 +103,8 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
     options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
     examples, funnel = load_examples(list(data.sources), kind, split=data.split, converter=data.converter,
                                      options=options, max_bad_rows=data.max_bad_rows,
-                                     quarantine_path=quarantine if is_main_process() else None)
+                                     quarantine_path=quarantine if is_main_process() else None,
+                                     drop_duplicate_prompts=data.drop_duplicate_prompts)
     if data.max_samples is not None and len(examples) > data.max_samples:
         funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples
         examples = examples[: data.max_samples]

@@ -18,7 +18,7 @@ import numpy as np
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import Notice, gather
+from rlhf_jax.parallel import Notice, gather_counts
 from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
@@ -154,6 +154,5 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
     scorer.let_go()
     groups = read_shards(folder)
     unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
-    failures = sum((Counter(some) for some in gather(dict(scorer.failures - before))), Counter[str]())
     return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
-            "failures": dict(failures), "compiled_programs": compiles.programs}
+            "failures": gather_counts(scorer.failures - before), "compiled_programs": compiles.programs}

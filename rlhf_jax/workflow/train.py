@@ -123,6 +123,25 @@ def model_card(what: str, base: str, options: Any, groups: int, steps: int) -> s
             f"groups in {steps:,} steps, with these settings:\n\n```yaml\n{yaml.safe_dump(to_plain(options))}```")
 
 
+def check_margins(options: LoraOptions, groups: Sequence[PromptGroup], eval_groups: Sequence[PromptGroup]) -> None:
+    """Raises ValueError if the loss reads reward gaps and a pair has none: 0 in its place would teach it as a tie."""
+    match options:
+        case PreferenceOptions() if options.loss.needs_margin:
+            reader, instead = f"loss_type = {options.loss_type!r}", "choose a loss without margins, such as 'sigmoid'"
+        case RewardOptions(use_margin=True):
+            reader, instead = "use_margin = True", "leave use_margin out"
+        case _:
+            return
+    for name, some in (("training", groups), ("evaluation", eval_groups)):
+        paired = [group for group in some if group.pairs]
+        lacking = [group for group in paired if not group.margins]
+        if lacking:
+            raise ValueError(
+                f"{reader} reads the reward gap of every pair, and {len(lacking)} of {len(paired)} {name} groups with "
+                f"pairs have no margins (the first: prompt {lacking[0].prompt_id!r}). Give their rows a column "
+                f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
+
+
 def train_stage(
     folder: Path,
     *,
@@ -147,7 +166,11 @@ def train_stage(
 
     Returns:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
+
+    Raises:
+      ValueError: the loss reads margins that a pair lacks, or sorts all pairs of a batch that is cut.
     """
+    check_margins(options, groups, eval_groups)
     model = trainable(params, config, options.lora, train.seed)
     plan = make_plan(list(groups), train, setting.mesh, reference=reference)
     if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
@@ -224,6 +247,7 @@ def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, confi
 
     reference: gives the reference model's weights, if the loss needs them; nobody may hold them after that.
     """
+    check_margins(options, groups, eval_groups)  # before the reference's pass over all of them
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
         compute = compute_of(config, options, setting.mesh)

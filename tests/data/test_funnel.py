@@ -70,6 +70,54 @@ def test_converters(source):
         load_examples(source, "sft", converter=lambda row: [], max_bad_rows=1.0)
 
 
+def graded(prompt, response, score):
+    return {"prompt": prompt, "response": response, "helpfulness": score, "correctness": score}
+
+
+@pytest.fixture
+def helpsteer(tmp_path):
+    """helpsteer(rows): a file of rows with one graded answer each, read with the converter of that name."""
+
+    def load(rows, kind="preference", **more):
+        path = tmp_path / "helpsteer.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return load_examples(str(path), kind, converter="helpsteer", **more)
+
+    return load
+
+
+def test_rows_of_one_answer_each_are_joined_by_prompt(helpsteer):
+    rows = [graded("p", "bad", 1), graded("q", "only", 2), graded("p", "best", 4), graded(" p\n", "good", 3),
+            graded("r", "x", 1), graded("r", "y", 2), graded("p", "worst", 0)]
+    examples, funnel = helpsteer(rows)
+    assert [(e.prompt, e.responses) for e in examples] == [("p", ("bad", "best", "good", "worst")), ("r", ("x", "y"))]
+    assert examples[0].scores == (1.0, 4.0, 3.0, 0.0)
+    assert sorted(examples[0].pairs) == [(0, 3), (1, 0), (1, 2), (1, 3), (2, 0), (2, 3)]
+    assert funnel.to_json() == {"read": 3, "valid": 3, "kept": 2, "invalid": {}, "dropped": {"no_pair": 1},
+                                "notes": {"joined_rows": 4}}
+    assert [e.responses for e in helpsteer(rows, "graded")[0]] == [("bad", "best", "good", "worst"), ("only",),
+                                                                  ("x", "y")]
+
+
+def test_a_prompt_is_joined_over_all_sources(helpsteer, tmp_path):
+    helpsteer([graded("p", "a", 1)], "graded")
+    (tmp_path / "more.jsonl").write_text(json.dumps(graded("p", "b", 2)) + "\n")
+    files = [str(tmp_path / name) for name in ("helpsteer.jsonl", "more.jsonl")]
+    examples, _ = load_examples(files, "preference", converter="helpsteer")
+    assert [(e.responses, e.pairs) for e in examples] == [(("a", "b"), ((1, 0),))]
+
+
+def test_a_bad_row_costs_no_other_answer_of_its_prompt(helpsteer, tmp_path):
+    quarantine = tmp_path / "quarantine.jsonl"
+    rows = [graded("p", "a", 1), graded("p", "b", None), graded("p", "c", 3), graded("p", 7, 3), graded("p", " ", 3),
+            graded("", "x", 1), graded("", "y", 2), graded(None, "x", 1), {"prompt": "p", "response": "no score"}]
+    examples, funnel = helpsteer(rows, "graded", max_bad_rows=6, quarantine_path=quarantine)
+    assert [(e.responses, e.scores) for e in examples] == [(("a", "c"), (1.0, 3.0))]
+    assert funnel.invalid == {"not_a_number": 1, "not_messages": 1, "empty_prompt": 2, "missing_column": 2}
+    assert funnel.notes == {"joined_rows": 2, "left_out_responses": 1}
+    assert [row["row_number"] for row in read_jsonl(quarantine)] == [2, 4, 6, 7, 8, 9]
+
+
 def test_options_reach_the_rows(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "", "chosen": "a", "rejected": "b"}))

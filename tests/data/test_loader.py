@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_jax.data import loader
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import group_length
 
@@ -38,6 +39,32 @@ def test_order_depends_on_seed_and_epoch_alone(make_groups):
     assert len(set(orders.values())) == 4
     again = plan_of(groups, seed=1, micro_rows=1, epochs=5.0)
     assert tuple(i for at in range(4) for i in again.members(4 + at)) == orders[1, 1]
+
+
+@given(count=st.integers(1, 30), size=st.integers(1, 9), seed=st.integers(0, 99), steps=st.lists(st.integers(0, 60)))
+def test_a_step_takes_its_slice_of_its_epochs_permutation_whatever_was_asked_before(count, size, seed, steps,
+                                                                                    make_groups):
+    plan = plan_of(make_groups(count), batch_size=size, seed=seed)
+    for step in steps:
+        epoch, at = divmod(step, plan.steps_per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        assert plan.members(step) == order[at * size : (at + 1) * size].tolist()
+
+
+def test_the_data_are_permuted_once_an_epoch_and_not_at_every_step(make_groups, monkeypatch):
+    groups, asked = make_groups(40), []
+
+    def default_rng(seed):
+        asked.append(seed)
+        return np.random.Generator(np.random.PCG64(seed))
+
+    monkeypatch.setattr(loader.np.random, "default_rng", default_rng)
+    plan = plan_of(groups, batch_size=2, epochs=3.0, seed=12345)
+    assert plan.accumulation == 1
+    assert asked == [[12345, 0], [12345, 1], [12345, 2]]
+    for step in range(plan.steps):
+        plan.members(step)
+    assert len(asked) == 6
 
 
 def test_without_shuffling_the_given_order_is_kept(make_groups):

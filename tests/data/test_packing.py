@@ -70,6 +70,61 @@ def test_no_two_rows_could_have_been_one(lengths):
     assert len(loads) < 2 or loads[0] + loads[1] > 30
 
 
+def plain_best_fit(lengths, capacity):
+    """Best fit by looking at every row for every item."""
+    rows, free = [], []
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fits = [r for r, room in enumerate(free) if room >= lengths[item]]
+        row = min(fits, key=lambda r: free[r], default=len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(capacity)
+        rows[row].append(item)
+        free[row] -= lengths[item]
+    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+
+
+@given(lengths=st.lists(st.integers(0, 64), max_size=300), capacity=st.integers(64, 100))
+def test_rows_are_those_of_a_plain_best_fit_decreasing(lengths, capacity):
+    assert pack_rows(lengths, capacity) == plain_best_fit(lengths, capacity)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_many_items_are_those_of_a_plain_best_fit_decreasing(seed):
+    lengths = np.random.default_rng(seed).lognormal(5, 0.8, 1500).clip(1, 1000).astype(int).tolist()
+    assert pack_rows(lengths, 1024) == plain_best_fit(lengths, 1024)
+
+
+class Compared(int):
+    """A number that counts how often it is compared."""
+
+    times = 0
+
+    def __lt__(self, other):
+        Compared.times += 1
+        return int(self) < int(other)
+
+    def __le__(self, other):
+        Compared.times += 1
+        return int(self) <= int(other)
+
+    def __gt__(self, other):
+        Compared.times += 1
+        return int(self) > int(other)
+
+    def __ge__(self, other):
+        Compared.times += 1
+        return int(self) >= int(other)
+
+
+def test_an_item_is_compared_with_a_few_rows_and_not_with_all():
+    lengths = [Compared(x) for x in np.random.default_rng(0).integers(300, 1000, 3000)]
+    before = Compared.times
+    rows = pack_rows(lengths, 1024)
+    assert len(rows) > 1500
+    assert Compared.times - before < 40 * len(lengths)  # all rows: a million and more
+
+
 def test_an_item_goes_to_the_fullest_row_that_takes_it():
     assert pack_rows([6, 7, 3], 10) == [[0], [1, 2]]
     assert pack_rows([5, 5, 5], 10) == [[0, 1], [2]]

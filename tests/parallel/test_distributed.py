@@ -1,3 +1,5 @@
+from collections import Counter
+
 import jax
 import pytest
 
@@ -43,3 +45,11 @@ def test_alone_what_processes_tell_each_other_is_what_this_one_says():
     assert distributed.gather({"a": 1}) == [{"a": 1}]
     assert distributed.on_main(lambda: 3) == 3
     assert distributed.divided([1, 2, 3], lambda some: [2 * x for x in some]) == [2, 4, 6]
+
+
+def test_counts_of_all_processes_are_added_up(monkeypatch):
+    here = Counter(no_score=2, prompt_too_long=1)
+    assert distributed.gather_counts(here) == {"no_score": 2, "prompt_too_long": 1}
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, {}, {"no_score": 3, "no_letter": 1}])
+    assert distributed.gather_counts(here) == {"no_score": 5, "prompt_too_long": 1, "no_letter": 1}
+    assert type(distributed.gather_counts(here)) is dict

@@ -1,6 +1,41 @@
-"""Running over a data set: the host is one batch ahead of what it waits for."""
+"""Running over a data set: packed once, and the host is one batch ahead of what it waits for."""
 
-from rlhf_jax.training.evaluate import one_late
+import numpy as np
+import pytest
+
+from rlhf_jax.data.packing import unpack_targets
+from rlhf_jax.training import evaluate
+from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.training.evaluate import PackedMap, make_evaluator, one_late
+from rlhf_jax.training.fit import make_plan
+from rlhf_jax.training.objectives import Sft
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """Numbers of items of every packing from now on."""
+    found, pack_rows = [], evaluate.pack_rows
+    monkeypatch.setattr(evaluate, "pack_rows", lambda lengths, capacity: found.append(len(lengths)) or pack_rows(
+        lengths, capacity))
+    return found
+
+
+def test_a_map_packs_its_groups_once_a_call(packings, make_groups, lone_mesh):
+    groups = make_groups(30, k=(1, 3))
+    found = PackedMap(lambda params, batch: batch.target, lone_mesh, unpack_targets, row_length=32)({}, groups)
+    assert packings == [30]
+    for per_response, group in zip(found, groups, strict=True):
+        for ids, response in zip(per_response, group.responses, strict=True):
+            np.testing.assert_array_equal(ids, response.ids[response.loss_mask])
+
+
+def test_an_evaluator_packs_its_groups_once_for_all_its_calls(packings, make_groups, lone_mesh, bigram):
+    compute, model = bigram()
+    groups = make_groups(12)
+    plan = make_plan(groups, TrainConfig(train_batch_size=4, micro_rows=2, row_length=32), lone_mesh)
+    evaluator = make_evaluator(Sft(compute), groups, plan, lone_mesh)
+    assert evaluator(model.trained) == evaluator(model.trained)
+    assert packings == [12]
 
 
 def test_each_item_is_given_when_the_next_one_is_under_way_and_none_is_lost():

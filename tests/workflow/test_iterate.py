@@ -180,6 +180,13 @@ def test_too_few_prompts_are_an_error_that_says_how_many_there_are(prompts, coun
         [round_prompts(prompts[:count], loop, n) for n in range(1, rounds + 1)]
 
 
+def test_too_few_prompts_for_the_last_round_stop_the_run_before_the_first(make_context, start, prompts, scorer,
+                                                                           tmp_path):
+    with pytest.raises(ValueError, match="round 3 asks for prompts 8 to 12 and there are 11"):
+        iterate(make_context(tmp_path), "online", start, prompts[:11], scorer, make_recipe(rounds=3))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "manifest.json"]
+
+
 def first_loss(policy):
     return json.loads((policy.folder / "trainer_state.json").read_text())["log_history"][0]
 

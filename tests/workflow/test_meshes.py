@@ -9,7 +9,7 @@ from rlhf_jax.parallel import MeshConfig, Need
 from rlhf_jax.workflow.commands import GenerateCommand, ScoreCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
 from rlhf_jax.workflow.meshes import need_of, resolved
-from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, ScorerOptions, SftOptions
+from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, PromptOptions, ScorerOptions, SftOptions
 
 
 @pytest.fixture
@@ -44,6 +44,6 @@ def test_what_a_command_needs(model):
 def test_a_run_needs_rows_for_its_smallest_batch():
     judge = ScorerOptions("function", function="package.module:function")
     run = ExperimentConfig(
-        output_dir="o", prompts=DataOptions(), scratch=ScratchOptions("t"), scorer=judge,
+        output_dir="o", prompts=PromptOptions(), scratch=ScratchOptions("t"), scorer=judge,
         sft=SftSection(DataOptions(), SftOptions(train_batch_size=16)), dpo=PreferenceOptions(train_batch_size=8))
     assert need_of(run) == Need(0, 8)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand, GenerateCommand, RewardCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
@@ -10,6 +11,7 @@ from rlhf_jax.workflow.options import (
     DataOptions,
     PairOptions,
     PreferenceOptions,
+    PromptOptions,
     RewardOptions,
     ScorerOptions,
     SftOptions,
@@ -18,7 +20,7 @@ from rlhf_jax.workflow.options import (
 FUNCTION = {"kind": "function", "function": "m:f"}
 SCORER = ScorerOptions(**FUNCTION)
 DATA = DataOptions("x.jsonl")
-RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
+RUN = {"output_dir": "o", "prompts": PromptOptions("x.jsonl"), "scorer": SCORER}
 START = {**RUN, "model_name_or_path": "m"}
 MODEL = {"model_name_or_path": "m", "output_dir": "o"}
 
@@ -78,7 +80,7 @@ MODEL = {"model_name_or_path": "m", "output_dir": "o"}
     (ExperimentConfig, {**START, "dpo": PreferenceOptions(eval_steps=5)}, "dpo.eval_steps = 5 has no effect"),
     (ExperimentConfig, RUN, "exactly one of model_name_or_path"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "scratch": ScratchOptions("t")}, "exactly one of model_name"),
-    (ExperimentConfig, {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}, "exactly one of reward"),
+    (ExperimentConfig, {**RUN, "scorer": None, "model_name_or_path": "m"}, "exactly one of reward"),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t")}, "needs an sft section"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "baselines": ("offline_dpo",)}, "offline_dpo"),
 ], ids=lambda x: getattr(x, "__name__", None))
@@ -107,6 +109,17 @@ def test_loss_options_reach_the_loss_and_adapters_the_training():
     assert (options.loss.loss_types, options.loss.beta) == (("ipo",), 0.3)
     assert options.lora.lora_r == 4
     assert PreferenceOptions().lora is None
+
+
+def test_duplicates_are_dropped_from_the_prompts_of_the_loop_alone_unless_the_config_says_otherwise():
+    tree = {"output_dir": "o", "model_name_or_path": "m", "scorer": FUNCTION,
+            "prompts": {"dataset_name": "x"}, "evaluation": {"data": {"dataset_name": "x"}}}
+    run = parse_tree(ExperimentConfig, "iterate", tree)
+    assert run.prompts.drop_duplicate_prompts
+    assert not run.evaluation.data.drop_duplicate_prompts
+    assert not DataOptions("x").drop_duplicate_prompts
+    tree["prompts"]["drop_duplicate_prompts"] = False
+    assert not parse_tree(ExperimentConfig, "iterate", tree).prompts.drop_duplicate_prompts
 
 
 def test_a_data_set_name_may_be_one_or_several():

@@ -1,0 +1,46 @@
+"""Reading data for the stages."""
+
+import json
+
+import pytest
+
+from rlhf_jax.workflow.experiment import Experiment
+from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.iterate import LoopOptions, round_prompts
+from rlhf_jax.workflow.options import DataOptions, PromptOptions, ScorerOptions
+from rlhf_jax.workflow.policy import read_data
+
+TEXTS = ("Tell me of the sea.", "A story.", " Tell me\nof the  sea.", "Another story.", "A story.", "The end.")
+JUDGE = ScorerOptions("function", function="m:f")
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    return str(path)
+
+
+def test_duplicate_prompts_are_dropped_before_samples_are_counted(source):
+    examples, funnel = read_data(DataOptions(source, drop_duplicate_prompts=True, max_samples=3), "prompt")
+    assert [e.prompt for e in examples] == [TEXTS[0], TEXTS[1], TEXTS[3]]
+    assert funnel.to_json() == {"read": 6, "valid": 6, "kept": 3, "invalid": {}, "notes": {},
+                                "dropped": {"beyond_max_samples": 1, "duplicate_prompt": 2}}
+
+
+def test_elsewhere_they_are_kept_under_names_of_their_own(source):
+    examples, funnel = read_data(DataOptions(source), "prompt")
+    assert [e.prompt for e in examples] == list(TEXTS)
+    assert examples[2].prompt_id == f"{examples[0].prompt_id}#1"
+    assert (funnel.dropped, funnel.notes) == ({}, {"renamed_prompt_id": 2})
+
+
+def test_rounds_share_no_prompt_however_often_the_file_repeats_it(source, start, make_context, tmp_path):
+    config = ExperimentConfig(str(tmp_path), PromptOptions(source), model_name_or_path=str(start.folder), scorer=JUDGE)
+    experiment = Experiment(config, make_context(tmp_path / "run"))
+    groups = experiment.groups("prompts", config.prompts, "prompt", start.checkpoint)
+    loop = LoopOptions(rounds=2)
+    first, second = ({" ".join(g.prompt.split()) for g in round_prompts(groups, loop, n)} for n in (1, 2))
+    assert first | second == {" ".join(text.split()) for text in TEXTS}
+    assert not first & second
+    assert experiment.funnels["prompts"].dropped == {"duplicate_prompt": 2}
