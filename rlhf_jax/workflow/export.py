@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from rlhf_jax.models import (
     save_hf,
 )
 from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.train import CHECKPOINTS, MODEL
+from rlhf_jax.workflow.train import CHECKPOINTS, MODEL, published
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +93,10 @@ def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_sh
         what = f"`{name}` with the adapter `{source.adapter.name}` (rank {adapter.lora.lora_r}) merged"
     if source.checkpoint is not None:
         params, config, what = _checkpointed(source.checkpoint, config, params)
-    partial_folder = folder / f".{MODEL}.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    save_hf(partial_folder, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
-            max_shard_bytes=max_shard_bytes, card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
-    os.replace(partial_folder, folder / MODEL)
+    with published(folder) as new:
+        save_hf(new, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
+                max_shard_bytes=max_shard_bytes,
+                card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
     again = Checkpoint(folder / MODEL)
     loaded = again.params(mesh, jnp.dtype(dtype))  # raises where a tensor is missing or of another shape
     return {"exported": what, "dtype": dtype, "parameters": sum(x.size for x in jax.tree.leaves(loaded)),

@@ -113,6 +113,19 @@ def test_a_notice_to_one_ends_all_with_the_status_of_preemption(pattern, start, 
     assert products(home / name) == products(by_two)
 
 
+def test_an_export_by_two_is_the_export_by_one(launch, home, model):
+    """In files small enough that both processes write some."""
+    command = ["export", model, "--dtype", "float32", "--max_shard_size", "1e-5"]
+    ours, theirs = (home / f"export-by-{processes}" for processes in (2, 1))
+    for folder, processes in ((ours, 2), (theirs, 1)):
+        launch(home / "config.yaml", folder, processes, 1, command).finish()
+    expected = {path.name: path.read_bytes() for path in (theirs / "model").iterdir() if path.name != "README.md"}
+    found = {path.name: path.read_bytes() for path in (ours / "model").iterdir() if path.name != "README.md"}
+    assert len(list((theirs / "model").glob("*.safetensors"))) > 2
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
 def _until(folder, pattern):
     deadline = time.monotonic() + 120
     while not list(folder.glob(pattern)):
