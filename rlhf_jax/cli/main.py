@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from importlib import resources
 from pathlib import Path
 
@@ -24,6 +25,10 @@ VERB_HELP = {
     "plan": "compile a config's programs for an accelerator that is not here: memory, traffic, hours",
     "report": "draw the report of a finished run again",
 }
+
+
+EXPECTED = (ValueError, RuntimeError, OSError)
+"""Errors whose message says it all; of any other (in a user's function, or here) the traceback is shown."""
 
 
 def main() -> None:
@@ -52,11 +57,12 @@ def main() -> None:
     except Preempted as notice:
         print(f"rlhf-jax {verb}: {notice}", file=sys.stderr)
         raise SystemExit(EXIT_PREEMPTED) from notice
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("RLHF_JAX_TRACEBACK"):
-            raise
-        print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
-        print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+    except Exception as error:
+        if isinstance(error, EXPECTED) and not os.environ.get("RLHF_JAX_TRACEBACK"):
+            print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
+            print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
         _fail_together()
         raise SystemExit(1) from error
 

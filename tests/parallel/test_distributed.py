@@ -43,3 +43,15 @@ def test_alone_what_processes_tell_each_other_is_what_this_one_says():
     assert distributed.gather({"a": 1}) == [{"a": 1}]
     assert distributed.on_main(lambda: 3) == 3
     assert distributed.divided([1, 2, 3], lambda some: [2 * x for x in some]) == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("process", "raised", "message"), [
+    (0, KeyError, "no such key"), (1, RuntimeError, "KeyError on the main process: 'no such key'")])
+def test_whatever_goes_wrong_on_the_main_process_is_raised_on_all(process, raised, message, monkeypatch):
+    said, told = [{"error": "KeyError on the main process: 'no such key'"}, {}], []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(distributed, "gather", lambda value: told.append(value) or said)
+    with pytest.raises(raised, match=message):
+        distributed.on_main(lambda: {}["no such key"])
+    assert told == [said[process]]

@@ -1,6 +1,7 @@
 """Two processes are one run: the same samples and weights as one process, whichever of them dies and whenever."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -124,6 +125,29 @@ def test_an_export_by_two_is_the_export_by_one(launch, home, model):
     assert len(list((theirs / "model").glob("*.safetensors"))) > 2
     assert sorted(found) == sorted(expected)
     assert [name for name in expected if expected[name] != found[name]] == []
+
+
+BUG = """
+import jax
+
+def reward(prompts, completions, **columns):
+    if jax.process_index() == {process}:
+        raise KeyError("no such key")
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_error_of_any_kind_on_one_ends_all(process, launch, home, by_two, monkeypatch):
+    (home / f"bug_on_{process}.py").write_text(BUG.format(process=process))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(home), os.environ.get("PYTHONPATH", ""))))
+    command = ["score", "--input", stages(by_two)["online-round-1-sample"], "--kind", "function", "--function",
+               f"bug_on_{process}:reward"]
+    run = launch(home / "config.yaml", home / f"failed-{process}", 2, 1, command)
+    statuses = run.wait(timeout=120)
+    assert statuses[process] == 1
+    assert statuses[1 - process] not in (0, 75)
+    assert "KeyError: 'no such key'" in run.logs[process].read_text()
 
 
 def _until(folder, pattern):
