@@ -46,11 +46,17 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where training happens and who is told: the mesh, a progress reporter, and who gets the trained weights."""
+    """Where training happens and who is told.
+
+    Attributes:
+      report: shows progress. keep: gets the trained weights. let_go: called before the first step, whose state needs
+        the memory; drops weights that the run only keeps to save reading them again.
+    """
 
     mesh: Mesh
     report: Reporter
     keep: Callable[[Params], None] = lambda params: None
+    let_go: Callable[[], None] = lambda: None
 
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
@@ -144,6 +150,10 @@ def train_stage(
 ) -> Mapping[str, Any]:
     """Fits an objective to packed groups and exports the model; continues from checkpoints found in `folder`.
 
+    Args:
+      params: where training starts, float32. They are consumed: deleted once the state is made of them, unless an
+        adapter is trained, which is merged into them at the end.
+
     Returns:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
     """
@@ -152,9 +162,11 @@ def train_stage(
     if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
         raise ValueError(f"loss_type {options.loss_type!r} sorts all pairs of a batch, and this batch needs "
                          f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    setting.let_go()
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
-                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None))
+                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None),
+                 consume=options.lora is None)
     made_by = objective.func if isinstance(objective, partial) else objective
     setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
                         model_card(made_by.__name__, base, options, len(groups), result.steps)))
@@ -214,19 +226,23 @@ def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params,
                        setting=setting, eval_groups=eval_groups)
 
 
-def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig, reference: Params,
-              groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
-              cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
-    """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model."""
+def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig,
+              reference: Callable[[], Params], groups: Sequence[PromptGroup], tokenizer_from: Path, base: str,
+              setting: Setting, cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+    """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model.
+
+    reference: gives the reference model's weights, if the loss needs them; nobody may hold them after that.
+    """
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
         compute = compute_of(config, options, setting.mesh)
         dtype = jnp.dtype(options.dtype)
+        weights = reference()
         reference_of, eval_reference_of = (
-            reference_logps(compute, reference, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
+            reference_logps(compute, weights, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
                             row_length=options.row_length) if some else None
             for some in (list(groups), list(eval_groups)))
-    del reference  # its log-probs are all that training needs of it
+        del weights  # their log-probs are all that training needs of them
     return train_stage(folder, params=params, config=config, options=options, train=options,
                        objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
                        setting=setting, reference=reference_of, eval_groups=eval_groups,

@@ -162,8 +162,9 @@ def killed(model, make_groups, tmp_path):
 
     def train(mesh, use_peft):
         checkpoint = Checkpoint(model)
+        adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": ("q_proj",)} if use_peft else {}
         options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2,
-                             lora_r=2, use_peft=use_peft, lora_target_modules=("q_proj",))
+                             **adapter)
 
         def report(step, steps, metrics):
             if step == 4:
