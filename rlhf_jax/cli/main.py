@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from importlib import resources
 from pathlib import Path
 
@@ -60,11 +61,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"\nrlhf-jax {verb}: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
         raise SystemExit(130) from None
-    except (ValueError, RuntimeError, OSError) as error:
-        if os.environ.get("RLHF_JAX_TRACEBACK"):
-            raise
-        print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
-        print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+    except Exception as error:
+        # the message of these says it all; of any other, in a user's function or here, the traceback is needed
+        expected = isinstance(error, ValueError | RuntimeError | OSError)
+        if expected and not os.environ.get("RLHF_JAX_TRACEBACK"):
+            print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
+            print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
         _fail_together()
         raise SystemExit(1) from error
 

@@ -78,7 +78,7 @@ def on_main(fn: Callable[[], Any]) -> Any:
     if is_main_process():
         try:
             outcome = {"value": fn()}
-        except (ValueError, RuntimeError, OSError) as error:
+        except Exception as error:  # of any kind: the others wait to be told
             failure, outcome = error, {"error": f"{type(error).__name__} on the main process: {error}"}
     outcome = gather(outcome)[0]
     if failure is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from rlhf_jax.models import Params
 from rlhf_jax.training.step import TrainState
 
 
@@ -40,6 +41,35 @@ class Checkpoints:
         """Waits for the last save and releases the folder."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def saved_params(folder: Path) -> tuple[int, Any] | None:
+    """(step, shapes and dtypes of the trained tree) of the last whole checkpoint; None if there is none."""
+    with _reader(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        saved = manager.item_metadata(step)["state"].tree["params"]
+    return step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+
+
+def restore_params(folder: Path, step: int, like: Any) -> Params:
+    """The trained tree of a checkpoint, placed as `like` says; the optimizer's moments stay on the disk.
+
+    like: `saved_params`' tree with this mesh's shardings, whatever mesh the checkpoint was saved on.
+    """
+    target = {"params": like}
+    places = ocp.checkpoint_utils.construct_restore_args(target)
+    with _reader(folder) as manager:
+        state = manager.restore(step, args=ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(target, restore_args=places, partial_restore=True)))["state"]
+    params: Params = state["params"]
+    return params
+
+
+def _reader(folder: Path) -> Any:
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "log": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder.resolve(), item_handlers=handlers)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from rlhf_jax.data.packing import (
     unpack_targets,
 )
 from rlhf_jax.losses import token_logps
-from rlhf_jax.models import Params, output_head
+from rlhf_jax.models import Params, cast, output_head
 from rlhf_jax.parallel import batch_sharding, batch_ways, over_rows, place, rows_here
 from rlhf_jax.training.attention import lone_cpu, skips_blocks
 from rlhf_jax.training.objectives import Compute, Metrics, Objective
-from rlhf_jax.training.step import finish_metrics
+from rlhf_jax.training.step import Assemble, finish_metrics, whole
 
 Rows = list[list[int]]
 T = TypeVar("T")
@@ -131,13 +131,17 @@ def logps_fn(compute: Compute) -> Callable[[Params, PackedBatch], Any]:
 
 
 def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: BatchPlan, mesh: Mesh, *,
-                   reference: Sequence[Sequence[np.ndarray]] | None = None) -> Callable[[Params], dict[str, float]]:
-    """params -> loss and metrics of an objective over held-out groups, weighted exactly (no mean of means).
+                   reference: Sequence[Sequence[np.ndarray]] | None = None, assemble: Assemble = whole,
+                   dtype: Any = jnp.float32) -> Callable[[Params, Params], dict[str, float]]:
+    """(masters, frozen) -> loss and metrics of an objective over held-out groups, weighted exactly (no mean of means).
 
-    One program, compiled at the first call, serves all calls.
+    The masters are cast to `dtype` as a training step casts them. One program, compiled at the first call, serves all
+    calls.
     """
 
-    def fn(params: Params, batch: PackedBatch) -> Any:
+    def fn(weights: tuple[Params, Params], batch: PackedBatch) -> Any:
+        masters, frozen = weights
+        params = assemble(cast(masters, dtype), frozen)
         terms, metrics = objective.terms(objective.outputs(params, batch), batch)
         sums = {t.name: (t.coefficient, jnp.sum(t.values * t.weights), jnp.sum(t.weights)) for t in terms}
         return sums, metrics
@@ -145,9 +149,10 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
     compiled = over_rows(fn, mesh)
     rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)))
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def evaluate(masters: Params, frozen: Params) -> dict[str, float]:
         batches = packed_batches(groups, rows, shape, plan.micro_rows, mesh, reference)
-        parts = [jax.device_get(part) for part in one_late(compiled(params, batch) for _, batch in batches)]
+        parts = [jax.device_get(part) for part in one_late(
+            compiled((masters, frozen), batch) for _, batch in batches)]
         loss = 0.0
         for name, (coefficient, _, _) in parts[0][0].items():
             weight = sum(float(sums[name][2]) for sums, _ in parts)

@@ -137,10 +137,11 @@ def fit(
     unlogged: list[dict[str, float]] = []
     evaluate = None
     if eval_groups:
-        evaluator = make_evaluator(objective, eval_groups, plan, mesh, reference=eval_reference)
+        evaluator = make_evaluator(objective, eval_groups, plan, mesh, reference=eval_reference,
+                                   assemble=model.assemble, dtype=dtype)
 
         def evaluate(state: TrainState) -> dict[str, float]:
-            return evaluator(model.assemble(state.params, frozen))
+            return evaluator(state.params, frozen)
 
     with count_compiles() as compiles:
         state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)
@@ -175,6 +176,8 @@ class _Loop:
         self._timed_from = start
         waiting: tuple[int, Any] | None = None
         leaving: Any = False
+        if evaluate is not None and start and self._evaluates(start) and not self._evaluated(start):
+            self._add_scores(start, evaluate(state))  # the run ended between the checkpoint and this
         for step, local, micro_batches in self.plan.iterate(start):
             batch = place(local, self._rows, self.plan.micro_rows, axis=1)
             state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
@@ -183,19 +186,28 @@ class _Loop:
             waiting = (step + 1, metrics)
             last, leave = step + 1 == steps, bool(leaving)  # as was voted one step ago
             leaving = vote()
-            evaluating = last or _due(step + 1, self.config.eval_steps)
+            evaluating = self._evaluates(step + 1)
             saving = last or leave or _due(step + 1, self.config.save_steps)
             if evaluating or saving:
                 self._record(*waiting)
                 waiting = None
-            if evaluate is not None and evaluating:
-                scores = {f"eval_{name}": value for name, value in evaluate(state).items()}
-                self.log.append({"step": step + 1, "epoch": self._epoch(step + 1), **scores})
-            if self.checkpoints and saving:
+            if self.checkpoints and saving:  # before evaluating: whatever comes of that, the step is not lost
                 self.checkpoints.save(step + 1, state, self.log, self._window)
             if leave and not last:
                 raise Preempted(f"step {step + 1} of {steps} is {'saved' if self.checkpoints else 'not to be saved'}")
+            if evaluate is not None and evaluating:
+                self._add_scores(step + 1, evaluate(state))
         return state
+
+    def _evaluates(self, step: int) -> bool:
+        return step == self.plan.steps or _due(step, self.config.eval_steps)
+
+    def _evaluated(self, step: int) -> bool:
+        return any(row["step"] == step and "eval_loss" in row for row in self.log)
+
+    def _add_scores(self, step: int, scores: dict[str, float]) -> None:
+        self.log.append({"step": step, "epoch": self._epoch(step),
+                         **{f"eval_{name}": value for name, value in scores.items()}})
 
     def _epoch(self, step: int) -> float:
         return round(step / self.plan.steps_per_epoch, 4)

@@ -166,7 +166,8 @@ class ExportCommand(_WithModel):
       model_name_or_path: a model, or a LoRA adapter in PEFT's layout.
       output_dir: the model becomes OUTPUT_DIR/model.
       base_model: the model an adapter belongs to, if not the one it names.
-      checkpoint: folder of a training stage that did not finish; its last checkpoint replaces the model's own weights.
+      checkpoint: folder of a training stage that did not finish; its last checkpoint replaces the model's own weights,
+        whatever devices it was saved on.
       dtype: of the written weights.
       max_shard_size: gigabytes of one file.
       mesh: of devices, over which the weights are spread meanwhile.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from rlhf_jax.models import (
     with_lora,
 )
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.parallel import on_main
+from rlhf_jax.parallel import gather, on_main
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
 from rlhf_jax.training.mfu import flops_counter
@@ -87,6 +88,21 @@ def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, se
     return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale))
 
 
+@contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """A new folder that all processes write a model to; it becomes `folder`/model when the last of them is through."""
+    partial_folder = folder / f".{MODEL}.partial"
+    on_main(lambda: shutil.rmtree(partial_folder, ignore_errors=True))
+    yield partial_folder
+    gather(None)  # the others may still be writing their files
+
+    def publish() -> None:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        os.replace(partial_folder, folder / MODEL)
+
+    on_main(publish)
+
+
 def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, lora: LoraConfig | None,
            tokenizer_from: Path, base: str, card: str) -> Params:
     """Writes the trained model to `folder`/model, whole or not at all; of an adapter also the adapter itself.
@@ -97,22 +113,15 @@ def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, 
     Returns:
       The model's parameters, an adapter merged.
     """
-    partial_folder = folder / f".{MODEL}.partial"
-    on_main(lambda: shutil.rmtree(partial_folder, ignore_errors=True))
-    if lora is not None:
-        if fused := fused_modules(config, lora):
-            card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
-        else:
-            save_adapter(partial_folder / "adapter", params["lora"], config, lora, base, params.get("score"))
-        score = {"score": params["score"]} if "score" in params else {}
-        params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
-    save_hf(partial_folder, params, config, tokenizer_from=tokenizer_from, card=card)
-
-    def publish() -> None:
-        shutil.rmtree(folder / MODEL, ignore_errors=True)
-        os.replace(partial_folder, folder / MODEL)
-
-    on_main(publish)
+    with published(folder) as new:
+        if lora is not None:
+            if fused := fused_modules(config, lora):
+                card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
+            else:
+                save_adapter(new / "adapter", params["lora"], config, lora, base, params.get("score"))
+            score = {"score": params["score"]} if "score" in params else {}
+            params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
+        save_hf(new, params, config, tokenizer_from=tokenizer_from, card=card)
     return params
 
 

@@ -31,6 +31,10 @@ def words(prompts, completions, **columns):
     return ["good"] * len(completions)
 
 
+def has_a_bug(prompts, completions, **columns):
+    return [{}["no such key"]]
+
+
 @pytest.fixture(autouse=True)
 def _my_rewards(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
@@ -73,6 +77,21 @@ def test_a_reward_function_that_gives_no_scores_is_an_error(rlhf_jax, sampled, t
     assert said in err
     assert "Traceback" not in err
     assert not (tmp_path / "scored" / "stage.json").exists()
+
+
+def test_an_error_in_a_users_function_ends_with_its_traceback(rlhf_jax, sampled, tmp_path):
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "has_a_bug")
+    assert status == 1
+    assert 'return [{}["no such key"]]' in err
+    assert err.rstrip().endswith("KeyError: 'no such key'")
+
+
+def test_the_traceback_of_any_error_is_to_be_had(rlhf_jax, sampled, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_JAX_TRACEBACK", "1")
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "too_few")
+    assert status == 1
+    assert "Traceback" in err
+    assert "returned 1 scores for 6 completions" in err
 
 
 def test_a_shard_cut_off_in_the_middle_names_file_and_line(rlhf_jax, sampled, tmp_path):

@@ -53,3 +53,15 @@ def test_counts_of_all_processes_are_added_up(monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda value: [value, {}, {"no_score": 3, "no_letter": 1}])
     assert distributed.gather_counts(here) == {"no_score": 5, "prompt_too_long": 1, "no_letter": 1}
     assert type(distributed.gather_counts(here)) is dict
+
+
+@pytest.mark.parametrize(("process", "raised", "message"), [
+    (0, KeyError, "no such key"), (1, RuntimeError, "KeyError on the main process: 'no such key'")])
+def test_whatever_goes_wrong_on_the_main_process_is_raised_on_all(process, raised, message, monkeypatch):
+    said, told = [{"error": "KeyError on the main process: 'no such key'"}, {}], []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(distributed, "gather", lambda value: told.append(value) or said)
+    with pytest.raises(raised, match=message):
+        distributed.on_main(lambda: {}["no such key"])
+    assert told == [said[process]]

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_jax.models import init_params, param_specs
 from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
-from rlhf_jax.training.checkpoints import Checkpoints
+from rlhf_jax.training.checkpoints import Checkpoints, restore_params, saved_params
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import init_state, state_shardings
@@ -49,3 +49,18 @@ def test_restored_to_the_bit_on_another_mesh(shape, devices, config, saved):
                                           jax.tree.leaves(like), strict=True):
         np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted), err_msg=str(path))
         assert got.sharding == place.sharding
+
+
+def test_the_weights_alone_are_restored_to_the_bit_on_another_mesh(config, saved):
+    folder, expected = saved
+    step, shapes = saved_params(folder)
+    places = param_shardings(config, make_mesh(MeshConfig(fsdp=2), jax.devices()[:2]))
+    found = restore_params(folder, step, jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places))
+    assert step == 7
+    jax.tree.map(np.testing.assert_array_equal, found, jax.device_get(expected.params))
+    assert jax.tree.map(lambda x: x.sharding, found) == places
+
+
+def test_a_folder_without_a_whole_checkpoint_has_no_weights(tmp_path):
+    assert saved_params(tmp_path) is None

@@ -34,7 +34,7 @@ def test_an_evaluator_packs_its_groups_once_for_all_its_calls(packings, make_gro
     groups = make_groups(12)
     plan = make_plan(groups, TrainConfig(train_batch_size=4, micro_rows=2, row_length=32), lone_mesh)
     evaluator = make_evaluator(Sft(compute), groups, plan, lone_mesh)
-    assert evaluator(model.trained) == evaluator(model.trained)
+    assert evaluator(model.trained, {}) == evaluator(model.trained, {})
     assert packings == [12]
 
 

@@ -1,7 +1,9 @@
 import dataclasses
 import gc
+import itertools
 import json
 import math
+from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ import pytest
 
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import init_params, param_specs
-from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings, spec_shardings
+from rlhf_jax.parallel import MeshConfig, Preempted, make_mesh, param_shardings, spec_shardings
 from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.fit import Model, NonFiniteLoss, fit, make_plan, write_trainer_state
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
 from rlhf_jax.workflow.reference import reference_logps
@@ -65,6 +68,53 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(save_steps, deaths, 
     equal(resumed.params, whole.params)
     assert timeless(resumed.log_history) == timeless(whole.log_history)
     assert [row["step"] for row in whole.log_history] == [3, 4, 6, 8, 9, 12, 12]
+
+
+@contextmanager
+def evaluation_failing(call):
+    """From its `call`-th call on (0 is the first), a fit's evaluation kills the run."""
+    calls = itertools.count()
+
+    def make(*args, **options):
+        evaluate = make_evaluator(*args, **options)
+
+        def or_die(*weights):
+            if next(calls) >= call:
+                raise Killed
+            return evaluate(*weights)
+
+        return or_die
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlhf_jax.training.fit.make_evaluator", make)
+        yield
+
+
+@pytest.mark.parametrize(("save_steps", "call", "saved"), [(None, 3, 12), (3, 0, 3), (3, 2, 9), (3, 3, 12), (2, 1, 6)])
+def test_a_run_that_dies_in_its_evaluation_has_its_weights_and_evaluates_when_it_resumes(
+        save_steps, call, saved, train, groups, tmp_path, equal):
+    config = dataclasses.replace(BASE, save_steps=save_steps, eval_steps=3)
+    whole = train(config, eval_groups=groups[:5])
+    with evaluation_failing(call), pytest.raises(Killed):
+        train(config, tmp_path, eval_groups=groups[:5])
+    assert max(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == saved
+    resumed = train(config, tmp_path, eval_groups=groups[:5])
+    equal(resumed.params, whole.params)
+    assert timeless(resumed.log_history) == timeless(whole.log_history)
+
+
+def test_a_run_asked_to_leave_where_it_would_evaluate_saves_and_evaluates_when_it_resumes(
+        train, groups, tmp_path, equal):
+    config = dataclasses.replace(BASE, eval_steps=3)
+    whole = train(config, eval_groups=groups[:5])
+    with pytest.MonkeyPatch.context() as patch:
+        votes = iter([False, True, True])
+        patch.setattr("rlhf_jax.training.fit.vote", lambda: next(votes))
+        with evaluation_failing(0), pytest.raises(Preempted, match="step 3 of 12 is saved"):
+            train(config, tmp_path, eval_groups=groups[:5])
+    resumed = train(config, tmp_path, eval_groups=groups[:5])
+    equal(resumed.params, whole.params)
+    assert timeless(resumed.log_history) == timeless(whole.log_history)
 
 
 def test_a_finished_run_resumes_to_itself(train, tmp_path, equal):
@@ -173,6 +223,28 @@ def test_evaluation_equals_the_loss_of_one_batch_of_everything(train, groups):
     evaluated = train(frozen, eval_groups=groups).log_history[1]
     for name in ("loss", "entropy", "mean_token_accuracy"):
         assert evaluated[f"eval_{name}"] == pytest.approx(at_once[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_evaluation_computes_in_the_dtype_that_training_does(frozen, bigram, groups, lone_mesh):
+    seen = {}
+
+    class Watched(Sft):
+        def outputs(self, params, batch):
+            seen.setdefault(batch.tokens.shape, set()).update(str(x.dtype) for x in jax.tree.leaves(params))
+            return super().outputs(params, batch)
+
+    compute, model = bigram()
+    if frozen:  # only the embedding is trained
+        (trained, rest), (specs, other) = ([{"embed": tree["embed"]}, {n: tree[n] for n in tree if n != "embed"}]
+                                           for tree in (model.trained, model.specs))
+        model = Model(trained, specs, rest, other, lambda trained, frozen: trained | frozen)
+    config = dataclasses.replace(BASE, dtype="bfloat16", max_steps=1, num_train_epochs=1.0)
+    log = fit(model, Watched(compute), make_plan(groups, config, lone_mesh), config, lone_mesh,
+              eval_groups=groups).log_history
+    assert set.union(*seen.values()) == {"bfloat16"}
+    assert len(seen) == 2  # rows of training and rows of evaluation
+    assert math.isfinite(log[-1]["eval_loss"])
 
 
 def test_dpo_starts_at_ln_2_with_no_reward(tiny, weights, groups, lone_mesh, tmp_path):

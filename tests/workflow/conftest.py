@@ -63,9 +63,11 @@ def micro_run():
 
 
 class Launched:
-    """`rlhf-jax iterate --config CONFIG --output_dir FOLDER` in one or several processes; their output in files."""
+    """`rlhf-jax iterate --config CONFIG --output_dir FOLDER`, or another command with that FOLDER, in one or several
+    processes; their output in files."""
 
-    def __init__(self, config, folder, processes=1, devices=1):
+    def __init__(self, config, folder, processes=1, devices=1, command=None):
+        command = command or ["iterate", "--config", config]
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -80,8 +82,8 @@ class Launched:
                         "JAX_PROCESS_ID": str(i), "NPROC": "16"}
             with self.logs[i].open("a") as log:
                 self.processes.append(subprocess.Popen(
-                    [sys.executable, "-m", "rlhf_jax.cli.main", "iterate", "--config", str(config), "--output_dir",
-                     str(folder)], env=env, stdout=log, stderr=log))
+                    [sys.executable, "-m", "rlhf_jax.cli.main", *map(str, command), "--output_dir", str(folder)],
+                    env=env, stdout=log, stderr=log))
 
     def wait(self, timeout=300):
         """Exit statuses; a process that hangs is killed and the test fails."""

@@ -1,7 +1,10 @@
 """Export, inspect and doctor on the world's own model and on checkpoints that are wrong in one way each."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,7 @@ from rlhf_jax.models import (
     read_config,
     save_adapter,
 )
-from rlhf_jax.parallel import MeshConfig
+from rlhf_jax.parallel import MeshConfig, make_mesh
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.export import export_stage, find_source
 from rlhf_jax.workflow.inspection import inspect_model
@@ -153,23 +156,34 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
+@pytest.fixture
+def killed(model, make_groups, tmp_path):
+    """killed(mesh, use_peft): tmp_path/sft becomes a training of `model` that died after its checkpoint of step 2."""
+
+    def train(mesh, use_peft):
+        checkpoint = Checkpoint(model)
+        adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": ("q_proj",)} if use_peft else {}
+        options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2,
+                             **adapter)
+
+        def report(step, steps, metrics):
+            if step == 4:
+                raise Killed
+
+        def body(folder):
+            return sft_stage(folder, options=options, params=checkpoint.params(mesh), config=checkpoint.config,
+                             groups=make_groups(16, 1, k=(1, 1), pairs="none"), tokenizer_from=model, base=str(model),
+                             setting=Setting(mesh, report))
+
+        with pytest.raises(Killed):
+            run_stage(tmp_path / "sft", "sft", {"options": options}, body)
+
+    return train
+
+
 @pytest.mark.parametrize("use_peft", [False, True])
-def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, lone_mesh, make_groups, tmp_path):
-    checkpoint = Checkpoint(model)
-    adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": ("q_proj",)} if use_peft else {}
-    options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2, **adapter)
-
-    def report(step, steps, metrics):
-        if step == 4:
-            raise Killed
-
-    def body(folder):
-        return sft_stage(folder, options=options, params=checkpoint.params(lone_mesh), config=checkpoint.config,
-                         groups=make_groups(16, 1, k=(1, 1), pairs="none"), tokenizer_from=model, base=str(model),
-                         setting=Setting(lone_mesh, report))
-
-    with pytest.raises(Killed):
-        run_stage(tmp_path / "sft", "sft", {"options": options}, body)
+def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, killed, lone_mesh, tmp_path):
+    killed(lone_mesh, use_peft)
     found = export(find_source(str(model), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
     assert found["exported"] == "step 2 of the unfinished training in `sft`"
     before, after = load_params(model), load_params(tmp_path / "out" / "model")
@@ -179,3 +193,27 @@ def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, l
     assert changed == ({"['layers']['attention']['q']"} if use_peft else everything)
     with pytest.raises(CheckpointError, match="holds no folder 'checkpoints'"):
         export(find_source(str(model), None, str(tmp_path / "out")), tmp_path / "again", lone_mesh)
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, tmp_path):
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    killed(mesh, use_peft)
+    export(find_source(str(model), None, str(tmp_path / "sft")), tmp_path / "here", mesh)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    there = subprocess.run([sys.executable, "-m", "rlhf_jax.cli.main", "export", model, "--checkpoint",
+                            tmp_path / "sft", "--dtype", "float32", "--output_dir", tmp_path / "there"],
+                           env=env, capture_output=True, text=True, check=False)
+    assert there.returncode == 0, there.stderr
+    found, expected = (load_params(tmp_path / name / "model") for name in ("there", "here"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=use_peft * 1e-6, rtol=0), found, expected)
+
+
+def test_a_checkpoint_over_another_base_is_refused(model, killed, make_model, lone_mesh, tmp_path):
+    killed(lone_mesh, use_peft=False)
+    other = make_model(tmp_path / "other", embed=32, tie_embeddings=False)
+    with pytest.raises(CheckpointError, match=r"embed.* is \(\d+, 16\) .*, 32\) .* give the model that it"):
+        export(find_source(str(other), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
+    tied = make_model(tmp_path / "tied")
+    with pytest.raises(CheckpointError, match=r"head.* and missing in the base; give the model that it"):
+        export(find_source(str(tied), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)

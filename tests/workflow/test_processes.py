@@ -1,6 +1,7 @@
 """Two processes are one run: the same samples and weights as one process, whichever of them dies and whenever."""
 
 import json
+import os
 import re
 import signal
 import time
@@ -111,6 +112,42 @@ def test_a_notice_to_one_ends_all_with_the_status_of_preemption(pattern, start, 
     assert run.wait(timeout=120) == [75, 75], run.output()[-3000:]
     start(name).finish()
     assert products(home / name) == products(by_two)
+
+
+def test_an_export_by_two_is_the_export_by_one(launch, home, model):
+    """In files small enough that both processes write some."""
+    command = ["export", model, "--dtype", "float32", "--max_shard_size", "1e-5"]
+    ours, theirs = (home / f"export-by-{processes}" for processes in (2, 1))
+    for folder, processes in ((ours, 2), (theirs, 1)):
+        launch(home / "config.yaml", folder, processes, 1, command).finish()
+    expected = {path.name: path.read_bytes() for path in (theirs / "model").iterdir() if path.name != "README.md"}
+    found = {path.name: path.read_bytes() for path in (ours / "model").iterdir() if path.name != "README.md"}
+    assert len(list((theirs / "model").glob("*.safetensors"))) > 2
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if expected[name] != found[name]] == []
+
+
+BUG = """
+import jax
+
+def reward(prompts, completions, **columns):
+    if jax.process_index() == {process}:
+        raise KeyError("no such key")
+    return [1.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_error_of_any_kind_on_one_ends_all(process, launch, home, by_two, monkeypatch):
+    (home / f"bug_on_{process}.py").write_text(BUG.format(process=process))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(home), os.environ.get("PYTHONPATH", ""))))
+    command = ["score", "--input", stages(by_two)["online-round-1-sample"], "--kind", "function", "--function",
+               f"bug_on_{process}:reward"]
+    run = launch(home / "config.yaml", home / f"failed-{process}", 2, 1, command)
+    statuses = run.wait(timeout=120)
+    assert statuses[process] == 1
+    assert statuses[1 - process] not in (0, 75)
+    assert "KeyError: 'no such key'" in run.logs[process].read_text()
 
 
 def _until(folder, pattern):
