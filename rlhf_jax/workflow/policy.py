@@ -15,6 +15,7 @@ from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
+from rlhf_jax.data.sources import source_paths
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
@@ -103,7 +104,19 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
 
 def data_key(data: DataOptions) -> dict[str, Any]:
     """What identifies a data set in a stage's inputs: options, and the bytes of its files rather than their names."""
-    return {"options": dataclasses.replace(data, dataset_name=()), "files": [hash_path(path) for path in data.sources]}
+    return {"options": dataclasses.replace(data, dataset_name=()), "files": sources_key(data.sources, data.split)}
+
+
+def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:
+    """Of each source its slice and the hashes of the files it is read from.
+
+    A hub or tfds name stands for itself: what it names is pinned by its revision, not by us.
+    """
+    found = []
+    for source in sources:
+        paths, rows = source_paths(source, split)
+        found.append({"rows": rows, "content": source if paths is None else [hash_path(path) for path in paths]})
+    return found
 
 
 def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:

@@ -39,8 +39,8 @@ from rlhf_jax.workflow.options import (
     part,
 )
 from rlhf_jax.workflow.pairs import make_pairs
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
-from rlhf_jax.workflow.sample import read_shards, score_stage
+from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data, sources_key
+from rlhf_jax.workflow.sample import read_shards, score_stage, shards
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
 from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
@@ -89,7 +89,7 @@ def _train(command: Any, context: Context, name: str, options: Any, body: Any, *
     data = loaded(command)
     assert data is not None
     keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
-            "eval": [hash_path(path) for path in DataOptions(dataset_name=command.eval_dataset_name).sources],
+            "eval": sources_key(DataOptions(command.eval_dataset_name).sources, command.split),
             "options": options, **inputs}
 
     def run(folder: Path) -> Mapping[str, Any]:
@@ -144,7 +144,7 @@ def run_score(command: ScoreCommand, context: Context) -> Stage:
     """`rlhf-jax score`."""
     source = Path(command.input)
     scorer = open_scorer(part(command, ScorerOptions), context.local_mesh, command.name)
-    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": hash_path(source)}
+    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": [hash_path(path) for path in shards(source)]}
     return run_stage(Path(command.output_dir), "score", inputs,
                      lambda folder: score_stage(folder, scorer=scorer, source=source,
                                                 progress=context.progress("score")))
@@ -154,7 +154,8 @@ def run_pairs(command: PairsCommand, context: Context) -> Stage:
     """`rlhf-jax pairs`."""
     del context
     options: PairOptions = part(command, PairOptions)
-    inputs = {"source": hash_path(command.input), "scorer": command.scorer, "options": options}
+    source = [hash_path(path) for path in shards(Path(command.input))]
+    inputs = {"source": source, "scorer": command.scorer, "options": options}
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups, funnel = make_pairs(read_shards(Path(command.input)), command.scorer, options)
