@@ -103,7 +103,7 @@ class Experiment:
     def start(self) -> Policy:
         """The policy the rounds start from: the given model, or what SFT makes of it."""
         c, checkpoint = self.config, self._base()
-        base = Policy("base", checkpoint, hash_path(checkpoint.folder))
+        base = Policy("base", checkpoint, checkpoint.key)
         if c.sft is None:
             return dataclasses.replace(base, label="sft")
         section = c.sft
@@ -151,8 +151,7 @@ class Experiment:
         section = c.reward
         checkpoint = start.checkpoint if section.init == "policy" else Checkpoint.find(
             section.init, section.data.chat_template_path)
-        folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else
-                                    hash_path(checkpoint.folder))
+        folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else checkpoint.key)
         options = ScorerOptions(section.train.kind, str(folder), max_length=section.data.max_length,
                                 chat_template_path=section.data.chat_template_path,
                                 text_as_chat=section.data.text_as_chat)

@@ -16,10 +16,11 @@ from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import source_paths
+from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
-from rlhf_jax.workflow.stage import hash_path
+from rlhf_jax.workflow.stage import fingerprint, hash_path
 
 VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
 """The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
@@ -45,6 +46,17 @@ class Checkpoint:
         config = read_config(self.folder)
         multiple = LARGE_VOCAB_MULTIPLE if config.vocab_size >= LARGE_VOCAB else VOCAB_MULTIPLE
         return dataclasses.replace(config, vocab_multiple=multiple)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Text of the template that replaces the tokenizer's own, if one does."""
+        return None if self.chat_template_path is None else load_template(self.chat_template_path)
+
+    @cached_property
+    def key(self) -> str:
+        """Stands for the model and how it writes a conversation: a hash of its files and of the template over them."""
+        files = hash_path(self.folder)
+        return files if self.chat_template is None else fingerprint([files, self.chat_template])
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -103,8 +115,10 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
 
 
 def data_key(data: DataOptions) -> dict[str, Any]:
-    """What identifies a data set in a stage's inputs: options, and the bytes of its files rather than their names."""
-    return {"options": dataclasses.replace(data, dataset_name=()), "files": sources_key(data.sources, data.split)}
+    """What identifies a data set in a stage's inputs: options, and the contents of files rather than their names."""
+    template = data.chat_template_path and fingerprint(load_template(data.chat_template_path))
+    options = dataclasses.replace(data, dataset_name=(), chat_template_path=template)
+    return {"options": options, "files": sources_key(data.sources, data.split)}
 
 
 def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:

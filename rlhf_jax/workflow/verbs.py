@@ -196,7 +196,7 @@ def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     data: DataOptions = part(command, DataOptions)
     checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path) for label, name in (
         ("baseline", command.baseline_model), ("policy", command.model_name_or_path))}
-    policies = [Policy(label, checkpoint, hash_path(checkpoint.folder)) for label, checkpoint in checkpoints.items()]
+    policies = [Policy(label, checkpoint, checkpoint.key) for label, checkpoint in checkpoints.items()]
     scorers = [open_scorer(options, context.local_mesh, name)
                for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
     examples, funnel = read_data(data, "prompt", Path(command.output_dir) / "quarantine.jsonl")

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.options import DataOptions
-from rlhf_jax.workflow.policy import data_key
+from rlhf_jax.workflow.policy import Checkpoint, data_key
 from rlhf_jax.workflow.stage import RECORD, Run, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
@@ -163,6 +163,22 @@ def test_data_are_known_by_the_bytes_they_are_read_from_however_they_are_named(t
     files[2].write_text("other")
     changed = [a != b for a, b in zip(keys(), before, strict=True)]
     assert changed == [True, False, True, True, True]
+
+
+def test_a_chat_template_is_known_by_its_text_and_not_by_its_place(make_model, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("{{ messages }}")
+    model = make_model(tmp_path / "model")
+
+    def keys(template):
+        return data_key(DataOptions(chat_template_path=template)), Checkpoint(model, template).key
+
+    first = keys(str(tmp_path / "a"))
+    assert keys(str(tmp_path / "b")) == first
+    (tmp_path / "a").write_text("{{ messages }}!")
+    for found in (keys(str(tmp_path / "a")), keys(None)):
+        assert all(a != b for a, b in zip(found, first, strict=True))
+    assert Checkpoint(model).key == hash_path(model)
 
 
 def test_data_are_known_by_their_rows_too_and_hub_names_by_themselves(tmp_path):
