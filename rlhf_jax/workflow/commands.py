@@ -211,3 +211,6 @@ class EvaluateCommand(DataOptions):
         if self.model_name_or_path is None and (self.gold is not None or self.sampling != SamplingConfig()):
             raise ValueError("gold and sampling have no effect on the evaluation of a scorer; leave them out or give "
                              "model_name_or_path and baseline_model")
+        if self.model_name_or_path is None and self.chat_template_path is not None:
+            raise ValueError(f"chat_template_path = {self.chat_template_path!r} has no effect on the evaluation of a "
+                             "scorer; set scorer.chat_template_path instead")

@@ -46,7 +46,8 @@ class SftSection:
 
 @dataclasses.dataclass(frozen=True)
 class RewardSection:
-    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder."""
+    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder, which then has the template
+    of its own tokenizer, or `data.chat_template_path`."""
 
     data: DataOptions
     train: RewardOptions = dataclasses.field(default_factory=RewardOptions)
@@ -70,6 +71,7 @@ class ExperimentConfig:
     Attributes:
       output_dir: the run folder. title: of the report.
       model_name_or_path: the policy to start from; or `scratch` for fresh weights.
+      chat_template_path: replaces the template of its tokenizer, in all sections; the models made here carry it.
       world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
       sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
       gold: a judge the loop never sees, for evaluation.
@@ -109,6 +111,24 @@ class ExperimentConfig:
             raise ValueError("scratch gives random weights, so the run needs an sft section")
         if "offline_dpo" in self.baselines and self.reward is None:
             raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
+        self._check_templates()
+
+    def _check_templates(self) -> None:
+        """Raises ValueError for a section's own template where its model already has one: the run's, or its own."""
+        run, own = "chat_template_path of the run itself", "reward.data.chat_template_path"
+        sections: list[tuple[str, DataOptions | None, str]] = [("prompts", self.prompts, run)]
+        if self.sft is not None:
+            sections += [("sft.data", self.sft.data, run), ("sft.eval_data", self.sft.eval_data, run)]
+        if self.evaluation is not None:
+            sections += [("evaluation.data", self.evaluation.data, run)]
+        if self.reward is not None and self.reward.init == "policy":
+            sections += [("reward.data", self.reward.data, run), ("reward.eval_data", self.reward.eval_data, run)]
+        elif self.reward is not None:
+            sections += [("reward.eval_data", self.reward.eval_data, own)]
+        for name, data, right in sections:
+            if data is not None and data.chat_template_path is not None:
+                raise ValueError(f"{name}.chat_template_path = {data.chat_template_path!r} has no effect: a model "
+                                 f"writes all conversations by one template. Set {right} instead")
 
     @property
     def recipe(self) -> Recipe:

@@ -27,6 +27,7 @@ from rlhf_jax.models import (
     merge_lora,
     save_hf,
 )
+from rlhf_jax.models.hf import CHAT_TEMPLATE
 from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.train import CHECKPOINTS, MODEL
 
@@ -54,11 +55,19 @@ def find_source(model_name_or_path: str, base_model: str | None, checkpoint: str
     if named is None or (folder / "config.json").is_file():
         if base_model is not None:
             raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
-        return Source(Checkpoint(folder), checkpoint=Path(checkpoint) if checkpoint else None)
+        if checkpoint is None:
+            return Source(Checkpoint(folder))
+        return Source(Checkpoint(folder, _template(Path(checkpoint))), checkpoint=Path(checkpoint))
     if checkpoint is not None:
         raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
                               "of them")
-    return Source(Checkpoint.find(base_model or named), adapter=folder)
+    return Source(Checkpoint.find(base_model or named, _template(folder)), adapter=folder)
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template beside an adapter or an unfinished training: what it was trained with, if not its base's."""
+    path = folder / CHAT_TEMPLATE
+    return str(path) if path.is_file() else None
 
 
 def _checkpointed(folder: Path, config: DecoderConfig, base: Params) -> tuple[Params, DecoderConfig, str]:
@@ -98,7 +107,8 @@ def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_sh
     partial_folder = folder / f".{MODEL}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
     save_hf(partial_folder, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
-            max_shard_bytes=max_shard_bytes, card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
+            chat_template=source.base.chat_template, max_shard_bytes=max_shard_bytes,
+            card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     os.replace(partial_folder, folder / MODEL)
     again = Checkpoint(folder / MODEL)

@@ -179,9 +179,10 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
                          config=start.checkpoint.config,
                          reference=context.params(reference.checkpoint, reference.key),
                          groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
+                         chat_template=start.checkpoint.chat_template,
                          setting=context.setting(name, of_policy=True), cache=context.run.folder / "reference_cache")
 
-    return _policy(context, label, context.run.stage(name, inputs, body), start)
+    return _policy(context, label, context.run.stage(name, inputs, body))
 
 
 def train_best(context: Context, name: str, label: str, start: Policy, data: Sequence[tuple[str, Path]],
@@ -193,14 +194,15 @@ def train_best(context: Context, name: str, label: str, start: Policy, data: Seq
         groups = [group for _, path in data for group in read_groups(path)]
         return sft_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config, groups=groups, tokenizer_from=start.folder,
-                         base=str(start.folder), setting=context.setting(name, of_policy=True))
+                         base=str(start.folder), chat_template=start.checkpoint.chat_template,
+                         setting=context.setting(name, of_policy=True))
 
-    return _policy(context, label, context.run.stage(name, inputs, body), start)
+    return _policy(context, label, context.run.stage(name, inputs, body))
 
 
-def _policy(context: Context, label: str, stage: Stage, like: Policy) -> Policy:
+def _policy(context: Context, label: str, stage: Stage) -> Policy:
     context.adopt(stage)
-    return Policy(label, dataclasses.replace(like.checkpoint, folder=stage.folder / MODEL), stage.key)
+    return Policy(label, Checkpoint(stage.folder / MODEL), stage.key)
 
 
 def mixed_reference(context: Context, name: str, reference: Policy, policy: Policy, alpha: float) -> Policy:
@@ -210,10 +212,11 @@ def mixed_reference(context: Context, name: str, reference: Policy, policy: Poli
     def body(folder: Path) -> Mapping[str, Any]:
         old, new = (context.params(p.checkpoint, p.key) for p in (reference, policy))
         mixed: Params = jax.tree.map(lambda a, b: alpha * b + (1 - alpha) * a, old, new)
-        save_hf(folder / MODEL, mixed, policy.checkpoint.config, tokenizer_from=policy.folder)
+        save_hf(folder / MODEL, mixed, policy.checkpoint.config, tokenizer_from=policy.folder,
+                chat_template=policy.checkpoint.chat_template)
         return {}
 
-    return _policy(context, f"{name}", context.run.stage(name, inputs, body), policy)
+    return _policy(context, f"{name}", context.run.stage(name, inputs, body))
 
 
 def iterate(context: Context, label: str, start: Policy, prompts: Sequence[PromptGroup], scorer: Scorer,

@@ -96,6 +96,7 @@ def _train(command: Any, context: Context, name: str, options: Any, body: Any, *
         report = body(folder, options=options, params=data.checkpoint.params(context.mesh),
                       config=data.checkpoint.config, groups=data.groups, eval_groups=data.eval_groups,
                       tokenizer_from=data.checkpoint.folder, base=str(data.checkpoint.folder),
+                      chat_template=data.checkpoint.chat_template,
                       setting=context.setting(name))
         return {**report, "funnel": data.funnel.to_json()}
 

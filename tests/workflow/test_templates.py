@@ -2,6 +2,7 @@
 
 import pytest
 
+from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.data.world import CHAT_TEMPLATE
 from rlhf_jax.models import save_hf
 from rlhf_jax.workflow.experiment import Experiment
@@ -20,8 +21,9 @@ def make_experiment(make_context, world, model, tmp_path):
         def rows(name):
             return DataOptions(f"{world}/{name}.jsonl", max_samples=4)
 
+        reward = {"train": RewardOptions(**TRAIN), **(reward or {})}
         sections = {"sft": SftSection(rows("sft"), SftOptions(**TRAIN)), "prompts": rows("prompts"),
-                    "reward": RewardSection(rows("preference"), RewardOptions(**TRAIN), **(reward or {})),
+                    "reward": RewardSection(rows("preference"), **reward),
                     "dpo": PreferenceOptions(**TRAIN), "baselines": ("offline_dpo",)}
         config = ExperimentConfig(str(tmp_path / "run"), model_name_or_path=str(model), chat_template_path=template,
                                   **sections | changes)
@@ -59,3 +61,16 @@ def test_another_template_makes_every_stage_of_a_run_anew(make_experiment, monke
     here.write_text(own("B"))
     assert redone(make_experiment(str(here))) == everything
     assert redone(make_experiment(None)) == everything
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_a_model_carries_the_template_it_was_trained_with_and_its_scorer_reads_it_there(make_experiment, use_peft):
+    reward = {"train": RewardOptions(**TRAIN, use_peft=use_peft)}
+    experiment = make_experiment("zephyr", reward, sft=None)
+    start = experiment.start()
+    scorer, _ = experiment.scorer(start)
+    assert start.checkpoint.tokenizer.chat_template == TEMPLATES["zephyr"]
+    assert scorer._renderer.tokenizer.chat_template == TEMPLATES["zephyr"]
+    folder = next(experiment.folder.glob("stages/reward-*/model"))
+    written = [path.read_text() for path in sorted(folder.rglob("chat_template.jinja"))]
+    assert written == [TEMPLATES["zephyr"]] * (2 if use_peft else 1)
