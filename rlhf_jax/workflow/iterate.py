@@ -21,8 +21,7 @@ from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
-from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.reference import groups_fingerprint
+from rlhf_jax.workflow.policy import Checkpoint, groups_key
 from rlhf_jax.workflow.sample import Progress, read_shards, sample_stage, score_stage
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.train import MODEL, dpo_stage, sft_stage
@@ -120,7 +119,7 @@ def sample(context: Context, name: str, policy: Policy, prompts: Sequence[Prompt
     """The sampling stage of a policy over some prompts."""
     sampling = with_capacity(sampling, prompts)
     ids = [p.prompt_id for p in prompts]
-    inputs = {"policy": policy.key, "prompts": groups_fingerprint(prompts), "prompt_ids": ids, "sampling": sampling,
+    inputs = {"policy": policy.key, "prompts": groups_key(prompts), "prompt_ids": ids, "sampling": sampling,
               "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}
 
     def body(folder: Path) -> Mapping[str, Any]:
@@ -171,7 +170,7 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
                 eval_groups: Sequence[PromptGroup] = ()) -> Policy:
     """Preference optimisation from `start` on the groups of some files; `data` holds (key, path)."""
     inputs = {"start": start.key, "reference": reference.key if options.loss.needs_reference else None,
-              "data": [key for key, _ in data], "options": options, "eval": groups_fingerprint(eval_groups)}
+              "data": [key for key, _ in data], "options": options, "eval": groups_key(eval_groups)}
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups = [group for _, path in data for group in read_groups(path)]

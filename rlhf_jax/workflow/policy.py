@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -131,6 +132,14 @@ def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[s
         paths, rows = source_paths(source, split)
         found.append({"rows": rows, "content": source if paths is None else [hash_path(path) for path in paths]})
     return found
+
+
+def groups_key(groups: Sequence[PromptGroup]) -> str:
+    """What identifies groups in a stage's inputs: all they hold, so also pairs, margins and the columns for scorers."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(fingerprint(group.to_json()).encode())
+    return digest.hexdigest()
 
 
 def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
