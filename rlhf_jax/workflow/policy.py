@@ -96,6 +96,20 @@ class Loaded:
     funnel: Funnel
 
 
+def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> None:
+    """Raises ValueError, with the reason why it matters, unless both tokenizers give every token the same id.
+
+    Tokens for padding are left out: no model ever sees one.
+    """
+    padding = {first.tokenizer.pad_token, second.tokenizer.pad_token}
+    ours, theirs = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
+    differ = sorted(token for token in {*ours, *theirs} - padding if ours.get(token) != theirs.get(token))
+    if differ:
+        raise ValueError(f"{first.folder} and {second.folder} have different vocabularies: {len(differ):,} tokens "
+                         f"differ, such as {differ[0]!r} (ids {ours.get(differ[0])} and {theirs.get(differ[0])}). "
+                         f"{because}")
+
+
 def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Text of a response, its leading space as in the running text, special tokens left out."""
     before = tokenizer.decode(list(prompt_ids)[-8:], skip_special_tokens=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlhf_jax.data.chat import render_all
 from rlhf_jax.data.funnel import Funnel
@@ -39,7 +41,15 @@ from rlhf_jax.workflow.options import (
     part,
 )
 from rlhf_jax.workflow.pairs import make_pairs
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data, sources_key
+from rlhf_jax.workflow.policy import (
+    Checkpoint,
+    Loaded,
+    check_vocabularies,
+    data_key,
+    prompt_groups,
+    read_data,
+    sources_key,
+)
 from rlhf_jax.workflow.sample import read_shards, score_stage, shards
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
@@ -192,6 +202,17 @@ def run_export(command: ExportCommand, context: Context) -> Stage:
         max_shard_bytes=int(command.max_shard_size * 1e9)))
 
 
+def _check_same_prompts(baseline: Policy, policy: Policy, prompts: Sequence[PromptGroup], own: Sequence[PromptGroup]
+                        ) -> None:
+    """Raises ValueError if the policy would write a prompt of the baseline's in other tokens (`own`)."""
+    written = {group.prompt_id: group.prompt_ids for group in own}
+    odd = [g.prompt_id for g in prompts if not np.array_equal(g.prompt_ids, written.get(g.prompt_id, g.prompt_ids))]
+    if odd:
+        raise ValueError(f"{policy.folder} writes {len(odd):,} of {len(prompts):,} prompts in other tokens than "
+                         f"{baseline.folder}, the first {odd[0]!r}, and is to answer what the baseline answers: their "
+                         "chat templates differ. Set chat_template_path to the one that both shall be given")
+
+
 def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
     data: DataOptions = part(command, DataOptions)
@@ -201,8 +222,12 @@ def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     scorers = [open_scorer(options, context.local_mesh, name)
                for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
     examples, funnel = read_data(data, "prompt", Path(command.output_dir) / "quarantine.jsonl")
-    start = policies[0]
-    prompts = prompt_groups(examples, start.checkpoint.renderer(data), funnel)
+    start, policy = policies
+    check_vocabularies(start.checkpoint, policy.checkpoint, "The policy is given the baseline's tokens, and the "
+                       "baseline is asked for the probability of the policy's; give models of one tokenizer")
+    prompts, own = (prompt_groups(examples, checkpoint.renderer(data), counts) for checkpoint, counts in (
+        (start.checkpoint, funnel), (policy.checkpoint, Funnel())))
+    _check_same_prompts(start, policy, prompts, own)
     judged = {p.label: evaluate_policy(context, p, start, prompts, command.sampling, scorers, command.dtype)
               for p in policies}
     return Outcome([(p, p.label, i) for i, p in enumerate(policies)], judged, {"prompts": funnel}, None)

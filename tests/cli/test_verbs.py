@@ -1,6 +1,7 @@
 """Every verb, one after the other, as a user gives them; then bad input."""
 
 import json
+import shutil
 
 import jax
 import pytest
@@ -83,6 +84,37 @@ def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     assert [p["win_rate"]["value"] for p in results["policies"]] == [0.5, 0.5]
     status, _, err = rlhf_jax("report", "--run", tmp_path / "policy")
     assert status == 0, err
+
+
+def other_ids(folder):
+    """Two letters change places in a tokenizer's vocabulary."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
+def other_template(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|user|>", "<|user|>Q"))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (other_ids, "different vocabularies: 2 tokens differ, such as 'a'"),
+    (other_template, "writes 8 of 8 prompts in other tokens"),
+])
+def test_a_policy_of_other_tokens_than_its_baseline_is_not_evaluated(change, words, world, rlhf_jax, tmp_path):
+    shutil.copytree(world / "base", tmp_path / "other")
+    change(tmp_path / "other")
+    args = ["--model_name_or_path", tmp_path / "other", "--baseline_model", world / "base", "--dataset_name",
+            world / "eval_prompts.jsonl", "--scorer.kind", "function", "--scorer.function",
+            "rlhf_jax.data.world:gold_judge", "--sampling.num_generations", "2", "--sampling.max_new_tokens", "5",
+            "--sampling.slots", "8", "--output_dir", tmp_path / "policy"]
+    status, _, err = rlhf_jax("evaluate", *args)
+    assert status == 1
+    assert words in err
+    status, _, err = rlhf_jax("evaluate", *args, "--chat_template_path", world / "base")
+    assert status == (1 if change is other_ids else 0), err
 
 
 def test_a_model_is_inspected_examined_and_exported_without_a_flag_before_its_name(world, rlhf_jax, tmp_path):
