@@ -59,7 +59,8 @@ class DpoCommand(_WithModel, PreferenceOptions, DataOptions):
     Attributes:
       model_name_or_path: folder of the policy to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      reference_model: folder of the reference policy; the start itself if not given.
+      reference_model: folder of the reference policy, of any shape with the policy's vocabulary; the start itself if
+        not given.
       pairs: pairs.jsonl with token ids, instead of dataset_name.
       eval_dataset_name: held-out preference rows.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.

@@ -177,6 +177,7 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
         return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config,
                          reference=context.params(reference.checkpoint, reference.key),
+                         reference_config=reference.checkpoint.config,
                          groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
                          chat_template=start.checkpoint.chat_template,
                          setting=context.setting(name, of_policy=True), cache=context.run.folder / "reference_cache")

@@ -215,12 +215,15 @@ def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params,
 
 def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig, reference: Params,
               groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
-              cache: Path, eval_groups: Sequence[PromptGroup] = (), chat_template: str | None = None
-              ) -> Mapping[str, Any]:
-    """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model."""
+              cache: Path, eval_groups: Sequence[PromptGroup] = (), chat_template: str | None = None,
+              reference_config: DecoderConfig | None = None) -> Mapping[str, Any]:
+    """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model.
+
+    reference_config: of the reference, where it is a model of another shape than the policy.
+    """
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
-        compute = compute_of(config, options, setting.mesh)
+        compute = compute_of(reference_config or config, options, setting.mesh)
         dtype = jnp.dtype(options.dtype)
         reference_of, eval_reference_of = (
             reference_logps(compute, reference, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,

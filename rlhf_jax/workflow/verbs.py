@@ -127,10 +127,14 @@ def run_reward(command: RewardCommand, context: Context) -> Stage:
 def run_dpo(command: DpoCommand, context: Context) -> Stage:
     """`rlhf-jax dpo`."""
     reference = Checkpoint.find(command.reference_model or command.model_name_or_path)
+    if command.reference_model is not None:
+        check_vocabularies(Checkpoint.find(command.model_name_or_path), reference, "The reference is asked for the "
+                           "probability of the policy's tokens; give a reference_model with the policy's tokenizer")
 
     def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
         cache = folder / "reference_cache"
-        return dpo_stage(folder, reference=reference.params(context.mesh), cache=cache, **arguments)
+        return dpo_stage(folder, reference=reference.params(context.mesh), reference_config=reference.config,
+                         cache=cache, **arguments)
 
     return _train(command, context, "dpo", part(command, PreferenceOptions), body,
                   reference=hash_path(reference.folder), pairs=command.pairs and hash_path(command.pairs))

@@ -117,6 +117,27 @@ def test_a_policy_of_other_tokens_than_its_baseline_is_not_evaluated(change, wor
     assert status == (1 if change is other_ids else 0), err
 
 
+def test_a_reference_of_another_shape_is_run_as_what_it_is(world, rlhf_jax, tmp_path):
+    """The same weights under another config: what the reference says is what it says of itself as the policy."""
+    other = tmp_path / "other"
+    shutil.copytree(world / "base", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    said = []
+    for policy in (other, world / "base"):
+        out = tmp_path / f"dpo-of-{policy.name}"
+        status, _, err = rlhf_jax("dpo", "--model_name_or_path", policy, "--reference_model", other, "--dataset_name",
+                                  world / "preference.jsonl", *TRAIN, "--output_dir", out)
+        assert status == 0, err
+        said.append({path.name: path.read_bytes() for path in (out / "reference_cache").iterdir()})
+    assert said[0] == said[1]
+    other_ids(other)
+    status, _, err = rlhf_jax("dpo", "--model_name_or_path", world / "base", "--reference_model", other,
+                              "--dataset_name", world / "preference.jsonl", *TRAIN, "--output_dir", tmp_path / "none")
+    assert status == 1
+    assert "different vocabularies: 2 tokens differ" in err
+
+
 def test_a_model_is_inspected_examined_and_exported_without_a_flag_before_its_name(world, rlhf_jax, tmp_path):
     status, out, err = rlhf_jax("inspect", world / "base", "--devices", "8", "--mesh.tensor", "2")
     assert status == 0, err
