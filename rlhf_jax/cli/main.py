@@ -25,6 +25,10 @@ VERB_HELP = {
     "report": "draw the report of a finished run again",
 }
 
+ELSEWHERE = {"sample": "generate", "train": "sft, reward or dpo", "eval": "evaluate", "merge": "export",
+             "rm": "reward", "online": "iterate"}
+"""What others call a verb, and its name here."""
+
 
 def main() -> None:
     """Entry point of the console script."""
@@ -39,8 +43,9 @@ def main() -> None:
         import difflib
 
         near = difflib.get_close_matches(verb, VERB_HELP, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        print(f"rlhf-jax: no verb {verb!r}{hint} Known are: {', '.join(VERB_HELP)}", file=sys.stderr)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        hint = f"It is called {ELSEWHERE[verb]} here. " if verb in ELSEWHERE else hint
+        print(f"rlhf-jax: no verb {verb!r}. {hint}Known are: {', '.join(VERB_HELP)}", file=sys.stderr)
         raise SystemExit(2)
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
@@ -52,6 +57,9 @@ def main() -> None:
     except Preempted as notice:
         print(f"rlhf-jax {verb}: {notice}", file=sys.stderr)
         raise SystemExit(EXIT_PREEMPTED) from notice
+    except KeyboardInterrupt:
+        print(f"\nrlhf-jax {verb}: interrupted; what is finished is kept, the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("RLHF_JAX_TRACEBACK"):
             raise
@@ -132,7 +140,7 @@ def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
         stage = run.single(verb, command)
         if not run.is_main_process():
             return
-        print(json.dumps(stage.report, indent=1))
+        print(json.dumps({key: value for key, value in stage.report.items() if key != "reliability"}, indent=1))
         print(f"\n{verb}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}, in {stage.folder}")
 
 

@@ -35,6 +35,21 @@ REFUSED = {
     "rpo_alpha": "use loss_type: [sigmoid, sft] with loss_weights: [1, alpha]",
     "cpo_alpha": "use loss_type: [cpo, sft] with loss_weights: [1, alpha]",
     "reference_free": "choose a reference-free loss_type: simpo, cpo, orpo or alphapo",
+    "report_to": "metrics go to OUTPUT_DIR/model/trainer_state.json and the report; nothing is sent anywhere",
+    "eval_strategy": "give eval_steps; evaluation at the end follows from the held-out rows",
+    "evaluation_strategy": "give eval_steps; evaluation at the end follows from the held-out rows",
+    "save_strategy": "give save_steps", "logging_strategy": "give logging_steps",
+    "do_train": "leave it out", "do_eval": "leave it out; held-out rows are evaluated where they are given",
+    "push_to_hub": "nothing is uploaded; OUTPUT_DIR/model is a Hugging Face folder",
+    "hub_model_id": "nothing is uploaded; OUTPUT_DIR/model is a Hugging Face folder",
+    "optim": "the optimizer is AdamW", "deepspeed": "sharding follows from mesh",
+    "fsdp_config": "sharding follows from mesh",
+    "overwrite_output_dir": "finished work is never overwritten; choose another output_dir or remove it",
+    "resume_from_checkpoint": "the same command always continues",
+    "dataset_mixer": "use dataset_name with several sources", "dataset_splits": "use split",
+    "dataset_num_proc": "leave it out", "preprocessing_num_workers": "leave it out",
+    "dataloader_num_workers": "leave it out", "chat_template": "use chat_template_path",
+    "gradient_checkpointing_kwargs": "use remat: none | full | dots",
     "truncation_mode": "use overlong: error | drop | truncate_prompt_left | truncate_response",
 }
 """Keys of other frameworks that have no meaning here, and what to do instead."""
@@ -48,19 +63,25 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.keys:  # of one alternative of a key's type; the parser of the whole command knows its full name
             raise ValueError(message)
-        known = sorted({action.dest for action in self._actions} | self.keys)
-        words = [m.rsplit(".", 1)[-1] for m in re.findall(r"[\w.]+", message)]
-        hints = [f"{word}: {REFUSED[word]}" for word in words if word in REFUSED]
-        unknown = [m.strip(".") for m in re.findall(r"(?:--|[Kk]ey \"|[Oo]ption ')([\w.]+)", message)]
-        for key in unknown:
-            if key in known or key in REFUSED:
-                continue
-            tails = {name.rsplit(".", 1)[-1]: name for name in known} | {name: name for name in known}
-            near = difflib.get_close_matches(key, tails, n=1) or difflib.get_close_matches(
-                key.rsplit(".", 1)[-1], tails, n=1)
-            hints += [f"no key {key!r}; did you mean {tails[near[0]]!r}?"] if near else []
-        print(f"rlhf-jax: {message}", *(f"  -> {hint}" for hint in dict.fromkeys(hints)), sep="\n", file=sys.stderr)
+        message = re.sub(r"Parser key \"([^\"]+)\":\s*", r"\1: ", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("a typing.Literal[", "one of [")
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        print(f"({self.prog} --help lists the keys)", file=sys.stderr)
         raise SystemExit(2)
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Exits with all unknown keys, and for each of them what to write instead, if there are any."""
+        if unknown:
+            lines = [f"  {key}: {self._instead(key)}" for key in unknown]
+            self.error("\n".join([f"no such key{'s' * (len(unknown) > 1)}:", *lines]))
+
+    def _instead(self, key: str) -> str:
+        tail = key.rsplit(".", 1)[-1]
+        if tail in REFUSED:
+            return REFUSED[tail]
+        names = {name.rsplit(".", 1)[-1]: name for name in sorted(self.keys)} | {name: name for name in self.keys}
+        near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(tail, names, n=1)
+        return f"did you mean {names[near[0]]!r}?" if near else "nothing here is called like it"
 
 
 def renamed(key: str) -> str:
@@ -105,6 +126,8 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
     """
     if {"-h", "--help"} & set(args):
         return parse_tree(command, verb, None)
+    if section := next((arg for arg in args if arg.endswith(".help")), None):
+        _parser(command, verb).parse_args([section])
     try:
         tree = merged_tree(args)
     except ValueError as error:
@@ -114,11 +137,31 @@ def parse(command: type, verb: str, args: Sequence[str]) -> Any:
 
 def _parser(command: type, verb: str) -> Parser:
     _resolve_types(command)
-    parser = Parser(prog=f"rlhf-jax {verb}", description=(command.__doc__ or "").split("\n")[0], default_env=False)
+    parser = Parser(prog=f"rlhf-jax {verb}", usage=f"rlhf-jax {verb} [--config x.yaml] [--key value ...]",
+                    description=_summary(command), default_env=False)
     parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
     parser.add_class_arguments(command, nested_key=None, as_group=False)
     parser.keys = frozenset(_keys(command))
+    _group(parser, command)
     return parser
+
+
+def _summary(documented: type) -> str:
+    return (documented.__doc__ or "").split("\n")[0]
+
+
+def _group(parser: Parser, command: type) -> None:
+    """The help lists a command's own keys first, then those of each option class it is made of, under its summary."""
+    owners: dict[str, type] = {}
+    for base in reversed(command.__mro__):
+        if dataclasses.is_dataclass(base) and not base.__name__.startswith("_"):
+            owners |= {name: base for name in vars(base).get("__annotations__", {}) if name not in owners}
+    for owner in dict.fromkeys(owners.values()):
+        if owner is not command:
+            group = parser.add_argument_group(_summary(owner).split(". ")[0].rstrip("."))
+            for action in [a for a in parser._optionals._group_actions if owners.get(a.dest) is owner]:
+                parser._optionals._group_actions.remove(action)
+                group._group_actions.append(action)
 
 
 def _keys(command: type, prefix: str = "") -> Iterator[str]:
@@ -130,6 +173,15 @@ def _keys(command: type, prefix: str = "") -> Iterator[str]:
                 yield from _keys(inner, f"{prefix}{name}.")
 
 
+def _unknown(tree: dict[str, Any], keys: frozenset[str], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what a mapping gives and no config field takes."""
+    for name, value in tree.items():
+        if prefix + name not in keys:
+            yield prefix + name
+        elif isinstance(value, dict):
+            yield from _unknown(value, keys, f"{prefix}{name}.")
+
+
 def parse_tree(command: type, verb: str, tree: dict[str, Any] | None) -> Any:
     """`parse` of a mapping that is already read; None prints the help and exits."""
     parser = _parser(command, verb)
@@ -137,7 +189,9 @@ def parse_tree(command: type, verb: str, tree: dict[str, Any] | None) -> Any:
         parser.parse_args(["--help"])
     known = {action.dest.rsplit(".", 1)[-1] for action in parser._actions}
     try:
-        found = parser.parse_object(_renamed_tree(tree, known), defaults=True)
+        tree = _renamed_tree(tree, known)
+        parser.refuse([*_unknown(tree, parser.keys)])
+        found = parser.parse_object(tree, defaults=True)
         values = vars(parser.instantiate(found))
         values.pop("config", None)
         return command(**values)
@@ -174,12 +228,22 @@ def _flag_value(flag: str, text: str) -> Any:
         raise ValueError(f"{flag} {text}: the value is not valid YAML; put it in quotes") from error
 
 
+class _OnceOnly(yaml.SafeLoader):
+    """YAML in which a mapping gives each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice,{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
 def _load_yaml(path: str) -> dict[str, Any]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"--config {path}: there is no such file")
     try:
-        value = yaml.safe_load(file.read_text())
+        value = yaml.load(file.read_text(), _OnceOnly)
     except yaml.YAMLError as error:
         raise ValueError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(value, dict):

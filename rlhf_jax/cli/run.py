@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,40 @@ def _lines(console: Console) -> Tick:
     return tick
 
 
+def _writable(folder: str) -> Path:
+    """The output folder, made now: that nothing can be written there is found out before any work is done."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir {folder!r} cannot be written to ({error.strerror}); choose another, or mend "
+                         "what is in the way") from error
+    return path
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the output folder until the command ends; a second command into it at the same time is refused.
+
+    The system lets go of it whatever way the process ends. File systems without locks refuse nobody.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another command is at work in {folder}; wait for it, or choose another output_dir"
+                                 ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
 def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
-    run = Run(Path(folder), config, announce=console.print if is_main_process() else lambda _: None)
+    run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")
@@ -98,7 +132,8 @@ def single(verb: str, command: Any) -> Stage:
     _join()
     with _bars() as (console, tick):
         context = _context(command.output_dir, command, console, tick)
-        return VERBS[verb][1](command, context)
+        with _alone(context.run.folder) if is_main_process() else nullcontext():
+            return VERBS[verb][1](command, context)
 
 
 def experiment(config: ExperimentConfig) -> None:
@@ -119,8 +154,9 @@ def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: 
     _join()
     with _bars() as (console, tick):
         context = _context(config.output_dir, config, console, tick)
-        outcome = run(context)
-        context.run.write_manifest()
+        with _alone(context.run.folder) if is_main_process() else nullcontext():
+            outcome = run(context)
+            context.run.write_manifest()
     if is_main_process():
         results = gather(context.run, outcome, title=title, gold=gold, seed=seed)
         write_json_atomic(context.run.folder / "results.json", results)

@@ -21,6 +21,9 @@ _SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-25
 _STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 --tries 0 " \
           "--assume.prompt_tokens 248 --assume.response_tokens 900"
 
+_HALVES = "scaling-064-data"
+"""64 chips as two halves that each hold the whole state."""
+
 PLANS = {
     "llama3_8b-v5p-16":
         f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16 --scorer.dtype float32",
@@ -36,6 +39,7 @@ PLANS = {
     "llama3_70b-v5p-128":
         "--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml --accelerator v5p-128",
     **{f"scaling-{chips:03}": f"{_STRONG} --accelerator {name} --mesh auto" for chips, name in _SCALING.items()},
+    _HALVES: f"{_STRONG} --accelerator v5p-128 --mesh.data 2",
 }
 """Name of a file in docs/plans -> arguments of `rlhf-jax plan`."""
 
@@ -62,11 +66,26 @@ say so. Nothing here was measured on an accelerator. This page is written from `
     python -m rlhf_jax.cli.scale --compile
 
 Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the float32 weights that the run keeps
-beside the program. *Received* is what comes from other devices in one call, loops over layers and micro-batches counted
-as often as they run. *Kernels* are written by hand (Pallas). *PFLOP* of one device in one call include recomputation.
-The *time* of a call is what its bound (arithmetic, memory or links) takes at the vendor's peak, and *useful* the share
-of the arithmetic peak that then does what the model needs.
+beside the program (none in training, which consumes those it starts from). *Received* is what comes from other devices
+in one call, loops over layers and micro-batches counted as often as they run. *Kernels* are written by hand (Pallas).
+*PFLOP* of one device in one call include recomputation. The *time* of a call is what its bound (arithmetic, memory or
+links) takes at the vendor's peak, and *useful* the share of the arithmetic peak that then does what the model needs.
 """
+
+
+_SCALING_WORDS = """## From 8 to 256 chips
+
+One DPO step of Llama-3-8B at the paper's batch of 128 pairs on v5p, long answers (a pair fills a row of 2,048 tokens),
+`mesh: auto`. The batch stays the same, so arithmetic a device halves as chips double. What it receives halves too as
+long as there are micro-batches to halve, since weights are gathered once in each. At 256 chips two share a row.
+
+At 64 and 128 chips the program holds all-reduces only. That is the TPU's compiler, not the step: a slice of 4x4x4 or
+more is a torus in all three directions, and there it writes every collective over the whole slice, `jax.lax.all_gather`
+and `psum_scatter` by themselves too, as an all-reduce (a gather: of zeros around each part), which runs in six one-way
+rings at once, two along each direction. The gathers it writes on smaller slices run in one ring. So twice the bytes are
+received, but not in twice the time. What is lost is the overlap: up to 32 chips some three quarters of the traffic are
+steps of rings that run beside the products, while these all-reduces run by themselves, so that arithmetic and links add
+up where the last column says the larger of the two."""
 
 
 def scaling_rows(plans: dict[int, Report]) -> list[tuple[str, ...]]:
@@ -97,14 +116,15 @@ def page(folder: Path) -> str:
     scaling = {chips: read_json(folder / f"scaling-{chips:03}.json")[0] for chips in _SCALING
                if (folder / f"scaling-{chips:03}.json").is_file()}
     if scaling:
-        parts.append("## From 8 to 256 chips\n\nOne DPO step of Llama-3-8B at the paper's batch of 128 pairs on v5p, "
-                     "long answers (a pair fills a row of 2,048 tokens), `mesh: auto`. The batch stays the same, so "
-                     "arithmetic a device halves as chips double. What it receives halves too as long as there are "
-                     "micro-batches to halve, since weights are gathered once in each. At 64 and 128 chips the "
-                     "compiled program holds no all-gather but all-reduces in their place, and receives twice as much "
-                     "a micro-batch. At 256 chips two share a row.\n\n"
-                     f"    rlhf-jax plan {_STRONG} --mesh auto --accelerator v5p-16   (to v5p-512)\n\n"
-                     + markdown_table(SCALING_COLUMNS, scaling_rows(scaling)))
+        parts.append(f"{_SCALING_WORDS}\n\n    rlhf-jax plan {_STRONG} --mesh auto --accelerator v5p-16   "
+                     f"(to v5p-512)\n\n{markdown_table(SCALING_COLUMNS, scaling_rows(scaling))}")
+    if 64 in scaling and (path := folder / f"{_HALVES}.json").is_file():
+        (stage,), (halves,) = scaling[64].stages, read_json(path)[0].stages
+        parts.append(f"A mesh of {mesh_words(halves.mesh)} on 64 chips keeps the gathers and reduce-scatters: it "
+                     f"receives {gib(halves.received)} GiB instead of {gib(stage.received)} and needs "
+                     f"{gib(halves.peak + halves.held)} GiB instead of {gib(stage.peak + stage.held)}, as each half "
+                     "holds the whole state. Its gathers run in one ring, and by themselves as well; which of the two "
+                     f"is faster only a slice can tell.\n\n    rlhf-jax plan {PLANS[_HALVES]}")
     return "\n\n".join(parts) + "\n"
 
 

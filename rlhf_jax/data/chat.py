@@ -122,7 +122,7 @@ def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) 
       BadRow: a row is too long and `renderer.overlong` is "error".
       ValueError: no row is left.
     """
-    groups = []
+    groups, last = [], "there was none"
     for example in examples:
         try:
             group, notes = _render(renderer, example)
@@ -131,11 +131,12 @@ def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) 
                 raise BadRow(error.reason, f"prompt {example.prompt_id!r}: {error.message}. Raise the limit, or set "
                                            f"overlong to {', '.join(get_args(Overlong)[1:])}") from error
             funnel.dropped[error.reason] += 1
+            last = error.message
             continue
         funnel.notes.update(notes)
         groups.append(group)
     if not groups:
-        raise ValueError(f"no row is left after rendering:\n{funnel}")
+        raise ValueError(f"no row is left after rendering (of the last: {last}):\n{funnel}")
     return groups
 
 

@@ -13,6 +13,7 @@ Any source may end in a slice, `a.jsonl[:1000]`, and so may a split, `train[:10%
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import glob
 import itertools
 import re
@@ -199,7 +200,12 @@ def _tfds_rows(spec: str, split: str | None, config: str | None) -> Iterator[Map
             dataset, _, inline = spec.partition(":")
             builder = tfds.builder("/".join(filter(None, (dataset, config or inline))))
         source = builder.as_data_source(_only_split(builder.info.splits, split, f"tfds:{spec}"))
-    except (tfds.core.DatasetNotFoundError, FileNotFoundError, NotImplementedError, ImportError) as error:
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(spec, tfds.list_builders(with_community_datasets=False), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise SourceError(f"there is no TFDS data set {spec!r}{hint or '.'} Give a name of the catalogue, or a builder "
+                          "folder (tfds:/path/name/1.0.0)") from error
+    except (FileNotFoundError, NotImplementedError, ImportError) as error:
         raise SourceError(
             f"cannot read the TFDS data set {spec!r}: {error}. Give an existing builder folder (tfds:/path/name/1.0.0) "
             "prepared with file_format='array_record' or 'parquet'; the default, tfrecord, cannot be read by row"

@@ -97,8 +97,8 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(str(Path(path).expanduser()) if local else path,
                                                   local_files_only=local)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer can be loaded from {path!r}: {error}. Give a folder that holds tokenizer.json "
-                         "and tokenizer_config.json; a hub name needs a network") from error
+        raise ValueError(f"no tokenizer can be loaded from {path!r}: {str(error).rstrip('. ')}. Give a folder that "
+                         "holds tokenizer.json and tokenizer_config.json; a hub name needs a network") from error
     if chat_template_path is not None:
         tokenizer.chat_template = load_template(chat_template_path)
     pad = pad_token_id(tokenizer)

@@ -45,7 +45,16 @@ CHAT_TEMPLATE = (
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-    """Sizes of the world's data sets, in rows. `label_noise` divides gold differences: higher is noisier."""
+    """Sizes of the world's data sets.
+
+    Attributes:
+      seed: of everything in it.
+      sft_rows: prompts with completions.
+      preference_rows: labelled pairs.
+      prompt_rows: prompts of the loop.
+      eval_prompts: held-out prompts.
+      label_noise: divides gold differences before labels are drawn: higher is noisier.
+    """
 
     seed: int = 0
     sft_rows: int = 3000

@@ -15,17 +15,20 @@ from rlhf_jax.losses.divergence import EXPONENT_CAP
 
 
 def kl_k1(logps: Array, ref_logps: Array) -> Array:
-    """Computes -r: unbiased, of either sign, high variance."""
+    """Computes k1 = -r, [...] nats a token: unbiased, of either sign, high variance (Schulman 2020)."""
     return logps - ref_logps
 
 
 def kl_k2(logps: Array, ref_logps: Array) -> Array:
-    """Computes r^2 / 2: biased, never negative, low variance near the reference."""
+    """Computes k2 = r^2 / 2, [...] a token: biased, never negative, low variance near the reference (Schulman 2020)."""
     return 0.5 * jnp.square(ref_logps - logps)
 
 
 def kl_k3(logps: Array, ref_logps: Array) -> Array:
-    """Computes exp(r) - 1 - r: unbiased, never negative, lower variance; the exponent is capped to stay finite."""
+    """Computes k3 = exp(r) - 1 - r, [...] a token: unbiased, never negative, lower variance (Schulman 2020).
+
+    The exponent is capped to stay finite.
+    """
     r = ref_logps - logps
     return jnp.expm1(jnp.minimum(r, EXPONENT_CAP)) - r
 

@@ -27,7 +27,8 @@ class PreferenceLoss:
       loss_weights: one number per loss type; None for all 1.
       beta: inverse temperature; strength of the pull towards the reference.
       label_smoothing: probability that a label is flipped, e in the formulas.
-      f_divergence_type, f_alpha_divergence_coef: see `f_divergence`.
+      f_divergence_type: a name of `DIVERGENCES`, the divergence from the reference; see `f_divergence`.
+      f_alpha_divergence_coef: alpha of the alpha divergence.
       discopop_tau: temperature of DiscoPOP's blend.
       simpo_gamma: target margin of SimPO and AlphaPO.
       alphapo_alpha: shape of AlphaPO's reward (TRL: `alpha`).

@@ -51,7 +51,14 @@ def token_logps_and_stats(
     hidden: Array, head: Array, targets: Array, *, chunk: int = 256, softcap: float | None = None,
     vocab_size: int | None = None,
 ) -> tuple[Array, TokenStats]:
-    """`token_logps` and, from the same pass over the logits, `TokenStats`."""
+    """`token_logps` and, from the same pass over the logits, `TokenStats`.
+
+    Args:
+      hidden: [..., M, D]. head: [V, D]. targets: [..., M] int32. chunk, softcap, vocab_size: see `token_logps`.
+
+    Returns:
+      log-probabilities [..., M] float32 in nats, differentiable, and statistics that are not, each [..., M] float32.
+    """
     logps, stats = _logps(hidden, head, targets, _How(chunk, softcap, vocab_size or head.shape[0], True))
     return logps, jax.tree.map(jax.lax.stop_gradient, stats)
 

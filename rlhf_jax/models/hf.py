@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.families import config_from_hf
@@ -40,7 +40,7 @@ def find_model(name_or_path: str | Path) -> Path:
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name_or_path)):
         raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine and no hub name (owner/model)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -70,6 +70,15 @@ def read_config(folder: str | Path) -> DecoderConfig:
     return config_from_hf(raw)
 
 
+def open_tensors(file: Path) -> Any:
+    """A safetensors file opened to read tensors by name; CheckpointError if it is not whole."""
+    try:
+        return safe_open(file, framework="numpy")
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); it was probably cut off while being copied: copy or "
+                              "download it again") from error
+
+
 class Stored(NamedTuple):
     """A tensor of a folder: its file, and its name there."""
 
@@ -88,7 +97,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     if index.is_file():
         files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
     elif (folder / WEIGHTS).is_file():
-        with safe_open(folder / WEIGHTS, framework="numpy") as reader:
+        with open_tensors(folder / WEIGHTS) as reader:
             files = dict.fromkeys(reader.keys(), folder / WEIGHTS)
     else:
         raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; "

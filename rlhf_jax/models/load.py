@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
 
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.hf import (
@@ -17,6 +16,7 @@ from rlhf_jax.models.hf import (
     compare_tensors,
     from_hf,
     hf_shape,
+    open_tensors,
     parts,
     read_config,
     stored_tensors,
@@ -31,7 +31,7 @@ class TensorReader:
 
     def __init__(self, stored: dict[str, Stored]):
         self._stored = stored
-        self._files = {file: safe_open(file, framework="numpy") for file in {s.file for s in stored.values()}}
+        self._files = {file: open_tensors(file) for file in {s.file for s in stored.values()}}
 
     def __call__(self, name: str, spec: ParamSpec) -> np.ndarray:
         file, in_file = self._stored[name]

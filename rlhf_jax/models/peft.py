@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
 
 from rlhf_jax.models.config import DecoderConfig
-from rlhf_jax.models.hf import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, Stored, compare_tensors
+from rlhf_jax.models.hf import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, Stored, compare_tensors, open_tensors
 from rlhf_jax.models.load import TensorReader, read_whole
 from rlhf_jax.models.lora import TARGETS, LoraConfig, lora_specs
 from rlhf_jax.models.params import Params, ParamSpec, is_spec
@@ -57,7 +56,7 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
                               f"{sorted(TARGETS)}. Merge the adapter with PEFT (merge_and_unload) and give the result")
     lora = LoraConfig(raw["r"], raw["lora_alpha"], tuple(sorted(targets)))
     specs = lora_specs(config, lora)
-    with safe_open(folder / ADAPTER_WEIGHTS, framework="numpy") as reader:
+    with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
     missing, unexpected, _ = compare_tensors(specs, stored)
     extra = [name for name in unexpected if name != _SCORE]

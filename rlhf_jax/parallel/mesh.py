@@ -24,8 +24,13 @@ _Place = str | tuple[str, ...] | None
 class MeshConfig:
     """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left.
 
-    axis_types: "explicit" makes shardings part of the types of the training state (`jax.typeof` shows them), so that an
-    update that would lose one does not trace; "auto" leaves them to XLA and to constraints.
+    Attributes:
+      data: replicas.
+      fsdp: devices that share the weights and split the batch.
+      context: devices that share a row.
+      tensor: devices that share heads, inner widths and vocabulary.
+      axis_types: "explicit" makes shardings part of the types of the training state (`jax.typeof` shows them), so that
+        an update that would lose one does not trace; "auto" leaves them to XLA and to constraints.
     """
 
     data: int = 1

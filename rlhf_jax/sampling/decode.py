@@ -54,7 +54,8 @@ class Refill:
 
     slots: [F] int32 slot of each new prompt, P (out of range) for none. tokens: [F, S + 1] the prompts, right-padded.
     lengths: [F] prompt lengths, last token included. hashes: [F] uint32.
-    restart: [P, n] bool lanes that begin a new sample. last_token: [P] last prompt token of each slot.
+    running: [P, n] bool lanes at work from now on. restart: [P, n] bool those of them that begin a new sample.
+    last_token: [P] last prompt token of each slot.
     sample, limit: [P, n]. rules: arrays [P, n].
     """
 
@@ -62,6 +63,7 @@ class Refill:
     tokens: Any
     lengths: Any
     hashes: Any
+    running: Any
     restart: Any
     last_token: Any
     sample: Any
@@ -113,7 +115,7 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
 
 
 def restart(state: DecodeState, refill: Refill) -> DecodeState:
-    """Lanes begin new samples of the prompts their slots hold; nothing is computed."""
+    """Lanes begin new samples of the prompts their slots hold, or end; nothing is computed."""
 
     def lanes(new: Array, old: Array) -> Array:
         return jnp.where(refill.restart, new, old)
@@ -124,7 +126,7 @@ def restart(state: DecodeState, refill: Refill) -> DecodeState:
         token=lanes(refill.last_token[:, None], state.token),
         count=lanes(jnp.zeros_like(state.count), state.count),
         limit=lanes(refill.limit, state.limit),
-        active=state.active | refill.restart,
+        active=refill.running,
         rules=jax.tree.map(lanes, refill.rules, state.rules),
     )
 

@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,14 @@ class SamplingConfig:
     Attributes:
       num_generations: continuations per prompt, n.
       temperature: one value, or several spread over the n samples (the paper's half 1.0, half 0.7 is (1.0, 0.7)).
-      top_k, top_p, min_p: 0, 1.0 and 0.0 switch them off.
+      top_k: draw among the k most probable tokens alone; 0 for all.
+      top_p: among the fewest that have this probability together; 1.0 for all.
+      min_p: among those with this share of the most probable one's probability; 0.0 for all.
       max_new_tokens: response budget; a response that meets it ends with finish reason "length" and without EOS.
       stop_strings: a response ends at the first token that completes one of these.
-      slots: prompts in flight, over all devices. lanes: continuations of one prompt in flight, None for all n; a
-        lane that finishes takes the prompt's next sample. block: tokens decoded between two looks by the host.
+      slots: prompts in flight, over all devices.
+      lanes: continuations of one prompt in flight, None for all n; a lane that finishes takes the prompt's next sample.
+      block: tokens decoded between two looks by the host.
       prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
       cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps a scale a
         token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the price
@@ -109,6 +112,15 @@ class _Slot:
     waiting: deque[int]
     running: dict[int, int] = dataclasses.field(default_factory=dict)
     done: dict[int, Response] = dataclasses.field(default_factory=dict)
+
+
+class _Ended(NamedTuple):
+    """What a lane wrote that has ended: token ids [T] and their log-probs, of this sample of a slot's prompt."""
+
+    slot: _Slot
+    sample: int
+    ids: np.ndarray
+    logps: np.ndarray
 
 
 class Sampler:
@@ -192,19 +204,17 @@ class Sampler:
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
-        depth = 0  # the most that a lane at work has written
+        active = np.zeros((len(slots), self._lanes), bool)  # lanes that the devices have at work
+        depth, ended = 0, list[_Ended]()  # the most that one of them has written; lanes that are no longer among them
         while queue or any(slots):
-            while (refill := self._refill(prompts, queue, slots, capacity)) is not None:
+            while (refill := self._refill(prompts, queue, slots, active, capacity)) is not None:
                 run = partial(self.prefill_program, params) if refill.tokens.size else self._restart
-                state = run(state, refill)
+                state, active = run(state, refill), refill.running
             view = self._view(slots, prompts, capacity, depth)
             state = self.decode_program(view, params, state, self._seed, self._stop)
-            depth = self._collect(state, slots, prompts)
-            for place, slot in enumerate(slots):
-                if slot is not None and len(slot.done) == self.sampling.num_generations:
-                    responses = tuple(slot.done[i] for i in range(self.sampling.num_generations))
-                    yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
-                    slots[place] = None
+            yield from self._groups(ended, prompts)  # while the devices are at work on the block
+            active, depth, ended = self._collect(state, slots, prompts)
+        yield from self._groups(ended, prompts)
 
     def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
         """What the next block looks at: few sizes, so that few programs serve all."""
@@ -226,12 +236,12 @@ class Sampler:
                              "positions; lower max_new_tokens or max_prompt_length")
         return max(capacity, 2)
 
-    def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], capacity: int
-                ) -> Refill | None:
+    def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
+                capacity: int) -> Refill | None:
         """Gives free slots new prompts (a prefill's worth at a time) and idle lanes their prompt's next sample.
 
-        `tokens` is as wide as these prompts need, and empty where lanes alone restart. None where nothing is worth
-        doing yet.
+        `tokens` is as wide as these prompts need, and empty where lanes alone restart or end. None where nothing is
+        worth doing yet. active: [P, n] lanes that the devices have at work.
         """
         free = [place for place, slot in enumerate(slots) if slot is None]
         busy = len(slots) - len(free)
@@ -248,19 +258,20 @@ class Sampler:
             slots[place] = _Slot(index, deque(range(self.sampling.num_generations)))
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
             hashes[row], places[row] = prompt_hash(prompts[index].prompt_id), place
-        restart, sample = self._restart_lanes(slots)
-        if not restart.any():
+        running, restart, sample = self._assign(slots)
+        if not restart.any() and (running == active).all():
             return None
         last = [prompts[slot.prompt].prompt_ids[-1] if slot else 0 for slot in slots]
         s = self.sampling
         rules = Rules(jnp.asarray(s.temperatures, jnp.float32)[sample], jnp.full(sample.shape, s.top_k, jnp.int32),
                       jnp.full(sample.shape, s.top_p), jnp.full(sample.shape, s.min_p))
         limit = np.full(sample.shape, s.max_new_tokens, np.int32)
-        return Refill(places, tokens, lengths, hashes, restart, np.asarray(last, np.int32), sample, limit, rules)
+        return Refill(places, tokens, lengths, hashes, running, restart, np.asarray(last, np.int32), sample, limit,
+                      rules)
 
-    def _restart_lanes(self, slots: list[_Slot | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Hands waiting samples to idle lanes: which lanes restart, and the sample each lane works on."""
-        restart = np.zeros((len(slots), self._lanes), bool)
+    def _assign(self, slots: list[_Slot | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Hands waiting samples to idle lanes: lanes at work, which of them restart, and the sample of those."""
+        running, restart = np.zeros((2, len(slots), self._lanes), bool)
         sample = np.zeros((len(slots), self._lanes), np.int32)
         for place, slot in enumerate(slots):
             for lane in range(self._lanes) if slot else ():
@@ -268,43 +279,69 @@ class Sampler:
                 if lane not in slot.running and slot.waiting:
                     slot.running[lane] = slot.waiting.popleft()
                     restart[place, lane], sample[place, lane] = True, slot.running[lane]
-        return restart, sample
+                running[place, lane] = lane in slot.running
+        return running, restart, sample
 
-    def _collect(self, state: DecodeState, slots: list[_Slot | None], prompts: Sequence[PromptGroup]) -> int:
-        """Moves what finished lanes wrote to the host; returns the most that a lane still at work has written."""
-        active, counts = np.asarray(state.active), np.asarray(state.count)
-        ended = [(slot, place, lane) for place, slot in enumerate(slots) if slot is not None
-                 for lane in slot.running if not active[place, lane]]
-        depth = int(np.max(np.where(active, counts, 0)))
-        if not ended:
-            return depth
-        out, logps = np.asarray(state.out), np.asarray(state.logps)
-        for slot, place, lane in ended:
-            n = int(counts[place, lane])
-            text_of = partial(self.decode_text, prompts[slot.prompt].prompt_ids.tolist())
-            ids, values = out[place, lane, :n].copy(), logps[place, lane, :n].copy()
-            slot.done[slot.running.pop(lane)] = self._response(ids, values, text_of)
-        return depth
+    def _collect(self, state: DecodeState, slots: list[_Slot | None], prompts: Sequence[PromptGroup]
+                 ) -> tuple[np.ndarray, int, list[_Ended]]:
+        """Takes what ended lanes wrote from the devices and frees the slots that have nothing left to do.
 
-    def _response(self, ids: np.ndarray, logps: np.ndarray, text_of: Callable[[Sequence[int]], str]) -> Response:
+        Returns:
+          lanes [P, n] that the devices have at work, the most that one of those has written which go on, and the ended.
+        """
+        active, counts = jax.device_get((state.active, state.count))
+        at_work = [(place, slot, lane) for place, slot in enumerate(slots) if slot is not None for lane in slot.running]
+        asked = [x for x in at_work if self.sampling.stop_strings or not active[x[0], x[2]]]
+        if not asked:
+            return active, int(np.max(np.where(active, counts, 0))), []
+        out, logps = jax.device_get((state.out, state.logps))
+        ended, depth = list[_Ended](), 0
+        for place, slot, lane in asked:
+            written = out[place, lane, : counts[place, lane]]
+            if active[place, lane] and not self._has_stop_string(written, prompts[slot.prompt]):
+                continue
+            some = logps[place, lane, : len(written)].copy()
+            ended.append(_Ended(slot, slot.running.pop(lane), written.copy(), some))
+            if not slot.running and not slot.waiting:
+                slots[place] = None
+        for place, slot, lane in at_work:
+            if lane in slot.running:
+                depth = max(depth, int(counts[place, lane]))
+        return active, depth, ended
+
+    def _groups(self, ended: Sequence[_Ended], prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
+        """Makes responses of what was written; yields the prompts that have all of theirs."""
+        for slot, sample, ids, logps in ended:
+            slot.done[sample] = self._response(ids, logps, prompts[slot.prompt])
+            if len(slot.done) == self.sampling.num_generations:
+                responses = tuple(slot.done[i] for i in range(self.sampling.num_generations))
+                yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
+
+    def _response(self, ids: np.ndarray, logps: np.ndarray, prompt: PromptGroup) -> Response:
         stopped = int(ids[-1]) in self._stop
-        cut = self._stop_string_cut(ids, text_of)
+        cut = self._stop_string_cut(ids, prompt)
         if cut is not None:
             ids, logps = ids[:cut], logps[:cut]
         body = ids[:-1] if stopped and cut is None else ids
-        return Response(ids, np.ones(len(ids), bool), text_of(body.tolist()),
+        return Response(ids, np.ones(len(ids), bool), self._text(body, prompt),
                         STOP if stopped or cut is not None else LENGTH, logps)
 
-    def _stop_string_cut(self, ids: np.ndarray, text_of: Callable[[Sequence[int]], str]) -> int | None:
+    def _text(self, ids: np.ndarray, prompt: PromptGroup) -> str:
+        return self.decode_text(prompt.prompt_ids.tolist(), ids.tolist())
+
+    def _has_stop_string(self, ids: np.ndarray, prompt: PromptGroup) -> bool:
+        text = self._text(ids, prompt)
+        return any(s in text for s in self.sampling.stop_strings)
+
+    def _stop_string_cut(self, ids: np.ndarray, prompt: PromptGroup) -> int | None:
         """Length of the shortest prefix of `ids` that contains a stop string, or None."""
-
-        def contains(count: int) -> bool:
-            text = text_of(ids[:count].tolist())
-            return any(s in text for s in self.sampling.stop_strings)
-
-        if not self.sampling.stop_strings or not contains(len(ids)):
+        if not self.sampling.stop_strings or not self._has_stop_string(ids, prompt):
             return None
-        return bisect.bisect_left(range(1, len(ids)), True, key=contains) + 1
+
+        def has(count: int) -> bool:
+            return self._has_stop_string(ids[:count], prompt)
+
+        return bisect.bisect_left(range(1, len(ids)), True, key=has) + 1
 
 
 def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state: DecodeState, refill: Refill

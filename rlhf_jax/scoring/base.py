@@ -10,6 +10,7 @@ from typing import Protocol
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
 from rlhf_jax.data.rows import BadRow, Example
+from rlhf_jax.models import Params
 
 Scores = list[list[float | None]]
 """Per group, per response; None where the scorer failed on one (it is then excluded and counted, never 0)."""
@@ -36,6 +37,28 @@ class Scorer(Protocol):
         ...
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores: ...
+
+    def let_go(self) -> None:
+        """Called after the last score for a while: weights that can be read again leave the devices."""
+        ...
+
+
+class Weights:
+    """A scorer's weights: a tree, or a function that reads one when it is asked for and again after it was let go."""
+
+    def __init__(self, source: Params | Callable[[], Params]):
+        self._source = source
+        self._read: Params | None = None
+
+    def __call__(self) -> Params:
+        if not callable(self._source):
+            return self._source
+        if self._read is None:
+            self._read = self._source()
+        return self._read
+
+    def let_go(self) -> None:
+        self._read = None
 
 
 def rerender(groups: Sequence[PromptGroup], renderer: Renderer, failures: Counter[str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
-from rlhf_jax.scoring.base import Progress, Scores, rerender
+from rlhf_jax.scoring.base import Progress, Scores, Weights, rerender
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
@@ -28,20 +28,20 @@ class BradleyTerryScorer:
     """Scores with one output of a sequence classifier; the n responses share their prompt's forward pass.
 
     Args:
-      params, config: of the reward model. renderer: with the reward model's own tokenizer.
+      params, config: of the reward model; see `Weights`. renderer: with the reward model's own tokenizer.
       fingerprint: of weights and rendering. output: which of several outputs is the score (ODIN's quality is 1).
 
     Raises:
       CheckpointError: if the model is no classifier, or has several outputs and none was chosen.
     """
 
-    def __init__(self, params: Params, config: DecoderConfig, renderer: Renderer, mesh: Mesh, *, name: str = "proxy",
-                 fingerprint: str = "", output: int | None = None, rows_per_batch: int = 4):
+    def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
+                 name: str = "proxy", fingerprint: str = "", output: int | None = None, rows_per_batch: int = 4):
         self._output = output
         self._check(config)
         self.name, self.fingerprint = name, fingerprint
         self.failures: Counter[str] = Counter()
-        self._params, self._renderer = params, renderer
+        self._weights, self._renderer = Weights(params), renderer
         self._compute = Compute(config, mesh=mesh)
         self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
@@ -62,13 +62,16 @@ class BradleyTerryScorer:
     def _outputs(self, params: Params, batch: Any) -> Any:
         return slot_score(self._compute, self._output, params, batch)
 
+    def let_go(self) -> None:
+        self._weights.let_go()
+
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         """Raw float32 rewards; a response that cannot be rendered or scores no finite number gets None."""
         rendered, places = rerender(groups, self._renderer, self.failures)
         scores: Scores = [[None] * len(group.responses) for group in groups]
         if not rendered:
             return scores
-        found = self._map(self._params, rendered, progress)
+        found = self._map(self._weights(), rendered, progress)
         for (index, members), values in zip(places, found, strict=True):
             for i, value in zip(members, np.asarray(values, np.float64), strict=True):
                 if math.isfinite(value):

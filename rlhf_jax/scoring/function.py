@@ -44,6 +44,9 @@ class FunctionScorer:
         source = inspect.getsource(inspect.getmodule(function) or function)
         self.fingerprint = hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
 
+    def let_go(self) -> None:
+        """A function has nothing to let go of."""
+
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         flat = [(group, response) for group in groups for response in group.responses]
         columns: dict[str, list[Any]] = {name: [group.extra.get(name) for group, _ in flat]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ class MultiObjectiveScorer(BradleyTerryScorer):
       CheckpointError: if the checkpoint has no gate.
     """
 
-    def __init__(self, params: Params, config: DecoderConfig, renderer: Renderer, mesh: Mesh, **options: Any):
+    def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh,
+                 **options: Any):
         self._stop = renderer.end_of_turn.stop_id
         super().__init__(params, config, renderer, mesh, **options)
 

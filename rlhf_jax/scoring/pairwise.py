@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
-from rlhf_jax.scoring.base import Progress, Scores
+from rlhf_jax.scoring.base import Progress, Scores, Weights
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
@@ -96,7 +96,7 @@ class PairwiseScorer:
     """P(first is better), both orders averaged, and scores of n responses from a tournament.
 
     Args:
-      params, config: of a causal language model trained on letters.
+      params, config: of a causal language model trained on letters; see `Weights`.
       method: "round_robin" plays all pairs, score = mean probability of winning; "knock_out" plays about 2n games to
         find the best (score 1) and the worst (score 0), the others have 0.5.
       min_letter_mass: a comparison in which A and B together have less probability is a failure, not a coin flip.
@@ -105,8 +105,9 @@ class PairwiseScorer:
       CheckpointError: if the model is a classifier or its letters are no single tokens.
     """
 
-    def __init__(self, params: Params, config: DecoderConfig, renderer: Renderer, mesh: Mesh, *, name: str = "proxy",
-                 fingerprint: str = "", method: Literal["round_robin", "knock_out"] = "round_robin",
+    def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
+                 name: str = "proxy", fingerprint: str = "",
+                 method: Literal["round_robin", "knock_out"] = "round_robin",
                  rows_per_batch: int = 4, min_letter_mass: float = 0.5):
         if config.is_classifier:
             raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
@@ -114,7 +115,7 @@ class PairwiseScorer:
         self.name, self.fingerprint, self.method = name, fingerprint, method
         self.failures: Counter[str] = Counter()
         self.disagreements = 0
-        self._params, self._renderer = params, renderer
+        self._weights, self._renderer = Weights(params), renderer
         self._compute = Compute(config, mesh=mesh)
         self._letters, self._mass = letter_ids(renderer), min_letter_mass
         outputs = partial(letter_outputs, self._compute, self._letters)
@@ -146,7 +147,7 @@ class PairwiseScorer:
             questions += [one, other]
         if not questions:
             return [None] * len(games)
-        found = self._map(self._params, questions, progress)
+        found = self._map(self._weights(), questions, progress)
         out: list[float | None] = []
         for place in places:
             if place is None:
@@ -160,6 +161,9 @@ class PairwiseScorer:
             self.disagreements += (p_ab > 0.5) == (p_ba > 0.5)
             out.append(float(losses.average_orders(jnp.asarray(p_ab), jnp.asarray(p_ba))))
         return out
+
+    def let_go(self) -> None:
+        self._weights.let_go()
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         """Scores of all responses from the games of the configured tournament."""

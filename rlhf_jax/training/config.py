@@ -24,6 +24,10 @@ class TrainConfig:
       lr_scheduler_type: how the rate moves after warm-up.
       min_lr_rate: floor of `cosine_with_min_lr`, as a share of the peak.
       warmup_steps: number of steps, or a share of all steps where below 1.
+      weight_decay: AdamW's; norms and biases are spared.
+      adam_beta1: decay of the first moment.
+      adam_beta2: decay of the second moment.
+      adam_epsilon: added to the root of the second moment.
       max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
       dtype: of activations and working weights; masters and moments stay float32.
       remat: what the backward pass recomputes.
@@ -73,6 +77,9 @@ class TrainConfig:
         for name in ("learning_rate", "num_train_epochs"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be greater than 0")
+        if self.save_total_limit != 2 and self.save_steps is None:
+            raise ValueError(f"save_total_limit = {self.save_total_limit} has no effect without save_steps, since "
+                             "nothing is saved before the end; set save_steps or leave it out")
         if self.attn_implementation == "cudnn" and self.dtype == "float32":
             raise ValueError("attn_implementation = 'cudnn' computes in bfloat16 or float16; set dtype: bfloat16")
         if self.min_lr_rate != 0.1 and self.lr_scheduler_type != "cosine_with_min_lr":

@@ -117,10 +117,14 @@ def fit(
     eval_reference: list[list[np.ndarray]] | None = None,
     report: Reporter = _silent,
     flops: FlopsOf | None = None,
+    consume: bool = False,
 ) -> FitResult:
     """Trains to the end of the plan, from the last checkpoint in `folder` if there is one.
 
-    flops: what training on some groups takes; metric lines then say how much of it a device does a second.
+    Args:
+      flops: what training on some groups takes; metric lines then say how much of it a device does a second.
+      consume: the arrays of `model.trained` are this fit's own and are deleted; else they are copied, and the copy
+        takes four more bytes a weight throughout.
 
     Raises:
       NonFiniteLoss: at the first step whose loss is not a finite number.
@@ -139,11 +143,13 @@ def fit(
             return evaluator(model.assemble(state.params, frozen))
 
     with count_compiles() as compiles:
-        state = init_state(program.optimizer, model.trained, program.shardings)
+        state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)
         checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
         try:
             if checkpoints and (last := checkpoints.latest()) is not None:
-                state, log, unlogged = checkpoints.restore(last, state)
+                like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+                del state  # it and what is read back need not both fit
+                state, log, unlogged = checkpoints.restore(last, like)
             loop = _Loop(plan, config, mesh, checkpoints, report, flops, log, unlogged)
             state = loop.run(program.run, state, frozen, evaluate)
         finally:  # a save under way is finished, whatever stopped the run

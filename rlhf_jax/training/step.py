@@ -55,9 +55,13 @@ def fresh_state(optimizer: optax.GradientTransformation, params: Any) -> TrainSt
     return TrainState(jnp.zeros((), jnp.int32), masters, optimizer.init(masters))
 
 
-def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState) -> TrainState:
-    """`fresh_state`, each array where `shardings` says."""
-    return jax.jit(partial(fresh_state, optimizer), out_shardings=shardings)(params)
+def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: TrainState, *, donate: bool = False
+               ) -> TrainState:
+    """`fresh_state`, each array where `shardings` says. donate: `params`, float32, become the masters themselves."""
+    if donate:
+        params = jax.device_put(params, shardings.params)  # only what lies where its master will can become it
+    return jax.jit(partial(fresh_state, optimizer), out_shardings=shardings,
+                   donate_argnums=0 if donate else ())(params)
 
 
 def term_totals(objective: Objective, params: Any, batch: PackedBatch) -> dict[str, Array]:

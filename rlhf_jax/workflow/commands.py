@@ -14,6 +14,7 @@ from rlhf_jax.workflow.options import (
     RewardOptions,
     ScorerOptions,
     SftOptions,
+    refuse_idle,
 )
 
 
@@ -22,6 +23,19 @@ class _WithModel:
     model_name_or_path: str
     output_dir: str
     mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
+
+
+def _check_evaluation(command: SftCommand | RewardCommand | DpoCommand) -> None:
+    if command.eval_steps is not None and not command.eval_dataset_name:
+        raise ValueError(f"eval_steps = {command.eval_steps} has no effect without eval_dataset_name, the rows to "
+                         "evaluate on; give them or leave it out")
+
+
+def _check_not_graded(command: SftCommand | GenerateCommand) -> None:
+    for name, idle in (("pair_rule", "all"), ("min_gap", 0)):
+        if getattr(command, name) != idle:
+            raise ValueError(f"{name} = {getattr(command, name)!r} chooses preference pairs and has no effect here; "
+                             "leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +51,11 @@ class SftCommand(_WithModel, SftOptions, DataOptions):
 
     eval_dataset_name: str | tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_evaluation(self)
+        _check_not_graded(self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardCommand(_WithModel, RewardOptions, DataOptions):
@@ -50,6 +69,10 @@ class RewardCommand(_WithModel, RewardOptions, DataOptions):
     """
 
     eval_dataset_name: str | tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_evaluation(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +97,12 @@ class DpoCommand(_WithModel, PreferenceOptions, DataOptions):
         super().__post_init__()
         if bool(self.pairs) == bool(self.sources):
             raise ValueError("give exactly one of dataset_name (preference rows) and pairs (a pairs.jsonl file)")
+        _check_evaluation(self)
+        if self.pairs and not self.eval_dataset_name:
+            refuse_idle(self, DataOptions, "on pairs, whose rows are token ids already")
+        if self.reference_model is not None and not self.loss.needs_reference:
+            raise ValueError(f"reference_model has no effect on loss_type {self.loss_type!r}, which has no reference; "
+                             "leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +119,12 @@ class GenerateCommand(_WithModel, SamplingConfig, DataOptions):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     shard_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_not_graded(self)
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size = {self.shard_size}; a shard holds 1 prompt or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

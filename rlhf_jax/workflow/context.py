@@ -29,7 +29,10 @@ def no_tick(name: str, done: int, total: int, words: str) -> None:
 
 @dataclasses.dataclass
 class Context:
-    """A run under way. mesh: of all devices of all processes, for training."""
+    """A run under way. mesh: of all devices of all processes, for training.
+
+    Training consumes the weights it starts from, so it has the context let go of them first (`Setting.let_go`).
+    """
 
     run: Run
     mesh: Mesh
@@ -48,7 +51,10 @@ class Context:
         def keep(params: Params) -> None:
             self._trained = params
 
-        return Setting(self.mesh, report, keep) if of_policy else Setting(self.mesh, report)
+        def let_go() -> None:
+            self._latest = None
+
+        return Setting(self.mesh, report, keep, let_go) if of_policy else Setting(self.mesh, report, let_go=let_go)
 
     def adopt(self, stage: Stage) -> None:
         """If `stage` has just trained a policy, the stages after it need not read its weights from their files."""

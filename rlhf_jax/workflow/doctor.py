@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import BadRow, Example
-from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text
+from rlhf_jax.data.tokenizer import TEMPLATES, end_of_turn, has_bos_for_text
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
@@ -85,7 +85,8 @@ def _vocabulary(checkpoint: Checkpoint) -> Finding:
 def _template(checkpoint: Checkpoint) -> Finding:
     if not checkpoint.tokenizer.chat_template:
         return Finding("chat template", "note", "the tokenizer has none",
-                       "messages cannot be rendered; plain text can. Set chat_template_path to chat")
+                       "messages cannot be rendered; plain text can. Set chat_template_path to a file or to one of "
+                       + ", ".join(TEMPLATES))
     renderer = Renderer(checkpoint.tokenizer, eos_id=checkpoint.stop_ids[0])
     try:
         renderer.render(Example(CONVERSATION[:1], ([*CONVERSATION[1:], {"role": "assistant", "content": ANSWERS[0]}],)))

@@ -75,6 +75,7 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
             context.tick(name, place, len(scorers) + 1, scorer.name)
             groups = [g.with_scores(scorer.name, s)
                       for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
+            scorer.let_go()
         params: Params = start.checkpoint.params(context.mesh, jnp.dtype(dtype))
         found = context.logps_map(start.checkpoint.config)(params, groups)
         if is_main_process():
@@ -103,8 +104,10 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> P
     if isinstance(scorer, PairwiseScorer):
         pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
         found = divided([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs], scorer.compare)
+        scorer.let_go()
         kept = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
         return preference_accuracy(probabilities=[p for p, _ in kept], clusters=[name for _, name in kept], seed=seed)
     scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
+    scorer.let_go()
     margins, clusters = pair_margins(scored, scorer.name)
     return preference_accuracy(margins, clusters=clusters, seed=seed)

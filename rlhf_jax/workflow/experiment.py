@@ -20,10 +20,10 @@ from rlhf_jax.scoring import letter_examples
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
-from rlhf_jax.workflow.iterate import Policy, iterate, train_pairs
+from rlhf_jax.workflow.iterate import Policy, iterate, round_prompts, train_pairs
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
-from rlhf_jax.workflow.scorers import AnyScorer, open_scorer
+from rlhf_jax.workflow.policy import Checkpoint, Loaded, check_sources, data_key, prompt_groups, read_data
+from rlhf_jax.workflow.scorers import AnyScorer, check_scorer, open_scorer
 from rlhf_jax.workflow.stage import hash_path
 from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
 
@@ -68,15 +68,33 @@ class Experiment:
         """The whole run."""
         if self.config.world is not None:
             self._world(self.config.world)
+        prompts = self._checked_inputs()
         start = self.start()
         scorer, reward_model = self.scorer(start)
         policies = [(start, "sft", 0)]
-        prompts = self.groups("prompts", self.config.prompts, "prompt", start.checkpoint)
         policies += self._baselines(start, prompts, scorer)
         online = iterate(self.context, "online", start, prompts, scorer, self.config.recipe)
         policies += [(policy, "online", number) for number, policy in enumerate(online, start=1)]
         self._publish(online[-1])
         return Outcome(policies, self._judge(policies, start, scorer), self.funnels, reward_model)
+
+    def _checked_inputs(self) -> list[PromptGroup]:
+        """The loop's prompts, enough for all rounds; what only later stages read is looked at now, not hours later."""
+        c, base = self.config, self._base()
+        prompts = self.groups("prompts", c.prompts, "prompt", base)
+        for number in range(1, c.loop.rounds + 1):
+            round_prompts(prompts, c.loop, number)
+        for options in (c.scorer, c.gold):
+            if options is not None:
+                check_scorer(options)
+        if c.reward is not None and c.reward.init != "policy":
+            Checkpoint.find(c.reward.init)
+        later = [c.evaluation.data] if c.evaluation else []
+        later += [c.reward.data] if c.reward else []
+        later += [section.eval_data for section in (c.sft, c.reward) if section and section.eval_data]
+        for data in later:
+            check_sources(self.located(data))
+        return prompts
 
     def preview(self) -> Loaded:
         """The base model and the first data set the run would train on (SFT rows, or the loop's prompts)."""
@@ -90,7 +108,7 @@ class Experiment:
     def _base(self) -> Checkpoint:
         c = self.config
         given = self._fresh(c.scratch) if c.scratch is not None else str(c.model_name_or_path)
-        return Checkpoint.find(given, c.chat_template_path)
+        return Checkpoint.find(given, c.chat_template_path).as_policy()
 
     def _world(self, world: WorldConfig) -> None:
         def body(folder: Path) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rlhf_jax.data.world import WorldConfig
 from rlhf_jax.parallel import MeshChoice, MeshConfig
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.workflow.iterate import LoopOptions, Recipe
 from rlhf_jax.workflow.options import (
     DataOptions,
@@ -23,7 +24,18 @@ Baseline = Literal["offline_dpo", "matched_dpo", "raft"]
 
 @dataclasses.dataclass(frozen=True)
 class ScratchOptions:
-    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes."""
+    """A tiny Llama with fresh weights: where the tokenizer is, and the model's sizes.
+
+    Attributes:
+      tokenizer: its folder, or world:tokenizer.
+      embed: width of the model.
+      layers: number of them.
+      heads: of attention.
+      kv_heads: of keys and values.
+      mlp: inner width of the feed-forward layers.
+      max_position: the longest sequence, in tokens.
+      initializer_range: standard deviation of the fresh weights.
+    """
 
     tokenizer: str
     embed: int = 96
@@ -37,7 +49,13 @@ class ScratchOptions:
 
 @dataclasses.dataclass(frozen=True)
 class SftSection:
-    """Supervised fine-tuning of the start: data, held-out data, training."""
+    """Supervised fine-tuning of the start.
+
+    Attributes:
+      data: prompts and completions.
+      train: how to optimise.
+      eval_data: held-out rows of the same layout.
+    """
 
     data: DataOptions
     train: SftOptions = dataclasses.field(default_factory=SftOptions)
@@ -46,8 +64,15 @@ class SftSection:
 
 @dataclasses.dataclass(frozen=True)
 class RewardSection:
-    """A reward model trained in the run. init: the "policy" (after SFT), or a model folder, which then has the template
-    of its own tokenizer, or `data.chat_template_path`."""
+    """A reward model trained in the run.
+
+    Attributes:
+      data: preference rows.
+      train: which kind of model, and how to optimise.
+      eval_data: held-out preference rows; accuracy, likelihood and calibration on them go into the report.
+      init: what it starts from: the "policy" (after SFT), or a model folder, which then has the
+        template of its own tokenizer, or `data.chat_template_path`.
+    """
 
     data: DataOptions
     train: RewardOptions = dataclasses.field(default_factory=RewardOptions)
@@ -57,7 +82,13 @@ class RewardSection:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSection:
-    """Held-out prompts and how to sample on them."""
+    """Held-out prompts and how to sample on them.
+
+    Attributes:
+      data: the prompts.
+      sampling: how the policies answer.
+      seed: of the bootstrap.
+    """
 
     data: DataOptions
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
@@ -66,17 +97,26 @@ class EvaluationSection:
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentConfig:
-    """A run.
+    """A whole run: fine-tuning, a reward model, online rounds, baselines, evaluation, report.
 
     Attributes:
-      output_dir: the run folder. title: of the report.
+      output_dir: the run folder.
+      prompts: prompts of the loop.
+      evaluation: how policies are compared; None for no comparison.
+      title: of the report.
       model_name_or_path: the policy to start from; or `scratch` for fresh weights.
-      chat_template_path: replaces the template of its tokenizer, in all sections; the models made here carry it.
+      chat_template_path: replaces the template of the policy's tokenizer, in all sections; models made here carry it.
+      scratch: a tiny model with fresh weights instead of model_name_or_path.
       world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
-      sft: fine-tune the start first. reward: train the scorer in the run; or `scorer` opens an existing one.
+      sft: fine-tune the start first.
+      reward: train the scorer in the run; or `scorer` opens an existing one.
+      scorer: what the loop's responses are scored by; or `reward` trains one.
       gold: a judge the loop never sees, for evaluation.
-      prompts: of the loop. evaluation: how policies are compared.
-      loop, sampling, pairs, dpo: the online rounds. raft: training options of the RAFT baseline and of method: raft.
+      loop: the online rounds.
+      sampling: how each round samples.
+      pairs: how scored responses become pairs.
+      dpo: training in each round.
+      raft: training options of the RAFT baseline and of method: raft.
       baselines: offline_dpo (the reward data), matched_dpo (as many pairs, all from the start, same labels), raft.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
     """
@@ -112,6 +152,7 @@ class ExperimentConfig:
         if "offline_dpo" in self.baselines and self.reward is None:
             raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
         self._check_templates()
+        self._check_idle()
 
     def _check_templates(self) -> None:
         """Raises ValueError for a section's own template where its model already has one: the run's, or its own."""
@@ -129,6 +170,24 @@ class ExperimentConfig:
             if data is not None and data.chat_template_path is not None:
                 raise ValueError(f"{name}.chat_template_path = {data.chat_template_path!r} has no effect: a model "
                                  f"writes all conversations by one template. Set {right} instead")
+
+    def _check_idle(self) -> None:
+        """Raises ValueError for sections and keys that nothing in this run would read."""
+        if self.gold is not None and self.evaluation is None:
+            raise ValueError("gold judges policies in the evaluation, and the config has no evaluation section; add "
+                             "one or leave gold out")
+        if self.raft != SftOptions() and self.loop.method != "raft" and "raft" not in self.baselines:
+            raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
+                             "out")
+        trained: dict[str, TrainConfig] = {"dpo": self.dpo, "raft": self.raft}
+        if self.reward is not None:
+            trained["reward.train"] = self.reward.train
+        if self.sft is not None and self.sft.eval_data is None:
+            trained["sft.train"] = self.sft.train
+        for name, options in trained.items():
+            if options.eval_steps is not None:
+                raise ValueError(f"{name}.eval_steps = {options.eval_steps} has no effect: nothing is evaluated while "
+                                 "that stage trains; leave it out")
 
     @property
     def recipe(self) -> Recipe:

@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh
-from safetensors import safe_open
 
 from rlhf_jax.models import FAMILIES, DecoderConfig, count_params, param_specs
 from rlhf_jax.models.families import head_kind
-from rlhf_jax.models.hf import compare_tensors, stored_tensors
+from rlhf_jax.models.hf import compare_tensors, open_tensors, stored_tensors
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
 from rlhf_jax.workflow.policy import Checkpoint
@@ -80,7 +79,7 @@ def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:
 def _dtypes(files: set[Path]) -> Counter[str]:
     found: Counter[str] = Counter()
     for file in files:
-        with safe_open(file, framework="numpy") as reader:
+        with open_tensors(file) as reader:
             found.update(reader.get_slice(name).get_dtype() for name in list(reader.keys()))
     return found
 

@@ -45,12 +45,14 @@ class LoopOptions:
     """What the paper leaves open.
 
     Attributes:
-      rounds: iterations. prompts_per_round: None shares all prompts evenly among the rounds; rounds never share one.
+      rounds: iterations.
+      prompts_per_round: None shares all prompts evenly among the rounds; rounds never share one.
       method: "dpo", or "raft" (fine-tuning on the best of n).
       reference: the anchor of DPO: "sft" (the start, as in the paper), "previous" (the last policy), or "ema".
       ref_model_mixup_alpha: ema: reference <- alpha x policy + (1 - alpha) x reference after each round.
       init_from: each round's training starts from the "previous" policy or again from "sft".
       data_policy: train on the "fresh" round, on all so far ("accumulate"), or on the last `window` rounds.
+      window: rounds that data_policy "window" trains on.
       shard_size: prompts in one shard file; what a killed run loses at most.
     """
 
@@ -176,7 +178,7 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
         groups = [group for _, path in data for group in read_groups(path)]
         return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config,
-                         reference=context.params(reference.checkpoint, reference.key),
+                         reference=lambda: context.params(reference.checkpoint, reference.key),
                          reference_config=reference.checkpoint.config,
                          groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
                          chat_template=start.checkpoint.chat_template,

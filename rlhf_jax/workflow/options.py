@@ -17,6 +17,14 @@ def part(command: Any, options: type) -> Any:
     return options(**{f.name: getattr(command, f.name) for f in dataclasses.fields(options)})
 
 
+def refuse_idle(command: Any, options: type, why: str) -> None:
+    """Raises ValueError for fields of the group `options` that are set and would have no effect."""
+    for field in dataclasses.fields(options):
+        value = getattr(command, field.name)
+        if value != field.default:
+            raise ValueError(f"{field.name} = {value!r} has no effect {why}; leave it out")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataOptions:
     """Which rows, and how they become tokens.
@@ -51,6 +59,14 @@ class DataOptions:
     text_as_chat: bool = False
     allow_empty_prompt: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("max_samples", "max_length", "max_prompt_length"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more, or null for no limit")
+        for name in ("max_bad_rows", "min_gap"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}; it must be 0 or more")
+
     @property
     def sources(self) -> tuple[str, ...]:
         """`dataset_name` as a tuple."""
@@ -73,6 +89,10 @@ class LoraOptions:
     lora_alpha: float = 32.0
     lora_target_modules: tuple[str, ...] = LoraConfig.lora_target_modules
 
+    def _check_adapter(self) -> None:
+        if not self.use_peft:
+            refuse_idle(self, LoraOptions, "without use_peft: true, which trains an adapter")
+
     @property
     def lora(self) -> LoraConfig | None:
         return LoraConfig(self.lora_r, self.lora_alpha, self.lora_target_modules) if self.use_peft else None
@@ -83,6 +103,10 @@ class SftOptions(LoraOptions, TrainConfig):
     """Supervised fine-tuning. learning_rate: TRL's default."""
 
     learning_rate: float = 2e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_adapter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +126,7 @@ class RewardOptions(LoraOptions, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_adapter()
         if self.kind == "pairwise" and (self.center_rewards_coefficient or self.use_margin):
             raise ValueError("center_rewards_coefficient and use_margin belong to kind: bradley_terry and have no "
                              "effect on a pairwise model; leave them out")
@@ -122,6 +147,7 @@ class PreferenceOptions(LoraOptions, TrainConfig, PreferenceLoss):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
+        self._check_adapter()
         checked = self.loss  # raises for values and knobs that cannot work
         object.__setattr__(self, "loss_type", checked.loss_type)
         object.__setattr__(self, "loss_weights", checked.loss_weights)

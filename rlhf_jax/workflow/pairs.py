@@ -79,6 +79,9 @@ def make_pairs(groups: Sequence[PromptGroup], scorer: str, options: PairOptions)
 def _some(kept: Sequence[PromptGroup], groups: Sequence[PromptGroup], scorer: str, funnel: Funnel) -> None:
     if not kept:
         names = sorted({name for group in groups for r in group.responses for name in r.scores})
+        if scorer not in names:
+            raise ValueError(f"no response has a score {scorer!r}; there are {names or 'no scores at all'}. Run "
+                             "`rlhf-jax score` first, or name the scores that are there")
         raise ValueError(f"no prompt gave a pair by the scores {scorer!r} (there are scores by {names}):\n{funnel}\n"
                          "Raise temperature or num_generations, lower min_gap, or look at the scores: a reward model "
                          "that gives equal scores is broken")

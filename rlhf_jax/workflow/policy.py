@@ -16,7 +16,7 @@ from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
-from rlhf_jax.data.sources import source_paths
+from rlhf_jax.data.sources import read_rows, source_paths
 from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import is_main_process, param_shardings
@@ -70,6 +70,13 @@ class Checkpoint:
             return stop_token_ids(self.tokenizer, {"eos_token_id": list(self.config.eos_token_ids)})
         return self.config.eos_token_ids
 
+    def as_policy(self) -> Checkpoint:
+        """This checkpoint, if it can speak; ValueError if it is a reward model, which has no next-token head."""
+        if self.config.is_classifier:
+            raise ValueError(f"{self.folder} is a sequence classifier ({self.config.num_labels} output(s)), as reward "
+                             "models are, and what is asked for needs a language model; give the one it was made from")
+        return self
+
     def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
         """The weights, sharded over the mesh."""
         return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
@@ -119,6 +126,7 @@ def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
 
 def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> tuple[list[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
+    _some_source(data)
     options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
     examples, funnel = load_examples(list(data.sources), kind, split=data.split, converter=data.converter,
                                      options=options, max_bad_rows=data.max_bad_rows,
@@ -127,6 +135,19 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
         funnel.dropped["beyond_max_samples"] += len(examples) - data.max_samples
         examples = examples[: data.max_samples]
     return examples, funnel
+
+
+def check_sources(data: DataOptions) -> None:
+    """Opens every source and reads its first row; raises what `read_data` would raise for one that is not there."""
+    _some_source(data)
+    for source in data.sources:
+        next(iter(read_rows(source, split=data.split)))
+
+
+def _some_source(data: DataOptions) -> None:
+    if not data.sources:
+        raise ValueError("no data is given: set dataset_name to a file, a folder, a glob, tfds:NAME or a hub name (in "
+                         "a run with sections, that of the section, as prompts.dataset_name)")
 
 
 def data_key(data: DataOptions) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def score_stage(folder: Path, *, scorer: Scorer, source: Path, progress: Progres
                 write_groups(target, scored)
             done += 1
             progress(min(done * jax.process_count(), len(paths)), len(paths))
+    scorer.let_go()
     groups = read_shards(folder)
     unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
     failures = sum((Counter(some) for some in gather(dict(scorer.failures - before))), Counter[str]())

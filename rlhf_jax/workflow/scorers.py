@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -11,6 +13,14 @@ from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.stage import fingerprint, to_plain
 
 AnyScorer = BradleyTerryScorer | PairwiseScorer | FunctionScorer
+
+
+def check_scorer(options: ScorerOptions) -> None:
+    """Raises what `open_scorer` would raise for a function, folder or model that is not there; loads no weights."""
+    if options.function is not None:
+        load_function(options.function)
+    if options.model_name_or_path is not None:
+        _ = Checkpoint.find(options.model_name_or_path).config
 
 
 def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
@@ -29,7 +39,8 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     places = ("model_name_or_path", "chat_template_path")  # what lies there is in the checkpoint's key
     settings = {name: value for name, value in to_plain(options).items() if name not in places}
     key = fingerprint({"options": settings, "model": checkpoint.key})
-    model = checkpoint.params(mesh, jnp.dtype(options.dtype)), checkpoint.config, checkpoint.renderer(data), mesh
+    weights = partial(checkpoint.params, mesh, jnp.dtype(options.dtype))  # read for each stage that scores
+    model = weights, checkpoint.config, checkpoint.renderer(data), mesh
     if options.kind == "pairwise":
         return PairwiseScorer(*model, name=name, fingerprint=key, method=options.method)
     if options.kind == "multi_objective":

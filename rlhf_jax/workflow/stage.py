@@ -119,17 +119,27 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
     """The record of the stage if it is done; else None, and its folder is there with its inputs written down."""
     started, done = folder / "inputs.json", folder / RECORD
     for path in (done, started) if done.is_file() or _work(folder) else ():
-        if path.is_file() and (found := json.loads(path.read_text()))["key"] != key:
+        if path.is_file() and (found := _read_record(path))["key"] != key:
             changed = _differences(found["inputs"], to_plain(inputs))
             raise StageConflict(f"{folder} holds the {found['stage']} stage of another configuration; these inputs "
                                 f"differ: {', '.join(changed) or 'stage'}. Choose another output_dir or remove it")
     if done.is_file():
-        record: dict[str, Any] = json.loads(done.read_text())
-        return record
+        return _read_record(done)
     folder.mkdir(parents=True, exist_ok=True)
     Notice(folder).clear()
     write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs})
     return None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        _ = record["key"], record["inputs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StageConflict(f"{path} is damaged ({error}), so what {path.parent} holds cannot be told. It is "
+                            "written whole or not at all: something else changed it. Remove that folder and run again"
+                            ) from error
+    return record
 
 
 def _work(folder: Path) -> list[Path]:

@@ -46,11 +46,17 @@ MODEL, CHECKPOINTS = "model", "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where training happens and who is told: the mesh, a progress reporter, and who gets the trained weights."""
+    """Where training happens and who is told.
+
+    Attributes:
+      report: shows progress. keep: gets the trained weights. let_go: called before the first step, whose state needs
+        the memory; drops weights that the run only keeps to save reading them again.
+    """
 
     mesh: Mesh
     report: Reporter
     keep: Callable[[Params], None] = lambda params: None
+    let_go: Callable[[], None] = lambda: None
 
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
@@ -139,7 +145,10 @@ def train_stage(
 ) -> Mapping[str, Any]:
     """Fits an objective to packed groups and exports the model; continues from checkpoints found in `folder`.
 
-    chat_template: what the groups were rendered with, where that is not the template among the tokenizer's files.
+    Args:
+      params: where training starts, float32. They are consumed: deleted once the state is made of them, unless an
+        adapter is trained, which is merged into them at the end.
+      chat_template: what the groups were rendered with, where that is not the template among the tokenizer's files.
 
     Returns:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
@@ -151,9 +160,11 @@ def train_stage(
                          f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
     if chat_template is not None:  # beside the checkpoints, for the export of a training that does not finish
         on_main(lambda: write_chat_template(folder, chat_template))
+    setting.let_go()
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
-                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None))
+                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None),
+                 consume=options.lora is None)
     made_by = objective.func if isinstance(objective, partial) else objective
     setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
                         model_card(made_by.__name__, base, options, len(groups), result.steps), chat_template))
@@ -213,23 +224,25 @@ def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params,
                        setting=setting, eval_groups=eval_groups, chat_template=chat_template)
 
 
-def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig, reference: Params,
-              groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
-              cache: Path, eval_groups: Sequence[PromptGroup] = (), chat_template: str | None = None,
-              reference_config: DecoderConfig | None = None) -> Mapping[str, Any]:
+def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig,
+              reference: Callable[[], Params], groups: Sequence[PromptGroup], tokenizer_from: Path, base: str,
+              setting: Setting, cache: Path, eval_groups: Sequence[PromptGroup] = (),
+              chat_template: str | None = None, reference_config: DecoderConfig | None = None) -> Mapping[str, Any]:
     """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model.
 
+    reference: gives the reference model's weights, if the loss needs them; nobody may hold them after that.
     reference_config: of the reference, where it is a model of another shape than the policy.
     """
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
         compute = compute_of(reference_config or config, options, setting.mesh)
         dtype = jnp.dtype(options.dtype)
+        weights = reference()
         reference_of, eval_reference_of = (
-            reference_logps(compute, reference, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
+            reference_logps(compute, weights, some, setting.mesh, dtype=dtype, cache=cache, rows=options.micro_rows,
                             row_length=options.row_length) if some else None
             for some in (list(groups), list(eval_groups)))
-    del reference  # its log-probs are all that training needs of it
+        del weights  # their log-probs are all that training needs of them
     return train_stage(folder, params=params, config=config, options=options, train=options,
                        objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
                        setting=setting, reference=reference_of, eval_groups=eval_groups,

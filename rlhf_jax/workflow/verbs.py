@@ -60,6 +60,8 @@ def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
     """Reads, validates and renders a verb's data for its model."""
     data: DataOptions = part(command, DataOptions)
     checkpoint = Checkpoint.find(command.model_name_or_path, data.chat_template_path)
+    if letters or not isinstance(command, RewardCommand):
+        checkpoint.as_policy()
     renderer, folder = checkpoint.renderer(data), Path(command.output_dir)
 
     def rendered(data: DataOptions, name: str) -> tuple[list[PromptGroup], Funnel]:
@@ -126,15 +128,15 @@ def run_reward(command: RewardCommand, context: Context) -> Stage:
 
 def run_dpo(command: DpoCommand, context: Context) -> Stage:
     """`rlhf-jax dpo`."""
-    reference = Checkpoint.find(command.reference_model or command.model_name_or_path)
+    reference = Checkpoint.find(command.reference_model or command.model_name_or_path).as_policy()
     if command.reference_model is not None:
         check_vocabularies(Checkpoint.find(command.model_name_or_path), reference, "The reference is asked for the "
                            "probability of the policy's tokens; give a reference_model with the policy's tokenizer")
 
     def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
         cache = folder / "reference_cache"
-        return dpo_stage(folder, reference=reference.params(context.mesh), reference_config=reference.config,
-                         cache=cache, **arguments)
+        return dpo_stage(folder, reference=lambda: reference.params(context.mesh),
+                         reference_config=reference.config, cache=cache, **arguments)
 
     return _train(command, context, "dpo", part(command, PreferenceOptions), body,
                   reference=hash_path(reference.folder), pairs=command.pairs and hash_path(command.pairs))
@@ -220,7 +222,7 @@ def _check_same_prompts(baseline: Policy, policy: Policy, prompts: Sequence[Prom
 def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
     data: DataOptions = part(command, DataOptions)
-    checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path) for label, name in (
+    checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path).as_policy() for label, name in (
         ("baseline", command.baseline_model), ("policy", command.model_name_or_path))}
     policies = [Policy(label, checkpoint, checkpoint.key) for label, checkpoint in checkpoints.items()]
     scorers = [open_scorer(options, context.local_mesh, name)

@@ -118,7 +118,7 @@ def test_a_folder_without_a_model_is_refused(rlhf_jax, tmp_path):
     status, _, err = rlhf_jax("sft", "--model_name_or_path", tmp_path, "--dataset_name", tmp_path / "data.jsonl",
                               "--output_dir", tmp_path / "out")
     assert status == 1
-    assert "no tokenizer can be loaded" in err
+    assert "holds no config.json" in err
     assert "Traceback" not in err
 
 
@@ -146,3 +146,87 @@ def test_numbers_are_numbers_however_they_are_written(text):
 def test_the_mesh_is_set_axis_by_axis(capsys):
     assert parse(SftCommand, "sft", [*SFT, "--mesh.fsdp", "2", "--mesh.tensor=4"]).mesh.shape(8) == (1, 2, 1, 4)
     assert "mesh.tensor" in refused(["--mesh.tensro", "2"], capsys)
+
+
+def test_all_unknown_keys_are_named_at_once_and_each_with_what_to_write_instead(capsys):
+    message = refused(["--learning_rte", "1", "--bf16", "true", "--report_to", "wandb", "--mesh.tensro", "2"], capsys)
+    assert "learning_rte: did you mean 'learning_rate'?" in message
+    assert "bf16: use dtype: bfloat16" in message
+    assert "report_to: metrics go to" in message
+    assert "mesh.tensro: did you mean 'mesh.tensor'?" in message
+    assert "rlhf-jax sft --help" in message
+
+
+def test_a_value_of_the_wrong_type_is_said_in_plain_words(capsys):
+    assert "learning_rate: Expected a float. Got value: abc" in refused(["--learning_rate", "abc"], capsys)
+    assert "dtype: Expected one of ['float32', 'bfloat16']" in refused(["--dtype", "fp8"], capsys)
+
+
+def test_a_config_that_gives_a_key_twice_is_refused(capsys, tmp_path):
+    (tmp_path / "twice.yaml").write_text("mesh: {fsdp: 1}\nseed: 1\nseed: 2\n")
+    assert "'seed' is given twice" in refused(["--config", str(tmp_path / "twice.yaml")], capsys)
+
+
+def test_the_help_of_a_section_is_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(SftCommand, "sft", ["--mesh.help"])
+    assert stop.value.code == 0
+    assert "--mesh.tensor" in capsys.readouterr().out
+
+
+def test_an_interrupted_command_says_so_and_shows_no_traceback(rlhf_jax, sampled, tmp_path, monkeypatch):
+    def interrupt(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[__name__], "words", interrupt)
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "words")
+    assert status == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+
+
+def test_responses_without_scores_are_told_from_scores_that_give_no_pair(rlhf_jax, sampled, tmp_path):
+    status, _, err = rlhf_jax("pairs", "--input", sampled, "--output_dir", tmp_path / "pairs")
+    assert status == 1
+    assert "no response has a score 'proxy'; there are no scores at all" in err
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_any_work(rlhf_jax, sampled, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "file" / "scored", "words")
+    assert status == 1
+    assert "cannot be written to (Not a directory)" in err
+
+
+def test_a_damaged_record_is_named(rlhf_jax, sampled, tmp_path):
+    assert score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")[0] == 0
+    (tmp_path / "scored" / "stage.json").write_text('{"stage')
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")
+    assert status == 1
+    assert "scored/stage.json is damaged" in err
+
+
+def test_an_unknown_tfds_name_is_answered_by_its_neighbours_and_not_by_all_names(tmp_path):
+    from rlhf_jax.data.sources import SourceError, read_rows
+
+    with pytest.raises(SourceError, match="did you mean imdb_reviews") as refusal:
+        next(iter(read_rows("tfds:imdb_review")))
+    assert len(str(refusal.value)) < 300
+
+
+def test_two_commands_at_once_into_one_folder_are_one_too_many(rlhf_jax, sampled, tmp_path, monkeypatch):
+    def inner(prompts, completions, **columns):
+        return [float(n) for n in range(len(completions))] if second() else []
+
+    def second():
+        status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "never_finite")
+        assert status == 1
+        assert "another command is at work in" in err
+        return True
+
+    monkeypatch.setattr(sys.modules[__name__], "words", inner)
+    status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "words")
+    assert status == 0, err
+    status, out, _ = score(rlhf_jax, sampled, tmp_path / "scored", "words")
+    assert status == 0
+    assert "already done" in out

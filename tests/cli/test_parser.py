@@ -1,9 +1,10 @@
 import pytest
 import yaml
 
-from rlhf_jax.cli.parser import parse
-from rlhf_jax.workflow.commands import DpoCommand, GenerateCommand, SftCommand
+from rlhf_jax.cli.parser import _parser, parse
+from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand, GenerateCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.workflow.verbs import VERBS
 
 SFT = ["--model_name_or_path", "m", "--output_dir", "o", "--dataset_name", "d"]
 RUN = {"output_dir": "o", "model_name_or_path": "m", "prompts": {"dataset_name": "p"},
@@ -101,3 +102,19 @@ def test_shipped_configs_are_valid():
     for preset in ("paper", "repo-v1", "repo-v2"):
         parse(ExperimentConfig, "iterate", ["--config", str(folder / f"presets/{preset}.yaml"),
                                             "--config", str(folder / "chat/iterate.yaml"), *args])
+
+
+@pytest.mark.parametrize(("command", "verb"), [(ExperimentConfig, "iterate"), (EvaluateCommand, "evaluate"),
+                                               *((kind, verb) for verb, (kind, _) in VERBS.items())])
+def test_the_help_says_something_of_every_key(command, verb):
+    assert [action.dest for action in _parser(command, verb)._actions if not action.help] == []
+
+
+def test_the_help_lists_a_verbs_own_keys_first_and_the_others_in_groups(capsys):
+    with pytest.raises(SystemExit):
+        parse(DpoCommand, "dpo", ["--help"])
+    shown = capsys.readouterr().out
+    words = ("--model_name_or_path", "Which rows", "--dataset_name", "Which preference losses", "--beta",
+             "How to optimise", "--learning_rate")
+    places = [shown.index(word) for word in words]
+    assert places == sorted(places)

@@ -175,7 +175,7 @@ def test_verbs_are_listed_and_a_misspelt_one_is_named(rlhf_jax):
     assert all(verb in out for verb in cli.VERB_HELP)
     status, _, err = rlhf_jax("itterate")
     assert status == 2
-    assert "did you mean 'iterate'" in err
+    assert "Did you mean 'iterate'" in err
 
 
 @pytest.mark.parametrize(("content", "words"), [
@@ -206,8 +206,49 @@ def test_a_checkpoint_of_another_architecture_is_refused(world, rlhf_jax, tmp_pa
     assert "'bert' is not supported; supported are" in err
 
 
+def test_a_weights_file_that_was_cut_off_is_named(world, rlhf_jax, tmp_path):
+    (tmp_path / "cut").mkdir()
+    for file in (world / "base").iterdir():
+        (tmp_path / "cut" / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for verb in ("sft", "inspect"):
+        more = ["--dataset_name", world / "sft.jsonl", "--output_dir", tmp_path / "out"] if verb == "sft" else []
+        status, _, err = rlhf_jax(verb, "--model_name_or_path", tmp_path / "cut", *more)
+        assert status == 1
+        assert "not fully covered" in err
+        assert "Traceback" not in err
+
+
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(world, rlhf_jax, tmp_path):
     status, _, err = rlhf_jax("evaluate", "--scorer.model_name_or_path", world / "base", "--dataset_name",
                               world / "preference_eval.jsonl", "--output_dir", tmp_path / "out")
     assert status == 1
     assert "sequence classifier" in err
+    status, _, err = rlhf_jax("reward", "--model_name_or_path", world / "base", "--dataset_name",
+                              world / "preference.jsonl", *TRAIN, "--max_steps", "1", "--output_dir", tmp_path / "rm")
+    assert status == 0, err
+    data = {"sft": "sft", "dpo": "preference", "generate": "prompts"}
+    for verb, name in data.items():
+        status, _, err = rlhf_jax(verb, "--model_name_or_path", tmp_path / "rm/model", "--dataset_name",
+                                  world / f"{name}.jsonl", "--output_dir", tmp_path / verb)
+        assert status == 1
+        assert "needs a language model" in err
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (["--loop.rounds", "4"], "round 3 asks for prompts 8 to 12 and there are 8"),
+    (["--evaluation.data.dataset_name", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
+    (["--gold.kind", "function", "--gold.function", "nowhere:judge"], "nowhere"),
+    (["--gold.model_name_or_path", "nowhere"], "'nowhere' is no folder"),
+    (["--prompts.dataset_name", "[]"], "no data is given"),
+])
+def test_what_a_late_stage_lacks_is_said_before_the_first_one_runs(change, said, world, rlhf_jax, tmp_path):
+    status, out, err = rlhf_jax(
+        "iterate", "--model_name_or_path", world / "base", "--scorer.kind", "function", "--scorer.function",
+        "rlhf_jax.data.world:gold_judge", "--prompts.dataset_name", world / "prompts.jsonl", "--loop.prompts_per_round",
+        "4", "--loop.rounds", "2", "--evaluation.data.dataset_name", world / "eval_prompts.jsonl", *change,
+        "--output_dir", tmp_path / "run")
+    assert status == 1
+    assert said in err
+    assert "sample" not in out

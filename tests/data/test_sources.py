@@ -178,7 +178,7 @@ def test_tfds_builder_folder(tmp_path):
 
 
 def test_unknown_tfds_name(tmp_path):
-    with pytest.raises(SourceError, match="cannot read the TFDS data set"):
+    with pytest.raises(SourceError, match="there is no TFDS data set"):
         list(read_rows("tfds:no_such_data_set_at_all", split="train"))
 
 

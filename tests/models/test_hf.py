@@ -170,6 +170,10 @@ def test_a_language_model_is_no_reward_model_and_back(tiny, weights, tmp_path):
 def test_folders_that_hold_no_model_say_so(saved, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no config.json"):
         read_config(tmp_path / "nothing")
+    whole = (saved[1] / "model.safetensors").read_bytes()
+    (saved[1] / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .* copy or download it again"):
+        load_params(saved[1])
     (saved[1] / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json"):
         load_params(saved[1])
@@ -180,5 +184,7 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch, tmp
     assert find_model(tmp_path) == tmp_path
     with pytest.raises(CheckpointError, match=r"no folder on this machine and no hub name"):
         find_model(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match=r"'./missing' is no folder on this machine and no hub name"):
+        find_model("./missing")
     with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder on this machine, and the hub"):
         find_model("nobody/nothing")

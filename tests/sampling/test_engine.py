@@ -156,6 +156,34 @@ def test_a_stop_string_cuts_at_the_first_token_that_completes_it(tiny, config, p
     assert all(a.ids.tolist() == b.ids.tolist() and a.finish_reason == b.finish_reason for a, b in others)
 
 
+def test_a_lane_whose_text_has_a_stop_string_ends_with_the_block(tiny, config, params, prompts):
+    """Without any stop id all lanes would run to the budget: 60 blocks of one token for two prompts in one slot."""
+    settings = {"stop_ids": (), "max_new_tokens": 30, "block": 1, "slots": 1, "num_generations": 2}
+    whole = tiny.run(tiny.make_sampler(config, **settings), params, prompts[:2])
+    sampler = tiny.make_sampler(config, stop_strings=(" ",), **settings)  # every word has one
+    blocks, decode = [], sampler.decode_program
+    sampler.decode_program = lambda *arguments: blocks.append(1) or decode(*arguments)
+    found = tiny.run(sampler, params, prompts[:2])
+    assert len(blocks) == 2
+    for name, group in found.items():
+        for ours, theirs in zip(group.responses, whole[name].responses, strict=True):
+            assert (ours.ids.tolist(), ours.finish_reason) == (theirs.ids[:1].tolist(), STOP)
+
+
+def test_texts_are_made_while_the_next_block_is_decoded(tiny, config, params, prompts):
+    """A group is handed out only after the block after its last one has been started."""
+    sampler, events = tiny.make_sampler(config, slots=1, lanes=2), []
+    decode, text = sampler.decode_program, sampler.decode_text
+    sampler.decode_program = lambda *arguments: events.append("block") or decode(*arguments)
+    sampler.decode_text = lambda *arguments: events.append("text") or text(*arguments)
+    groups = [group for _, group in sampler.generate(params, prompts[:2])]
+    assert len(groups) == 2
+    first = events.index("text")
+    assert len(groups[0].responses) == 4
+    ended_in = -(-min(len(r.ids) for g in groups for r in g.responses) // sampler.sampling.block)
+    assert events[:first].count("block") > ended_in
+
+
 def test_a_prompt_of_bos_alone_is_sampled_from_the_models_first_distribution(tiny, config, params, prompts):
     assert prompts[0].prompt_ids.tolist() == [tiny.BOS]
     first = tiny.next_logits(config, params, [tiny.BOS])

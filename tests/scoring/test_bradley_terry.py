@@ -3,6 +3,8 @@
 import dataclasses
 from collections import Counter
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -43,8 +45,8 @@ def test_the_score_is_the_head_at_the_last_token_of_the_scorers_own_rendering(sc
     tokens = np.array([ids[:-1]])
     ones = np.ones_like(tokens)
     positions = np.arange(tokens.size)[None]
-    hidden = packed_forward(scorer._params, scorer._compute.config, tokens, positions, ones, 0 * ones)
-    expected = float(score_heads(scorer._params, hidden)[0, -1, 0])
+    hidden = packed_forward(scorer._weights(), scorer._compute.config, tokens, positions, ones, 0 * ones)
+    expected = float(score_heads(scorer._weights(), hidden)[0, -1, 0])
     np.testing.assert_allclose(scorer.score([group])[0][2], expected, atol=1e-5)
 
 
@@ -117,3 +119,22 @@ def test_scores_do_not_depend_on_what_was_scored_before_to_the_bit(make_group, m
     after, alone = BradleyTerryScorer(*model), BradleyTerryScorer(*model)
     after.score(many)
     assert after.score(few) == alone.score(few)
+
+
+def test_weights_that_can_be_read_again_are_held_only_between_the_first_score_and_letting_go(
+        groups, make_config, make_params, other_tokenizer, mesh, scorer):
+    config = make_config(other_tokenizer, num_labels=1)
+    params, reads = make_params(config), []
+    read = BradleyTerryScorer(lambda: reads.append(1) or jax.tree.map(jnp.copy, params), config,
+                              Renderer(other_tokenizer, max_length=512, overlong="drop"), mesh)
+    shape, expected = params["layers"]["mlp"]["down"].shape, scorer.score(groups)
+
+    def held():
+        return sum(x.shape == shape for x in jax.live_arrays())
+
+    before = held()
+    for times in (1, 2):
+        assert read.score(groups) == read.score(groups) == expected
+        assert (len(reads), held()) == (times, before + 1)
+        read.let_go()
+        assert held() == before

@@ -94,7 +94,7 @@ def test_letters_of_two_tokens_are_refused(policy_tokenizer):
 def test_a_comparison_is_the_letter_softmax_after_the_reply_header_averaged_over_both_orders(make_scorer):
     scorer = make_scorer()
     a, b = letter_ids(scorer._renderer)
-    config, params = scorer._compute.config, scorer._params
+    config, params = scorer._compute.config, scorer._weights()
 
     def p_of_a(prompt, first, second):
         tokens = scorer._renderer.render_prompt(comparison(prompt, first, second))[None]

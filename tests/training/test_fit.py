@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import math
 
@@ -108,6 +109,30 @@ def test_the_callers_weights_survive_the_fit(bigram, groups, lone_mesh, equal):
     runs = [fit(dataclasses.replace(model, trained=placed), Sft(compute), plan, BASE, lone_mesh) for _ in range(2)]
     equal(placed, before)
     equal(runs[0].params, runs[1].params)
+
+
+@pytest.mark.parametrize("consume", [False, True])
+def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, groups, lone_mesh, tmp_path, equal):
+    compute, model = bigram()
+    config = dataclasses.replace(BASE, save_steps=4)
+    plan = make_plan(groups, config, lone_mesh)
+    start, size = jax.device_get(model.trained), sum(x.nbytes for x in jax.tree.leaves(model.trained))
+
+    def run(folder=None, **options):
+        placed = jax.device_put(start, spec_shardings(model.specs, lone_mesh))
+        result = fit(dataclasses.replace(model, trained=placed), Sft(compute), plan, config, lone_mesh, folder=folder,
+                     **options)
+        assert all(x.is_deleted() == options.get("consume", False) for x in jax.tree.leaves(placed))
+        return result
+
+    whole, grown = run(), []
+    gc.collect()
+    before = sum(x.nbytes for x in jax.live_arrays())
+    run(report=lambda *_: grown.append((sum(x.nbytes for x in jax.live_arrays()) - before) / size), consume=consume)
+    assert max(grown) == pytest.approx(3 if consume else 4, abs=0.1)  # weights and two moments, or what they were too
+    with pytest.raises(Killed):
+        run(tmp_path, report=dies_at(5), consume=consume)
+    equal(run(tmp_path, consume=consume).params, whole.params)
 
 
 def test_training_fits(train):

@@ -157,8 +157,8 @@ class Killed(Exception):
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, lone_mesh, make_groups, tmp_path):
     checkpoint = Checkpoint(model)
-    options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2, lora_r=2,
-                         use_peft=use_peft, lora_target_modules=("q_proj",))
+    adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": ("q_proj",)} if use_peft else {}
+    options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2, **adapter)
 
     def report(step, steps, metrics):
         if step == 4:

@@ -1,6 +1,7 @@
 """The loop: which policy, which data and which reference each round used, and that it really trains."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import math
@@ -64,7 +65,8 @@ def quick(monkeypatch):
         return {}
 
     def train(folder, *, params, config, groups, tokenizer_from, reference=None, **_):
-        seen[folder.name.rsplit("-", 1)[0]] = {"reference": reference, "start": params, "groups": groups}
+        seen[folder.name.rsplit("-", 1)[0]] = {"reference": reference and reference(), "start": params,
+                                                       "groups": groups}
         moved = jax.tree.map(lambda x: np.asarray(x) + 0.5, params)
         save_hf(folder / "model", moved, config, tokenizer_from=tokenizer_from)
         return {}
@@ -251,3 +253,20 @@ def test_the_key_of_a_policy_stands_for_its_weights_and_not_its_folder(make_mode
     one, two = (make_model(tmp_path / name) for name in ("one", "two"))
     assert hash_path(one) == hash_path(two)
     assert hash_path(make_model(tmp_path / "three", seed=1)) != hash_path(one)
+
+
+@pytest.mark.parametrize("loop", [{}, {"init_from": "sft", "reference": "previous"}], ids=str)
+def test_training_holds_its_state_and_no_other_weights(loop, make_context, start, prompts, scorer, tmp_path):
+    """A master and two moments of each weight; gone are what training starts from and the reference."""
+    shape, held = load_params(start.folder)["layers"]["mlp"]["down"].shape, []
+
+    def tick(name, done, total, words):
+        if name.endswith("/dpo"):
+            held.append(sum(x.shape == shape for x in jax.live_arrays()))
+
+    context = dataclasses.replace(make_context(tmp_path), tick=tick)
+    gc.collect()
+    before = sum(x.shape == shape for x in jax.live_arrays())
+    iterate(context, "online", start, prompts, scorer, make_recipe(rounds=2, **loop))
+    assert held
+    assert {count - before for count in held} == {3}

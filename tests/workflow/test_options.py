@@ -1,11 +1,9 @@
 """Every option that would have no effect, or contradicts another, is an error that says so."""
 
-import dataclasses
-
 import pytest
 
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand
+from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand, GenerateCommand, RewardCommand, SftCommand
 from rlhf_jax.workflow.experiment_config import (
     EvaluationSection,
     ExperimentConfig,
@@ -28,8 +26,9 @@ SCORER = ScorerOptions(**FUNCTION)
 DATA = DataOptions("x.jsonl")
 OTHER = DataOptions("x.jsonl", chat_template_path="plain")
 RUN = {"output_dir": "o", "prompts": DATA, "scorer": SCORER}
-POLICY = {**RUN, "model_name_or_path": "m"}
 REWARDED = {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}
+START = {**RUN, "model_name_or_path": "m"}
+MODEL = {"model_name_or_path": "m", "output_dir": "o"}
 
 
 @pytest.mark.parametrize(("options", "settings", "words"), [
@@ -68,15 +67,32 @@ REWARDED = {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}
     (DpoCommand, {"model_name_or_path": "m", "output_dir": "o", "dataset_name": "x", "pairs": "y"}, "exactly one of"),
     (EvaluateCommand, {"output_dir": "o", "scorer": SCORER, "model_name_or_path": "m"}, "baseline_model"),
     (EvaluateCommand, {"output_dir": "o", "scorer": SCORER, "gold": SCORER}, "gold and sampling have no effect"),
+    (DataOptions, {"max_samples": -3}, "max_samples = -3"),
+    (DataOptions, {"max_length": 0}, "max_length = 0"),
+    (DataOptions, {"max_bad_rows": -1}, "max_bad_rows = -1"),
+    (SftOptions, {"lora_r": 4}, "lora_r = 4 has no effect without use_peft"),
+    (RewardOptions, {"lora_alpha": 4.0}, "lora_alpha = 4.0 has no effect"),
+    (PreferenceOptions, {"lora_target_modules": ("q_proj",)}, "lora_target_modules"),
+    (SftOptions, {"save_total_limit": 5}, "save_total_limit = 5 has no effect without save_steps"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "eval_steps": 5}, "eval_steps = 5 has no effect"),
+    (RewardCommand, {**MODEL, "dataset_name": "x", "eval_steps": 5}, "eval_steps = 5 has no effect"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "pair_rule": "best_worst"}, "pair_rule = 'best_worst'"),
+    (GenerateCommand, {**MODEL, "dataset_name": "x", "min_gap": 1.0}, "min_gap = 1.0"),
+    (GenerateCommand, {**MODEL, "dataset_name": "x", "shard_size": 0}, "shard_size = 0"),
+    (DpoCommand, {**MODEL, "pairs": "y", "max_length": 64}, "max_length = 64 has no effect on pairs"),
+    (DpoCommand, {**MODEL, "dataset_name": "x", "loss_type": "simpo", "reference_model": "r"}, "has no reference"),
+    (ExperimentConfig, {**START, "gold": SCORER}, "gold judges policies in the evaluation"),
+    (ExperimentConfig, {**START, "raft": SftOptions(train_batch_size=8)}, "raft section has no effect"),
+    (ExperimentConfig, {**START, "dpo": PreferenceOptions(eval_steps=5)}, "dpo.eval_steps = 5 has no effect"),
     (ExperimentConfig, RUN, "exactly one of model_name_or_path"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "scratch": ScratchOptions("t")}, "exactly one of model_name"),
     (ExperimentConfig, {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}, "exactly one of reward"),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t")}, "needs an sft section"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "baselines": ("offline_dpo",)}, "offline_dpo"),
-    (ExperimentConfig, {**POLICY, "prompts": OTHER}, r"prompts\.chat_template_path = 'plain' has.*Set chat_templ"),
-    (ExperimentConfig, {**POLICY, "sft": SftSection(OTHER)}, r"sft\.data\.chat_template_path = 'plain' has no effect"),
-    (ExperimentConfig, {**POLICY, "sft": SftSection(DATA, eval_data=OTHER)}, r"sft\.eval_data\.chat_template_path"),
-    (ExperimentConfig, {**POLICY, "evaluation": EvaluationSection(OTHER)}, r"evaluation\.data\.chat_template_path"),
+    (ExperimentConfig, {**START, "prompts": OTHER}, r"prompts\.chat_template_path = 'plain' has.*Set chat_templ"),
+    (ExperimentConfig, {**START, "sft": SftSection(OTHER)}, r"sft\.data\.chat_template_path = 'plain' has no effect"),
+    (ExperimentConfig, {**START, "sft": SftSection(DATA, eval_data=OTHER)}, r"sft\.eval_data\.chat_template_path"),
+    (ExperimentConfig, {**START, "evaluation": EvaluationSection(OTHER)}, r"evaluation\.data\.chat_template_path"),
     (ExperimentConfig, {**REWARDED, "reward": RewardSection(OTHER)}, r"reward\.data\.chat_template_path"),
     (ExperimentConfig, {**REWARDED, "reward": RewardSection(OTHER, eval_data=OTHER, init="m")},
      r"reward\.eval_data\.chat_template_path = ..*Set reward\.data\.chat_template_path instead"),
@@ -97,7 +113,7 @@ def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(optio
     (SftOptions, {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
     (PreferenceOptions, {"label_smoothing": 0.1}),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t"), "sft": SftSection(DATA)}),
-    (ExperimentConfig, {**POLICY, "chat_template_path": "plain", "sft": SftSection(DATA)}),
+    (ExperimentConfig, {**START, "chat_template_path": "plain", "sft": SftSection(DATA)}),
     (ExperimentConfig, {**REWARDED, "reward": RewardSection(OTHER, eval_data=DATA, init="m")}),
     (EvaluateCommand, {"output_dir": "o", "scorer": ScorerOptions(model_name_or_path="m", chat_template_path="plain")}),
 ], ids=lambda x: getattr(x, "__name__", None))
@@ -109,7 +125,7 @@ def test_loss_options_reach_the_loss_and_adapters_the_training():
     options = PreferenceOptions(loss_type="ipo", beta=0.3, use_peft=True, lora_r=4)
     assert (options.loss.loss_types, options.loss.beta) == (("ipo",), 0.3)
     assert options.lora.lora_r == 4
-    assert dataclasses.replace(options, use_peft=False).lora is None
+    assert PreferenceOptions().lora is None
 
 
 def test_a_data_set_name_may_be_one_or_several():

@@ -153,7 +153,7 @@ def test_no_pair_at_all_is_an_error_that_shows_the_funnel_and_the_scorers_there_
         make_pairs([group(1.0, 1.0)], "rm", PairOptions())
     with pytest.raises(ValueError, match=r"'wrong'.*\['rm'\]"):
         make_pairs([group(1.0, 2.0)], "wrong", PairOptions())
-    with pytest.raises(ValueError, match="none_scored"):
+    with pytest.raises(ValueError, match=r"no response has a score 'wrong'"):
         best_of_n([group(1.0, 2.0)], "wrong", PairOptions())
 
 

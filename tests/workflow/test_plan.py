@@ -7,7 +7,7 @@ import math
 import jax
 import pytest
 
-from rlhf_jax.models import config_to_hf
+from rlhf_jax.models import config_to_hf, count_params
 from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.parallel.topology import captured_stderr
@@ -18,7 +18,7 @@ from rlhf_jax.workflow.iterate import LoopOptions
 from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.workflow.plan.hlo import Module
-from rlhf_jax.workflow.plan.measure import measure, meshes_to_try, plan_stage
+from rlhf_jax.workflow.plan.measure import beside, measure, meshes_to_try, plan_stage
 from rlhf_jax.workflow.plan.programs import build
 from rlhf_jax.workflow.plan.recipe import stages_named, tasks_of
 from rlhf_jax.workflow.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
@@ -227,6 +227,16 @@ def test_the_best_mesh_comes_first(reports):
     rows = sweep_rows([misfit, slow, good])
     assert [row[1] for row in rows] == ["all", "all", "not sft"]
     assert [row[0] for row in rows][:2] == ["fsdp 8", "data 2 x fsdp 4"]
+
+
+def test_what_a_run_holds_beside_each_program(experiment, model):
+    found = {name: task.stage for name, task in tasks(experiment, model).items()}
+    one = 4 * count_params(found["dpo"].config) / 8
+    held = {name: beside(stage, MeshConfig(), CPU) for name, stage in found.items()}
+    assert held == {"sft": 0, "reward": 0, "dpo": 0, "reference": 2 * one, "prefill": one, "decode": one,
+                    "score": 4 * count_params(found["score"].config) / 8}
+    adapter = dataclasses.replace(found["dpo"], options=PreferenceOptions(**TRAIN, use_peft=True))
+    assert beside(adapter, MeshConfig(data=2), CPU) == 2 * one  # merged at the end
 
 
 def test_a_sweep_compiles_once_what_runs_on_each_host_by_itself(experiment, model, monkeypatch):

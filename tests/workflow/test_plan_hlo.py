@@ -116,6 +116,8 @@ def test_counts_and_bytes_of_a_hand_made_program():
     ("replica_groups=[2,2]<=[2,2]T(1,0), use", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['x'=2,'y'=2] {'x'}, use", [[0, 2], [1, 3]]),
     ("replica_groups=mesh['x'=2,'y'=2] {'y'}, use", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'x'}, use", [[0, 1], [2, 3]]),
+    ("replica_groups=mesh['x'=4,'y'=1], device_ids=([2,2]T(1,0)) {'x'}, use", [[0, 2, 1, 3]]),
     ("channel_id=3", [[0, 1, 2, 3]]),
 ])
 def test_groups_in_every_notation(text, groups):

@@ -90,6 +90,33 @@ def test_llama3_8b_dpo_at_the_papers_batch_fits_eight_v5p_chips(tmp_path):
     assert 3 * weights < stage.received / 4 < 6 * weights
 
 
+GATHER = """
+import sys
+
+from rlhf_jax.parallel import MeshConfig, make_mesh, topology
+
+topology.prepare()
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from rlhf_jax.parallel.accelerators import find_accelerator
+from rlhf_jax.workflow.plan.hlo import Module
+
+mesh = make_mesh(MeshConfig(), topology.devices_of(find_accelerator(sys.argv[1])))
+weight = jax.ShapeDtypeStruct((4096, 4096), "bfloat16", sharding=NamedSharding(mesh, P("fsdp")))
+gather = jax.shard_map(lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), mesh=mesh, in_specs=P("fsdp"),
+                       out_specs=P(), check_vma=False)
+print(*Module(jax.jit(gather).lower(weight).compile().as_text()).summary())
+"""
+
+
+@pytest.mark.parametrize(("slice_name", "kind"), [("v5p-64", "all-gather"), ("v5p-128", "all-reduce")])
+def test_the_compiler_gathers_over_a_whole_torus_by_an_all_reduce(slice_name, kind):
+    """What docs/scale.md says of 64 chips and more; where this fails, the page and its plans have to be made anew."""
+    done = subprocess.run([sys.executable, "-c", GATHER, slice_name], cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, check=True)
+    assert done.stdout.split() == [kind]
+
+
 def test_what_does_not_fit_is_said_in_seconds(tmp_path):
     (report,), printed = plan(tmp_path, "--config", "configs/llama3_8b/iterate.yaml", "--accelerator", "v5e-4",
                               "--stages", "dpo", "--tries", "0")

@@ -20,6 +20,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,20 +269,27 @@ def replica_groups(rest: str, devices: int) -> list[list[int]]:
     """The groups of devices of a collective, in any of XLA's three notations; all devices where it names none."""
     if found := re.search(r"replica_groups=\{((?:\{[\d,]*\},?)+)\}", rest):
         return [[int(i) for i in group.split(",") if i] for group in re.findall(r"\{([\d,]*)\}", found[1])]
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape = [int(n) for n in found[3].split(",")]
-        order = [int(n) for n in found[4].split(",")] if found[4] else list(range(len(shape)))
-        flat = _transposed(shape, order)
+    if found := re.search(rf"replica_groups=\[(\d+),(\d+)\]<={_ORDER}", rest):
+        flat = _ordered(found[3], found[4])
         return [flat[i : i + int(found[2])] for i in range(0, len(flat), int(found[2]))]
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if found := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_ORDER}\))? \{{([^}}]*)\}}", rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", found[1])}
-        names = re.findall(r"'([^']+)'", found[2])
+        names = re.findall(r"'([^']+)'", found[4])
         first = [name for name in sizes if name not in names]
         order = [list(sizes).index(name) for name in (*first, *names)]
         flat = _transposed(list(sizes.values()), order)
+        if found[2]:  # the mesh is laid over the devices in an order of its own
+            ids = _ordered(found[2], found[3])
+            flat = [ids[place] for place in flat]
         size = math.prod(sizes[name] for name in names)
         return [flat[i : i + size] for i in range(0, len(flat), size)]
     return [list(range(devices))] if devices else []
+
+
+def _ordered(shape: str, axes: str | None) -> list[int]:
+    """Devices as `_ORDER` writes them: the sizes of an array of all of them, and the order of axes to read it in."""
+    sizes = [int(n) for n in shape.split(",")]
+    return _transposed(sizes, [int(n) for n in axes.split(",")] if axes else list(range(len(sizes))))
 
 
 def _transposed(shape: list[int], order: list[int]) -> list[int]:

@@ -105,11 +105,13 @@ def placed(stage: Stage, mesh: MeshConfig, accelerator: Accelerator, devices: Se
 def beside(stage: Stage, mesh: MeshConfig, accelerator: Accelerator) -> float:
     """Bytes on a device of what a run holds and the program does not see: float32 weights on the training mesh.
 
-    Training keeps what it started from; the reference pass runs beside the policy and the reference's own masters;
-    sampling and scoring beside the policy. A scorer has its policy's size, or near it.
+    Training consumes what it starts from, but for the weights under an adapter, which is merged into them at the end;
+    the reference pass runs beside the policy and the reference's own masters; sampling and scoring beside the policy.
+    A scorer has its policy's size, or near it.
     """
     data = mesh.shape(accelerator.devices)[0]
-    copies = {"reference": 2}.get(stage.name, 1)
+    consumed = isinstance(stage, TrainStage) and stage.options.lora is None
+    copies = 0 if consumed else {"reference": 2}.get(stage.name, 1)
     return copies * 4 * count_params(stage.config) * data / accelerator.devices
 
 

@@ -161,10 +161,10 @@ def _refill(slots: int, lanes: int, rows: int, capacity: int) -> Refill:
     def floats() -> Any:
         return jax.ShapeDtypeStruct((slots, lanes), jnp.float32)
 
+    which = jax.ShapeDtypeStruct((slots, lanes), jnp.bool_)
     return Refill(slots=ints(rows), tokens=ints(rows, capacity), lengths=ints(rows),
-                  hashes=jax.ShapeDtypeStruct((rows,), jnp.uint32),
-                  restart=jax.ShapeDtypeStruct((slots, lanes), jnp.bool_), last_token=ints(slots),
-                  sample=ints(slots, lanes), limit=ints(slots, lanes),
+                  hashes=jax.ShapeDtypeStruct((rows,), jnp.uint32), running=which, restart=which,
+                  last_token=ints(slots), sample=ints(slots, lanes), limit=ints(slots, lanes),
                   rules=Rules(floats(), ints(slots, lanes), floats(), floats()))
 
 

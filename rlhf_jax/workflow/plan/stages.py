@@ -20,8 +20,9 @@ class Assumptions:
     """What a plan cannot read from a config: how long real examples are, and how close to its peak a device runs.
 
     Attributes:
-      prompt_tokens, response_tokens: of an average example. The defaults are between UltraFeedback's (162 and 280,
-        table 5 of arXiv 2405.07863) and what chat models answer; a conversation for fine-tuning has both together.
+      prompt_tokens: of an average example; UltraFeedback's have 162 (table 5 of arXiv 2405.07863).
+      response_tokens: of an average example; UltraFeedback's have 280, chat models' answers more. A conversation for
+        fine-tuning has prompt and response together.
       groups_per_row: prompt groups that packing puts in a row; None for what fits by the averages.
       targets_per_row: trained tokens a row has room for; None for all of them, the most a row can ask for.
       efficiency: share of the roofline's speed that a run reaches; hours are given at this.
