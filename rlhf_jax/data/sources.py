@@ -72,11 +72,41 @@ def locate_rows(source: str, *, split: str | None = None, name: str | None = Non
     yield from rows
 
 
+def source_paths(source: str, split: str | None = None) -> tuple[list[Path] | None, str]:
+    """The local paths that a source's rows are read from, and the slice it ends in, `[:1000]`, or nothing.
+
+    Paths are files, in the order they are read, or the one folder of a TFDS builder or a saved data set; None stands
+    for a name, whose rows lie elsewhere.
+
+    Raises:
+      SourceError: as `list_files`.
+    """
+    base, _ = _cut_slice(source)
+    if base.startswith("tfds:"):
+        builder = _builder_folder(base[len("tfds:"):])
+        paths = None if builder is None else [builder]
+    elif _is_saved(saved := Path(base).expanduser()):
+        paths = [saved]
+    else:
+        paths = list_files(base, _cut_slice(split)[0] if split else None)
+    return paths, source[len(base):]
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote this folder."""
+    return path.is_dir() and any((path / f).exists() for f in ("dataset_info.json", "state.json", "dataset_dict.json"))
+
+
+def _builder_folder(spec: str) -> Path | None:
+    """The folder that `tfds:SPEC` names, if it names one."""
+    path = Path(spec).expanduser()
+    return path if "/" in spec and path.is_dir() else None
+
+
 def _open(base: str, split: str | None, name: str | None, header: Sequence[str] | None) -> Iterator[SourceRow]:
     if base.startswith("tfds:"):
         return _number_rows(base, _tfds_rows(base[len("tfds:"):], split, name))
-    path = Path(base).expanduser()
-    if path.is_dir() and any((path / f).exists() for f in ("dataset_info.json", "state.json", "dataset_dict.json")):
+    if _is_saved(path := Path(base).expanduser()):
         return _number_rows(base, _saved_rows(path, split))
     files = list_files(base, split)
     if files is None:
@@ -164,8 +194,8 @@ def _tfds_rows(spec: str, split: str | None, config: str | None) -> Iterator[Map
     import tensorflow_datasets as tfds
 
     try:
-        if "/" in spec and Path(spec).expanduser().is_dir():
-            builder = tfds.builder_from_directory(str(Path(spec).expanduser()))
+        if folder := _builder_folder(spec):
+            builder = tfds.builder_from_directory(str(folder))
         else:
             dataset, _, inline = spec.partition(":")
             builder = tfds.builder("/".join(filter(None, (dataset, config or inline))))

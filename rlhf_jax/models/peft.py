@@ -15,7 +15,7 @@ from rlhf_jax.models.hf import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError,
 from rlhf_jax.models.load import TensorReader, read_whole
 from rlhf_jax.models.lora import TARGETS, LoraConfig, lora_specs
 from rlhf_jax.models.params import Params, ParamSpec, is_spec
-from rlhf_jax.models.save import hf_tensors, on_host, write_json, write_tensors
+from rlhf_jax.models.save import hf_tensors, on_host, write_chat_template, write_json, write_tensors
 
 
 class Adapter(NamedTuple):
@@ -76,10 +76,11 @@ def fused_modules(config: DecoderConfig, lora: LoraConfig) -> list[str]:
 
 
 def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lora: LoraConfig, base: str,
-                 score: Any = None) -> None:
+                 score: Any = None, chat_template: str | None = None) -> None:
     """Writes a LoRA adapter in PEFT's layout (adapter_config.json, adapter_model.safetensors).
 
-    score: [labels, D] of a classifier, whose head is trained whole beside the adapter.
+    score: [labels, D] of a classifier, whose head is trained whole beside the adapter. chat_template: what the adapter
+    was trained with, where that is not the template of the base model.
 
     Raises:
       CheckpointError: for a family whose files fuse the adapted projections; PEFT knows one update for all of them.
@@ -96,6 +97,8 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
     if jax.process_index() != 0:
         return
     write_tensors(folder / ADAPTER_WEIGHTS, tensors)
+    if chat_template is not None:
+        write_chat_template(folder, chat_template)
     write_json(folder / ADAPTER_CONFIG, {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",
         "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,

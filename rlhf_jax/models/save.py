@@ -21,7 +21,9 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.families import config_from_hf, config_to_hf
 from rlhf_jax.models.hf import (
+    CHAT_TEMPLATE,
     INDEX,
+    TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     WEIGHTS,
     CheckpointError,
@@ -91,13 +93,14 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokenizer_from: str | Path | None = None,
-            max_shard_bytes: int = 4 << 30, card: str = "") -> None:
+            chat_template: str | None = None, max_shard_bytes: int = 4 << 30, card: str = "") -> None:
     """Writes a Hugging Face model folder: safetensors (sharded above `max_shard_bytes`), config, tokenizer, card.
 
     The caller gives a folder that does not exist yet and renames it when this returns, so nothing half-written is
     ever taken for a model. One file's tensors are in memory at a time; with several processes each writes every n-th
     file. Each file is read back and compared. `tokenizer_from` is the folder the tokenizer files are copied from,
-    `card` what the model card says of how the model came about (Markdown).
+    `chat_template` the text that replaces the template among them, `card` what the model card says of how the model
+    came about (Markdown).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,6 +139,16 @@ def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokeni
             source = Path(tokenizer_from or "") / name
             if source.is_file():
                 shutil.copyfile(source, folder / name)
+        if chat_template is not None:
+            write_chat_template(folder, chat_template)
+
+
+def write_chat_template(folder: Path, text: str) -> None:
+    """Puts a chat template in the place of a tokenizer's own: a file, and in its config if that holds one."""
+    (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
+    config = folder / TOKENIZER_CONFIG
+    if config.is_file() and "chat_template" in (raw := json.loads(config.read_text(encoding="utf-8"))):
+        write_json(config, {**raw, "chat_template": text})
 
 
 def _card(config: DecoderConfig, text: str) -> str:

@@ -82,7 +82,8 @@ class DpoCommand(_WithModel, PreferenceOptions, DataOptions):
     Attributes:
       model_name_or_path: folder of the policy to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      reference_model: folder of the reference policy; the start itself if not given.
+      reference_model: folder of the reference policy, of any shape with the policy's vocabulary; the start itself if
+        not given.
       pairs: pairs.jsonl with token ids, instead of dataset_name.
       eval_dataset_name: held-out preference rows.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
@@ -247,3 +248,6 @@ class EvaluateCommand(DataOptions):
         if self.model_name_or_path is None and (self.gold is not None or self.sampling != SamplingConfig()):
             raise ValueError("gold and sampling have no effect on the evaluation of a scorer; leave them out or give "
                              "model_name_or_path and baseline_model")
+        if self.model_name_or_path is None and self.chat_template_path is not None:
+            raise ValueError(f"chat_template_path = {self.chat_template_path!r} has no effect on the evaluation of a "
+                             "scorer; set scorer.chat_template_path instead")

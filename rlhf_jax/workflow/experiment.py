@@ -121,7 +121,7 @@ class Experiment:
     def start(self) -> Policy:
         """The policy the rounds start from: the given model, or what SFT makes of it."""
         c, checkpoint = self.config, self._base()
-        base = Policy("base", checkpoint, hash_path(checkpoint.folder))
+        base = Policy("base", checkpoint, checkpoint.key)
         if c.sft is None:
             return dataclasses.replace(base, label="sft")
         section = c.sft
@@ -133,12 +133,12 @@ class Experiment:
         def body(folder: Path) -> Mapping[str, Any]:
             return sft_stage(folder, options=section.train, params=checkpoint.params(self.context.mesh),
                              config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
-                             base=str(checkpoint.folder), eval_groups=held_out,
+                             base=str(checkpoint.folder), eval_groups=held_out, chat_template=checkpoint.chat_template,
                              setting=self.context.setting("sft", of_policy=True))
 
         stage = self.context.run.stage("sft", inputs, body)
         self.context.adopt(stage)
-        return Policy("sft", Checkpoint(stage.folder / MODEL, c.chat_template_path), stage.key)
+        return Policy("sft", Checkpoint(stage.folder / MODEL), stage.key)
 
     def _fresh(self, scratch: ScratchOptions) -> Path:
         tokenizer = Path(self._path(scratch.tokenizer))
@@ -169,10 +169,8 @@ class Experiment:
         section = c.reward
         checkpoint = start.checkpoint if section.init == "policy" else Checkpoint.find(
             section.init, section.data.chat_template_path)
-        folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else
-                                    hash_path(checkpoint.folder))
+        folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else checkpoint.key)
         options = ScorerOptions(section.train.kind, str(folder), max_length=section.data.max_length,
-                                chat_template_path=section.data.chat_template_path,
                                 text_as_chat=section.data.text_as_chat)
         scorer = open_scorer(options, self.context.local_mesh, "proxy")
         if section.eval_data is None:
@@ -204,7 +202,8 @@ class Experiment:
         def body(folder: Path) -> Mapping[str, Any]:
             return stage_of(folder, options=train, params=checkpoint.params(self.context.mesh),
                             config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
-                            base=str(checkpoint.folder), setting=self.context.setting("reward"))
+                            base=str(checkpoint.folder), chat_template=checkpoint.chat_template,
+                            setting=self.context.setting("reward"))
 
         return self.context.run.stage("reward", inputs, body).folder / MODEL
 

@@ -71,7 +71,8 @@ class RewardSection:
       data: preference rows.
       train: which kind of model, and how to optimise.
       eval_data: held-out preference rows; accuracy, likelihood and calibration on them go into the report.
-      init: what it starts from: the "policy" (after SFT), or a model folder.
+      init: what it starts from: the "policy" (after SFT), or a model folder, which then has the
+        template of its own tokenizer, or `data.chat_template_path`.
     """
 
     data: DataOptions
@@ -105,7 +106,7 @@ class ExperimentConfig:
       evaluation: how policies are compared; None for no comparison.
       title: of the report.
       model_name_or_path: the policy to start from; or `scratch` for fresh weights.
-      chat_template_path: replaces the template of the policy's tokenizer.
+      chat_template_path: replaces the template of the policy's tokenizer, in all sections; models made here carry it.
       scratch: a tiny model with fresh weights instead of model_name_or_path.
       world: write the embedded world's data into the run folder; data sets then may be named `world:NAME`.
       sft: fine-tune the start first.
@@ -151,7 +152,25 @@ class ExperimentConfig:
             raise ValueError("scratch gives random weights, so the run needs an sft section")
         if "offline_dpo" in self.baselines and self.reward is None:
             raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
+        self._check_templates()
         self._check_idle()
+
+    def _check_templates(self) -> None:
+        """Raises ValueError for a section's own template where its model already has one: the run's, or its own."""
+        run, own = "chat_template_path of the run itself", "reward.data.chat_template_path"
+        sections: list[tuple[str, DataOptions | None, str]] = [("prompts", self.prompts, run)]
+        if self.sft is not None:
+            sections += [("sft.data", self.sft.data, run), ("sft.eval_data", self.sft.eval_data, run)]
+        if self.evaluation is not None:
+            sections += [("evaluation.data", self.evaluation.data, run)]
+        if self.reward is not None and self.reward.init == "policy":
+            sections += [("reward.data", self.reward.data, run), ("reward.eval_data", self.reward.eval_data, run)]
+        elif self.reward is not None:
+            sections += [("reward.eval_data", self.reward.eval_data, own)]
+        for name, data, right in sections:
+            if data is not None and data.chat_template_path is not None:
+                raise ValueError(f"{name}.chat_template_path = {data.chat_template_path!r} has no effect: a model "
+                                 f"writes all conversations by one template. Set {right} instead")
 
     def _check_idle(self) -> None:
         """Raises ValueError for sections and keys that nothing in this run would read."""

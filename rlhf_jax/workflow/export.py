@@ -25,6 +25,7 @@ from rlhf_jax.models import (
     param_specs,
     save_hf,
 )
+from rlhf_jax.models.hf import CHAT_TEMPLATE
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import spec_shardings
@@ -56,11 +57,19 @@ def find_source(model_name_or_path: str, base_model: str | None, checkpoint: str
     if named is None or (folder / "config.json").is_file():
         if base_model is not None:
             raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
-        return Source(Checkpoint(folder), checkpoint=Path(checkpoint) if checkpoint else None)
+        if checkpoint is None:
+            return Source(Checkpoint(folder))
+        return Source(Checkpoint(folder, _template(Path(checkpoint))), checkpoint=Path(checkpoint))
     if checkpoint is not None:
         raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
                               "of them")
-    return Source(Checkpoint.find(base_model or named), adapter=folder)
+    return Source(Checkpoint.find(base_model or named, _template(folder)), adapter=folder)
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template beside an adapter or an unfinished training: what it was trained with, if not its base's."""
+    path = folder / CHAT_TEMPLATE
+    return str(path) if path.is_file() else None
 
 
 def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, DecoderConfig, str]:
@@ -128,7 +137,7 @@ def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_sh
         what = f"`{name}` with the adapter `{source.adapter.name}` (rank {adapter.lora.lora_r}) merged"
     with published(folder) as new:
         save_hf(new, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
-                max_shard_bytes=max_shard_bytes,
+                chat_template=source.base.chat_template, max_shard_bytes=max_shard_bytes,
                 card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
     again = Checkpoint(folder / MODEL)
     loaded = again.params(mesh, jnp.dtype(dtype))  # raises where a tensor is missing or of another shape

@@ -21,8 +21,7 @@ from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
-from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.reference import groups_fingerprint
+from rlhf_jax.workflow.policy import Checkpoint, groups_key
 from rlhf_jax.workflow.sample import Progress, read_shards, sample_stage, score_stage
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.train import MODEL, dpo_stage, sft_stage
@@ -123,7 +122,7 @@ def sample(context: Context, name: str, policy: Policy, prompts: Sequence[Prompt
     """The sampling stage of a policy over some prompts."""
     sampling = with_capacity(sampling, prompts)
     ids = [p.prompt_id for p in prompts]
-    inputs = {"policy": policy.key, "prompts": groups_fingerprint(prompts), "prompt_ids": ids, "sampling": sampling,
+    inputs = {"policy": policy.key, "prompts": groups_key(prompts), "prompt_ids": ids, "sampling": sampling,
               "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}
 
     def body(folder: Path) -> Mapping[str, Any]:
@@ -174,17 +173,19 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
                 eval_groups: Sequence[PromptGroup] = ()) -> Policy:
     """Preference optimisation from `start` on the groups of some files; `data` holds (key, path)."""
     inputs = {"start": start.key, "reference": reference.key if options.loss.needs_reference else None,
-              "data": [key for key, _ in data], "options": options, "eval": groups_fingerprint(eval_groups)}
+              "data": [key for key, _ in data], "options": options, "eval": groups_key(eval_groups)}
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups = [group for _, path in data for group in read_groups(path)]
         return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config,
                          reference=lambda: context.params(reference.checkpoint, reference.key),
+                         reference_config=reference.checkpoint.config,
                          groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
+                         chat_template=start.checkpoint.chat_template,
                          setting=context.setting(name, of_policy=True), cache=context.run.folder / "reference_cache")
 
-    return _policy(context, label, context.run.stage(name, inputs, body), start)
+    return _policy(context, label, context.run.stage(name, inputs, body))
 
 
 def train_best(context: Context, name: str, label: str, start: Policy, data: Sequence[tuple[str, Path]],
@@ -196,14 +197,15 @@ def train_best(context: Context, name: str, label: str, start: Policy, data: Seq
         groups = [group for _, path in data for group in read_groups(path)]
         return sft_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config, groups=groups, tokenizer_from=start.folder,
-                         base=str(start.folder), setting=context.setting(name, of_policy=True))
+                         base=str(start.folder), chat_template=start.checkpoint.chat_template,
+                         setting=context.setting(name, of_policy=True))
 
-    return _policy(context, label, context.run.stage(name, inputs, body), start)
+    return _policy(context, label, context.run.stage(name, inputs, body))
 
 
-def _policy(context: Context, label: str, stage: Stage, like: Policy) -> Policy:
+def _policy(context: Context, label: str, stage: Stage) -> Policy:
     context.adopt(stage)
-    return Policy(label, dataclasses.replace(like.checkpoint, folder=stage.folder / MODEL), stage.key)
+    return Policy(label, Checkpoint(stage.folder / MODEL), stage.key)
 
 
 def mixed_reference(context: Context, name: str, reference: Policy, policy: Policy, alpha: float) -> Policy:
@@ -213,10 +215,11 @@ def mixed_reference(context: Context, name: str, reference: Policy, policy: Poli
     def body(folder: Path) -> Mapping[str, Any]:
         old, new = (context.params(p.checkpoint, p.key) for p in (reference, policy))
         mixed: Params = jax.tree.map(lambda a, b: alpha * b + (1 - alpha) * a, old, new)
-        save_hf(folder / MODEL, mixed, policy.checkpoint.config, tokenizer_from=policy.folder)
+        save_hf(folder / MODEL, mixed, policy.checkpoint.config, tokenizer_from=policy.folder,
+                chat_template=policy.checkpoint.chat_template)
         return {}
 
-    return _policy(context, f"{name}", context.run.stage(name, inputs, body), policy)
+    return _policy(context, f"{name}", context.run.stage(name, inputs, body))
 
 
 def iterate(context: Context, label: str, start: Policy, prompts: Sequence[PromptGroup], scorer: Scorer,

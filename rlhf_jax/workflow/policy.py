@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
-from rlhf_jax.data.sources import read_rows
+from rlhf_jax.data.sources import read_rows, source_paths
+from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
-from rlhf_jax.workflow.stage import hash_path
+from rlhf_jax.workflow.stage import fingerprint, hash_path
 
 VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
 """The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
@@ -45,6 +47,17 @@ class Checkpoint:
         config = read_config(self.folder)
         multiple = LARGE_VOCAB_MULTIPLE if config.vocab_size >= LARGE_VOCAB else VOCAB_MULTIPLE
         return dataclasses.replace(config, vocab_multiple=multiple)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Text of the template that replaces the tokenizer's own, if one does."""
+        return None if self.chat_template_path is None else load_template(self.chat_template_path)
+
+    @cached_property
+    def key(self) -> str:
+        """Stands for the model and how it writes a conversation: a hash of its files and of the template over them."""
+        files = hash_path(self.folder)
+        return files if self.chat_template is None else fingerprint([files, self.chat_template])
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -90,6 +103,20 @@ class Loaded:
     funnel: Funnel
 
 
+def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> None:
+    """Raises ValueError, with the reason why it matters, unless both tokenizers give every token the same id.
+
+    Tokens for padding are left out: no model ever sees one.
+    """
+    padding = {first.tokenizer.pad_token, second.tokenizer.pad_token}
+    ours, theirs = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
+    differ = sorted(token for token in {*ours, *theirs} - padding if ours.get(token) != theirs.get(token))
+    if differ:
+        raise ValueError(f"{first.folder} and {second.folder} have different vocabularies: {len(differ):,} tokens "
+                         f"differ, such as {differ[0]!r} (ids {ours.get(differ[0])} and {theirs.get(differ[0])}). "
+                         f"{because}")
+
+
 def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     """Text of a response, its leading space as in the running text, special tokens left out."""
     before = tokenizer.decode(list(prompt_ids)[-8:], skip_special_tokens=True)
@@ -125,8 +152,30 @@ def _some_source(data: DataOptions) -> None:
 
 
 def data_key(data: DataOptions) -> dict[str, Any]:
-    """What identifies a data set in a stage's inputs: options, and the bytes of its files rather than their names."""
-    return {"options": dataclasses.replace(data, dataset_name=()), "files": [hash_path(path) for path in data.sources]}
+    """What identifies a data set in a stage's inputs: options, and the contents of files rather than their names."""
+    template = data.chat_template_path and fingerprint(load_template(data.chat_template_path))
+    options = dataclasses.replace(data, dataset_name=(), chat_template_path=template)
+    return {"options": options, "files": sources_key(data.sources, data.split)}
+
+
+def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:
+    """Of each source its slice and the hashes of the files it is read from.
+
+    A hub or tfds name stands for itself: what it names is pinned by its revision, not by us.
+    """
+    found = []
+    for source in sources:
+        paths, rows = source_paths(source, split)
+        found.append({"rows": rows, "content": source if paths is None else [hash_path(path) for path in paths]})
+    return found
+
+
+def groups_key(groups: Sequence[PromptGroup]) -> str:
+    """What identifies groups in a stage's inputs: all they hold, so also pairs, margins and the columns for scorers."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(fingerprint(group.to_json()).encode())
+    return digest.hexdigest()
 
 
 def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:

@@ -58,7 +58,7 @@ def _mixed(word: jax.Array) -> jax.Array:
 
 
 def groups_fingerprint(groups: Sequence[PromptGroup]) -> str:
-    """A hash of all token ids and loss masks."""
+    """A hash of all token ids and loss masks: all that log-probs depend on. A stage's inputs take `groups_key`."""
     digest = hashlib.sha256()
     for group in groups:
         for array in (group.prompt_ids, *(x for r in group.responses for x in (r.ids, r.loss_mask))):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rlhf_jax.scoring import BradleyTerryScorer, FunctionScorer, MultiObjectiveScorer, PairwiseScorer, load_function
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
 from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.stage import fingerprint, hash_path, to_plain
+from rlhf_jax.workflow.stage import fingerprint, to_plain
 
 AnyScorer = BradleyTerryScorer | PairwiseScorer | FunctionScorer
 
@@ -36,8 +36,9 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     assert options.model_name_or_path is not None
     checkpoint = Checkpoint.find(options.model_name_or_path, options.chat_template_path)
     data = DataOptions(max_length=options.max_length, overlong="drop", text_as_chat=options.text_as_chat)
-    settings = {name: value for name, value in to_plain(options).items() if name != "model_name_or_path"}
-    key = fingerprint({"options": settings, "weights": hash_path(checkpoint.folder)})  # wherever the folder lies
+    places = ("model_name_or_path", "chat_template_path")  # what lies there is in the checkpoint's key
+    settings = {name: value for name, value in to_plain(options).items() if name not in places}
+    key = fingerprint({"options": settings, "model": checkpoint.key})
     weights = partial(checkpoint.params, mesh, jnp.dtype(options.dtype))  # read for each stage that scores
     model = weights, checkpoint.config, checkpoint.renderer(data), mesh
     if options.kind == "pairwise":

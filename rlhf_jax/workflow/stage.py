@@ -54,15 +54,17 @@ def fingerprint(value: Any) -> str:
 
 
 def hash_path(path: str | Path) -> str:
-    """sha256 of a file's bytes, or of the names and bytes of all files in a folder; of the name itself if no such path.
+    """sha256 of a file's name and bytes, or of the names and bytes of all files in a folder.
 
-    Records with timings in a folder are left out: the same weights or shards have one hash. The last case is a hub or
-    tfds name: what it stands for is pinned by its revision, not by us.
+    Records with timings in a folder are left out: the same weights or shards have one hash.
+
+    Raises:
+      FileNotFoundError: if there is no such path.
     """
     path = Path(path).expanduser()
     digest = hashlib.sha256()
     if not path.exists():
-        return hashlib.sha256(str(path).encode()).hexdigest()
+        raise FileNotFoundError(f"there is no file or folder {str(path)!r}; the working folder is {Path.cwd()}")
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _TIMED) if path.is_dir() else [path]
     for file in files:
         digest.update(file.name.encode())

@@ -32,6 +32,7 @@ from rlhf_jax.models import (
     with_lora,
 )
 from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.models.save import write_chat_template
 from rlhf_jax.parallel import gather, on_main
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
@@ -104,11 +105,12 @@ def published(folder: Path) -> Iterator[Path]:
 
 
 def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, lora: LoraConfig | None,
-           tokenizer_from: Path, base: str, card: str) -> Params:
+           tokenizer_from: Path, base: str, card: str, chat_template: str | None = None) -> Params:
     """Writes the trained model to `folder`/model, whole or not at all; of an adapter also the adapter itself.
 
     Args:
       params, frozen: as `trainable` divides them. base: the model the adapter belongs to.
+      chat_template: what the model was trained with, where that is not the template among the tokenizer's files.
 
     Returns:
       The model's parameters, an adapter merged.
@@ -118,10 +120,11 @@ def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, 
             if fused := fused_modules(config, lora):
                 card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
             else:
-                save_adapter(new / "adapter", params["lora"], config, lora, base, params.get("score"))
+                save_adapter(new / "adapter", params["lora"], config, lora, base, params.get("score"),
+                             chat_template)
             score = {"score": params["score"]} if "score" in params else {}
             params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
-        save_hf(new, params, config, tokenizer_from=tokenizer_from, card=card)
+        save_hf(new, params, config, tokenizer_from=tokenizer_from, chat_template=chat_template, card=card)
     return params
 
 
@@ -163,6 +166,7 @@ def train_stage(
     tokenizer_from: Path,
     base: str,
     setting: Setting,
+    chat_template: str | None = None,
     reference: list[list[np.ndarray]] | None = None,
     eval_groups: Sequence[PromptGroup] = (),
     eval_reference: list[list[np.ndarray]] | None = None,
@@ -172,6 +176,7 @@ def train_stage(
     Args:
       params: where training starts, float32. They are consumed: deleted once the state is made of them, unless an
         adapter is trained, which is merged into them at the end.
+      chat_template: what the groups were rendered with, where that is not the template among the tokenizer's files.
 
     Returns:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
@@ -185,6 +190,8 @@ def train_stage(
     if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
         raise ValueError(f"loss_type {options.loss_type!r} sorts all pairs of a batch, and this batch needs "
                          f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    if chat_template is not None:  # beside the checkpoints, for the export of a training that does not finish
+        on_main(lambda: write_chat_template(folder, chat_template))
     setting.let_go()
     result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
                  folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
@@ -192,7 +199,7 @@ def train_stage(
                  consume=options.lora is None)
     made_by = objective.func if isinstance(objective, partial) else objective
     setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
-                        model_card(made_by.__name__, base, options, len(groups), result.steps)))
+                        model_card(made_by.__name__, base, options, len(groups), result.steps), chat_template))
 
     def tidy() -> None:
         write_trainer_state(folder / MODEL, result, plan)
@@ -210,11 +217,11 @@ def train_stage(
 
 def sft_stage(folder: Path, *, options: SftOptions, params: Params, config: DecoderConfig,
               groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
-              eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+              eval_groups: Sequence[PromptGroup] = (), chat_template: str | None = None) -> Mapping[str, Any]:
     """Supervised fine-tuning; also RAFT's update and the pairwise preference model's."""
     return train_stage(folder, params=params, config=config, options=options, train=options, objective=Sft,
                        groups=groups, tokenizer_from=tokenizer_from, base=base, setting=setting,
-                       eval_groups=eval_groups)
+                       eval_groups=eval_groups, chat_template=chat_template)
 
 
 def reward_config(config: DecoderConfig) -> DecoderConfig:
@@ -236,7 +243,7 @@ def objective_of(options: LoraOptions) -> Callable[[Compute], Objective]:
 
 def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params, config: DecoderConfig,
                         groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
-                        eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+                        eval_groups: Sequence[PromptGroup] = (), chat_template: str | None = None) -> Mapping[str, Any]:
     """A Bradley-Terry reward model on the backbone of `params` (a language model gets a fresh scalar head)."""
     if not config.is_classifier:
         config = reward_config(config)
@@ -246,20 +253,22 @@ def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params,
                          "from a language model or from a reward model with one output")
     return train_stage(folder, params=params, config=config, options=options, train=options,
                        objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
-                       setting=setting, eval_groups=eval_groups)
+                       setting=setting, eval_groups=eval_groups, chat_template=chat_template)
 
 
 def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, config: DecoderConfig,
               reference: Callable[[], Params], groups: Sequence[PromptGroup], tokenizer_from: Path, base: str,
-              setting: Setting, cache: Path, eval_groups: Sequence[PromptGroup] = ()) -> Mapping[str, Any]:
+              setting: Setting, cache: Path, eval_groups: Sequence[PromptGroup] = (),
+              chat_template: str | None = None, reference_config: DecoderConfig | None = None) -> Mapping[str, Any]:
     """The DPO family: reference log-probs once (cached under `cache`), then training without the reference model.
 
     reference: gives the reference model's weights, if the loss needs them; nobody may hold them after that.
+    reference_config: of the reference, where it is a model of another shape than the policy.
     """
     check_margins(options, groups, eval_groups)  # before the reference's pass over all of them
     reference_of = eval_reference_of = None
     if options.loss.needs_reference:
-        compute = compute_of(config, options, setting.mesh)
+        compute = compute_of(reference_config or config, options, setting.mesh)
         dtype = jnp.dtype(options.dtype)
         weights = reference()
         reference_of, eval_reference_of = (
@@ -270,4 +279,4 @@ def dpo_stage(folder: Path, *, options: PreferenceOptions, params: Params, confi
     return train_stage(folder, params=params, config=config, options=options, train=options,
                        objective=objective_of(options), groups=groups, tokenizer_from=tokenizer_from, base=base,
                        setting=setting, reference=reference_of, eval_groups=eval_groups,
-                       eval_reference=eval_reference_of)
+                       eval_reference=eval_reference_of, chat_template=chat_template)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rlhf_jax.data.chat import render_all
 from rlhf_jax.data.funnel import Funnel
@@ -39,8 +41,16 @@ from rlhf_jax.workflow.options import (
     part,
 )
 from rlhf_jax.workflow.pairs import make_pairs
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, data_key, prompt_groups, read_data
-from rlhf_jax.workflow.sample import read_shards, score_stage
+from rlhf_jax.workflow.policy import (
+    Checkpoint,
+    Loaded,
+    check_vocabularies,
+    data_key,
+    prompt_groups,
+    read_data,
+    sources_key,
+)
+from rlhf_jax.workflow.sample import read_shards, score_stage, shards
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
 from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
@@ -91,13 +101,14 @@ def _train(command: Any, context: Context, name: str, options: Any, body: Any, *
     data = loaded(command)
     assert data is not None
     keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
-            "eval": [hash_path(path) for path in DataOptions(dataset_name=command.eval_dataset_name).sources],
+            "eval": sources_key(DataOptions(command.eval_dataset_name).sources, command.split),
             "options": options, **inputs}
 
     def run(folder: Path) -> Mapping[str, Any]:
         report = body(folder, options=options, params=data.checkpoint.params(context.mesh),
                       config=data.checkpoint.config, groups=data.groups, eval_groups=data.eval_groups,
                       tokenizer_from=data.checkpoint.folder, base=str(data.checkpoint.folder),
+                      chat_template=data.checkpoint.chat_template,
                       setting=context.setting(name))
         return {**report, "funnel": data.funnel.to_json()}
 
@@ -118,10 +129,14 @@ def run_reward(command: RewardCommand, context: Context) -> Stage:
 def run_dpo(command: DpoCommand, context: Context) -> Stage:
     """`rlhf-jax dpo`."""
     reference = Checkpoint.find(command.reference_model or command.model_name_or_path).as_policy()
+    if command.reference_model is not None:
+        check_vocabularies(Checkpoint.find(command.model_name_or_path), reference, "The reference is asked for the "
+                           "probability of the policy's tokens; give a reference_model with the policy's tokenizer")
 
     def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
         cache = folder / "reference_cache"
-        return dpo_stage(folder, reference=lambda: reference.params(context.mesh), cache=cache, **arguments)
+        return dpo_stage(folder, reference=lambda: reference.params(context.mesh),
+                         reference_config=reference.config, cache=cache, **arguments)
 
     return _train(command, context, "dpo", part(command, PreferenceOptions), body,
                   reference=hash_path(reference.folder), pairs=command.pairs and hash_path(command.pairs))
@@ -146,7 +161,7 @@ def run_score(command: ScoreCommand, context: Context) -> Stage:
     """`rlhf-jax score`."""
     source = Path(command.input)
     scorer = open_scorer(part(command, ScorerOptions), context.local_mesh, command.name)
-    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": hash_path(source)}
+    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": [hash_path(path) for path in shards(source)]}
     return run_stage(Path(command.output_dir), "score", inputs,
                      lambda folder: score_stage(folder, scorer=scorer, source=source,
                                                 progress=context.progress("score")))
@@ -156,7 +171,8 @@ def run_pairs(command: PairsCommand, context: Context) -> Stage:
     """`rlhf-jax pairs`."""
     del context
     options: PairOptions = part(command, PairOptions)
-    inputs = {"source": hash_path(command.input), "scorer": command.scorer, "options": options}
+    source = [hash_path(path) for path in shards(Path(command.input))]
+    inputs = {"source": source, "scorer": command.scorer, "options": options}
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups, funnel = make_pairs(read_shards(Path(command.input)), command.scorer, options)
@@ -192,17 +208,32 @@ def run_export(command: ExportCommand, context: Context) -> Stage:
         max_shard_bytes=int(command.max_shard_size * 1e9)))
 
 
+def _check_same_prompts(baseline: Policy, policy: Policy, prompts: Sequence[PromptGroup], own: Sequence[PromptGroup]
+                        ) -> None:
+    """Raises ValueError if the policy would write a prompt of the baseline's in other tokens (`own`)."""
+    written = {group.prompt_id: group.prompt_ids for group in own}
+    odd = [g.prompt_id for g in prompts if not np.array_equal(g.prompt_ids, written.get(g.prompt_id, g.prompt_ids))]
+    if odd:
+        raise ValueError(f"{policy.folder} writes {len(odd):,} of {len(prompts):,} prompts in other tokens than "
+                         f"{baseline.folder}, the first {odd[0]!r}, and is to answer what the baseline answers: their "
+                         "chat templates differ. Set chat_template_path to the one that both shall be given")
+
+
 def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
     data: DataOptions = part(command, DataOptions)
     checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path).as_policy() for label, name in (
         ("baseline", command.baseline_model), ("policy", command.model_name_or_path))}
-    policies = [Policy(label, checkpoint, hash_path(checkpoint.folder)) for label, checkpoint in checkpoints.items()]
+    policies = [Policy(label, checkpoint, checkpoint.key) for label, checkpoint in checkpoints.items()]
     scorers = [open_scorer(options, context.local_mesh, name)
                for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
     examples, funnel = read_data(data, "prompt", Path(command.output_dir) / "quarantine.jsonl")
-    start = policies[0]
-    prompts = prompt_groups(examples, start.checkpoint.renderer(data), funnel)
+    start, policy = policies
+    check_vocabularies(start.checkpoint, policy.checkpoint, "The policy is given the baseline's tokens, and the "
+                       "baseline is asked for the probability of the policy's; give models of one tokenizer")
+    prompts, own = (prompt_groups(examples, checkpoint.renderer(data), counts) for checkpoint, counts in (
+        (start.checkpoint, funnel), (policy.checkpoint, Funnel())))
+    _check_same_prompts(start, policy, prompts, own)
     judged = {p.label: evaluate_policy(context, p, start, prompts, command.sampling, scorers, command.dtype)
               for p in policies}
     return Outcome([(p, p.label, i) for i, p in enumerate(policies)], judged, {"prompts": funnel}, None)

@@ -1,6 +1,7 @@
 """Every verb, one after the other, as a user gives them; then bad input."""
 
 import json
+import shutil
 
 import jax
 import pytest
@@ -83,6 +84,58 @@ def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     assert [p["win_rate"]["value"] for p in results["policies"]] == [0.5, 0.5]
     status, _, err = rlhf_jax("report", "--run", tmp_path / "policy")
     assert status == 0, err
+
+
+def other_ids(folder):
+    """Two letters change places in a tokenizer's vocabulary."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    vocab = raw["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
+def other_template(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<|user|>", "<|user|>Q"))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (other_ids, "different vocabularies: 2 tokens differ, such as 'a'"),
+    (other_template, "writes 8 of 8 prompts in other tokens"),
+])
+def test_a_policy_of_other_tokens_than_its_baseline_is_not_evaluated(change, words, world, rlhf_jax, tmp_path):
+    shutil.copytree(world / "base", tmp_path / "other")
+    change(tmp_path / "other")
+    args = ["--model_name_or_path", tmp_path / "other", "--baseline_model", world / "base", "--dataset_name",
+            world / "eval_prompts.jsonl", "--scorer.kind", "function", "--scorer.function",
+            "rlhf_jax.data.world:gold_judge", "--sampling.num_generations", "2", "--sampling.max_new_tokens", "5",
+            "--sampling.slots", "8", "--output_dir", tmp_path / "policy"]
+    status, _, err = rlhf_jax("evaluate", *args)
+    assert status == 1
+    assert words in err
+    status, _, err = rlhf_jax("evaluate", *args, "--chat_template_path", world / "base")
+    assert status == (1 if change is other_ids else 0), err
+
+
+def test_a_reference_of_another_shape_is_run_as_what_it_is(world, rlhf_jax, tmp_path):
+    """The same weights under another config: what the reference says is what it says of itself as the policy."""
+    other = tmp_path / "other"
+    shutil.copytree(world / "base", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    said = []
+    for policy in (other, world / "base"):
+        out = tmp_path / f"dpo-of-{policy.name}"
+        status, _, err = rlhf_jax("dpo", "--model_name_or_path", policy, "--reference_model", other, "--dataset_name",
+                                  world / "preference.jsonl", *TRAIN, "--output_dir", out)
+        assert status == 0, err
+        said.append({path.name: path.read_bytes() for path in (out / "reference_cache").iterdir()})
+    assert said[0] == said[1]
+    other_ids(other)
+    status, _, err = rlhf_jax("dpo", "--model_name_or_path", world / "base", "--reference_model", other,
+                              "--dataset_name", world / "preference.jsonl", *TRAIN, "--output_dir", tmp_path / "none")
+    assert status == 1
+    assert "different vocabularies: 2 tokens differ" in err
 
 
 def test_a_model_is_inspected_examined_and_exported_without_a_flag_before_its_name(world, rlhf_jax, tmp_path):

@@ -107,6 +107,18 @@ def test_tokenizer_files_come_along(tiny, weights, tmp_path):
                       "model.safetensors"}
 
 
+@pytest.mark.parametrize("source", [{}, {"chat_template": "old"}, {"chat_template": [{"name": "default"}]}], ids=str)
+def test_a_chat_template_takes_the_place_of_the_tokenizers_own(source, tiny, weights, tmp_path):
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "chat_template.jinja").write_text("old")
+    (tmp_path / "from" / "tokenizer_config.json").write_text(json.dumps({**source, "eos_token": "</s>"}))
+    save_hf(tmp_path / "to", weights(tiny()), tiny(), tokenizer_from=tmp_path / "from", chat_template="é\n")
+    assert (tmp_path / "to" / "chat_template.jinja").read_text() == "é\n"
+    written = json.loads((tmp_path / "to" / "tokenizer_config.json").read_text())
+    assert written == {"eos_token": "</s>", **({"chat_template": "é\n"} if source else {})}
+    assert (tmp_path / "from" / "chat_template.jinja").read_text() == "old"
+
+
 def test_a_missing_tensor_is_named(saved):
     rewrite(saved[1], lambda t: t.pop("model.layers.1.self_attn.q_norm.weight"))
     with pytest.raises(CheckpointError, match=r"qwen3 language model: 1 missing.*layers.1.self_attn.q_norm.weight"):

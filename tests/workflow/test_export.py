@@ -48,11 +48,12 @@ def export(source, folder, mesh, **changes):
 def test_an_adapter_is_merged_into_the_base_it_names(model, lone_mesh, tmp_path):
     config = read_config(model)
     adapter = jax.tree.map(lambda x: x + 0.1, init_lora(jax.random.key(1), config, LORA))
-    save_adapter(tmp_path / "adapter", adapter, config, LORA, str(model))
+    save_adapter(tmp_path / "adapter", adapter, config, LORA, str(model), chat_template="{# its own #}")
     report = export(find_source(str(tmp_path / "adapter"), None, None), tmp_path / "out", lone_mesh)
     expected = merge_lora(jax.tree.map(jnp.asarray, load_params(model)), adapter, LORA.scale)
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out" / "model"), jax.device_get(expected))
     assert {"model.safetensors", "tokenizer.json", "README.md", "generation_config.json"} <= set(report["files"])
+    assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == "{# its own #}"
     assert "adapter `adapter` (rank 2)" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
@@ -173,7 +174,7 @@ def killed(model, make_groups, tmp_path):
         def body(folder):
             return sft_stage(folder, options=options, params=checkpoint.params(mesh), config=checkpoint.config,
                              groups=make_groups(16, 1, k=(1, 1), pairs="none"), tokenizer_from=model, base=str(model),
-                             setting=Setting(mesh, report))
+                             setting=Setting(mesh, report), chat_template="{# of this run #}")
 
         with pytest.raises(Killed):
             run_stage(tmp_path / "sft", "sft", {"options": options}, body)
@@ -186,6 +187,7 @@ def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, k
     killed(lone_mesh, use_peft)
     found = export(find_source(str(model), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
     assert found["exported"] == "step 2 of the unfinished training in `sft`"
+    assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == "{# of this run #}"
     before, after = load_params(model), load_params(tmp_path / "out" / "model")
     changed = {jax.tree_util.keystr(path) for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True) if not np.array_equal(a, b)}

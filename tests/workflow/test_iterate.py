@@ -17,7 +17,7 @@ from rlhf_jax.models import load_params, save_hf
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow import iterate as loop_module
-from rlhf_jax.workflow.iterate import LoopOptions, Recipe, iterate, mixed_reference, round_prompts
+from rlhf_jax.workflow.iterate import LoopOptions, Recipe, iterate, mixed_reference, round_prompts, train_pairs
 from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
 from rlhf_jax.workflow.stage import hash_path
 
@@ -151,6 +151,34 @@ def test_the_same_loop_again_does_nothing_and_another_option_redoes_only_what_de
     redone = [stage.name for stage in context.run.stages if not stage.reused]
     assert redone[0] == "online/round-2/dpo"  # round 1's previous policy is the start itself
     assert {name.split("/")[1] for name in redone} == {"round-2", "round-3"}
+
+
+def test_a_corrected_answer_in_the_prompts_reaches_the_scorer(quick, make_context, start, prompts, tmp_path):
+    def right(prompts, completions, answer, **columns):
+        return [float(number) + i / 9 for i, number in enumerate(answer)]
+
+    def with_answer(number):
+        return [dataclasses.replace(p, extra={"answer": number}) for p in prompts]
+
+    def scores(some):
+        context = make_context(tmp_path)
+        iterate(context, "online", start, some, FunctionScorer(right, name="proxy"), make_recipe(rounds=1))
+        folder = next(stage.folder for stage in context.run.stages if stage.name == "online/round-1/score")
+        return [int(r.scores["proxy"]) for g in read_groups(folder / "shard-00000.jsonl")[:1] for r in g.responses[:1]]
+
+    assert [scores(with_answer(number)) for number in (1, 5, 1)] == [[1], [5], [1]]
+
+
+def test_preference_training_is_keyed_by_all_that_its_held_out_groups_hold(quick, make_context, start, make_groups,
+                                                                           tmp_path):
+    groups = make_groups(1, holes=False)
+    variants = [groups, *([dataclasses.replace(groups[0], **change)] for change in (
+        {"pairs": ((1, 0),)}, {"margins": (0.25,)}, {"extra": {"answer": 1}}))]
+    write_groups(tmp_path / "pairs.jsonl", groups)
+    made = [train_pairs(make_context(tmp_path), "dpo", "dpo", start, start, [("key", tmp_path / "pairs.jsonl")],
+                        PreferenceOptions(**TRAIN), eval_groups=some).key for some in (*variants, groups)]
+    assert made[-1] == made[0]
+    assert len(set(made)) == len(variants)
 
 
 def test_a_mixed_reference_is_the_weighted_mean_of_the_weights(make_context, make_model, start, tmp_path):

@@ -5,7 +5,13 @@ import pytest
 from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand, GenerateCommand, RewardCommand, SftCommand
-from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
+from rlhf_jax.workflow.experiment_config import (
+    EvaluationSection,
+    ExperimentConfig,
+    RewardSection,
+    ScratchOptions,
+    SftSection,
+)
 from rlhf_jax.workflow.iterate import LoopOptions
 from rlhf_jax.workflow.options import (
     DataOptions,
@@ -20,7 +26,9 @@ from rlhf_jax.workflow.options import (
 FUNCTION = {"kind": "function", "function": "m:f"}
 SCORER = ScorerOptions(**FUNCTION)
 DATA = DataOptions("x.jsonl")
+OTHER = DataOptions("x.jsonl", chat_template_path="plain")
 RUN = {"output_dir": "o", "prompts": PromptOptions("x.jsonl"), "scorer": SCORER}
+REWARDED = {"output_dir": "o", "prompts": PromptOptions("x.jsonl"), "model_name_or_path": "m"}
 START = {**RUN, "model_name_or_path": "m"}
 MODEL = {"model_name_or_path": "m", "output_dir": "o"}
 
@@ -83,6 +91,15 @@ MODEL = {"model_name_or_path": "m", "output_dir": "o"}
     (ExperimentConfig, {**RUN, "scorer": None, "model_name_or_path": "m"}, "exactly one of reward"),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t")}, "needs an sft section"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "baselines": ("offline_dpo",)}, "offline_dpo"),
+    (ExperimentConfig, {**START, "prompts": PromptOptions("x.jsonl", chat_template_path="plain")},
+     r"prompts\.chat_template_path = 'plain' has.*Set chat_templ"),
+    (ExperimentConfig, {**START, "sft": SftSection(OTHER)}, r"sft\.data\.chat_template_path = 'plain' has no effect"),
+    (ExperimentConfig, {**START, "sft": SftSection(DATA, eval_data=OTHER)}, r"sft\.eval_data\.chat_template_path"),
+    (ExperimentConfig, {**START, "evaluation": EvaluationSection(OTHER)}, r"evaluation\.data\.chat_template_path"),
+    (ExperimentConfig, {**REWARDED, "reward": RewardSection(OTHER)}, r"reward\.data\.chat_template_path"),
+    (ExperimentConfig, {**REWARDED, "reward": RewardSection(OTHER, eval_data=OTHER, init="m")},
+     r"reward\.eval_data\.chat_template_path = ..*Set reward\.data\.chat_template_path instead"),
+    (EvaluateCommand, {"output_dir": "o", "scorer": SCORER, "chat_template_path": "plain"}, "set scorer.chat_template"),
 ], ids=lambda x: getattr(x, "__name__", None))
 def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(options, settings, words):
     with pytest.raises(ValueError, match=words):
@@ -99,6 +116,9 @@ def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(optio
     (SftOptions, {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
     (PreferenceOptions, {"label_smoothing": 0.1}),
     (ExperimentConfig, {**RUN, "scratch": ScratchOptions("t"), "sft": SftSection(DATA)}),
+    (ExperimentConfig, {**START, "chat_template_path": "plain", "sft": SftSection(DATA)}),
+    (ExperimentConfig, {**REWARDED, "reward": RewardSection(OTHER, eval_data=DATA, init="m")}),
+    (EvaluateCommand, {"output_dir": "o", "scorer": ScorerOptions(model_name_or_path="m", chat_template_path="plain")}),
 ], ids=lambda x: getattr(x, "__name__", None))
 def test_the_combinations_those_errors_advise_are_accepted(options, settings):
     options(**settings)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
+from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import FunctionScorer
@@ -241,6 +242,13 @@ def test_a_scorers_fingerprint_follows_its_weights_and_settings_and_not_its_plac
 
     assert key(one) == key(two)
     assert len({key(one), key(other), key(one, max_length=64)}) == 3
+    templates = [tmp_path / name for name in ("here.jinja", "there.jinja")]
+    for path in templates:
+        path.write_text(TEMPLATES["plain"])
+    keys = {key(one, chat_template_path=name) for name in ("plain", *map(str, templates))}
+    assert len(keys) == 1
+    templates[0].write_text(TEMPLATES["plain"].replace("Assistant", "Bot"))
+    assert len(keys | {key(one), key(one, chat_template_path=str(templates[0]))}) == 3
     with pytest.raises(CheckpointError, match="set kind: bradley_terry"):
         open_scorer(ScorerOptions("pairwise", str(one)), lone_mesh, "proxy")
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.sampling import SamplingConfig
+from rlhf_jax.workflow.options import DataOptions
+from rlhf_jax.workflow.policy import Checkpoint, data_key
 from rlhf_jax.workflow.stage import RECORD, Run, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
@@ -133,7 +135,62 @@ def test_a_path_is_hashed_by_names_and_bytes_and_not_by_where_it_lies(tmp_path):
     (tmp_path / "a" / RECORD).write_text("12.3 seconds")
     (tmp_path / "b" / "y.txt").rename(tmp_path / "b" / "x.txt")
     assert hash_path(tmp_path / "a") == hash_path(tmp_path / "b")
-    assert hash_path("hub/name") != hash_path("hub/other")
+    with pytest.raises(FileNotFoundError, match="no file or folder 'hub/name'"):
+        hash_path("hub/name")
+
+
+def test_data_are_known_by_the_bytes_they_are_read_from_however_they_are_named(tmp_path):
+    """A glob, a slice and a tfds folder are no paths themselves; the files they stand for are what counts."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "builder").mkdir()
+    files = [tmp_path / name for name in ("d/a.jsonl", "d/b.jsonl", "builder/rows.array_record")]
+    names = [f"{tmp_path}/d/*.jsonl", f"{tmp_path}/d/a.jsonl[:1000]", f"{tmp_path}/d[:1000]",
+             f"tfds:{tmp_path}/builder", f"tfds:{tmp_path}/builder[:10]"]
+
+    def keys():
+        return [fingerprint(data_key(DataOptions(name))) for name in names]
+
+    for file in files:
+        file.write_text("first")
+    before = keys()
+    assert keys() == before
+    assert len(set(before)) == len(names)
+    files[0].write_text("other")
+    changed = [a != b for a, b in zip(keys(), before, strict=True)]
+    assert changed == [True, True, True, False, False]
+    files[0].write_text("first")
+    files[1].write_text("other")
+    files[2].write_text("other")
+    changed = [a != b for a, b in zip(keys(), before, strict=True)]
+    assert changed == [True, False, True, True, True]
+
+
+def test_a_chat_template_is_known_by_its_text_and_not_by_its_place(make_model, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("{{ messages }}")
+    model = make_model(tmp_path / "model")
+
+    def keys(template):
+        return data_key(DataOptions(chat_template_path=template)), Checkpoint(model, template).key
+
+    first = keys(str(tmp_path / "a"))
+    assert keys(str(tmp_path / "b")) == first
+    (tmp_path / "a").write_text("{{ messages }}!")
+    for found in (keys(str(tmp_path / "a")), keys(None)):
+        assert all(a != b for a, b in zip(found, first, strict=True))
+    assert Checkpoint(model).key == hash_path(model)
+
+
+def test_data_are_known_by_their_rows_too_and_hub_names_by_themselves(tmp_path):
+    (tmp_path / "train.jsonl").write_text("rows")
+    (tmp_path / "test.jsonl").write_text("other rows")
+    one, other = (fingerprint(data_key(DataOptions(f"{tmp_path}/train.jsonl[:{n}]"))) for n in (10, 20))
+    assert one != other
+    split = data_key(DataOptions(str(tmp_path), split="train[:10]"))
+    (tmp_path / "test.jsonl").write_text("not in this split")
+    assert data_key(DataOptions(str(tmp_path), split="train[:10]")) == split
+    assert data_key(DataOptions("hub/name")) != data_key(DataOptions("hub/other"))
+    assert data_key(DataOptions("hub/name[:10]")) == data_key(DataOptions("hub/name[:10]"))
 
 
 def test_a_run_keeps_stages_of_other_configurations_and_lists_only_its_own(tmp_path):
