@@ -35,7 +35,6 @@ REFUSED = {
     "rpo_alpha": "use loss_type: [sigmoid, sft] with loss_weights: [1, alpha]",
     "cpo_alpha": "use loss_type: [cpo, sft] with loss_weights: [1, alpha]",
     "reference_free": "choose a reference-free loss_type: simpo, cpo, orpo or alphapo",
-    "report_to": "metrics go to OUTPUT_DIR/model/trainer_state.json and the report; nothing is sent anywhere",
     "eval_strategy": "give eval_steps; evaluation at the end follows from the held-out rows",
     "evaluation_strategy": "give eval_steps; evaluation at the end follows from the held-out rows",
     "save_strategy": "give save_steps", "logging_strategy": "give logging_steps",

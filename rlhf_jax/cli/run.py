@@ -26,9 +26,11 @@ from rlhf_jax.workflow.evaluate import Outcome
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.meshes import resolved
+from rlhf_jax.workflow.options import TrackerOptions
 from rlhf_jax.workflow.policy import Loaded
 from rlhf_jax.workflow.results import gather
 from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
+from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import VERBS, evaluate_policies, loaded
 
 
@@ -114,11 +116,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
+    trackers = config.trackers if isinstance(config, TrackerOptions) else ()
+    for name in trackers:
+        package(name)  # that it is missing is said now, not when training begins
     run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")
-    return Context(run, make_mesh(chosen.mesh), tick)
+    return Context(run, make_mesh(chosen.mesh), tick, trackers)
 
 
 def _join() -> None:

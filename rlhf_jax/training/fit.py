@@ -40,10 +40,16 @@ from rlhf_jax.training.step import Assemble, TrainState, init_state, make_train_
 
 Reporter = Callable[[int, int, dict[str, float]], None]
 """(step, steps, metrics) -> None: shows progress; called once a step with the newest metrics known."""
+OnRow = Callable[[dict[str, Any]], None]
+"""Gets each row of `FitResult.log_history`, in its order."""
 
 
 def _silent(step: int, steps: int, metrics: dict[str, float]) -> None:
     del step, steps, metrics
+
+
+def _unheard(row: dict[str, Any]) -> None:
+    del row
 
 
 class NonFiniteLoss(RuntimeError):
@@ -116,12 +122,14 @@ def fit(
     eval_groups: list[PromptGroup] | None = None,
     eval_reference: list[list[np.ndarray]] | None = None,
     report: Reporter = _silent,
+    on_row: OnRow = _unheard,
     flops: FlopsOf | None = None,
     consume: bool = False,
 ) -> FitResult:
     """Trains to the end of the plan, from the last checkpoint in `folder` if there is one.
 
     Args:
+      on_row: gets the rows of the log as they are made; after a restart those of the checkpoint come first, again.
       flops: what training on some groups takes; metric lines then say how much of it a device does a second.
       consume: the arrays of `model.trained` are this fit's own and are deleted; else they are copied, and the copy
         takes four more bytes a weight throughout.
@@ -141,7 +149,7 @@ def fit(
                                    assemble=model.assemble, dtype=dtype)
 
         def evaluate(state: TrainState) -> dict[str, float]:
-            return evaluator(state.params, frozen)
+            return {f"eval_{name}": value for name, value in evaluator(state.params, frozen).items()}
 
     with count_compiles() as compiles:
         state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)
@@ -151,7 +159,9 @@ def fit(
                 like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
                 del state  # it and what is read back need not both fit
                 state, log, unlogged = checkpoints.restore(last, like)
-            loop = _Loop(plan, config, mesh, checkpoints, report, flops, log, unlogged)
+            for row in log:
+                on_row(row)
+            loop = _Loop(plan, config, mesh, checkpoints, report, on_row, flops, log, unlogged)
             state = loop.run(program.run, state, frozen, evaluate)
         finally:  # a save under way is finished, whatever stopped the run
             if checkpoints:
@@ -163,9 +173,10 @@ class _Loop:
     """Walks the plan; keeps what is not yet logged."""
 
     def __init__(self, plan: BatchPlan, config: TrainConfig, mesh: Mesh, checkpoints: Checkpoints | None,
-                 report: Reporter, flops: FlopsOf | None, log: list[dict[str, Any]],
+                 report: Reporter, on_row: OnRow, flops: FlopsOf | None, log: list[dict[str, Any]],
                  unlogged: list[dict[str, float]]):
         self.plan, self.config, self.checkpoints, self.report, self.log = plan, config, checkpoints, report, log
+        self._on_row = on_row
         self._mesh, self._flops, self._timed_from = mesh, flops, 0
         self._rows = batch_sharding(mesh, axis=1)
         self._window = unlogged
@@ -177,7 +188,7 @@ class _Loop:
         waiting: tuple[int, Any] | None = None
         leaving: Any = False
         if evaluate is not None and start and self._evaluates(start) and not self._evaluated(start):
-            self._add_scores(start, evaluate(state))  # the run ended between the checkpoint and this
+            self._keep(start, evaluate(state))  # the run ended between the checkpoint and this
         for step, local, micro_batches in self.plan.iterate(start):
             batch = place(local, self._rows, self.plan.micro_rows, axis=1)
             state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
@@ -196,7 +207,7 @@ class _Loop:
             if leave and not last:
                 raise Preempted(f"step {step + 1} of {steps} is {'saved' if self.checkpoints else 'not to be saved'}")
             if evaluate is not None and evaluating:
-                self._add_scores(step + 1, evaluate(state))
+                self._keep(step + 1, evaluate(state))
         return state
 
     def _evaluates(self, step: int) -> bool:
@@ -205,12 +216,9 @@ class _Loop:
     def _evaluated(self, step: int) -> bool:
         return any(row["step"] == step and "eval_loss" in row for row in self.log)
 
-    def _add_scores(self, step: int, scores: dict[str, float]) -> None:
-        self.log.append({"step": step, "epoch": self._epoch(step),
-                         **{f"eval_{name}": value for name, value in scores.items()}})
-
-    def _epoch(self, step: int) -> float:
-        return round(step / self.plan.steps_per_epoch, 4)
+    def _keep(self, step: int, metrics: dict[str, float]) -> None:
+        self.log.append({"step": step, "epoch": round(step / self.plan.steps_per_epoch, 4), **metrics})
+        self._on_row(self.log[-1])
 
     def _record(self, step: int, metrics: Any) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -230,7 +238,7 @@ class _Loop:
             if self._flops is not None:
                 groups = [self.plan.groups[i] for number in timed for i in self.plan.members(number)]
                 row |= utilisation(self._flops(groups), seconds, self._mesh)
-            self.log.append({"step": step, "epoch": self._epoch(step), **row})
+            self._keep(step, row)
             self._window, self._clock, self._timed_from = [], time.perf_counter(), step
 
 

@@ -14,6 +14,7 @@ from rlhf_jax.workflow.options import (
     RewardOptions,
     ScorerOptions,
     SftOptions,
+    TrackerOptions,
     refuse_idle,
 )
 
@@ -25,7 +26,8 @@ class _WithModel:
     mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
 
-def _check_evaluation(command: SftCommand | RewardCommand | DpoCommand) -> None:
+def _check_training(command: SftCommand | RewardCommand | DpoCommand) -> None:
+    _ = command.trackers  # raises for what is no tracker
     if command.eval_steps is not None and not command.eval_dataset_name:
         raise ValueError(f"eval_steps = {command.eval_steps} has no effect without eval_dataset_name, the rows to "
                          "evaluate on; give them or leave it out")
@@ -39,7 +41,7 @@ def _check_not_graded(command: SftCommand | GenerateCommand) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SftCommand(_WithModel, SftOptions, DataOptions):
+class SftCommand(_WithModel, SftOptions, TrackerOptions, DataOptions):
     """Supervised fine-tuning of a language model on prompts and completions; the result is OUTPUT_DIR/model.
 
     Attributes:
@@ -53,12 +55,12 @@ class SftCommand(_WithModel, SftOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_evaluation(self)
+        _check_training(self)
         _check_not_graded(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RewardCommand(_WithModel, RewardOptions, DataOptions):
+class RewardCommand(_WithModel, RewardOptions, TrackerOptions, DataOptions):
     """Training a reward model on preference rows: Bradley-Terry, or pairwise (A/B letter); OUTPUT_DIR/model.
 
     Attributes:
@@ -72,11 +74,11 @@ class RewardCommand(_WithModel, RewardOptions, DataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_evaluation(self)
+        _check_training(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DpoCommand(_WithModel, PreferenceOptions, DataOptions):
+class DpoCommand(_WithModel, PreferenceOptions, TrackerOptions, DataOptions):
     """Direct preference optimisation on preference rows, or on the file that `rlhf-jax pairs` wrote; OUTPUT_DIR/model.
 
     Attributes:
@@ -97,7 +99,7 @@ class DpoCommand(_WithModel, PreferenceOptions, DataOptions):
         super().__post_init__()
         if bool(self.pairs) == bool(self.sources):
             raise ValueError("give exactly one of dataset_name (preference rows) and pairs (a pairs.jsonl file)")
-        _check_evaluation(self)
+        _check_training(self)
         if self.pairs and not self.eval_dataset_name:
             refuse_idle(self, DataOptions, "on pairs, whose rows are token ids already")
         if self.reference_model is not None and not self.loss.needs_reference:

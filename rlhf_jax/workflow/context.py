@@ -29,7 +29,7 @@ def no_tick(name: str, done: int, total: int, words: str) -> None:
 
 @dataclasses.dataclass
 class Context:
-    """A run under way. mesh: of all devices of all processes, for training.
+    """A run under way. mesh: of all devices of all processes, for training. trackers: get its training's metric rows.
 
     Training consumes the weights it starts from, so it has the context let go of them first (`Setting.let_go`).
     """
@@ -37,6 +37,7 @@ class Context:
     run: Run
     mesh: Mesh
     tick: Tick = no_tick
+    trackers: tuple[str, ...] = ()
     _samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
     _logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
     _trained: Params | None = None
@@ -54,7 +55,8 @@ class Context:
         def let_go() -> None:
             self._latest = None
 
-        return Setting(self.mesh, report, keep, let_go) if of_policy else Setting(self.mesh, report, let_go=let_go)
+        setting = Setting(self.mesh, report, let_go=let_go, trackers=self.trackers, config=self.run.config)
+        return dataclasses.replace(setting, keep=keep) if of_policy else setting
 
     def adopt(self, stage: Stage) -> None:
         """If `stage` has just trained a policy, the stages after it need not read its weights from their files."""

@@ -18,6 +18,7 @@ from rlhf_jax.workflow.options import (
     RewardOptions,
     ScorerOptions,
     SftOptions,
+    TrackerOptions,
 )
 
 Baseline = Literal["offline_dpo", "matched_dpo", "raft"]
@@ -97,7 +98,7 @@ class EvaluationSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(TrackerOptions):
     """A whole run: fine-tuning, a reward model, online rounds, baselines, evaluation, report.
 
     Attributes:
@@ -143,6 +144,7 @@ class ExperimentConfig:
     mesh: MeshChoice = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
+        _ = self.trackers  # raises for what is no tracker
         if (self.model_name_or_path is None) == (self.scratch is None):
             raise ValueError("give exactly one of model_name_or_path (a model folder) and scratch (fresh weights); "
                              f"given were {self.model_name_or_path!r} and {self.scratch!r}")

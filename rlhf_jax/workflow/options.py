@@ -10,6 +10,7 @@ from rlhf_jax.data.graded_pairs import PairRule
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import LoraConfig
 from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.workflow.trackers import tracker_names
 
 
 def part(command: Any, options: type) -> Any:
@@ -73,6 +74,22 @@ class DataOptions:
     def sources(self) -> tuple[str, ...]:
         """`dataset_name` as a tuple."""
         return (self.dataset_name,) if isinstance(self.dataset_name, str) else tuple(self.dataset_name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackerOptions:
+    """Experiment trackers. They are no part of what names a stage: to turn one on redoes nothing.
+
+    Attributes:
+      report_to: none, or one or several of tensorboard, wandb and trackio; they get the rows of trainer_state.json.
+    """
+
+    report_to: str | tuple[str, ...] = "none"
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """`report_to` as a tuple, empty for none; ValueError for what is no tracker."""
+        return tracker_names(self.report_to)
 
 
 @dataclasses.dataclass(frozen=True)

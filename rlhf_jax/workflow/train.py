@@ -41,6 +41,7 @@ from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Prefe
 from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.stage import to_plain
+from rlhf_jax.workflow.trackers import tracking
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
@@ -52,12 +53,15 @@ class Setting:
     Attributes:
       report: shows progress. keep: gets the trained weights. let_go: called before the first step, whose state needs
         the memory; drops weights that the run only keeps to save reading them again.
+      trackers: get the metric rows, and `config` as the run's.
     """
 
     mesh: Mesh
     report: Reporter
     keep: Callable[[Params], None] = lambda params: None
     let_go: Callable[[], None] = lambda: None
+    trackers: tuple[str, ...] = ()
+    config: Any = dataclasses.field(default_factory=dict)
 
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
@@ -193,10 +197,11 @@ def train_stage(
     if chat_template is not None:  # beside the checkpoints, for the export of a training that does not finish
         on_main(lambda: write_chat_template(folder, chat_template))
     setting.let_go()
-    result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
-                 folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
-                 report=setting.report, flops=flops_counter(config, frozen=options.lora is not None),
-                 consume=options.lora is None)
+    with tracking(setting.trackers, folder, setting.config) as on_row:
+        result = fit(model, objective(compute_of(config, train, setting.mesh)), plan, train, setting.mesh,
+                     folder=folder / CHECKPOINTS, eval_groups=list(eval_groups), eval_reference=eval_reference,
+                     report=setting.report, on_row=on_row, flops=flops_counter(config, frozen=options.lora is not None),
+                     consume=options.lora is None)
     made_by = objective.func if isinstance(objective, partial) else objective
     setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
                         model_card(made_by.__name__, base, options, len(groups), result.steps), chat_template))

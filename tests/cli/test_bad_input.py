@@ -168,10 +168,10 @@ def test_the_mesh_is_set_axis_by_axis(capsys):
 
 
 def test_all_unknown_keys_are_named_at_once_and_each_with_what_to_write_instead(capsys):
-    message = refused(["--learning_rte", "1", "--bf16", "true", "--report_to", "wandb", "--mesh.tensro", "2"], capsys)
+    message = refused(["--learning_rte", "1", "--bf16", "true", "--push_to_hub", "true", "--mesh.tensro", "2"], capsys)
     assert "learning_rte: did you mean 'learning_rate'?" in message
     assert "bf16: use dtype: bfloat16" in message
-    assert "report_to: metrics go to" in message
+    assert "push_to_hub: nothing is uploaded" in message
     assert "mesh.tensro: did you mean 'mesh.tensor'?" in message
     assert "rlhf-jax sft --help" in message
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import pytest
@@ -56,6 +57,26 @@ def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, t
     status, _, err = rlhf_jax("pairs", *steps["pairs"], "--rule", "max_max", "--output_dir", tmp_path / "pairs")
     assert status == 1
     assert "options.rule" in err
+
+
+def test_turning_a_tracker_on_or_off_redoes_nothing(world, rlhf_jax, tmp_path):
+    pytest.importorskip("tensorboardX")
+    sft = ["sft", "--model_name_or_path", world / "base", "--dataset_name", world / "sft.jsonl", *TRAIN]
+    status, _, err = rlhf_jax(*sft, "--report_to", "tensorboard", "--output_dir", tmp_path / "sft")
+    assert status == 0, err
+    assert len(list((tmp_path / "sft").glob("events.out.tfevents.*"))) == 1
+    status, out, err = rlhf_jax(*sft, "--output_dir", tmp_path / "sft")
+    assert status == 0, err
+    assert "already done" in out
+
+
+def test_a_missing_tracker_is_said_before_anything_is_made(world, rlhf_jax, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    status, _, err = rlhf_jax("sft", "--model_name_or_path", world / "base", "--dataset_name", world / "sft.jsonl",
+                              "--report_to", "[wandb]", "--output_dir", tmp_path / "sft")
+    assert status == 1
+    assert 'pip install "rlhf_jax[wandb]"' in err
+    assert not (tmp_path / "sft").exists()
 
 
 def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):

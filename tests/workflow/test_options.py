@@ -86,6 +86,8 @@ MODEL = {"model_name_or_path": "m", "output_dir": "o"}
     (ExperimentConfig, {**START, "gold": SCORER}, "gold judges policies in the evaluation"),
     (ExperimentConfig, {**START, "raft": SftOptions(train_batch_size=8)}, "raft section has no effect"),
     (ExperimentConfig, {**START, "dpo": PreferenceOptions(eval_steps=5)}, "dpo.eval_steps = 5 has no effect"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "report_to": "mlflow"}, "report_to = 'mlflow'"),
+    (ExperimentConfig, {**START, "report_to": ("none", "wandb")}, "contradicts itself"),
     (ExperimentConfig, RUN, "exactly one of model_name_or_path"),
     (ExperimentConfig, {**RUN, "model_name_or_path": "m", "scratch": ScratchOptions("t")}, "exactly one of model_name"),
     (ExperimentConfig, {**RUN, "scorer": None, "model_name_or_path": "m"}, "exactly one of reward"),

@@ -26,7 +26,7 @@ def home(tmp_path_factory):
 def start(micro_run, launch, home):
     """start(name, processes, devices of each): the run, on a mesh of all devices."""
     config = home / "config.yaml"
-    config.write_text(yaml.safe_dump(micro_run(TRAIN, slots=8, shard_size=2, world=WORLD)))
+    config.write_text(yaml.safe_dump(micro_run(TRAIN, slots=8, shard_size=2, world=WORLD, report_to="tensorboard")))
     return lambda name, processes=2, devices=4: launch(config, home / name, processes, devices)
 
 
@@ -43,6 +43,12 @@ def stages(folder):
 
 def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_only_one_of_two_processes_writes_to_a_tracker(by_two):
+    trained = {name for name, folder in stages(by_two).items() if (folder / "model" / "trainer_state.json").is_file()}
+    written = [path.parent.name.rsplit("-", 1)[0] for path in by_two.rglob("events.out.tfevents.*")]
+    assert sorted(written) == sorted(trained)
 
 
 @pytest.mark.parametrize("devices", [8, 1])
