@@ -292,10 +292,9 @@ class Sampler:
         active, counts = jax.device_get((state.active, state.count))
         at_work = [(place, slot, lane) for place, slot in enumerate(slots) if slot is not None for lane in slot.running]
         asked = [x for x in at_work if self.sampling.stop_strings or not active[x[0], x[2]]]
-        if not asked:
-            return active, int(np.max(np.where(active, counts, 0))), []
-        out, logps = jax.device_get((state.out, state.logps))
-        ended, depth = list[_Ended](), 0
+        if asked:
+            out, logps = jax.device_get((state.out, state.logps))
+        ended = list[_Ended]()
         for place, slot, lane in asked:
             written = out[place, lane, : counts[place, lane]]
             if active[place, lane] and not self._has_stop_string(written, prompts[slot.prompt]):
@@ -304,10 +303,8 @@ class Sampler:
             ended.append(_Ended(slot, slot.running.pop(lane), written.copy(), some))
             if not slot.running and not slot.waiting:
                 slots[place] = None
-        for place, slot, lane in at_work:
-            if lane in slot.running:
-                depth = max(depth, int(counts[place, lane]))
-        return active, depth, ended
+        left = [int(counts[place, lane]) for place, slot, lane in at_work if lane in slot.running]
+        return active, max(left, default=0), ended
 
     def _groups(self, ended: Sequence[_Ended], prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
         """Makes responses of what was written; yields the prompts that have all of theirs."""

@@ -157,11 +157,16 @@ def run_generate(command: GenerateCommand, context: Context) -> Stage:
     return run_stage(Path(command.output_dir), "generate", inputs, body)
 
 
+def _shards_key(folder: Path) -> list[str]:
+    """What identifies a stage's samples in the inputs of another: its shards alone, no record or report beside them."""
+    return [hash_path(path) for path in shards(folder)]
+
+
 def run_score(command: ScoreCommand, context: Context) -> Stage:
     """`rlhf-jax score`."""
     source = Path(command.input)
     scorer = open_scorer(part(command, ScorerOptions), context.local_mesh, command.name)
-    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": [hash_path(path) for path in shards(source)]}
+    inputs = {"scorer": scorer.fingerprint, "as": command.name, "source": _shards_key(source)}
     return run_stage(Path(command.output_dir), "score", inputs,
                      lambda folder: score_stage(folder, scorer=scorer, source=source,
                                                 progress=context.progress("score")))
@@ -171,8 +176,7 @@ def run_pairs(command: PairsCommand, context: Context) -> Stage:
     """`rlhf-jax pairs`."""
     del context
     options: PairOptions = part(command, PairOptions)
-    source = [hash_path(path) for path in shards(Path(command.input))]
-    inputs = {"source": source, "scorer": command.scorer, "options": options}
+    inputs = {"source": _shards_key(Path(command.input)), "scorer": command.scorer, "options": options}
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups, funnel = make_pairs(read_shards(Path(command.input)), command.scorer, options)
