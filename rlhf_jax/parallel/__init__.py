@@ -18,7 +18,16 @@ from rlhf_jax.parallel.mesh import (
     replicated,
     spec_shardings,
 )
-from rlhf_jax.parallel.placement import HandOver, hand_over, local_mesh, place, rows_here, sampling_mesh, tensor_ways
+from rlhf_jax.parallel.placement import (
+    HandOver,
+    hand_over,
+    local_mesh,
+    place,
+    rows_here,
+    sampling_mesh,
+    shaped,
+    tensor_ways,
+)
 from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote, watch_for_preemption
 
 __all__ = [
@@ -56,6 +65,7 @@ __all__ = [
     "room_here",
     "rows_here",
     "sampling_mesh",
+    "shaped",
     "spec_shardings",
     "tensor_ways",
     "vote",

@@ -24,6 +24,13 @@ def rows_here(sharding: NamedSharding, rows: int, axis: int = 0) -> list[int]:
     return sorted({row for index in mine for row in range(*(index or (slice(None),))[axis].indices(rows))})
 
 
+def shaped(tree: Any, shardings: Any) -> Any:
+    """`ShapeDtypeStruct`s of a tree, where `shardings` (a tree like it, or one for all) says."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
 def place(batch: Any, sharding: NamedSharding, rows: int, axis: int = 0) -> Any:
     """A tree of numpy arrays that hold this process's rows (see `rows_here`) as global arrays of `rows` rows.
 

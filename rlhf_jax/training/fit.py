@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rlhf_jax.parallel import (
     place,
     replicated,
     rows_here,
+    shaped,
     spec_shardings,
     vote,
 )
@@ -36,7 +38,15 @@ from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.mfu import FlopsOf, utilisation
 from rlhf_jax.training.objectives import Objective
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
-from rlhf_jax.training.step import Assemble, TrainState, init_state, make_train_step, state_shardings, whole
+from rlhf_jax.training.step import (
+    Assemble,
+    TrainState,
+    fresh_state,
+    init_state,
+    make_train_step,
+    state_shardings,
+    whole,
+)
 
 Reporter = Callable[[int, int, dict[str, float]], None]
 """(step, steps, metrics) -> None: shows progress; called once a step with the newest metrics known."""
@@ -152,13 +162,16 @@ def fit(
             return {f"eval_{name}": value for name, value in evaluator(state.params, frozen).items()}
 
     with count_compiles() as compiles:
-        state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)
         checkpoints = Checkpoints(folder, config.save_total_limit) if folder else None
         try:
             if checkpoints and (last := checkpoints.latest()) is not None:
-                like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-                del state  # it and what is read back need not both fit
+                like = shaped(jax.eval_shape(partial(fresh_state, program.optimizer), model.trained), program.shardings)
+                if consume:  # the start and what is read back need not both fit
+                    for array in jax.tree.leaves(model.trained):
+                        array.delete()
                 state, log, unlogged = checkpoints.restore(last, like)
+            else:
+                state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)
             for row in log:
                 on_row(row)
             loop = _Loop(plan, config, mesh, checkpoints, report, on_row, flops, log, unlogged)

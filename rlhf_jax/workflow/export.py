@@ -28,7 +28,7 @@ from rlhf_jax.models import (
 from rlhf_jax.models.hf import CHAT_TEMPLATE
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
-from rlhf_jax.parallel import spec_shardings
+from rlhf_jax.parallel import shaped, spec_shardings
 from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.train import CHECKPOINTS, MODEL, published
@@ -119,8 +119,7 @@ def _placed(shapes: Any, specs: Any, mesh: Mesh) -> Any:
         if ours.get(name) != theirs.get(name):
             raise CheckpointError(f"this is a checkpoint of another model: {name} is {ours.get(name, 'missing')} in it "
                                   f"and {theirs.get(name, 'missing')} in the base; give the model that it started from")
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes,
-                        spec_shardings(specs, mesh))
+    return shaped(shapes, spec_shardings(specs, mesh))
 
 
 def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_shard_bytes: int) -> Mapping[str, Any]:

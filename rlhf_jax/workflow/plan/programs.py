@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.packing import PackedBatch, RowShape, empty_rows, unpack_slots
 from rlhf_jax.models import DecoderConfig, LoraConfig, Params, cast, init_lora, init_params
-from rlhf_jax.parallel import PRESETS, batch_sharding, batch_ways, param_shardings
+from rlhf_jax.parallel import PRESETS, batch_sharding, batch_ways, param_shardings, shaped
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.sampling.cache import stored_dtype
 from rlhf_jax.sampling.decode import Refill, View, empty_state
@@ -50,15 +50,6 @@ class Program:
     layers: int
     param_bytes: int
     weights: frozenset[int] = frozenset()
-
-
-def shaped(tree: Any, shardings: Any = None) -> Any:
-    """`ShapeDtypeStruct`s of a tree, where `shardings` (a tree like it, or one for all) says."""
-    if shardings is None:
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-    if isinstance(shardings, jax.sharding.Sharding):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings), tree)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def device_bytes(tree: Any) -> int:
