@@ -5,19 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 import work
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import RowShape, default_row_length, unpack_slots
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import load_params, param_specs, read_config
-from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings, replicated, spec_shardings
-from rlhf_jax.sampling import Sampler, SamplingConfig
-from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.parallel import make_mesh, param_shardings, replicated, spec_shardings
+from rlhf_jax.sampling import Sampler
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
-from rlhf_jax.workflow.options import PairOptions
 from rlhf_jax.workflow.pairs import make_pair
 
 args = work.arguments(["dpo", "rm", "sft", "generate", "score", "round"])

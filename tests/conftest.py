@@ -150,7 +150,8 @@ def lone_mesh():
     """A mesh of one device."""
     import jax
 
-    from rlhf_jax.parallel import MeshConfig, make_mesh
+    from rlhf_jax.config.mesh import MeshConfig
+    from rlhf_jax.parallel import make_mesh
 
     return make_mesh(MeshConfig(), jax.devices()[:1])
 

@@ -12,14 +12,15 @@ from jax.sharding import AbstractMesh
 
 from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.cli.plan import read
+from rlhf_jax.config.commands import RewardCommand, SftCommand
+from rlhf_jax.config.mesh import AXES, MeshConfig
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.world import world_rows
 from rlhf_jax.models import config_from_hf, count_params, param_specs
 from rlhf_jax.models.params import is_spec
-from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
+from rlhf_jax.parallel import param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
-from rlhf_jax.workflow.commands import RewardCommand, SftCommand
-from rlhf_jax.workflow.experiment_config import ExperimentConfig
-from rlhf_jax.workflow.policy import Checkpoint, read_data
+from rlhf_jax.workflow.checkpoint import Checkpoint, read_data
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

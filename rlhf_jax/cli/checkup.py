@@ -1,25 +1,22 @@
-"""The verbs that only read: `inspect` and `doctor` print what they found as tables, `report` draws a run again."""
+"""The verbs that only read: `inspect` and `doctor` print what they found as tables."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_jax.cli.run import ReportCommand, report
-from rlhf_jax.data.chat import render_all
+from rlhf_jax.config.commands import DoctorCommand, InspectCommand
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models import find_model
-from rlhf_jax.parallel import MeshConfig, Room, choose_mesh, initialize, make_mesh
-from rlhf_jax.workflow.commands import DoctorCommand, InspectCommand
+from rlhf_jax.parallel import Room, choose_mesh, initialize, make_mesh
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import RenderedRows
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.meshes import need_of, resolved
-from rlhf_jax.workflow.options import DataOptions, part
-from rlhf_jax.workflow.policy import Checkpoint, read_data
 
 _COLOURS = {"ok": "green", "note": "yellow", "fail": "red"}
 
@@ -36,8 +33,9 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def inspect(command: InspectCommand) -> None:
+def inspect(verb: str, command: InspectCommand) -> None:
     """Prints what a checkpoint is; exits with 1 if it would be refused."""
+    del verb
     folder, mesh = find_model(command.model_name_or_path), command.mesh
     if not isinstance(mesh, MeshConfig):
         mesh = choose_mesh(Room(command.devices, command.devices), need_of(command)).mesh
@@ -57,15 +55,17 @@ def inspect(command: InspectCommand) -> None:
         raise ValueError("these files are not the model that config.json describes; training and sampling refuse them")
 
 
-def doctor(command: DoctorCommand) -> None:
+def doctor(verb: str, command: DoctorCommand) -> None:
     """Prints every check; exits with 1 if one failed."""
+    del verb
     initialize()
-    data: DataOptions = part(command, DataOptions)
-    checkpoint = Checkpoint.find(command.model_name_or_path, data.chat_template_path)
+    data = command.data
+    checkpoint = Checkpoint.find(command.model_name_or_path, data.render.chat_template_path)
     groups = []
-    if data.sources:
-        examples, funnel = read_data(dataclasses.replace(data, max_samples=data.max_samples or 64), command.kind)
-        groups = render_all(examples, checkpoint.renderer(data), funnel)
+    if data.rows.sources:
+        rows = dataclasses.replace(data.rows, max_samples=data.rows.max_samples or 64)
+        groups = RenderedRows(checkpoint=checkpoint, kind=command.kind, rows=rows, render=data.render,
+                              graded=data.graded).read()
     findings = examine(checkpoint, make_mesh(resolved(command.mesh, command).mesh), groups)
     table = _table("check", "", "seen", "advice")
     for one in findings:
@@ -74,8 +74,3 @@ def doctor(command: DoctorCommand) -> None:
     failed = [one.check for one in findings if one.verdict == "fail"]
     if failed:
         raise ValueError(f"failed: {', '.join(failed)}")
-
-
-READERS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "inspect": (InspectCommand, inspect), "doctor": (DoctorCommand, doctor), "report": (ReportCommand, report)}
-"""Verb -> (its config, what it does)."""

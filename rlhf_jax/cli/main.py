@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
 import sys
 import traceback
 from importlib import resources
 from pathlib import Path
 
-VERB_HELP = {
-    "quickstart": "the whole workflow on the embedded default: minutes on two CPU cores, no network",
-    "iterate": "SFT -> reward model -> (sample, score, pair, train) x rounds -> evaluation -> report",
-    "sft": "supervised fine-tuning",
-    "reward": "train a Bradley-Terry or a pairwise preference model",
-    "generate": "sample n continuations of every prompt",
-    "score": "score sampled responses",
-    "pairs": "choose preference pairs from scored responses",
-    "dpo": "train on preference pairs (the DPO family)",
-    "evaluate": "evaluate a scorer on held-out pairs, or a policy against a baseline",
-    "export": "write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",
-    "inspect": "what a checkpoint is: family, head, tensors, memory per device; nothing is loaded",
-    "doctor": "check template, BOS, stop token, padding and the loss before any training",
-    "plan": "compile a config's programs for an accelerator that is not here: memory, traffic, hours",
-    "report": "draw the report of a finished run again",
-}
-
-ELSEWHERE = {"sample": "generate", "train": "sft, reward or dpo", "eval": "evaluate", "merge": "export",
-             "rm": "reward", "online": "iterate"}
-"""What others call a verb, and its name here."""
+from rlhf_jax.cli.help import print_help
+from rlhf_jax.cli.parser import show
+from rlhf_jax.cli.verbs import ELSEWHERE, VERBS, named
 
 
 def main() -> None:
@@ -36,25 +19,29 @@ def main() -> None:
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print("usage: rlhf-jax VERB [--config x.yaml] [--key value ...]   (rlhf-jax VERB --help lists the keys)\n")
-        print("\n".join(f"  {verb:<11} {text}" for verb, text in VERB_HELP.items()))
+        print("\n".join(f"  {name:<11} {verb.help}" for name, verb in VERBS.items()))
         print("\nevery verb takes --dry-run: print the resolved config, the model, the data funnel and three examples")
         raise SystemExit(0)
-    verb, rest = args[0], _named(args[0], args[1:])
-    if verb not in VERB_HELP:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERB_HELP, n=1)
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         hint = f"It is called {ELSEWHERE[verb]} here. " if verb in ELSEWHERE else hint
-        print(f"rlhf-jax: no verb {verb!r}. {hint}Known are: {', '.join(VERB_HELP)}", file=sys.stderr)
+        print(f"rlhf-jax: no verb {verb!r}. {hint}Known are: {', '.join(VERBS)}", file=sys.stderr)
         raise SystemExit(2)
+    if {"-h", "--help"} & set(rest):
+        print_help(verb, named(VERBS[verb].options))
+        raise SystemExit(0)
+    if section := next((word for word in rest if word.endswith(".help")), None):
+        print_help(verb, named(VERBS[verb].options), section.strip("-").removesuffix(".help").replace("-", "_"))
+        raise SystemExit(0)
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
     prepare_environment()
-    from rlhf_jax.parallel import EXIT_PREEMPTED, Preempted
+    from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Preempted
 
     try:
-        _dispatch(verb, rest, dry_run)
+        _do(verb, rest, dry_run)
     except Preempted as notice:
         print(f"rlhf-jax {verb}: {notice}", file=sys.stderr)
         raise SystemExit(EXIT_PREEMPTED) from notice
@@ -85,17 +72,6 @@ def _fail_together() -> None:
         os._exit(1)
 
 
-SUBJECT = {"inspect": "model_name_or_path", "doctor": "model_name_or_path", "export": "model_name_or_path",
-           "report": "run"}
-"""Verbs that are about one thing, and the key it has: `rlhf-jax inspect MODEL` needs no flag before MODEL."""
-
-
-def _named(verb: str, args: list[str]) -> list[str]:
-    if verb in SUBJECT and args and not args[0].startswith("-"):
-        return [f"--{SUBJECT[verb]}", *args]
-    return args
-
-
 def prepare_environment() -> None:
     """Quiet libraries and a compilation cache that outlives the process; both can be overridden from outside."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -105,47 +81,20 @@ def prepare_environment() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def _dispatch(verb: str, args: list[str], dry_run: bool) -> None:
-    from rlhf_jax.cli.parser import parse, show
-
-    if verb == "plan":
-        from rlhf_jax.cli.plan import plan
-
-        plan(args)
-        return
-    if verb in ("report", "inspect", "doctor"):
-        from rlhf_jax.cli.checkup import READERS
-
-        if dry_run:
-            raise ValueError(f"{verb} changes nothing in the first place, so --dry-run means nothing; leave it out")
-        command, read = READERS[verb]
-        read(parse(command, verb, args))
-        return
-    from rlhf_jax.workflow.experiment_config import ExperimentConfig
-    from rlhf_jax.workflow.verbs import VERBS
-
-    if verb in ("iterate", "quickstart"):
-        with resources.as_file(resources.files("rlhf_jax.cli") / "quickstart.yaml") as default:
-            first = ["--config", str(default)] if verb == "quickstart" else []
-            command = parse(ExperimentConfig, verb, [*first, *args])
-    else:
-        command = parse(VERBS[verb][0], verb, args)
-
-    from rlhf_jax.cli import run
-
-    if dry_run:
+def _do(name: str, words: list[str], dry_run: bool) -> None:
+    verb = VERBS[name]
+    if dry_run and verb.preview is None:
+        raise ValueError(f"{name} changes nothing in the first place, so --dry-run means nothing; leave it out")
+    if verb.subject and words and not words[0].startswith("-"):
+        words = [f"--{verb.subject}", *words]
+    with resources.as_file(resources.files("rlhf_jax.cli") / verb.config) as first:
+        command = named(verb.read)(named(verb.options), name, [*(["--config", str(first)] if verb.config else []),
+                                                               *words])
+    if dry_run and verb.preview is not None:
         print(show(command))
-        run.dry_run(command)
-    elif isinstance(command, ExperimentConfig):
-        run.experiment(command)
-    elif getattr(command, "baseline_model", None):
-        run.policy_evaluation(command)
+        named(verb.preview)(name, command)
     else:
-        stage = run.single(verb, command)
-        if not run.is_main_process():
-            return
-        print(json.dumps({key: value for key, value in stage.report.items() if key != "reliability"}, indent=1))
-        print(f"\n{verb}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}, in {stage.folder}")
+        named(verb.run)(name, command)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""A config dataclass as a command: help from docstrings, YAML plus `--key value`, errors with the nearest name."""
+"""YAML plus `--key value` as options; errors name the nearest key, or what other frameworks' keys are called here."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import re
+import json
 import sys
-import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
+
+from rlhf_jax.config.build import UnknownKeys, build
+from rlhf_jax.fields import declared, flattened, keys
+
+T = TypeVar("T")
 
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
@@ -54,33 +56,26 @@ REFUSED = {
 """Keys of other frameworks that have no meaning here, and what to do instead."""
 
 
-class Parser(ArgumentParser):
-    """An argument parser whose errors name the nearest known key. keys: all of them, dotted."""
+def refuse(verb: str, message: str) -> NoReturn:
+    """Ends the program with status 2 and a message that names where the keys are listed."""
+    print(f"rlhf-jax {verb}: {message}\n(rlhf-jax {verb} --help lists the keys)", file=sys.stderr)
+    raise SystemExit(2)
 
-    keys: frozenset[str] = frozenset()
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.keys:  # of one alternative of a key's type; the parser of the whole command knows its full name
-            raise ValueError(message)
-        message = re.sub(r"Parser key \"([^\"]+)\":\s*", r"\1: ", message)
-        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("a typing.Literal[", "one of [")
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        print(f"({self.prog} --help lists the keys)", file=sys.stderr)
-        raise SystemExit(2)
-
-    def refuse(self, unknown: Sequence[str]) -> None:
-        """Exits with all unknown keys, and for each of them what to write instead, if there are any."""
-        if unknown:
-            lines = [f"  {key}: {self._instead(key)}" for key in unknown]
-            self.error("\n".join([f"no such key{'s' * (len(unknown) > 1)}:", *lines]))
-
-    def _instead(self, key: str) -> str:
-        tail = key.rsplit(".", 1)[-1]
-        if tail in REFUSED:
-            return REFUSED[tail]
-        names = {name.rsplit(".", 1)[-1]: name for name in sorted(self.keys)} | {name: name for name in self.keys}
-        near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(tail, names, n=1)
-        return f"did you mean {names[near[0]]!r}?" if near else "nothing here is called like it"
+def instead(key: str, options: type) -> str:
+    """What to write instead of a key that the options, of the chosen kinds, do not have."""
+    tail = key.rsplit(".", 1)[-1]
+    known: dict[str, type] = {}
+    for name, owner, _ in keys(options):
+        known.setdefault(name, owner)
+    if key in known:
+        kind = next((f.default for f in declared(known[key]) if f.name == "kind"), None)
+        return f"has no effect on this kind{f'; it belongs to kind: {kind}' if kind else ''}; leave it out"
+    if tail in REFUSED:
+        return REFUSED[tail]
+    names = {name.rsplit(".", 1)[-1]: name for name in sorted(known)} | {name: name for name in known}
+    near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(tail, names, n=1)
+    return f"did you mean {names[near[0]]!r}?" if near else "no key has a similar name"
 
 
 def renamed(key: str) -> str:
@@ -104,98 +99,27 @@ def _renamed_tree(value: Any, known: set[str]) -> Any:
     return tree
 
 
-def _resolve_types(command: type) -> None:
-    """Turns the string annotations of a config dataclass, and of those inside it, into types the parser can check.
+def parse(options: type[T], verb: str, words: Sequence[str]) -> T:
+    """Builds `options` from `--config file.yaml` and `--key value`, later ones winning.
 
-    jsonargparse looks names up in one module; options inherited from another would go unchecked.
+    Exits with status 2 and a message for unknown keys, wrong types, and values the options refuse.
     """
-    hints = typing.get_type_hints(command)
-    hints["return"] = type(None)
-    vars(command)["__init__"].__annotations__ = hints
-    for hint in hints.values():
-        for inner in (hint, *typing.get_args(hint)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner) and inner is not command:
-                _resolve_types(inner)
-
-
-def parse(command: type, verb: str, args: Sequence[str]) -> Any:
-    """Builds `command` (a config dataclass) from `--config file.yaml` and `--key value`, later ones winning.
-
-    Exits with status 2 and a message for unknown keys, wrong types, and values the dataclass refuses.
-    """
-    if {"-h", "--help"} & set(args):
-        return parse_tree(command, verb, None)
-    if section := next((arg for arg in args if arg.endswith(".help")), None):
-        _parser(command, verb).parse_args([section])
     try:
-        tree = merged_tree(args)
+        tree = merged_tree(words)
     except ValueError as error:
-        _parser(command, verb).error(str(error))
-    return parse_tree(command, verb, tree)
+        refuse(verb, str(error))
+    return parse_tree(options, verb, tree)
 
 
-def _parser(command: type, verb: str) -> Parser:
-    _resolve_types(command)
-    parser = Parser(prog=f"rlhf-jax {verb}", usage=f"rlhf-jax {verb} [--config x.yaml] [--key value ...]",
-                    description=_summary(command), default_env=False)
-    parser.add_argument("--config", type=str, help="YAML file with the keys below; may be given more than once")
-    parser.add_class_arguments(command, nested_key=None, as_group=False)
-    parser.keys = frozenset(_keys(command))
-    _group(parser, command)
-    return parser
-
-
-def _summary(documented: type) -> str:
-    return (documented.__doc__ or "").split("\n")[0]
-
-
-def _group(parser: Parser, command: type) -> None:
-    """The help lists a command's own keys first, then those of each option class it is made of, under its summary."""
-    owners: dict[str, type] = {}
-    for base in reversed(command.__mro__):
-        if dataclasses.is_dataclass(base) and not base.__name__.startswith("_"):
-            owners |= {name: base for name in vars(base).get("__annotations__", {}) if name not in owners}
-    for owner in dict.fromkeys(owners.values()):
-        if owner is not command:
-            group = parser.add_argument_group(_summary(owner).split(". ")[0].rstrip("."))
-            for action in [a for a in parser._optionals._group_actions if owners.get(a.dest) is owner]:
-                parser._optionals._group_actions.remove(action)
-                group._group_actions.append(action)
-
-
-def _keys(command: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields of a config dataclass, also of one that is an alternative ("auto" or a mapping)."""
-    for name, hint in typing.get_type_hints(command).items():
-        yield prefix + name
-        for inner in (hint, *typing.get_args(hint)):
-            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
-                yield from _keys(inner, f"{prefix}{name}.")
-
-
-def _unknown(tree: dict[str, Any], keys: frozenset[str], prefix: str = "") -> Iterator[str]:
-    """Dotted names of what a mapping gives and no config field takes."""
-    for name, value in tree.items():
-        if prefix + name not in keys:
-            yield prefix + name
-        elif isinstance(value, dict):
-            yield from _unknown(value, keys, f"{prefix}{name}.")
-
-
-def parse_tree(command: type, verb: str, tree: dict[str, Any] | None) -> Any:
-    """`parse` of a mapping that is already read; None prints the help and exits."""
-    parser = _parser(command, verb)
-    if tree is None:
-        parser.parse_args(["--help"])
-    known = {action.dest.rsplit(".", 1)[-1] for action in parser._actions}
+def parse_tree(options: type[T], verb: str, tree: dict[str, Any]) -> T:
+    """`parse` of a mapping that is already read."""
     try:
-        tree = _renamed_tree(tree, known)
-        parser.refuse([*_unknown(tree, parser.keys)])
-        found = parser.parse_object(tree, defaults=True)
-        values = vars(parser.instantiate(found))
-        values.pop("config", None)
-        return command(**values)
-    except (ValueError, TypeError) as error:
-        parser.error(str(error))
+        return build(options, _renamed_tree(tree, {key.rsplit(".", 1)[-1] for key, _, _ in keys(options)}))
+    except UnknownKeys as error:
+        lines = [f"  {key}: {instead(key, options)}" for key in error.names]
+        refuse(verb, "\n".join([f"no such key{'s' * (len(lines) > 1)}:", *lines]))
+    except ValueError as error:
+        refuse(verb, str(error))
 
 
 def merged_tree(args: Sequence[str]) -> dict[str, Any]:
@@ -261,6 +185,5 @@ def _merged(trees: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def show(value: Any) -> str:
     """A resolved config as YAML."""
-    from rlhf_jax.workflow.stage import to_plain
-
-    return yaml.safe_dump(to_plain(value), sort_keys=False, default_flow_style=False)
+    plain = json.loads(json.dumps(flattened(value), default=str))
+    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=False)

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,34 +16,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_jax.config.commands import CompareCommand, ReportCommand
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
-from rlhf_jax.workflow.commands import EvaluateCommand
 from rlhf_jax.workflow.context import Context, Tick
-from rlhf_jax.workflow.evaluate import Outcome
+from rlhf_jax.workflow.datasets import RenderedRows
 from rlhf_jax.workflow.experiment import Experiment
-from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.meshes import resolved
-from rlhf_jax.workflow.options import TrackerOptions
-from rlhf_jax.workflow.policy import Loaded
-from rlhf_jax.workflow.results import gather
-from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
+from rlhf_jax.workflow.policies import Outcome, compare
+from rlhf_jax.workflow.results import gather_results
+from rlhf_jax.workflow.stage import Run, write_json_atomic
 from rlhf_jax.workflow.trackers import package
-from rlhf_jax.workflow.verbs import VERBS, evaluate_policies, loaded
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportCommand:
-    """Drawing the report of a finished run again, from its results.json.
-
-    Attributes:
-      run: the run folder.
-    """
-
-    run: str
-
+from rlhf_jax.workflow.verbs import STAGES, rows_of
 
 LINE_SECONDS = 20.0
 """Without a terminal, a stage says where it stands this often."""
@@ -115,61 +102,72 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
-    trackers = config.trackers if isinstance(config, TrackerOptions) else ()
+def _context(config: Any, console: Console, tick: Tick, *, single: bool = False) -> Context:
+    trackers = config.trackers.names if hasattr(config, "trackers") else ()
     for name in trackers:
         package(name)  # that it is missing is said now, not when training begins
-    run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
+    run = Run(_writable(config.output_dir), config, announce=console.print if is_main_process() else lambda _: None,
+              single=single)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")
     return Context(run, make_mesh(chosen.mesh), tick, trackers)
 
 
-def _join() -> None:
-    """One of the processes of the run, if there are several; from here on SIGTERM ends it with its state saved."""
+@contextmanager
+def _at_work(config: Any, *, single: bool = False) -> Iterator[Context]:
+    """The context of a command that alone writes to its output folder.
+
+    The process joins the others of the run, if there are several; from here on SIGTERM ends it with its state saved.
+    """
     initialize()
     watch_for_preemption()
-
-
-def single(verb: str, command: Any) -> Stage:
-    """Runs one stage."""
-    _join()
     with _bars() as (console, tick):
-        context = _context(command.output_dir, command, console, tick)
+        context = _context(config, console, tick, single=single)
         with _alone(context.run.folder) if is_main_process() else nullcontext():
-            return VERBS[verb][1](command, context)
+            yield context
 
 
-def experiment(config: ExperimentConfig) -> None:
-    """Runs the whole workflow and ends with the page a person opens."""
-    seed = config.evaluation.seed if config.evaluation else 0
-    _reported(config, lambda context: Experiment(config, context).run(), config.title,
-              "gold" if config.gold else None, seed)
-
-
-def policy_evaluation(command: EvaluateCommand) -> None:
-    """Evaluates a policy against a baseline, with the same page."""
-    title = f"{command.model_name_or_path} against {command.baseline_model}"
-    _reported(command, lambda context: evaluate_policies(command, context), title,
-              "gold" if command.gold else None, command.seed)
-
-
-def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: str | None, seed: int) -> None:
-    _join()
-    with _bars() as (console, tick):
-        context = _context(config.output_dir, config, console, tick)
-        with _alone(context.run.folder) if is_main_process() else nullcontext():
-            outcome = run(context)
-            context.run.write_manifest()
+def stage(verb: str, command: Any) -> None:
+    """Does the one stage that a verb asks for, and prints its report."""
+    with _at_work(command, single=True) as context:
+        finished = context.do(verb, STAGES[verb](command, context))
     if is_main_process():
-        results = gather(context.run, outcome, title=title, gold=gold, seed=seed)
+        print(json.dumps({key: value for key, value in finished.report.items() if key != "reliability"}, indent=1))
+        done = "already done" if finished.reused else f"{finished.seconds:.1f} s"
+        print(f"\n{verb}: {done}, in {finished.folder}")
+
+
+def experiment(verb: str, config: ExperimentConfig) -> None:
+    """Runs the whole workflow and ends with the page a person opens."""
+    del verb
+    with _at_work(config) as context:
+        outcome = Experiment(config, context).run()
+        context.run.write_manifest()
+    seed = config.evaluation.seed if config.evaluation else 0
+    _report(context, outcome, config.title, "gold" if config.gold else None, seed)
+
+
+def comparison(verb: str, command: CompareCommand) -> None:
+    """Compares a policy with a baseline, with the same page."""
+    del verb
+    with _at_work(command) as context:
+        outcome = compare(command, context)
+        context.run.write_manifest()
+    title = f"{command.model_name_or_path} against {command.baseline_model}"
+    _report(context, outcome, title, "gold" if command.gold else None, command.seed)
+
+
+def _report(context: Context, outcome: Outcome, title: str, gold: str | None, seed: int) -> None:
+    if is_main_process():
+        results = gather_results(context.run, outcome, title=title, gold=gold, seed=seed)
         write_json_atomic(context.run.folder / "results.json", results)
-        report(ReportCommand(str(context.run.folder)))
+        report("report", ReportCommand(run=str(context.run.folder)))
 
 
-def report(command: ReportCommand) -> None:
+def report(verb: str, command: ReportCommand) -> None:
     """Writes report.html, figures/ and report.md beside results.json and says the main points."""
+    del verb
     folder = Path(command.run)
     path = folder / "results.json"
     if not path.is_file():
@@ -181,23 +179,24 @@ def report(command: ReportCommand) -> None:
     print(f"\nreport: {page}")
 
 
-def dry_run(command: Any) -> None:
+def preview(verb: str, command: Any) -> None:
     """Prints the model's size, the data funnel and three rendered examples, trained-on tokens between [ and ].
 
     Nothing is written to the command's output folder.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = dataclasses.replace(command, output_dir=folder)
-        data: Loaded | None
+        run = Run(Path(folder), command, announce=lambda _: None)
+        context = Context(run, make_mesh(resolved(getattr(command, "mesh", None), command).mesh))
         if isinstance(command, ExperimentConfig):
-            run = Run(Path(folder), command, announce=lambda _: None)
-            data = Experiment(command, Context(run, make_mesh(resolved(command.mesh, command).mesh))).preview()
+            rows: RenderedRows | None = Experiment(command, context).preview()
         else:
-            data = loaded(command)
-        if data is None:
-            print("this verb reads no training data; the config above is all there is to show")
+            rows = rows_of(STAGES[verb](command, context))
+        if rows is None:
+            print("this verb renders no rows; the config above is all there is to show")
             return
-        config = data.checkpoint.config
-        print(f"model: {config.family}, {count_params(config):,} parameters\n\n{data.funnel}\n")
-        for group in data.groups[:3]:
-            print(describe(group, data.checkpoint.tokenizer), end="\n\n")
+        config = rows.checkpoint.config
+        groups = rows.read()
+        print(f"model: {config.family}, {count_params(config):,} parameters\n\n{rows.funnel}\n")
+        for group in groups[:3]:
+            print(describe(group, rows.checkpoint.tokenizer), end="\n\n")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf_jax.workflow.plan.report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds
+from rlhf_jax.plan.report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds
 
 _LLAMA = "--config configs/llama3_8b"
 _FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"

@@ -11,10 +11,11 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
+from rlhf_jax.config.data import Overlong
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH, Message, PromptGroup, Response, Text
 from rlhf_jax.data.rows import Example
@@ -43,7 +44,6 @@ __all__ = [
     "stop_token_ids",
 ]
 
-Overlong = Literal["error", "drop", "truncate_prompt_left", "truncate_response"]
 DATA_SCORE = "data"
 """Name under which the grades of a data set lie in `Response.scores`."""
 _TOO_LONG = ("prompt_too_long", "response_too_long")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from rlhf_jax.config.data import PairRule
 from rlhf_jax.data.turns import BadRow
-
-PairRule = Literal["all", "best_worst", "best_random"]
 
 
 def pairs_from_scores(

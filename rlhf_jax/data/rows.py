@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_jax.data.graded_pairs import PairRule, finite_number, pairs_from_scores
+from rlhf_jax.config.data import PairRule
+from rlhf_jax.data.graded_pairs import finite_number, pairs_from_scores
 from rlhf_jax.data.groups import Message, Text
 from rlhf_jax.data.turns import BadRow, as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
 

@@ -7,7 +7,6 @@ preference set and it evaluates; training sees only the labels and what a reward
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.groups import Message
 
 PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village")
@@ -41,27 +41,6 @@ CHAT_TEMPLATE = (
     "{% endgeneration %}{% else %}<|user|>{{ message['content'] }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldConfig:
-    """Sizes of the world's data sets.
-
-    Attributes:
-      seed: of everything in it.
-      sft_rows: prompts with completions.
-      preference_rows: labelled pairs.
-      prompt_rows: prompts of the loop.
-      eval_prompts: held-out prompts.
-      label_noise: divides gold differences before labels are drawn: higher is noisier.
-    """
-
-    seed: int = 0
-    sft_rows: int = 3000
-    preference_rows: int = 2000
-    prompt_rows: int = 2400
-    eval_prompts: int = 128
-    label_noise: float = 0.7
 
 
 def judge_text(prompt: str, answer: str) -> float:

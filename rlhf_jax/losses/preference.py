@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.fields import Options, Range, above, between
 from rlhf_jax.losses.divergence import f_divergence
 from rlhf_jax.losses.pairs import PairLogps, where_pairs
 from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss
 
+_REAL = Range(-1e9, 1e9)
+
 
 @dataclass(frozen=True)
-class PreferenceLoss:
+class PreferenceLoss(Options):
     """Which preference losses to take, with which weights and knobs. Names are TRL's; values are checked at once.
 
     Attributes:
@@ -38,16 +40,16 @@ class PreferenceLoss:
     """
 
     loss_type: str | tuple[str, ...] = "sigmoid"
-    loss_weights: tuple[float, ...] | None = None
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+    loss_weights: Annotated[tuple[float, ...] | None, _REAL] = None
+    beta: Annotated[float, above(0, 1e9)] = 0.1
+    label_smoothing: Annotated[float, between(0, 0.5)] = 0.0
     f_divergence_type: str = "reverse_kl"
-    f_alpha_divergence_coef: float = 0.5
-    discopop_tau: float = 0.05
-    simpo_gamma: float = 0.5
-    alphapo_alpha: float = 0.0
+    f_alpha_divergence_coef: Annotated[float, _REAL] = 0.5
+    discopop_tau: Annotated[float, above(0, 1e9)] = 0.05
+    simpo_gamma: Annotated[float, _REAL] = 0.5
+    alphapo_alpha: Annotated[float, _REAL] = 0.0
 
-    def __post_init__(self) -> None:
+    def conflicts(self) -> None:
         if isinstance(self.loss_type, str):
             object.__setattr__(self, "loss_type", _current_name(self.loss_type))
         else:
@@ -177,22 +179,11 @@ def _check_mixture(spec: PreferenceLoss) -> None:
             f"loss_weights has {len(weights)} numbers for {len(names)} loss types ({', '.join(names)}), "
             "so the mixture is unclear. Give one for each."
         )
-    if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"loss_weights={weights} holds a number that is not finite. Give finite weights.")
 
 
 def _check_values(spec: PreferenceLoss) -> None:
     e = spec.label_smoothing
     f_divergence(spec.f_divergence_type, spec.f_alpha_divergence_coef)  # raises what it must
-    for name in ("beta", "discopop_tau"):
-        value = getattr(spec, name)
-        if not (value > 0.0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value} must be a positive finite number: it scales or divides. Try its default.")
-    if not 0.0 <= e <= 0.5:
-        raise ValueError(
-            f"label_smoothing={e} is outside [0, 0.5]: it is the share of flipped labels, and above a half chosen and "
-            "rejected would trade places. Swap the columns instead, or give a smaller number."
-        )
     if e == 0.0 and "exo_pair" in spec.loss_types:
         raise ValueError(
             "label_smoothing=0.0 makes exo_pair infinite: it takes log e. Give a small number, such as 1e-3."

@@ -7,7 +7,7 @@ from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
 from rlhf_jax.models.heads import GatedScores, gated_scores, score_heads, vocab_logits
 from rlhf_jax.models.hf import CheckpointError, find_model, read_config
 from rlhf_jax.models.load import load_params
-from rlhf_jax.models.lora import LoraConfig, init_lora, merge_lora, with_lora
+from rlhf_jax.models.lora import init_lora, merge_lora, with_lora
 from rlhf_jax.models.params import Params, as_classifier, cast, count_params, init_params, output_head, param_specs
 from rlhf_jax.models.peft import adapter_base, fused_modules, load_adapter, save_adapter
 from rlhf_jax.models.save import save_hf
@@ -19,7 +19,6 @@ __all__ = [
     "DecoderConfig",
     "Gate",
     "GatedScores",
-    "LoraConfig",
     "Params",
     "Rope",
     "RowAttention",

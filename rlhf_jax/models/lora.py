@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.params import Params, ParamSpec, param_specs
 
@@ -18,26 +18,6 @@ TARGETS = {
     "o_proj": ("attention", "o"), "gate_proj": ("mlp", "gate"), "up_proj": ("mlp", "up"), "down_proj": ("mlp", "down"),
 }
 """Hugging Face's module name -> where the weight sits in a layer's tree."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """TRL's keys: rank, alpha (the update is scaled by alpha / r) and which projections get one."""
-
-    lora_r: int = 16
-    lora_alpha: float = 32.0
-    lora_target_modules: tuple[str, ...] = tuple(TARGETS)
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.lora_target_modules) - set(TARGETS))
-        if unknown or not self.lora_target_modules:
-            raise ValueError(f"lora_target_modules has {unknown or 'no entry'}; choose from {sorted(TARGETS)}")
-        if self.lora_r < 1:
-            raise ValueError(f"lora_r = {self.lora_r}; the rank must be 1 or more")
-
-    @property
-    def scale(self) -> float:
-        return self.lora_alpha / self.lora_r
 
 
 class LoraWeight(NamedTuple):

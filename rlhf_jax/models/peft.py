@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.hf import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, Stored, compare_tensors, open_tensors
 from rlhf_jax.models.load import TensorReader, read_whole
-from rlhf_jax.models.lora import TARGETS, LoraConfig, lora_specs
+from rlhf_jax.models.lora import TARGETS, lora_specs
 from rlhf_jax.models.params import Params, ParamSpec, is_spec
 from rlhf_jax.models.save import hf_tensors, on_host, write_chat_template, write_json, write_tensors
 
@@ -54,7 +55,7 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
     if odd or isinstance(targets, str) or not set(targets) <= set(TARGETS):
         raise CheckpointError(f"{folder} adapts {targets} with {odd or 'plain settings'}; supported is plain LoRA on "
                               f"{sorted(TARGETS)}. Merge the adapter with PEFT (merge_and_unload) and give the result")
-    lora = LoraConfig(raw["r"], raw["lora_alpha"], tuple(sorted(targets)))
+    lora = LoraConfig(True, raw["r"], raw["lora_alpha"], tuple(sorted(targets)))
     specs = lora_specs(config, lora)
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}

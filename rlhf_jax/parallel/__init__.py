@@ -4,10 +4,7 @@ from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
 from rlhf_jax.parallel.distributed import divided, gather, gather_counts, initialize, is_main_process, on_main
 from rlhf_jax.parallel.mesh import (
-    AXES,
     PRESETS,
-    MeshChoice,
-    MeshConfig,
     Rules,
     auto_inside,
     batch_sharding,
@@ -31,13 +28,10 @@ from rlhf_jax.parallel.placement import (
 from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote, watch_for_preemption
 
 __all__ = [
-    "AXES",
     "EXIT_PREEMPTED",
     "PRESETS",
     "Choice",
     "HandOver",
-    "MeshChoice",
-    "MeshConfig",
     "Need",
     "Notice",
     "Preempted",

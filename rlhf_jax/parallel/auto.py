@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator, memory_of
-from rlhf_jax.parallel.mesh import MeshConfig
 
 STATE_BYTES = 18
 """Bytes a trained weight takes: float32 master, two moments and gradient, and a bfloat16 working copy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,48 +13,11 @@ from jax import Array
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.params import map_specs, param_specs
 
-AXES = ("data", "fsdp", "context", "tensor")
 _Place = str | tuple[str, ...] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Sizes of the mesh axes; -1 (one of them at most) takes the devices that are left.
-
-    Attributes:
-      data: replicas.
-      fsdp: devices that share the weights and split the batch.
-      context: devices that share a row.
-      tensor: devices that share heads, inner widths and vocabulary.
-      axis_types: "explicit" makes shardings part of the types of the training state (`jax.typeof` shows them), so that
-        an update that would lose one does not trace; "auto" leaves them to XLA and to constraints.
-    """
-
-    data: int = 1
-    fsdp: int = -1
-    context: int = 1
-    tensor: int = 1
-    axis_types: Literal["auto", "explicit"] = "auto"
-
-    def shape(self, devices: int) -> tuple[int, int, int, int]:
-        """The four sizes for this many devices; ValueError where they do not multiply to it."""
-        sizes = [self.data, self.fsdp, self.context, self.tensor]
-        if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-            raise ValueError(f"mesh {self} needs sizes of 1 or more, with -1 for one axis at most")
-        fixed = math.prod(size for size in sizes if size != -1)
-        if devices % fixed or (-1 not in sizes and fixed != devices):
-            raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} asks for {fixed} devices"
-                             f"{' (times the -1 axis)' if -1 in sizes else ''}; there are {devices}. "
-                             "Set one axis to -1 or change the sizes so that they multiply to the device count")
-        d, f, c, t = (devices // fixed if size == -1 else size for size in sizes)
-        return d, f, c, t
-
-
-MeshChoice = MeshConfig | Literal["auto"]
-"""What a config says of the mesh: its sizes, or that `auto.choose_mesh` picks them."""
 
 
 @dataclasses.dataclass(frozen=True)

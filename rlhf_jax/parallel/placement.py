@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.params import Params, cast, is_spec, param_specs
 from rlhf_jax.parallel.accelerators import memory_of
-from rlhf_jax.parallel.mesh import PRESETS, MeshConfig, make_mesh, param_shardings
+from rlhf_jax.parallel.mesh import PRESETS, make_mesh, param_shardings
 
 
 def rows_here(sharding: NamedSharding, rows: int, axis: int = 0) -> list[int]:

@@ -7,17 +7,15 @@ scale and a probability by its value's, so no dequantised copy of a cache exists
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.config.sampling import CacheDtype
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
-
-CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
-"""How a cache is stored; "auto" is the compute dtype."""
 
 _LARGEST = 127.0
 

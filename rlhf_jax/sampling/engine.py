@@ -9,80 +9,21 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.parallel import batch_ways, constrainer
-from rlhf_jax.sampling.cache import CacheDtype, append_tokens, stored_dtype
+from rlhf_jax.sampling.cache import append_tokens, stored_dtype
 from rlhf_jax.sampling.decode import Append, DecodeState, Refill, View, decode_block, empty_state, prefill, restart
 from rlhf_jax.sampling.rules import Rules
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """What to sample, under the field's names.
-
-    Attributes:
-      num_generations: continuations per prompt, n.
-      temperature: one value, or several spread over the n samples (the paper's half 1.0, half 0.7 is (1.0, 0.7)).
-      top_k: draw among the k most probable tokens alone; 0 for all.
-      top_p: among the fewest that have this probability together; 1.0 for all.
-      min_p: among those with this share of the most probable one's probability; 0.0 for all.
-      max_new_tokens: response budget; a response that meets it ends with finish reason "length" and without EOS.
-      stop_strings: a response ends at the first token that completes one of these.
-      slots: prompts in flight, over all devices.
-      lanes: continuations of one prompt in flight, None for all n; a lane that finishes takes the prompt's next sample.
-      block: tokens decoded between two looks by the host.
-      prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
-      cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps a scale a
-        token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the price
-        of log-probs that `sampling.cache.logp_tolerance` bounds.
-      seed: with the prompt id, the sample index and the position it decides every token.
-    """
-
-    num_generations: int = 8
-    temperature: float | tuple[float, ...] = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_new_tokens: int = 256
-    stop_strings: tuple[str, ...] = ()
-    slots: int = 16
-    lanes: int | None = None
-    block: int = 32
-    prompt_length: int | None = None
-    cache_dtype: CacheDtype = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_generations", "max_new_tokens", "slots", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; it must be 1 or more")
-        if self.cache_dtype not in get_args(CacheDtype):
-            raise ValueError(f"cache_dtype = {self.cache_dtype!r}; choose from {', '.join(get_args(CacheDtype))}")
-        if self.lanes is not None and not 1 <= self.lanes <= self.num_generations:
-            raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
-                             "choose between 1 and that")
-        given = len(self.temperature) if isinstance(self.temperature, tuple) else 1
-        if not 1 <= given <= self.num_generations:
-            raise ValueError(f"temperature has {given} values for num_generations = {self.num_generations} samples; "
-                             "give one value, or at most one for each sample")
-        if min(self.temperatures) < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1 or self.top_k < 0:
-            raise ValueError(f"temperature = {self.temperature}, top_p = {self.top_p}, min_p = {self.min_p}, top_k = "
-                             f"{self.top_k}: need temperature >= 0, 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0")
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """Temperature of each of the n samples: the given values in equal, contiguous shares."""
-        given = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
-        return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))
 
 
 def shape_settings(sampling: SamplingConfig) -> SamplingConfig:

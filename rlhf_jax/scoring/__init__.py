@@ -1,6 +1,6 @@
 """Scoring: what gives a response a score. Reward models of one or many outputs, pairwise models, Python functions."""
 
-from rlhf_jax.scoring.base import Scorer, rerender
+from rlhf_jax.scoring.base import Comparing, Scorer, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.function import FunctionScorer, load_function
 from rlhf_jax.scoring.multi_objective import MultiObjectiveScorer
@@ -9,6 +9,7 @@ from rlhf_jax.scoring.tournament import knock_out, round_robin
 
 __all__ = [
     "BradleyTerryScorer",
+    "Comparing",
     "FunctionScorer",
     "MultiObjectiveScorer",
     "PairwiseScorer",

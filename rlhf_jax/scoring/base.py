@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rlhf_jax.data.chat import Renderer
-from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
+from rlhf_jax.data.groups import LENGTH, PromptGroup, Response, Text
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.models import Params
 
@@ -27,7 +27,7 @@ class Scorer(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
+    def key(self) -> str:
         """Changes when the scores would: part of a stage's input hash."""
         ...
 
@@ -40,6 +40,16 @@ class Scorer(Protocol):
 
     def let_go(self) -> None:
         """Called after the last score for a while: weights that can be read again leave the devices."""
+        ...
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A scorer that judges two answers against each other, better than by the difference of two scores."""
+
+    def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
+                ) -> list[float | None]:
+        """P(first better than second) of each (prompt, first, second); None where the comparison failed."""
         ...
 
 

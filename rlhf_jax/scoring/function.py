@@ -42,7 +42,7 @@ class FunctionScorer:
         self.name, self._function = name, function
         self.failures: Counter[str] = Counter()
         source = inspect.getsource(inspect.getmodule(function) or function)
-        self.fingerprint = hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
+        self.key = hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
 
     def let_go(self) -> None:
         """A function has nothing to let go of."""

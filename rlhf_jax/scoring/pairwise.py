@@ -106,13 +106,13 @@ class PairwiseScorer:
     """
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
-                 name: str = "proxy", fingerprint: str = "",
+                 name: str = "proxy", key: str = "",
                  method: Literal["round_robin", "knock_out"] = "round_robin",
                  rows_per_batch: int = 4, min_letter_mass: float = 0.5):
         if config.is_classifier:
             raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
                                   f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
-        self.name, self.fingerprint, self.method = name, fingerprint, method
+        self.name, self.key, self.method = name, key, method
         self.failures: Counter[str] = Counter()
         self.disagreements = 0
         self._weights, self._renderer = Weights(params), renderer

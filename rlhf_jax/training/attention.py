@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from jax.sharding import Mesh
 
+from rlhf_jax.config.training import AttnImplementation
 from rlhf_jax.models import DecoderConfig, RowAttention
 from rlhf_jax.models.attention import CUDNN_ROWS, WHOLE_ROWS
 from rlhf_jax.models.blocked import blocked_rows
 from rlhf_jax.models.splash import splash_rows
 
-AttnImplementation = Literal["auto", "xla", "blocked", "splash", "cudnn"]
-"""auto: splash on TPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere. blocked: a loop over blocks,
-for one CPU device. splash: JAX's TPU kernel. cudnn: cuDNN's fused kernel, for NVIDIA GPUs in bfloat16 or float16."""
 _BLOCKS = (64, 32)
 
 

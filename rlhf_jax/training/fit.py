@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import default_row_length
@@ -33,7 +34,6 @@ from rlhf_jax.parallel import (
 )
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
-from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.mfu import FlopsOf, utilisation
 from rlhf_jax.training.objectives import Objective

@@ -17,11 +17,12 @@ from jax import Array
 from jax.sharding import Mesh
 
 from rlhf_jax import losses
+from rlhf_jax.config.training import AttnImplementation
 from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.losses import PairLogps, PreferenceLoss, Term, TokenStats
 from rlhf_jax.models import DecoderConfig, Params, output_head, packed_forward, score_heads
 from rlhf_jax.parallel import constrainer
-from rlhf_jax.training.attention import AttnImplementation, row_attention
+from rlhf_jax.training.attention import row_attention
 
 
 class Metrics(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.models.params import is_spec
-from rlhf_jax.training.config import TrainConfig
 
 
 def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:

@@ -1,4 +1,4 @@
-"""What every stage needs and none owns: the run, meshes, progress, compiled samplers, the weights just trained."""
+"""State shared by the stages of a run: meshes, progress, compiled samplers, the latest weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.parallel import HandOver, hand_over, local_mesh, sampling_mesh
-from rlhf_jax.sampling import Sampler, SamplingConfig, shape_settings
+from rlhf_jax.sampling import Sampler, shape_settings
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import Compute
-from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.stage import Run, Stage
-from rlhf_jax.workflow.train import Setting
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.stage import MODEL, Finished, Run, Stage, stage_key
 
 Tick = Callable[[str, int, int, str], None]
 """(stage name, done, total, a few words) -> None: shows where a stage stands."""
@@ -28,73 +28,87 @@ def no_tick(name: str, done: int, total: int, words: str) -> None:
 
 
 @dataclasses.dataclass
-class Context:
-    """A run under way. mesh: of all devices of all processes, for training. trackers: get its training's metric rows.
+class LatestWeights:
+    """The policy that was trained last, still on the devices, and the key of the stage that trained it."""
 
-    Training consumes the weights it starts from, so it has the context let go of them first (`Setting.let_go`).
+    key: str | None = None
+    params: Params | None = None
+
+    def keep(self, key: str, params: Params) -> None:
+        self.key, self.params = key, params
+
+    def release(self) -> None:
+        """Frees their memory, which a training that begins needs; they are read from their files after that."""
+        self.key = self.params = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """A run under way.
+
+    Attributes:
+      run: its folder. mesh: of all devices of all processes, for training.
+      tick: shows progress. trackers: get the metric rows of trainings.
+      name, key: of the stage at work.
     """
 
     run: Run
     mesh: Mesh
     tick: Tick = no_tick
     trackers: tuple[str, ...] = ()
-    _samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
-    _logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
-    _trained: Params | None = None
-    _latest: tuple[str, Params] | None = None
+    name: str = ""
+    key: str = ""
+    latest: LatestWeights = dataclasses.field(default_factory=LatestWeights)
+    samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
+    logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
 
-    def setting(self, name: str, *, of_policy: bool = False) -> Setting:
-        """Where a training stage happens, its progress shown under `name`; a policy's weights are kept (`adopt`)."""
+    def do(self, name: str, stage: Stage) -> Finished:
+        """The stage, done now or before; the same stage under the same name is done once in a run."""
+        inputs = stage.inputs()
+        at_work = dataclasses.replace(self, name=name, key=stage_key(name, inputs))
+        return self.run.stage(name, inputs, lambda folder: stage.run(folder, at_work))
 
-        def report(step: int, steps: int, metrics: dict[str, float]) -> None:
-            self.tick(name, step, steps, f"loss {metrics['loss']:.4f}")
+    def train(self, name: str, stage: Stage) -> Checkpoint:
+        """The model that a training stage makes."""
+        finished = self.do(name, stage)
+        return Checkpoint(finished.folder / MODEL, stage_key=finished.key)
 
-        def keep(params: Params) -> None:
-            self._trained = params
-
-        def let_go() -> None:
-            self._latest = None
-
-        setting = Setting(self.mesh, report, let_go=let_go, trackers=self.trackers, config=self.run.config)
-        return dataclasses.replace(setting, keep=keep) if of_policy else setting
-
-    def adopt(self, stage: Stage) -> None:
-        """If `stage` has just trained a policy, the stages after it need not read its weights from their files."""
-        if not stage.reused and self._trained is not None:
-            self._latest = (stage.key, self._trained)
-        self._trained = None
-
-    def params(self, checkpoint: Checkpoint, key: str) -> Params:
-        """Float32 weights of the policy `key` on the training mesh: as training left them, else from its files."""
-        if self._latest is not None and self._latest[0] == key:
-            return self._latest[1]
+    def params(self, checkpoint: Checkpoint) -> Params:
+        """Float32 weights on the training mesh: as training left them, else from their files."""
+        if self.latest.params is not None and self.latest.key == checkpoint.key:
+            return self.latest.params
         return checkpoint.params(self.mesh)
 
-    def handed_over(self, checkpoint: Checkpoint, key: str, dtype: str) -> HandOver:
+    def handed_over(self, checkpoint: Checkpoint, dtype: str) -> HandOver:
         """The same weights where and as the sampler wants them."""
         mesh = sampling_mesh(checkpoint.config, dtype, self.mesh)
-        return hand_over(self.params(checkpoint, key), checkpoint.config, jnp.dtype(dtype), mesh)
+        return hand_over(self.params(checkpoint), checkpoint.config, jnp.dtype(dtype), mesh)
 
     @property
     def local_mesh(self) -> Mesh:
         """For what each process does by itself."""
         return local_mesh(self.mesh)
 
-    def progress(self, name: str) -> Callable[[int, int], None]:
-        """Progress of a stage that counts prompts or shards."""
-        return lambda done, total: self.tick(name, done, total, "")
+    def progress(self, done: int, total: int) -> None:
+        """Shows how many prompts or shards of the stage at work are done."""
+        self.tick(self.name, done, total, "")
+
+    def report(self, step: int, steps: int, metrics: dict[str, float]) -> None:
+        """Shows where the training at work stands."""
+        self.tick(self.name, step, steps, f"loss {metrics['loss']:.4f}")
 
     def logps_map(self, config: DecoderConfig) -> PackedMap:
         """Log-probs of groups under a model of this shape."""
-        if config not in self._logps_maps:
-            self._logps_maps[config] = logps_map(Compute(config, mesh=self.mesh), self.mesh)
-        return self._logps_maps[config]
+        if config not in self.logps_maps:
+            self.logps_maps[config] = logps_map(Compute(config, mesh=self.mesh), self.mesh)
+        return self.logps_maps[config]
 
-    def sampler(self, config: DecoderConfig, sampling: SamplingConfig, checkpoint: Checkpoint, dtype: str) -> Sampler:
+    def sampler(self, checkpoint: Checkpoint, sampling: SamplingConfig, dtype: str) -> Sampler:
         """A sampler for this model and these settings; programs are shared by all settings of one shape."""
+        config = checkpoint.config
         key = (config, shape_settings(sampling), checkpoint.stop_ids, dtype)
-        if key not in self._samplers:
+        if key not in self.samplers:
             mesh = sampling_mesh(config, dtype, self.mesh)
-            self._samplers[key] = Sampler(config, sampling, checkpoint.stop_ids, mesh, checkpoint.decode_text,
-                                          jnp.dtype(dtype))
-        return self._samplers[key].with_settings(sampling)
+            self.samplers[key] = Sampler(config, sampling, checkpoint.stop_ids, mesh, checkpoint.decode_text,
+                                         jnp.dtype(dtype))
+        return self.samplers[key].with_settings(sampling)

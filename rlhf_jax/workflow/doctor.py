@@ -18,7 +18,7 @@ from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
-from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.workflow.checkpoint import Checkpoint
 
 Verdict = Literal["ok", "note", "fail"]
 

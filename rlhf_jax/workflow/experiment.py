@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from rlhf_jax.data.chat import render_all
+from rlhf_jax.config.data import DataOptions, PreferenceData, RowOptions
+from rlhf_jax.config.run import ExperimentConfig, RewardSection, ScorerData, ScratchOptions
+from rlhf_jax.config.scorer import ScorerModel
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import write_groups
-from rlhf_jax.data.world import WorldConfig, write_world
-from rlhf_jax.models import DecoderConfig, init_params, save_hf
+from rlhf_jax.fields import replaced
 from rlhf_jax.parallel import is_main_process
-from rlhf_jax.scoring import letter_examples
+from rlhf_jax.scoring import Scorer
+from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
-from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
-from rlhf_jax.workflow.iterate import Policy, iterate, round_prompts, train_pairs
-from rlhf_jax.workflow.options import DataOptions, ScorerOptions
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, check_sources, data_key, prompt_groups, read_data
-from rlhf_jax.workflow.scorers import AnyScorer, check_scorer, open_scorer
-from rlhf_jax.workflow.stage import hash_path
-from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
+from rlhf_jax.workflow.datasets import RenderedRows, check_sources
+from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
+from rlhf_jax.workflow.kinds import check_scorer, open_scorer, trainable_kind
+from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
+from rlhf_jax.workflow.stage import MODEL
+from rlhf_jax.workflow.stages.dpo import DpoStage
+from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
+from rlhf_jax.workflow.stages.pairs import LabelledPairsStage
+from rlhf_jax.workflow.stages.reward import RewardStage
+from rlhf_jax.workflow.stages.scratch import ScratchStage
+from rlhf_jax.workflow.stages.sft import SftStage
+from rlhf_jax.workflow.stages.world import WorldStage
 
 
 class Experiment:
@@ -33,16 +37,17 @@ class Experiment:
 
     def __init__(self, config: ExperimentConfig, context: Context):
         self.config, self.context = config, context
-        self.funnels: dict[str, Funnel] = {}
+        self.recipe = Recipe(config.loop, config.sampling, config.pairs, config.dpo, config.raft)
+        self._rows: dict[str, RenderedRows] = {}
         self._world_folder: Path | None = None
 
     @property
     def folder(self) -> Path:
         return self.context.run.folder
 
-    def located(self, data: DataOptions) -> DataOptions:
+    def located(self, rows: RowOptions) -> RowOptions:
         """The options with `world:NAME` replaced by the file it stands for."""
-        return dataclasses.replace(data, dataset_name=tuple(self._path(source) for source in data.sources))
+        return dataclasses.replace(rows, dataset_name=tuple(self._path(source) for source in rows.sources))
 
     def _path(self, source: str) -> str:
         if not source.startswith("world:"):
@@ -52,36 +57,39 @@ class Experiment:
         name = source.removeprefix("world:")
         return str(self._world_folder / (name if name == "tokenizer" else f"{name}.jsonl"))
 
-    def groups(self, name: str, data: DataOptions, kind: Any, checkpoint: Checkpoint) -> list[PromptGroup]:
-        """Rows of a data set as groups in a model's ids; counts go to the funnel `name`."""
-        located = self.located(data)
-        examples, funnel = read_data(located, kind, self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl")
-        make = prompt_groups if kind == "prompt" else render_all
-        groups = make(examples, checkpoint.renderer(located), funnel)
-        self.funnels[name] = funnel
-        return groups
+    def rows(self, name: str, data: DataOptions | PreferenceData, kind: Any, checkpoint: Checkpoint,
+             **more: Any) -> RenderedRows:
+        """Rows of a data set in a model's ids; what became of them is reported under `name`."""
+        if isinstance(data, PreferenceData):
+            more["graded"] = data.graded
+        self._rows[name] = RenderedRows(
+            checkpoint=checkpoint, kind=kind, rows=self.located(data.rows), render=data.render,
+            quarantine=self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl", **more)
+        return self._rows[name]
 
-    def _data_key(self, data: DataOptions) -> dict[str, Any]:
-        return data_key(self.located(data))
+    @property
+    def funnels(self) -> dict[str, Funnel]:
+        return {name: rows.funnel for name, rows in self._rows.items()}
 
     def run(self) -> Outcome:
         """The whole run."""
-        if self.config.world is not None:
-            self._world(self.config.world)
-        prompts = self._checked_inputs()
-        start = self.start()
+        prompts, base = self.checked_inputs()
+        start = self.start(base)
         scorer, reward_model = self.scorer(start)
-        policies = [(start, "sft", 0)]
-        policies += self._baselines(start, prompts, scorer)
-        online = iterate(self.context, "online", start, prompts, scorer, self.config.recipe)
-        policies += [(policy, "online", number) for number, policy in enumerate(online, start=1)]
+        entries = [Entry("sft", "sft", 0, start), *self._baselines(start, prompts, scorer)]
+        online = iterate(self.context, "online", start, prompts, scorer, self.recipe)
+        entries += [Entry(f"online-{i}", "online", i, policy) for i, policy in enumerate(online, start=1)]
         self._publish(online[-1])
-        return Outcome(policies, self._judge(policies, start, scorer), self.funnels, reward_model)
+        return Outcome(entries, self._judge(entries, scorer), self.funnels, reward_model)
 
-    def _checked_inputs(self) -> list[PromptGroup]:
-        """The loop's prompts, enough for all rounds; what only later stages read is looked at now, not hours later."""
-        c, base = self.config, self._base()
-        prompts = self.groups("prompts", c.prompts, "prompt", base)
+    def checked_inputs(self) -> tuple[list[PromptGroup], Checkpoint]:
+        """The loop's prompts, enough for all rounds, and the base model; what only later stages read is looked at now,
+        not hours later."""
+        c = self.config
+        if c.world is not None:
+            self._world_folder = self.context.do("world", WorldStage(c.world)).folder
+        base = self._base()
+        prompts = self.rows("prompts", c.prompts, "prompt", base).read()
         for number in range(1, c.loop.rounds + 1):
             round_prompts(prompts, c.loop, number)
         for options in (c.scorer, c.gold):
@@ -89,173 +97,104 @@ class Experiment:
                 check_scorer(options)
         if c.reward is not None and c.reward.init != "policy":
             Checkpoint.find(c.reward.init)
-        later = [c.evaluation.data] if c.evaluation else []
-        later += [c.reward.data] if c.reward else []
-        later += [section.eval_data for section in (c.sft, c.reward) if section and section.eval_data]
-        for data in later:
-            check_sources(self.located(data))
-        return prompts
+        later = [c.evaluation.data.rows] if c.evaluation else []
+        later += [c.reward.data.rows] if c.reward else []
+        later += [section.eval_data.rows for section in (c.sft, c.reward) if section and section.eval_data]
+        for rows in later:
+            check_sources(self.located(rows))
+        return prompts, base
 
-    def preview(self) -> Loaded:
-        """The base model and the first data set the run would train on (SFT rows, or the loop's prompts)."""
-        if self.config.world is not None:
-            self._world(self.config.world)
-        checkpoint, section = self._base(), self.config.sft
-        name, data, kind = ("sft", section.data, "sft") if section else ("prompts", self.config.prompts, "prompt")
-        groups = self.groups(name, data, kind, checkpoint)
-        return Loaded(checkpoint, groups, [], self.funnels[name])
+    def preview(self) -> RenderedRows:
+        """The first data set the run would train on: SFT rows, or the loop's prompts."""
+        _, base = self.checked_inputs()
+        if self.config.sft is None:
+            return self._rows["prompts"]
+        return self.rows("sft", self.config.sft.data, "sft", base)
 
     def _base(self) -> Checkpoint:
         c = self.config
         given = self._fresh(c.scratch) if c.scratch is not None else str(c.model_name_or_path)
         return Checkpoint.find(given, c.chat_template_path).as_policy()
 
-    def _world(self, world: WorldConfig) -> None:
-        def body(folder: Path) -> Mapping[str, Any]:
-            if is_main_process():
-                write_world(folder, world)
-            return {}
-
-        self._world_folder = self.context.run.stage("world", {"world": world}, body).folder
-
-    def start(self) -> Policy:
-        """The policy the rounds start from: the given model, or what SFT makes of it."""
-        c, checkpoint = self.config, self._base()
-        base = Policy("base", checkpoint, checkpoint.key)
-        if c.sft is None:
-            return dataclasses.replace(base, label="sft")
-        section = c.sft
-        groups = self.groups("sft", section.data, "sft", checkpoint)
-        held_out = self.groups("sft/eval", section.eval_data, "sft", checkpoint) if section.eval_data else []
-        inputs = {"base": base.key, "data": self._data_key(section.data), "train": section.train,
-                  "eval": section.eval_data and self._data_key(section.eval_data)}
-
-        def body(folder: Path) -> Mapping[str, Any]:
-            return sft_stage(folder, options=section.train, params=checkpoint.params(self.context.mesh),
-                             config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
-                             base=str(checkpoint.folder), eval_groups=held_out, chat_template=checkpoint.chat_template,
-                             setting=self.context.setting("sft", of_policy=True))
-
-        stage = self.context.run.stage("sft", inputs, body)
-        self.context.adopt(stage)
-        return Policy("sft", Checkpoint(stage.folder / MODEL), stage.key)
-
     def _fresh(self, scratch: ScratchOptions) -> Path:
-        tokenizer = Path(self._path(scratch.tokenizer))
-        seed = self.config.sft.train.seed if self.config.sft else 0
-        inputs = {"scratch": dataclasses.replace(scratch, tokenizer=hash_path(tokenizer)), "seed": seed}
+        seed = self.config.sft.train.train.seed if self.config.sft else 0
+        stage = ScratchStage(options=scratch, tokenizer=Checkpoint(Path(self._path(scratch.tokenizer))), seed=seed)
+        return self.context.do("scratch", stage).folder / MODEL
 
-        def body(folder: Path) -> Mapping[str, Any]:
-            checkpoint = Checkpoint(tokenizer)
-            t = checkpoint.tokenizer
-            config = DecoderConfig(
-                family="llama", vocab_size=len(t), embed=scratch.embed, layers=scratch.layers, heads=scratch.heads,
-                kv_heads=scratch.kv_heads, head_dim=scratch.embed // scratch.heads, mlp=scratch.mlp,
-                max_position=scratch.max_position, tie_embeddings=True, bos_token_id=t.bos_token_id,
-                eos_token_ids=(t.eos_token_id,), pad_token_id=t.pad_token_id,
-                initializer_range=scratch.initializer_range)
-            params = jax.device_get(init_params(jax.random.key(seed), config))
-            save_hf(folder / MODEL, params, config, tokenizer_from=tokenizer)
-            return {}
+    def start(self, base: Checkpoint) -> Checkpoint:
+        """The policy the rounds start from: the given model, or what SFT makes of it."""
+        section = self.config.sft
+        if section is None:
+            return base
+        held_out = self.rows("sft/eval", section.eval_data, "sft", base) if section.eval_data else None
+        return self.context.train("sft", SftStage(start=base, data=(self.rows("sft", section.data, "sft", base),),
+                                                  options=section.train, evaluation=held_out))
 
-        return self.context.run.stage("scratch", inputs, body).folder / MODEL
-
-    def scorer(self, start: Policy) -> tuple[AnyScorer, Mapping[str, Any] | None]:
+    def scorer(self, start: Checkpoint) -> tuple[Scorer, Mapping[str, Any] | None]:
         """The proxy the loop learns from, trained here or opened, and its evaluation on held-out pairs."""
-        c = self.config
-        if c.reward is None:
-            assert c.scorer is not None
-            return open_scorer(c.scorer, self.context.local_mesh, "proxy"), None
-        section = c.reward
-        checkpoint = start.checkpoint if section.init == "policy" else Checkpoint.find(
-            section.init, section.data.chat_template_path)
-        folder = self._reward_model(section, checkpoint, start.key if section.init == "policy" else checkpoint.key)
-        options = ScorerOptions(section.train.kind, str(folder), max_length=section.data.max_length,
-                                text_as_chat=section.data.text_as_chat)
-        scorer = open_scorer(options, self.context.local_mesh, "proxy")
-        if section.eval_data is None:
-            return scorer, None
-        return scorer, self._evaluate_reward(scorer, section.eval_data)
+        section = self.config.reward
+        if section is None:
+            assert self.config.scorer is not None
+            return open_scorer(self.config.scorer, self.context.local_mesh, "proxy"), None
+        model, render = self._reward_model(section, start), section.data.render
+        served = trainable_kind(section.train).served(ScorerModel(
+            str(model.folder), text_as_chat=render.text_as_chat, max_length=render.max_length))
+        scorer = open_scorer(served, self.context.local_mesh, "proxy")
+        return scorer, None if section.eval_data is None else self._evaluate_reward(scorer, section.eval_data)
 
-    def _evaluate_reward(self, scorer: AnyScorer, data: DataOptions) -> Mapping[str, Any]:
-        held_out, self.funnels["reward/eval"] = read_data(self.located(data), "preference")
-        inputs = {"scorer": scorer.fingerprint, "data": self._data_key(data)}
+    def _reward_model(self, section: RewardSection, start: Checkpoint) -> Checkpoint:
+        origin = start if section.init == "policy" else Checkpoint.find(
+            section.init, section.data.render.chat_template_path)
+        kind, seed = trainable_kind(section.train), section.train.train.seed
+        rows = self.rows("reward", section.data, "preference", origin,
+                         prepare=lambda examples, funnel: kind.examples(examples, seed, funnel))
+        return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 
-        def body(folder: Path) -> Mapping[str, Any]:
-            del folder
-            return evaluate_scorer(scorer, held_out, seed=0).to_json()
+    def _evaluate_reward(self, scorer: Scorer, data: ScorerData) -> Mapping[str, Any]:
+        rows = PreferenceRows(self.located(data.rows), data.graded)
+        return self.context.do("reward/evaluate", EvaluateStage(scorer=scorer, data=rows)).report
 
-        return self.context.run.stage("reward/evaluate", inputs, body).report
-
-    def _reward_model(self, section: RewardSection, checkpoint: Checkpoint, base_key: str) -> Path:
-        located = self.located(section.data)
-        train = section.train
-        if train.kind == "pairwise":
-            examples, funnel = read_data(located, "preference", self.folder / "quarantine" / "reward.jsonl")
-            groups = render_all(letter_examples(examples, train.seed, funnel), checkpoint.renderer(located), funnel)
-            self.funnels["reward"] = funnel
-        else:
-            groups = self.groups("reward", section.data, "preference", checkpoint)
-        inputs = {"base": base_key, "data": self._data_key(section.data), "train": train}
-        stage_of: Any = sft_stage if train.kind == "pairwise" else bradley_terry_stage
-
-        def body(folder: Path) -> Mapping[str, Any]:
-            return stage_of(folder, options=train, params=checkpoint.params(self.context.mesh),
-                            config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
-                            base=str(checkpoint.folder), chat_template=checkpoint.chat_template,
-                            setting=self.context.setting("reward"))
-
-        return self.context.run.stage("reward", inputs, body).folder / MODEL
-
-    def _baselines(self, start: Policy, prompts: Sequence[PromptGroup], scorer: AnyScorer
-                   ) -> list[tuple[Policy, str, int]]:
+    def _baselines(self, start: Checkpoint, prompts: Sequence[PromptGroup], scorer: Scorer) -> list[Entry]:
         c, out = self.config, []
+        run = partial(iterate, self.context, start=start, prompts=prompts, scorer=scorer)
         if "offline_dpo" in c.baselines:
-            out.append((self._offline(start), "offline_dpo", 1))
+            out.append(Entry("offline_dpo", "offline_dpo", 1, self._offline(start)))
         if "matched_dpo" in c.baselines:
-            loop = dataclasses.replace(c.loop, rounds=1, data_policy="fresh", window=2, reference="sft",
-                                       ref_model_mixup_alpha=0.6, prompts_per_round=self._prompts_in_all(prompts))
-            recipe = dataclasses.replace(c.recipe, loop=loop)
-            out.append((iterate(self.context, "matched_dpo", start, prompts, scorer, recipe)[0], "matched_dpo", 1))
+            loop = replaced(c.loop, rounds=1, data_policy="fresh", reference="sft",
+                            prompts_per_round=self._prompts_in_all(prompts))
+            matched = run("matched_dpo", recipe=dataclasses.replace(self.recipe, loop=loop))
+            out.append(Entry("matched_dpo-1", "matched_dpo", 1, matched[0]))
         if "raft" in c.baselines:
-            loop = dataclasses.replace(c.loop, method="raft", reference="sft", ref_model_mixup_alpha=0.6)
-            raft = iterate(self.context, "raft", start, prompts, scorer, dataclasses.replace(c.recipe, loop=loop))
-            out += [(policy, "raft", number) for number, policy in enumerate(raft, start=1)]
+            loop = replaced(c.loop, method="raft")
+            raft = run("raft", recipe=dataclasses.replace(self.recipe, loop=loop))
+            out += [Entry(f"raft-{i}", "raft", i, policy) for i, policy in enumerate(raft, start=1)]
         return out
 
     def _prompts_in_all(self, prompts: Sequence[PromptGroup]) -> int:
         each = self.config.loop.prompts_per_round
         return len(prompts) if each is None else each * self.config.loop.rounds
 
-    def _offline(self, start: Policy) -> Policy:
+    def _offline(self, start: Checkpoint) -> Checkpoint:
         """Offline DPO on the preference set: the human labels, no sampling."""
         assert self.config.reward is not None
-        data = self.config.reward.data
-        groups = self.groups("offline_dpo", data, "preference", start.checkpoint)
-        inputs = {"data": self._data_key(data), "tokenizer": start.key}
+        options = self.config.dpo
+        rows = self.rows("offline_dpo", self.config.reward.data, "preference", start)
+        labelled = self.context.do("offline_dpo/pairs", LabelledPairsStage(data=rows, model=start))
+        return self.context.train("offline_dpo/dpo", DpoStage(
+            start=start, reference=start if options.loss.needs_reference else None, data=(pairs_of(labelled),),
+            options=options))
 
-        def body(folder: Path) -> Mapping[str, Any]:
-            if is_main_process():
-                write_groups(folder / "pairs.jsonl", groups)
-            return {"pairs": len(groups)}
-
-        stage = self.context.run.stage("offline_dpo/pairs", inputs, body)
-        return train_pairs(self.context, "offline_dpo/dpo", "offline_dpo", start, start,
-                           [(stage.key, stage.folder / "pairs.jsonl")], self.config.dpo)
-
-    def _judge(self, policies: Sequence[tuple[Policy, str, int]], start: Policy, scorer: AnyScorer
-               ) -> dict[str, list[PromptGroup]]:
+    def _judge(self, entries: Sequence[Entry], scorer: Scorer) -> dict[str, list[PromptGroup]]:
         section = self.config.evaluation
         if section is None:
             return {}
-        scorers: list[AnyScorer] = [scorer]
+        scorers = [scorer]
         if self.config.gold is not None:
             scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold"))
-        prompts = self.groups("evaluation", section.data, "prompt", start.checkpoint)
-        return {policy.label: evaluate_policy(self.context, policy, start, prompts, section.sampling, scorers,
-                                              self.config.dpo.dtype) for policy, _, _ in policies}
+        prompts = self.rows("evaluation", section.data, "prompt", entries[0].policy).read()
+        return judge_all(self.context, entries, prompts, section.sampling, scorers, self.config.dpo.train.dtype)
 
-    def _publish(self, policy: Policy) -> None:
+    def _publish(self, policy: Checkpoint) -> None:
         """`policy` in the run folder points at the last round's model."""
         if not is_main_process():
             return

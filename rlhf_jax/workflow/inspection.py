@@ -11,12 +11,13 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
+from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.models import FAMILIES, DecoderConfig, count_params, param_specs
 from rlhf_jax.models.families import head_kind
 from rlhf_jax.models.hf import compare_tensors, open_tensors, stored_tensors
 from rlhf_jax.models.params import is_spec
-from rlhf_jax.parallel import AXES, MeshConfig, param_shardings
-from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.parallel import param_shardings
+from rlhf_jax.workflow.checkpoint import Checkpoint
 
 _WIDE, _NARROW = 4, 2
 """Bytes of a float32 and of a bfloat16 number."""

@@ -3,87 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.config.loop import LoopOptions
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import SftOptions
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.models import Params, save_hf
-from rlhf_jax.parallel import is_main_process
-from rlhf_jax.sampling import SamplingConfig, rounded_up
 from rlhf_jax.scoring import Scorer
-from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
-from rlhf_jax.workflow.pairs import best_of_n, make_pairs
-from rlhf_jax.workflow.policy import Checkpoint, groups_key
-from rlhf_jax.workflow.sample import Progress, read_shards, sample_stage, score_stage
-from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.train import MODEL, dpo_stage, sft_stage
-
-
-@dataclasses.dataclass(frozen=True)
-class Policy:
-    """A policy on disk and the key that stands for its weights in the hashes of later stages."""
-
-    label: str
-    checkpoint: Checkpoint
-    key: str
-
-    @property
-    def folder(self) -> Path:
-        return self.checkpoint.folder
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopOptions:
-    """What the paper leaves open.
-
-    Attributes:
-      rounds: iterations.
-      prompts_per_round: None shares all prompts evenly among the rounds; rounds never share one.
-      method: "dpo", or "raft" (fine-tuning on the best of n).
-      reference: the anchor of DPO: "sft" (the start, as in the paper), "previous" (the last policy), or "ema".
-      ref_model_mixup_alpha: ema: reference <- alpha x policy + (1 - alpha) x reference after each round.
-      init_from: each round's training starts from the "previous" policy or again from "sft".
-      data_policy: train on the "fresh" round, on all so far ("accumulate"), or on the last `window` rounds.
-      window: rounds that data_policy "window" trains on.
-      shard_size: prompts in one shard file; what a killed run loses at most.
-    """
-
-    rounds: int = 3
-    prompts_per_round: int | None = None
-    method: Literal["dpo", "raft"] = "dpo"
-    reference: Literal["sft", "previous", "ema"] = "sft"
-    ref_model_mixup_alpha: float = 0.6
-    init_from: Literal["previous", "sft"] = "previous"
-    data_policy: Literal["fresh", "accumulate", "window"] = "fresh"
-    window: int = 2
-    shard_size: int = 128
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.shard_size < 1 or self.window < 1:
-            raise ValueError(f"rounds = {self.rounds}, shard_size = {self.shard_size}, window = {self.window}: each "
-                             "must be 1 or more")
-        if self.window != 2 and self.data_policy != "window":
-            raise ValueError(f"window = {self.window} has no effect with data_policy = {self.data_policy!r}; "
-                             "set data_policy: window or leave it out")
-        if self.ref_model_mixup_alpha != 0.6 and self.reference != "ema":
-            raise ValueError(f"ref_model_mixup_alpha = {self.ref_model_mixup_alpha} has no effect with reference = "
-                             f"{self.reference!r}; set reference: ema or leave it out")
-        if self.method == "raft" and self.reference != "sft":
-            raise ValueError(f"reference = {self.reference!r} has no effect with method: raft, which has no reference; "
-                             "leave it out")
+from rlhf_jax.workflow.datasets import GivenGroups, GroupFile
+from rlhf_jax.workflow.stage import PAIRS, Finished, Stage
+from rlhf_jax.workflow.stages.dpo import DpoStage
+from rlhf_jax.workflow.stages.mix import MixStage
+from rlhf_jax.workflow.stages.pairs import PairsStage
+from rlhf_jax.workflow.stages.sample import SampleStage
+from rlhf_jax.workflow.stages.score import ScoreStage
+from rlhf_jax.workflow.stages.sft import SftStage
+from rlhf_jax.workflow.stages.shards import ShardFolder
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All options of a loop: how to sample, pair, train (`dpo`, or `sft` for RAFT) and iterate."""
+    """All options of a loop: how to sample, pair, train (`dpo`, or `raft` for RAFT) and iterate."""
 
     loop: LoopOptions
     sampling: SamplingConfig
@@ -110,148 +56,57 @@ def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int
     return list(prompts[start:stop])
 
 
-def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup]) -> SamplingConfig:
-    """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs."""
-    longest = max(len(p.prompt_ids) for p in prompts)
-    capacity = sampling.prompt_length or rounded_up(longest)
-    return dataclasses.replace(sampling, prompt_length=capacity)
+def shards_of(finished: Finished) -> ShardFolder:
+    """What a sampling or scoring stage wrote, as the input of another."""
+    return ShardFolder(finished.folder, finished.key)
 
 
-def sample(context: Context, name: str, policy: Policy, prompts: Sequence[PromptGroup], sampling: SamplingConfig,
-           dtype: str, shard_size: int) -> Stage:
-    """The sampling stage of a policy over some prompts."""
-    sampling = with_capacity(sampling, prompts)
-    ids = [p.prompt_id for p in prompts]
-    inputs = {"policy": policy.key, "prompts": groups_key(prompts), "prompt_ids": ids, "sampling": sampling,
-              "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        return sample_from(context, folder, policy.checkpoint, policy.key, prompts, sampling, dtype, shard_size,
-                           context.progress(name))
-
-    return context.run.stage(name, inputs, body)
+def pairs_of(finished: Finished) -> GroupFile:
+    """What a pairing stage wrote, as the input of a training."""
+    return GroupFile(finished.folder / PAIRS, finished.key)
 
 
-def sample_from(context: Context, folder: Path, checkpoint: Checkpoint, key: str, prompts: Sequence[PromptGroup],
-                sampling: SamplingConfig, dtype: str, shard_size: int, progress: Progress) -> Mapping[str, Any]:
-    """What a sampling stage does: weights handed over, then shards; the report of both."""
-    sampler = context.sampler(checkpoint.config, sampling, checkpoint, dtype)
-    handed = context.handed_over(checkpoint, key, dtype)
-    report = sample_stage(folder, sampler=sampler, compute=Compute(checkpoint.config, mesh=sampler.mesh),
-                          params=handed.params, prompts=prompts, dtype=jnp.dtype(dtype), shard_size=shard_size,
-                          progress=progress)
-    return {**report, "hand_over": {"seconds": round(handed.seconds, 4), "bytes": handed.bytes,
-                                    "mesh": dict(sampler.mesh.shape)}}
-
-
-def score(context: Context, name: str, scorer: Scorer, sampled: Stage) -> Stage:
-    """The scoring stage over what another stage wrote."""
-    inputs = {"scorer": scorer.fingerprint, "as": scorer.name, "source": sampled.key}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        return score_stage(folder, scorer=scorer, source=sampled.folder, progress=context.progress(name))
-
-    return context.run.stage(name, inputs, body)
-
-
-def pairs(context: Context, name: str, scored: Stage, scorer: Scorer, options: PairOptions, method: str) -> Stage:
-    """The pairing stage: preference pairs, or the best of n for RAFT, and the funnel of prompts."""
-    inputs = {"source": scored.key, "scorer": scorer.name, "options": options, "method": method}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        select = best_of_n if method == "raft" else make_pairs
-        groups, funnel = select(read_shards(scored.folder), scorer.name, options)
-        if is_main_process():
-            write_groups(folder / "pairs.jsonl", groups)
-        return {"funnel": funnel.to_json()}
-
-    return context.run.stage(name, inputs, body)
-
-
-def train_pairs(context: Context, name: str, label: str, start: Policy, reference: Policy,
-                data: Sequence[tuple[str, Path]], options: PreferenceOptions,
-                eval_groups: Sequence[PromptGroup] = ()) -> Policy:
-    """Preference optimisation from `start` on the groups of some files; `data` holds (key, path)."""
-    inputs = {"start": start.key, "reference": reference.key if options.loss.needs_reference else None,
-              "data": [key for key, _ in data], "options": options, "eval": groups_key(eval_groups)}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        groups = [group for _, path in data for group in read_groups(path)]
-        return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
-                         config=start.checkpoint.config,
-                         reference=lambda: context.params(reference.checkpoint, reference.key),
-                         reference_config=reference.checkpoint.config,
-                         groups=groups, tokenizer_from=start.folder, base=str(start.folder), eval_groups=eval_groups,
-                         chat_template=start.checkpoint.chat_template,
-                         setting=context.setting(name, of_policy=True), cache=context.run.folder / "reference_cache")
-
-    return _policy(context, label, context.run.stage(name, inputs, body))
-
-
-def train_best(context: Context, name: str, label: str, start: Policy, data: Sequence[tuple[str, Path]],
-               options: SftOptions) -> Policy:
-    """RAFT's update: fine-tuning from `start` on the best responses."""
-    inputs = {"start": start.key, "data": [key for key, _ in data], "options": options}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        groups = [group for _, path in data for group in read_groups(path)]
-        return sft_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
-                         config=start.checkpoint.config, groups=groups, tokenizer_from=start.folder,
-                         base=str(start.folder), chat_template=start.checkpoint.chat_template,
-                         setting=context.setting(name, of_policy=True))
-
-    return _policy(context, label, context.run.stage(name, inputs, body))
-
-
-def _policy(context: Context, label: str, stage: Stage) -> Policy:
-    context.adopt(stage)
-    return Policy(label, Checkpoint(stage.folder / MODEL), stage.key)
-
-
-def mixed_reference(context: Context, name: str, reference: Policy, policy: Policy, alpha: float) -> Policy:
-    """alpha x policy + (1 - alpha) x reference, weight by weight (TR-DPO, arXiv 2404.09656)."""
-    inputs = {"reference": reference.key, "policy": policy.key, "alpha": alpha}
-
-    def body(folder: Path) -> Mapping[str, Any]:
-        old, new = (context.params(p.checkpoint, p.key) for p in (reference, policy))
-        mixed: Params = jax.tree.map(lambda a, b: alpha * b + (1 - alpha) * a, old, new)
-        save_hf(folder / MODEL, mixed, policy.checkpoint.config, tokenizer_from=policy.folder,
-                chat_template=policy.checkpoint.chat_template)
-        return {}
-
-    return _policy(context, f"{name}", context.run.stage(name, inputs, body))
-
-
-def iterate(context: Context, label: str, start: Policy, prompts: Sequence[PromptGroup], scorer: Scorer,
-            recipe: Recipe) -> list[Policy]:
+def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[PromptGroup], scorer: Scorer,
+            recipe: Recipe) -> list[Checkpoint]:
     """Runs the loop and returns the policies of rounds 1 to T.
 
     Args:
-      label: stages are called `label/round-1/sample` and so on; policies `label-1`, ...
+      label: stages are called `label/round-1/sample` and so on.
       prompts: all prompts, rendered for the policy.
     """
     loop, policies = recipe.loop, [start]
     reference = start
-    data: list[tuple[str, Path]] = []
+    data: list[GroupFile] = []
     rounds = [round_prompts(prompts, loop, number) for number in range(1, loop.rounds + 1)]  # all there, or no round
     for number, share in enumerate(rounds, start=1):
-        stem = f"{label}/round-{number}"
-        latest = policies[-1]
+        stem, latest = f"{label}/round-{number}", policies[-1]
         sampling = dataclasses.replace(recipe.sampling, seed=recipe.sampling.seed + 1000 * number)
-        sampled = sample(context, f"{stem}/sample", latest, share, sampling, recipe.dpo.dtype,
-                         loop.shard_size)
-        scored = score(context, f"{stem}/score", scorer, sampled)
-        paired = pairs(context, f"{stem}/pairs", scored, scorer, recipe.pairs, loop.method)
-        data.append((paired.key, paired.folder / "pairs.jsonl"))
-        kept = {"fresh": data[-1:], "accumulate": data, "window": data[-loop.window :]}[loop.data_policy]
+        sampled = context.do(f"{stem}/sample", SampleStage(
+            policy=latest, prompts=GivenGroups(share), sampling=sampling, dtype=recipe.dpo.train.dtype,
+            shard_size=loop.shard_size))
+        scored = context.do(f"{stem}/score", ScoreStage(scorer=scorer, source=shards_of(sampled)))
+        paired = context.do(f"{stem}/pairs", PairsStage(source=shards_of(scored), scorer=scorer.name,
+                                                        options=recipe.pairs, method=loop.method))
+        data.append(pairs_of(paired))
         origin = latest if loop.init_from == "previous" else start
-        name, new = f"{stem}/{loop.method}", f"{label}-{number}"
-        if loop.method == "raft":
-            policy = train_best(context, name, new, origin, kept, recipe.raft)
-        else:
-            anchor = latest if loop.reference == "previous" else reference
-            policy = train_pairs(context, name, new, origin, anchor, kept, recipe.dpo)
+        anchor = latest if loop.reference == "previous" else reference
+        policy = context.train(f"{stem}/{loop.method}", _update(recipe, origin, anchor, _kept(data, loop)))
         if loop.reference == "ema" and number < loop.rounds:
-            reference = mixed_reference(context, f"{stem}/reference", reference, policy, loop.ref_model_mixup_alpha)
+            reference = context.train(f"{stem}/reference", MixStage(reference=reference, policy=policy,
+                                                                    alpha=loop.ref_model_mixup_alpha))
         policies.append(policy)
     return policies[1:]
+
+
+def _kept(data: Sequence[GroupFile], loop: LoopOptions) -> tuple[GroupFile, ...]:
+    """The rounds' data that the latest round trains on."""
+    rounds = {"fresh": 1, "accumulate": len(data), "window": loop.window}[loop.data_policy]
+    return tuple(data[-rounds:])
+
+
+def _update(recipe: Recipe, origin: Checkpoint, anchor: Checkpoint, data: tuple[GroupFile, ...]) -> Stage:
+    """The training of a round: preference optimisation, or RAFT's fine-tuning on the best responses."""
+    if recipe.loop.method == "raft":
+        return SftStage(start=origin, data=data, options=recipe.raft)
+    return DpoStage(start=origin, reference=anchor if recipe.dpo.loss.needs_reference else None, data=data,
+                    options=recipe.dpo)

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
+from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import Choice, MeshChoice, MeshConfig, Need, choose_mesh, room_here
-from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.parallel import Choice, Need, choose_mesh, room_here
+from rlhf_jax.workflow.checkpoint import Checkpoint
 
 
 def resolved(mesh: MeshChoice | None, command: Any) -> Choice:
@@ -22,8 +23,8 @@ def resolved(mesh: MeshChoice | None, command: Any) -> Choice:
 
 def need_of(command: Any) -> Need:
     """What a command's model and batches ask of a mesh."""
-    name = getattr(command, "model_name_or_path", None) or getattr(getattr(command, "scorer", None),
-                                                                   "model_name_or_path", None)
+    scorer = getattr(getattr(command, "scorer", None), "model", None)
+    name = getattr(command, "model_name_or_path", None) or getattr(scorer, "model_name_or_path", None)
     rows = min(_batches(command), default=None)
     if name is None:  # fresh weights are small
         return Need(0, rows)

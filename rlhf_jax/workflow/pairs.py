@@ -6,9 +6,9 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
+from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
-from rlhf_jax.workflow.options import PairOptions
 
 
 def _length(response: Response, unit: str) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
 from rlhf_jax.evaluation.win_rate import score_difference
-from rlhf_jax.workflow.evaluate import Outcome
-from rlhf_jax.workflow.stage import Run, to_plain
+from rlhf_jax.workflow.policies import Outcome
+from rlhf_jax.workflow.stage import MODEL, Run, to_plain
 
 PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
@@ -23,18 +23,18 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def gather(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: int) -> dict[str, Any]:
+def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: int) -> dict[str, Any]:
     """The one dictionary behind report, figures and tables.
 
     Args:
       gold: name of the gold judge's scores, or None where there is none.
       seed: of the bootstrap.
     """
-    start = outcome.policies[0][0].label
+    start = outcome.entries[0].label
     baseline = outcome.judged.get(start, [])
-    summaries = [summarise(policy.label, family, number, outcome.judged[policy.label], baseline,
+    summaries = [summarise(entry.label, entry.family, entry.round, outcome.judged[entry.label], baseline,
                            proxy="proxy", gold=gold, seed=seed).to_json()
-                 for policy, family, number in outcome.policies if policy.label in outcome.judged]
+                 for entry in outcome.entries if entry.label in outcome.judged]
     return {
         "title": title,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -55,10 +55,10 @@ def gather(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: in
 
 def differences(outcome: Outcome, gold: str | None, seed: int) -> list[dict[str, Any]]:
     """Paired score differences, by prompt, of the last policy to the last one of every other family."""
-    labels = _shown(outcome.judged)
+    labels = _shown(outcome)
     if not labels:
         return []
-    last = outcome.policies[-1][0].label
+    last = outcome.entries[-1].label
     return [{"policy": last, "against": label, "measure": measure,
              "estimate": score_difference(outcome.judged[last], outcome.judged[label], measure, seed).to_json()}
             for label in labels if label != last for measure in ("gold", "proxy") if measure == "proxy" or gold]
@@ -68,7 +68,7 @@ def training_logs(run: Run) -> dict[str, list[dict[str, Any]]]:
     """Stage name -> log_history of each training stage."""
     logs = {}
     for stage in run.stages:
-        path = stage.folder / "model" / "trainer_state.json"
+        path = stage.folder / MODEL / "trainer_state.json"
         if path.is_file():
             logs[stage.name] = json.loads(path.read_text())["log_history"]
     return logs
@@ -80,7 +80,7 @@ def _pair_funnels(run: Run) -> dict[str, Any]:
 
 def samples(outcome: Outcome, count: int) -> list[dict[str, Any]]:
     """The first sample of every policy on a few prompts, side by side."""
-    labels = _shown(outcome.judged)
+    labels = _shown(outcome)
     first: Sequence[PromptGroup] = outcome.judged[labels[0]] if labels else []
     step = max(1, len(first) // count)
     by_label = {label: {g.prompt_id: g for g in outcome.judged[label]} for label in labels}
@@ -95,10 +95,10 @@ def samples(outcome: Outcome, count: int) -> list[dict[str, Any]]:
     return shown
 
 
-def _shown(judged: Mapping[str, Any]) -> list[str]:
-    """The start and the last policy of each family."""
-    last = {label.rsplit("-", 1)[0]: label for label in judged}
-    return [label for label in judged if label in last.values()]
+def _shown(outcome: Outcome) -> list[str]:
+    """The start and the last policy of each family, of those that were judged."""
+    last = {entry.family: entry.label for entry in outcome.entries if entry.label in outcome.judged}
+    return list(last.values())
 
 
 def _text(prompt: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -10,11 +11,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rlhf_jax.fields import Options, flattened
 from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
 
-RECORD = "stage.json"
+if TYPE_CHECKING:
+    from rlhf_jax.workflow.context import Context
+
+MODEL, CHECKPOINTS, PAIRS, JUDGED, RECORD = "model", "checkpoints", "pairs.jsonl", "judged.jsonl", "stage.json"
+"""What stages leave in their folders: a model, checkpoints while it is trained, groups, and the record of the end."""
 _TIMED = (RECORD, "inputs.json", "trainer_state.json")
 """What stages write about themselves, seconds included; no part of what they made."""
 
@@ -24,7 +30,20 @@ class StageConflict(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(abc.ABC):
+    """A piece of work as a value: its fields are its inputs, and so its key; the same fields are the same work."""
+
+    def inputs(self) -> dict[str, Any]:
+        """What the result depends on; what has a `key` stands for itself by it."""
+        return {field.name: to_plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @abc.abstractmethod
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        """Does the work in `folder`, which may hold what a killed run of the same stage left; returns its report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
     """A finished stage: its folder, the hash of its inputs, and what it reports (counts, metrics, funnel)."""
 
     name: str
@@ -36,7 +55,14 @@ class Stage:
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as JSON values, for hashing and printing; NaN and infinity become None."""
+    """Dataclasses, tuples and paths as JSON values, for hashing and printing; NaN and infinity become None.
+
+    What has a `key` (a checkpoint, a finished stage, a scorer, groups) stands for itself by it.
+    """
+    if isinstance(key := getattr(value, "key", None), str):
+        return key
+    if isinstance(value, Options):
+        return to_plain(flattened(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -51,6 +77,11 @@ def to_plain(value: Any) -> Any:
 def fingerprint(value: Any) -> str:
     """sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()
+
+
+def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
+    """What names a stage: its name and its inputs."""
+    return fingerprint({"stage": name, "inputs": inputs})
 
 
 def hash_path(path: str | Path) -> str:
@@ -85,7 +116,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Stage:
+def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]
+              ) -> Finished:
     """Runs `body(folder)` unless this very stage is done; its return value is the stage's report.
 
     `body` may find partial work of a killed run of the *same* inputs (finished shards, checkpoints) and continue it.
@@ -95,13 +127,13 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
     Raises:
       StageConflict: if the folder belongs to other inputs, or processes disagree on what the inputs are.
     """
-    key = fingerprint({"stage": name, "inputs": inputs})
+    key = stage_key(name, inputs)
     if len(set(gather(key))) > 1:
         raise StageConflict(f"the processes of this run see different inputs for the stage {name!r}: give all of them "
                             "the same command and the same files, on storage that all of them share")
     record = on_main(lambda: _begun(folder, name, key, inputs))
     if record is not None:
-        return Stage(name, folder, key, record["report"], record["seconds"], reused=True)
+        return Finished(name, folder, key, record["report"], record["seconds"], reused=True)
     start = time.perf_counter()
     report = to_plain(body(folder))
 
@@ -112,7 +144,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
         return {"report": report, "seconds": seconds}
 
     record = on_main(finish)
-    return Stage(name, folder, key, record["report"], record["seconds"], reused=False)
+    return Finished(name, folder, key, record["report"], record["seconds"], reused=False)
 
 
 def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -155,17 +187,22 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 @dataclasses.dataclass
 class Run:
-    """A run folder: stages in `stages/<name>-<hash>`, and `manifest.json` that lists those this run is made of."""
+    """A run folder: stages in `stages/<name>-<hash>`, and `manifest.json` that lists those this run is made of.
+
+    single: the folder is that of one stage, for verbs that do one.
+    """
 
     folder: Path
     config: Any
-    stages: list[Stage] = dataclasses.field(default_factory=list)
+    stages: list[Finished] = dataclasses.field(default_factory=list)
     announce: Callable[[str], None] = print
+    single: bool = False
 
-    def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Stage:
+    def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Finished:
         """`run_stage` in this run's folder; the same inputs under the same name are one stage for all who ask."""
-        key = fingerprint({"stage": name, "inputs": inputs})
-        folder = self.folder / "stages" / f"{name.replace('/', '-')}-{key[:10]}"
+        if self.single:
+            return run_stage(self.folder, name, inputs, body)
+        folder = self.folder / "stages" / f"{name.replace('/', '-')}-{stage_key(name, inputs)[:10]}"
         known = any(stage.folder == folder for stage in self.stages)
         if not known:
             self.announce(f"{name} ...")

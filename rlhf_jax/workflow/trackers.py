@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from rlhf_jax.config.trackers import PACKAGES
 from rlhf_jax.parallel import is_main_process, on_main
 from rlhf_jax.workflow.stage import to_plain, write_json_atomic
 
 SENT = "trackers.json"
 """In a stage's folder: under which id each tracker knows the stage, how often it was opened, how many rows it has."""
-PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "trackio": "trackio"}
-"""Tracker -> the package that writes to it; the extras of this package are called like the trackers."""
 
 
 class Tracker(NamedTuple):
@@ -37,21 +36,6 @@ class _About(NamedTuple):
     config: dict[str, Any]
     id: str
     opened: int
-
-
-def tracker_names(report_to: str | tuple[str, ...]) -> tuple[str, ...]:
-    """`report_to` as a tuple, empty for none.
-
-    Raises:
-      ValueError: for a name that is no tracker, one given twice, and "none" beside others.
-    """
-    names = tuple(report_to) if isinstance(report_to, list | tuple) else (report_to,)
-    for name in names:
-        if name not in PACKAGES and name != "none":
-            raise ValueError(f"report_to = {name!r}; choose none, or one or several of {', '.join(PACKAGES)}")
-    if len(set(names)) < len(names) or ("none" in names and len(names) > 1):
-        raise ValueError(f"report_to = {list(names)} contradicts itself; give each tracker once, or none alone")
-    return tuple(name for name in names if name != "none")
 
 
 def package(name: str) -> Any:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rlhf_jax.cli.parser import parse
+from rlhf_jax.config.commands import SftCommand
 from rlhf_jax.data.groups import STOP, PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.workflow.commands import SftCommand
 
 SFT = ["--model_name_or_path", "m", "--output_dir", "o", "--dataset_name", "d"]
 

@@ -2,8 +2,9 @@ import pytest
 import yaml
 
 from rlhf_jax.cli.parser import _parser, parse
-from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand, GenerateCommand, SftCommand
-from rlhf_jax.workflow.experiment_config import ExperimentConfig
+from rlhf_jax.config.commands import EvaluateCommand, GenerateCommand, SftCommand
+from rlhf_jax.config.preference import DpoCommand
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.workflow.verbs import VERBS
 
 SFT = ["--model_name_or_path", "m", "--output_dir", "o", "--dataset_name", "d"]

@@ -7,11 +7,12 @@ import yaml
 from rich.console import Console
 
 from rlhf_jax.cli.plan import PlanOptions, read, show, verb_of
+from rlhf_jax.config.commands import SftCommand
+from rlhf_jax.config.preference import DpoCommand
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.models import config_to_hf
-from rlhf_jax.workflow.commands import DpoCommand, SftCommand
-from rlhf_jax.workflow.experiment_config import ExperimentConfig
-from rlhf_jax.workflow.plan.measure import StagePlan
-from rlhf_jax.workflow.plan.report import Report
+from rlhf_jax.plan.measure import StagePlan
+from rlhf_jax.plan.report import Report
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 from rlhf_jax.cli.plan import read
 from rlhf_jax.cli.scale import PLANS, page, scaling_rows
 from rlhf_jax.parallel.accelerators import find_accelerator
-from rlhf_jax.workflow.plan.measure import StagePlan
-from rlhf_jax.workflow.plan.report import Report, read_json
+from rlhf_jax.plan.measure import StagePlan
+from rlhf_jax.plan.report import Report, read_json
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -8,8 +8,9 @@ import jax
 import pytest
 
 from rlhf_jax.cli import main as cli
+from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.jsonl import read_groups
-from rlhf_jax.data.world import WorldConfig, write_world
+from rlhf_jax.data.world import write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
 from rlhf_jax.workflow.stage import hash_path
 

@@ -8,12 +8,12 @@ import re
 import numpy as np
 import pytest
 
+from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.chat import Renderer, load_tokenizer
 from rlhf_jax.data.rows import Example, parse_row
 from rlhf_jax.data.world import (
     COMPLAINTS,
     WORD_LIMIT,
-    WorldConfig,
     gold_judge,
     judge_text,
     train_tokenizer,

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.models import load_params, packed_forward, read_config, score_heads, vocab_logits
-from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.sampling import Sampler
 
 golden = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("make_golden.py"))))
 

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models import DecoderConfig, load_params, param_specs, save_hf
 from rlhf_jax.models.params import map_specs
-from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
+from rlhf_jax.parallel import make_mesh, param_shardings
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "mixtral"])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.models import (
-    LoraConfig,
     init_lora,
     init_params,
     load_params,

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.data.packing import group_length, pack, pack_rows, row_shape
 from rlhf_jax.models import packed_forward
 from rlhf_jax.models.attention import attention, packed_mask
 from rlhf_jax.models.splash import splash_rows
-from rlhf_jax.parallel import MeshConfig, auto_inside, make_mesh, replicated
+from rlhf_jax.parallel import auto_inside, make_mesh, replicated
 
 TOKENS = 256
 

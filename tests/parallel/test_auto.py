@@ -1,7 +1,8 @@
 import jax
 import pytest
 
-from rlhf_jax.parallel import MeshConfig, Need, Room, choose_mesh, room_here
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.parallel import Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.accelerators import find_accelerator, known_names
 from rlhf_jax.parallel.auto import room_of
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.parallel import MeshConfig, data_parallel, make_mesh, replicated
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.parallel import data_parallel, make_mesh, replicated
 
 MESHES = [MeshConfig(), MeshConfig(data=2, fsdp=4), MeshConfig(data=2, fsdp=2, tensor=2)]
 

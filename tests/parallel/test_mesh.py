@@ -6,17 +6,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlhf_jax.parallel import (
-    AXES,
-    PRESETS,
-    MeshConfig,
-    Rules,
-    batch_sharding,
-    batch_ways,
-    constrainer,
-    make_mesh,
-    param_shardings,
-)
+from rlhf_jax.config.mesh import AXES, MeshConfig
+from rlhf_jax.parallel import PRESETS, Rules, batch_sharding, batch_ways, constrainer, make_mesh, param_shardings
 
 
 @pytest.mark.parametrize(("sizes", "devices", "shape"), [

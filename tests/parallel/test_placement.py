@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models import init_params
 from rlhf_jax.parallel import (
-    MeshConfig,
     batch_sharding,
     hand_over,
     make_mesh,

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models.attention import KeyValues, Stored, decode_attention
-from rlhf_jax.sampling import Sampler, SamplingConfig, logp_tolerance
+from rlhf_jax.sampling import Sampler, logp_tolerance
 from rlhf_jax.sampling.cache import (
     append_tokens,
     empty_cache,

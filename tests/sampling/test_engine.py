@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup
 from rlhf_jax.models import cast
-from rlhf_jax.parallel import MeshConfig, make_mesh
-from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.parallel import make_mesh
+from rlhf_jax.sampling import Sampler
 from rlhf_jax.sampling.decode import View
 from rlhf_jax.training.compiles import count_compiles
 

@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.models import DecoderConfig, output_head, packed_forward, param_specs
 from rlhf_jax.models.params import map_specs
-from rlhf_jax.parallel import MeshConfig, make_mesh
-from rlhf_jax.sampling import Sampler, SamplingConfig
+from rlhf_jax.parallel import make_mesh
+from rlhf_jax.sampling import Sampler
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 

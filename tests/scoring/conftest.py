@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.rows import Example
-from rlhf_jax.data.world import WorldConfig, train_tokenizer, world_rows
+from rlhf_jax.data.world import train_tokenizer, world_rows
 from rlhf_jax.models import DecoderConfig, param_specs
 from rlhf_jax.models.params import map_specs
 from rlhf_jax.parallel import make_mesh

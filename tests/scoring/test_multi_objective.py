@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.models import (
     CheckpointError,
@@ -21,7 +22,6 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
-from rlhf_jax.workflow.options import ScorerOptions
 from rlhf_jax.workflow.scorers import open_scorer
 
 GATE = Gate(hidden=6, layers=2, temperature=3.0)

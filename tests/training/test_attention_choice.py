@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.models.attention import WHOLE_ROWS, _by_jax, attention, packed_mask
 from rlhf_jax.models.blocked import blocked_attention
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.training.attention import row_attention, skips_blocks
-from rlhf_jax.training.config import TrainConfig
 
 
 @pytest.fixture

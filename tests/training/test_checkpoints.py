@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.models import init_params, param_specs
-from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
+from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.checkpoints import Checkpoints, restore_params, saved_params
-from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import init_state, state_shardings
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.data.packing import unpack_targets
 from rlhf_jax.training import evaluate
-from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.evaluate import PackedMap, make_evaluator, one_late
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Sft

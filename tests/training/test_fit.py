@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import init_params, param_specs
-from rlhf_jax.parallel import MeshConfig, Preempted, make_mesh, param_shardings, spec_shardings
-from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.parallel import Preempted, make_mesh, param_shardings, spec_shardings
 from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.fit import Model, NonFiniteLoss, fit, make_plan, write_trainer_state
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
 from rlhf_jax.workflow.reference import reference_logps
-from rlhf_jax.workflow.train import compute_of
+from rlhf_jax.workflow.stages.train import compute_of
 
 BASE = TrainConfig(train_batch_size=3, micro_rows=1, row_length=24, learning_rate=0.05, warmup_steps=2, logging_steps=4,
                    num_train_epochs=2.0, weight_decay=0.01)

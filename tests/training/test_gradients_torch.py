@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.data.packing import group_length, pack, pack_rows, row_shape
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import (
-    LoraConfig,
     init_lora,
     load_adapter,
     load_params,

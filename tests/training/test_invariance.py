@@ -9,10 +9,11 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import init_params, param_specs
-from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
-from rlhf_jax.training.config import TrainConfig
+from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Compute, Preference
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import LoraConfig, init_lora, init_params, param_specs
+from rlhf_jax.config.lora import LoraConfig
+from rlhf_jax.config.training import TrainConfig
+from rlhf_jax.models import init_lora, init_params, param_specs
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 
 STEPS, WARM = 40, 10

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models import Rope
-from rlhf_jax.parallel import MeshConfig, make_mesh, param_shardings
+from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.reference import _sums, groups_fingerprint, params_fingerprint, reference_logps
 

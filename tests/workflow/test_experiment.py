@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from rlhf_jax.cli.parser import parse
-from rlhf_jax.workflow.experiment_config import ExperimentConfig, reseeded
+from rlhf_jax.config.run import ExperimentConfig, reseeded
 
 pytestmark = pytest.mark.slow
 

@@ -11,14 +11,17 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.config.loop import LoopOptions
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import SftOptions
 from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import load_params, save_hf
-from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow import iterate as loop_module
-from rlhf_jax.workflow.iterate import LoopOptions, Recipe, iterate, mixed_reference, round_prompts, train_pairs
-from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
+from rlhf_jax.workflow.iterate import Recipe, iterate, mixed_reference, round_prompts, train_pairs
 from rlhf_jax.workflow.stage import hash_path
 
 TRAIN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 128, "learning_rate": 1e-2, "warmup_steps": 0,

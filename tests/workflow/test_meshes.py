@@ -4,12 +4,17 @@ import json
 
 import pytest
 
+from rlhf_jax.config.commands import GenerateCommand, ScoreCommand, SftCommand
+from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.run import ExperimentConfig, ScratchOptions, SftSection
+from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.training import SftOptions
 from rlhf_jax.models import config_to_hf
-from rlhf_jax.parallel import MeshConfig, Need
-from rlhf_jax.workflow.commands import GenerateCommand, ScoreCommand, SftCommand
-from rlhf_jax.workflow.experiment_config import ExperimentConfig, ScratchOptions, SftSection
+from rlhf_jax.parallel import Need
 from rlhf_jax.workflow.meshes import need_of, resolved
-from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, PromptOptions, ScorerOptions, SftOptions
+from rlhf_jax.workflow.options import PromptOptions
 
 
 @pytest.fixture

@@ -3,25 +3,22 @@
 import pytest
 
 from rlhf_jax.cli.parser import parse_tree
-from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.workflow.commands import DpoCommand, EvaluateCommand, GenerateCommand, RewardCommand, SftCommand
-from rlhf_jax.workflow.experiment_config import (
+from rlhf_jax.config.commands import EvaluateCommand, GenerateCommand, RewardCommand, SftCommand
+from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.loop import LoopOptions
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
+from rlhf_jax.config.run import (
     EvaluationSection,
     ExperimentConfig,
     RewardSection,
     ScratchOptions,
     SftSection,
 )
-from rlhf_jax.workflow.iterate import LoopOptions
-from rlhf_jax.workflow.options import (
-    DataOptions,
-    PairOptions,
-    PreferenceOptions,
-    PromptOptions,
-    RewardOptions,
-    ScorerOptions,
-    SftOptions,
-)
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.training import RewardOptions, SftOptions
+from rlhf_jax.workflow.options import PromptOptions
 
 FUNCTION = {"kind": "function", "function": "m:f"}
 SCORER = ScorerOptions(**FUNCTION)

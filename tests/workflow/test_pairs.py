@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
-from rlhf_jax.workflow.options import PairOptions
 from rlhf_jax.workflow.pairs import best_of_n, make_pair, make_pairs
 
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError
-from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow import sample as sample_module
-from rlhf_jax.workflow.options import ScorerOptions
 from rlhf_jax.workflow.sample import (
     LogpMismatch,
     check_logps,
@@ -136,7 +136,7 @@ def test_log_probs_that_are_no_number_are_a_mismatch_too(whole, stage):
 
 
 def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model, lone_mesh, tmp_path):
-    from rlhf_jax.workflow.policy import Checkpoint
+    from rlhf_jax.workflow.checkpoint import Checkpoint
 
     other = Checkpoint(make_model(tmp_path / "other", seed=5)).params(lone_mesh)
     with pytest.raises(LogpMismatch):
@@ -145,7 +145,7 @@ def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model,
 
 def test_the_gate_follows_the_cache(stage, checkpoint_sampler, make_model, lone_mesh, tmp_path):
     """An int8 cache passes its own gate and would not pass float32's; other weights pass neither."""
-    from rlhf_jax.workflow.policy import Checkpoint
+    from rlhf_jax.workflow.checkpoint import Checkpoint
 
     sampler = checkpoint_sampler(dataclasses.replace(SAMPLING, cache_dtype="int8"))
     report = stage(tmp_path / "int8", sampler=sampler)

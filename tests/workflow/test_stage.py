@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.workflow.options import DataOptions
-from rlhf_jax.workflow.policy import Checkpoint, data_key
+from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.workflow.checkpoint import Checkpoint, data_key
 from rlhf_jax.workflow.stage import RECORD, Run, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}

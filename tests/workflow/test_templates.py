@@ -2,13 +2,15 @@
 
 import pytest
 
+from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.run import ExperimentConfig, RewardSection, SftSection
+from rlhf_jax.config.training import RewardOptions, SftOptions
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.data.world import CHAT_TEMPLATE
 from rlhf_jax.models import save_hf
 from rlhf_jax.workflow.experiment import Experiment
-from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
-from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
-from rlhf_jax.workflow.train import MODEL
+from rlhf_jax.workflow.stages.train import MODEL
 
 TRAIN = {"train_batch_size": 2, "micro_rows": 2, "row_length": 160, "num_train_epochs": 1}
 

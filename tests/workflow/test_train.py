@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from rlhf_jax.workflow.options import PreferenceOptions, RewardOptions
-from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, objective_of, train_stage
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.training import RewardOptions
+from rlhf_jax.workflow.stages.train import bradley_terry_stage, dpo_stage, objective_of, train_stage
 
 MARGIN_LOSSES = ("rev_kl", "kl", "tv", "hellinger", ("sigmoid", "tv"))
 

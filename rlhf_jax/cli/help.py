@@ -1,0 +1,98 @@
+"""Help: the keys of a verb with type, default and the words of the docstrings; needs neither jax nor a tokenizer."""
+
+from __future__ import annotations
+
+import textwrap
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from docstring_parser import parse
+
+from rlhf_jax.config.build import kind_name
+from rlhf_jax.fields import Declared, declared
+
+WIDTH = 118
+
+
+def print_help(verb: str, options: type, section: str = "") -> None:
+    """Prints the keys of a verb, or of one of its sections."""
+    kinds: tuple[type, ...] = (options,)
+    prefix = ""
+    for name in filter(None, section.split(".")):
+        field = next((f for f in _fields(kinds[0]) if f.name == name and f.kinds), None)
+        if field is None:
+            raise SystemExit(f"rlhf-jax {verb}: there is no section {section!r}")
+        kinds, prefix = field.kinds, f"{prefix}{name}."
+    usage = f"usage: rlhf-jax {verb} [--config x.yaml] [--key value ...] [--dry-run]"
+    print(f"{usage}\n\n{summary(kinds[0])}" if len(kinds) == 1 else usage)
+    for title, lines in _groups(kinds, prefix, "", set()):
+        print("\n" + "\n".join([title] * bool(title) + lines))
+    print("\n--config may be given more than once; later values win. A key without effect is an error.")
+
+
+def summary(documented: type) -> str:
+    """The first line of a docstring."""
+    return (documented.__doc__ or "").split("\n")[0]
+
+
+def _fields(options: type) -> Iterator[Declared]:
+    """All fields of options, those of flat groups among them."""
+    for field in declared(options):
+        if not field.flat:
+            yield field
+        for kind in field.kinds if field.flat else ():
+            yield from _fields(kind)
+
+
+def _groups(kinds: tuple[type, ...], prefix: str, title: str, seen: set[type]) -> Iterator[tuple[str, list[str]]]:
+    """Title and lines of each group: a command's own keys first, then those of its flat groups, each group once."""
+    if len(kinds) > 1:
+        names = "|".join(map(kind_name, kinds))
+        yield "", [f"  --{prefix}kind {names}", f"      {_words(kinds[0])['kind']} [default {kind_name(kinds[0])}]"]
+    for kind in kinds:
+        own = [f for f in declared(kind) if not f.flat and (f.name != "kind" or len(kinds) == 1)]
+        if own:
+            words = _words(kind)
+            yield (f"kind: {kind_name(kind)}. {summary(kind)}" if len(kinds) > 1 else title,
+                   [line for f in own for line in _entry(f, words.get(f.name), prefix)])
+        seen.add(kind)
+        for field in declared(kind):
+            if field.flat and not seen.issuperset(field.kinds):
+                yield from _groups(field.kinds, prefix, f"{summary(field.kinds[0]).split('. ')[0].rstrip('.')}:", seen)
+
+
+def _words(documented: type) -> dict[str, str | None]:
+    """What the docstring says of each field."""
+    return {item.arg_name: item.description for item in parse(documented.__doc__ or "").params}
+
+
+def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
+    text = " ".join((words or "").split())
+    if field.kinds:
+        text += f" (--{prefix}{field.name}.help lists its keys)"
+        facts = "required" if field.required else ""
+    else:
+        facts = "required" if field.required else f"default {_shown(field.default)}"
+    if field.range is not None:
+        facts += f"; {field.range}"
+    head = f"  --{prefix}{field.name} {_type(field.hint)}".rstrip()
+    body = textwrap.wrap(f"{text} [{facts}]" if facts else text, WIDTH - 6)
+    return [head, *(f"      {line}" for line in body)]
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else (
+        f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value))
+
+
+def _type(hint: Any) -> str:
+    """A type as a user would say it."""
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return {"str": "TEXT", "int": "INT", "float": "NUMBER", "bool": "true|false"}.get(hint.__name__, "")
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    inner = [_type(part) for part in typing.get_args(hint) if part not in (type(None), ...)]
+    if typing.get_origin(hint) is tuple:
+        return f"[{inner[0]}, ...]"
+    return "|".join(dict.fromkeys(part for part in inner if part))

@@ -1,0 +1,155 @@
+"""Options from the nested mapping a user writes: flat keys find their group, `kind` its class, values their types."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import operator
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from rlhf_jax.fields import Declared, declared, keys
+
+T = TypeVar("T")
+
+
+class UnknownKeys(ValueError):
+    """Keys that no option has. names: dotted."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        super().__init__(f"no such key: {', '.join(names)}")
+
+
+class _Values(ArgumentParser):
+    """Checks and converts plain values by their type."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise ValueError(message)
+
+
+def build(options: type[T], tree: Mapping[str, Any]) -> T:
+    """The options that `tree`, keys and values as in a YAML file, describes.
+
+    Raises:
+      UnknownKeys: for keys that the options, of the chosen kinds, do not have.
+      ValueError: for a value of another type, out of its range, in conflict or without effect; required keys missing.
+    """
+    if unknown := [*_unknown(options, tree)]:
+        raise UnknownKeys(unknown)
+    return _build(options, tree, "")
+
+
+def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
+    values: dict[str, Any] = {}
+    for field in declared(options):
+        where = path if field.flat else f"{path}{field.name}"
+        if field.flat:
+            values[field.name] = _group(field, _own(field, tree), path)
+        elif field.kinds and isinstance(tree.get(field.name), Mapping):
+            values[field.name] = _group(field, tree[field.name], f"{where}.")
+        elif field.name in tree:
+            values[field.name] = _value(field, tree[field.name], where)
+        elif field.required:
+            raise ValueError(f"{where} is missing; give {where}")
+    try:
+        return options(**values)
+    except ValueError as error:
+        raise ValueError(f"{path.rstrip('.')}: {error}" if path else str(error)) from error
+
+
+def _own(field: Declared, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the keys of `tree` those that belong to a flat group."""
+    names = {key.split(".")[0] for kind in field.kinds for key, _, _ in keys(kind)}
+    return {key: value for key, value in tree.items() if key in names}
+
+
+def kind_of(field: Declared, tree: Mapping[str, Any], path: str = "") -> type:
+    """The class that a group's `kind` names; the default's, or the first, where it names none."""
+    if len(field.kinds) == 1:
+        return field.kinds[0]
+    by_name = {kind_name(kind): kind for kind in field.kinds}
+    named = tree.get("kind", kind_name(type(field.default) if field.default is not None else field.kinds[0]))
+    if named not in by_name:
+        near = difflib.get_close_matches(str(named), by_name, n=1)
+        raise ValueError(f"{path}kind = {named!r}; {f'did you mean {near[0]!r}? ' if near else ''}"
+                         f"choose one of {', '.join(by_name)}")
+    return by_name[named]
+
+
+def kind_name(kind: type) -> str:
+    """What a user writes as `kind` for one of several alternatives."""
+    return str(next(field.default for field in declared(kind) if field.name == "kind"))
+
+
+def _group(field: Declared, tree: Mapping[str, Any], path: str) -> Any:
+    kind = kind_of(field, tree, path)
+    if isinstance(field.default, kind):  # what is not given keeps the value it has in this place
+        given = {**_as_tree(field.default), **tree}
+        return _build(kind, given, path)
+    return _build(kind, tree, path)
+
+
+def _as_tree(options: Any) -> dict[str, Any]:
+    """Options as a mapping of the fields that differ from the class's own defaults, flat groups merged."""
+    tree: dict[str, Any] = {}
+    for field in declared(type(options)):
+        value = getattr(options, field.name)
+        if value == field.default:
+            continue
+        if dataclasses.is_dataclass(value):
+            tree |= _as_tree(value) if field.flat else {field.name: _as_tree(value)}
+        else:
+            tree[field.name] = value
+    return tree
+
+
+def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of what a mapping gives and the options, of the chosen kinds, do not take."""
+    taken: set[str] = set()
+    for field in declared(options):
+        inside = _own(field, tree) if field.flat else tree.get(field.name)
+        if field.kinds and isinstance(inside, Mapping):
+            kind = kind_of(field, inside, prefix if field.flat else f"{prefix}{field.name}.")
+            names = {key.split(".")[0] for key, _, _ in keys(kind)}
+            taken |= names if field.flat else {field.name}
+            some = {key: value for key, value in inside.items() if key in names} if field.flat else inside
+            yield from _unknown(kind, some, prefix if field.flat else f"{prefix}{field.name}.")
+        elif not field.flat:
+            taken.add(field.name)
+    yield from (prefix + key for key in tree if key not in taken)
+
+
+def _value(field: Declared, value: Any, where: str) -> Any:
+    """A plain value, checked against the field's type."""
+    plain = _plain(field.hint)
+    if plain is None:
+        raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as "
+                         f"{where}.{next(key for key, _, _ in keys(field.kinds[0]))}")
+    try:
+        return _checker(plain).parse_object({"value": value}).value
+    except ValueError as error:
+        raise ValueError(re.sub(r'^.*?Parser key "value":\s*', f"{where}: ", str(error), flags=re.DOTALL)) from error
+
+
+@functools.cache
+def _checker(hint: Any) -> _Values:
+    parser = _Values(default_env=False)
+    parser.add_argument("--value", type=hint)
+    return parser
+
+
+def _plain(hint: Any) -> Any:
+    """The type without its option classes, None where nothing is left."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return None
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        left = [plain for alternative in typing.get_args(hint) if (plain := _plain(alternative)) is not None]
+        return functools.reduce(operator.or_, left) if left else None
+    return hint

@@ -1,0 +1,252 @@
+"""The options of the single verbs, one frozen dataclass each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.config.data import DataOptions, GradedOptions, PreferenceData, RowOptions, Sources
+from rlhf_jax.config.mesh import MeshChoice, MeshConfig
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.trackers import TrackerOptions
+from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
+    """Raises ValueError for an evaluation rhythm where there is nothing to evaluate on."""
+    if train.eval_steps is not None and not eval_dataset_name:
+        raise ValueError(f"eval_steps = {train.eval_steps} has no effect without eval_dataset_name, the rows to "
+                         "evaluate on; give them or leave it out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftCommand(Options):
+    """Supervised fine-tuning of a language model on prompts and completions; the result is OUTPUT_DIR/model.
+
+    Attributes:
+      model_name_or_path: folder of the model to start from.
+      output_dir: where the model, its metrics and the quarantine file go.
+      eval_dataset_name: held-out rows of the same layout.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      data: rows to train on.
+      options: how to train.
+      trackers: who else gets the metrics.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    eval_dataset_name: Sources = ()
+    mesh: MeshChoice = MeshConfig()
+    data: Flat[DataOptions] = DataOptions()
+    options: Flat[SftOptions] = SftOptions()
+    trackers: Flat[TrackerOptions] = TrackerOptions()
+
+    def conflicts(self) -> None:
+        check_evaluated(self.options.train, self.eval_dataset_name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardCommand(Options):
+    """Training a reward model on preference rows: Bradley-Terry, or pairwise (A/B letter); OUTPUT_DIR/model.
+
+    Attributes:
+      model_name_or_path: folder of the model to start from.
+      output_dir: where the model, its metrics and the quarantine file go.
+      eval_dataset_name: held-out preference rows; accuracy, likelihood and calibration on them end the stage.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      data: rows to train on.
+      options: which kind of model, and how to train it.
+      trackers: who else gets the metrics.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    eval_dataset_name: Sources = ()
+    mesh: MeshChoice = MeshConfig()
+    data: Flat[PreferenceData] = PreferenceData()
+    options: Flat[RewardOptions] = BradleyTerryOptions()
+    trackers: Flat[TrackerOptions] = TrackerOptions()
+
+    def conflicts(self) -> None:
+        check_evaluated(self.options.train, self.eval_dataset_name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateCommand(Options):
+    """Sampling n continuations of every prompt, with log-probs and finish reasons, into OUTPUT_DIR/shard-*.jsonl.
+
+    Attributes:
+      model_name_or_path: folder of the policy.
+      output_dir: where the shards go.
+      dtype: of weights, caches and computation.
+      shard_size: prompts in one shard file; what a killed run loses at most.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      data: the prompts.
+      sampling: how to sample.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    dtype: Dtype = "float32"
+    shard_size: Annotated[int, COUNT] = 128
+    mesh: MeshChoice = MeshConfig()
+    data: Flat[DataOptions] = DataOptions()
+    sampling: Flat[SamplingConfig] = SamplingConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreCommand(Options):
+    """Scoring sampled responses with a reward model, a preference model or a Python function.
+
+    Attributes:
+      input: folder of shards that `rlhf-jax generate` or an earlier `score` wrote.
+      output_dir: where the scored shards go.
+      name: under which the scores are stored.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      scorer: what scores.
+    """
+
+    input: str
+    output_dir: str
+    name: str = "proxy"
+    mesh: MeshChoice = MeshConfig()
+    scorer: Flat[ScorerOptions]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsCommand(Options):
+    """Choosing preference pairs from scored responses, with a printed funnel; OUTPUT_DIR/pairs.jsonl.
+
+    Attributes:
+      input: folder of scored shards.
+      output_dir: where pairs.jsonl goes.
+      scorer: name of the scores to choose by.
+      pairs: which responses make a pair.
+    """
+
+    input: str
+    output_dir: str
+    scorer: str = "proxy"
+    pairs: Flat[PairOptions] = PairOptions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(Options):
+    """Evaluating a reward or preference model on held-out pairs: accuracy, likelihood, calibration, with intervals.
+
+    Attributes:
+      scorer: what is evaluated.
+      output_dir: where the results go.
+      seed: of the bootstrap.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      rows: held-out preference rows.
+      graded: which pairs graded rows make.
+    """
+
+    scorer: ScorerOptions
+    output_dir: str
+    seed: Annotated[int, SEED] = 0
+    mesh: MeshChoice = MeshConfig()
+    rows: Flat[RowOptions] = RowOptions()
+    graded: Flat[GradedOptions] = GradedOptions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareCommand(Options):
+    """Comparing a policy with a baseline on held-out prompts: fresh answers, judged; rewards, win rates, KL, a report.
+
+    Attributes:
+      model_name_or_path: the policy.
+      baseline_model: the policy to win against and to measure KL from, say the start.
+      scorer: the judge.
+      output_dir: where the results go.
+      gold: a second judge.
+      sampling: how the policies answer.
+      dtype: of the policies' weights and computation.
+      seed: of the bootstrap.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      data: the prompts.
+    """
+
+    model_name_or_path: str
+    baseline_model: str
+    scorer: ScorerOptions
+    output_dir: str
+    gold: ScorerOptions | None = None
+    sampling: SamplingConfig = SamplingConfig()
+    dtype: Dtype = "float32"
+    seed: Annotated[int, SEED] = 0
+    mesh: MeshChoice = MeshConfig()
+    data: Flat[DataOptions] = DataOptions()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportCommand(Options):
+    """Writing a model as a Hugging Face folder: an adapter merged, another dtype, a killed run's last checkpoint.
+
+    Attributes:
+      model_name_or_path: a model, or a LoRA adapter in PEFT's layout.
+      output_dir: the model becomes OUTPUT_DIR/model.
+      base_model: the model an adapter belongs to, if not the one it names.
+      checkpoint: folder of a training stage that did not finish; its last checkpoint replaces the model's own weights,
+        whatever devices it was saved on.
+      dtype: of the written weights.
+      max_shard_size: gigabytes of one file.
+      mesh: of devices, over which the weights are spread meanwhile.
+    """
+
+    model_name_or_path: str
+    output_dir: str
+    base_model: str | None = None
+    checkpoint: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    max_shard_size: Annotated[float, POSITIVE] = 4.0
+    mesh: MeshChoice = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectCommand(Options):
+    """What a checkpoint is, from its headers alone: family, head, tensors, bytes per device; nothing is loaded.
+
+    Attributes:
+      model_name_or_path: a model folder or hub name.
+      devices: how many devices the mesh is laid over, present or not.
+      mesh: of those devices; "auto" chooses by their number and the model.
+    """
+
+    model_name_or_path: str
+    devices: Annotated[int, COUNT] = 1
+    mesh: MeshChoice = MeshConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorCommand(Options):
+    """Checking what ruins runs silently: template, BOS, stop token, padding, and the loss before any training.
+
+    Attributes:
+      model_name_or_path: a model folder or hub name.
+      kind: layout of the rows of dataset_name, whose step-0 loss is measured; without them an embedded conversation is.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      data: rows to measure on.
+    """
+
+    model_name_or_path: str
+    kind: Literal["sft", "preference"] = "sft"
+    mesh: MeshChoice = MeshConfig()
+    data: Flat[PreferenceData] = PreferenceData()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportCommand(Options):
+    """Drawing the report of a finished run again, from its results.json.
+
+    Attributes:
+      run: the run folder.
+    """
+
+    run: str

@@ -1,0 +1,105 @@
+"""Options of data: which rows, and how they become tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.fields import COUNT, Flat, Options, at_least
+
+Overlong = Literal["error", "drop", "truncate_prompt_left", "truncate_response"]
+PairRule = Literal["all", "best_worst", "best_random"]
+Sources = str | tuple[str, ...]
+
+
+def as_sources(dataset_name: Sources) -> tuple[str, ...]:
+    """One data set or several, as a tuple."""
+    return (dataset_name,) if isinstance(dataset_name, str) else tuple(dataset_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOptions(Options):
+    """Which rows.
+
+    Attributes:
+      dataset_name: files, folders, globs, `tfds:name` or hub names; one, or several read in this order.
+      split: of sources that have splits.
+      converter: name of a row converter (`rlhf_jax.data.converters`).
+      drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
+      max_samples: rows kept, from the start; None for all.
+      max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
+      allow_empty_prompt: an empty prompt means the BOS token alone.
+    """
+
+    dataset_name: Sources = ()
+    split: str | None = None
+    converter: str | None = None
+    drop_duplicate_prompts: bool = False
+    max_samples: Annotated[int | None, COUNT] = None
+    max_bad_rows: Annotated[int | float, at_least(0)] = 0.02
+    allow_empty_prompt: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """`dataset_name` as a tuple."""
+        return as_sources(self.dataset_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderOptions(Options):
+    """How rows become tokens.
+
+    Attributes:
+      max_length: tokens of prompt and response together; None for no limit.
+      max_prompt_length: tokens of the prompt; None for no limit.
+      overlong: what becomes of longer rows.
+      chat_template_path: replaces the tokenizer's template: a name, a file or a folder.
+      text_as_chat: string prompts become user messages instead of plain text.
+    """
+
+    max_length: Annotated[int | None, COUNT] = 1024
+    max_prompt_length: Annotated[int | None, COUNT] = None
+    overlong: Overlong = "drop"
+    chat_template_path: str | None = None
+    text_as_chat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class GradedOptions(Options):
+    """Which pairs graded rows make.
+
+    Attributes:
+      pair_rule: which pairs graded rows make as preferences.
+      min_gap: the smallest score gap of such a pair.
+    """
+
+    pair_rule: PairRule = "all"
+    min_gap: Annotated[float, at_least(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions(Options):
+    """Rows for a model, as tokens.
+
+    Attributes:
+      rows: which rows.
+      render: how they become tokens.
+    """
+
+    rows: Flat[RowOptions] = RowOptions()
+    render: Flat[RenderOptions] = RenderOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceData(Options):
+    """Preference rows for a model, as tokens.
+
+    Attributes:
+      rows: which rows.
+      graded: which pairs graded rows make.
+      render: how they become tokens.
+    """
+
+    rows: Flat[RowOptions] = RowOptions()
+    graded: Flat[GradedOptions] = GradedOptions()
+    render: Flat[RenderOptions] = RenderOptions()

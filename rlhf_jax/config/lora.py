@@ -1,0 +1,44 @@
+"""Options of low-rank adapters, under TRL's names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+from rlhf_jax.fields import POSITIVE, Options, at_least, only_if
+
+MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""Hugging Face's names of the projections that can get an update."""
+_ADAPTED = only_if(use_peft=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig(Options):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685).
+
+    Attributes:
+      use_peft: train an adapter instead of all weights; the exported model is merged, the adapter lies beside it.
+      lora_r: rank.
+      lora_alpha: the update is scaled by lora_alpha / lora_r.
+      lora_target_modules: projections that get an update.
+    """
+
+    use_peft: bool = False
+    lora_r: Annotated[int, at_least(1, 65_536), _ADAPTED] = 16
+    lora_alpha: Annotated[float, POSITIVE, _ADAPTED] = 32.0
+    lora_target_modules: Annotated[tuple[str, ...], _ADAPTED] = MODULES
+
+    def conflicts(self) -> None:
+        unknown = sorted(set(self.lora_target_modules) - set(MODULES))
+        if unknown or not self.lora_target_modules:
+            raise ValueError(f"lora_target_modules has {unknown or 'no entry'}; choose from {sorted(MODULES)}")
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two factors is multiplied with."""
+        return self.lora_alpha / self.lora_r
+
+
+def adapter_of(lora: LoraConfig) -> LoraConfig | None:
+    """The adapter to train, None for all weights."""
+    return lora if lora.use_peft else None

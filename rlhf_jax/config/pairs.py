@@ -1,0 +1,30 @@
+"""Options of pairing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.fields import SEED, Options, at_least, between, only_with
+
+
+@dataclasses.dataclass(frozen=True)
+class PairOptions(Options):
+    """How scored responses become a preference pair (the seed's `choose_type`).
+
+    Attributes:
+      rule: max_min (best and worst, the paper's), max_random (best and another), max_max (best and second best),
+        random (two at random).
+      min_gap: the smallest penalised score gap of a pair.
+      length_penalty: subtracted from the score for each unit of length, *before* selection and ordering.
+      length_unit: "characters" (the paper's) or "tokens".
+      drop_truncated: responses that ran out of budget take no part.
+      seed: of the random rules; a prompt's draw depends on the seed and its id alone.
+    """
+
+    rule: Literal["max_min", "max_random", "max_max", "random"] = "max_min"
+    min_gap: Annotated[float, at_least(0)] = 0.0
+    length_penalty: Annotated[float, between(-1e6, 1e6)] = 0.0
+    length_unit: Annotated[Literal["characters", "tokens"], only_with("length_penalty")] = "characters"
+    drop_truncated: bool = False
+    seed: Annotated[int, SEED] = 0

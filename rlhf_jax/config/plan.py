@@ -1,0 +1,68 @@
+"""Options of plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.fields import COUNT, Options, above, at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumptions(Options):
+    """What a plan cannot read from a config: how long real examples are, and how close to its peak a device runs.
+
+    Attributes:
+      prompt_tokens: of an average example; UltraFeedback's have 162 (table 5 of arXiv 2405.07863).
+      response_tokens: of an average example; UltraFeedback's have 280, chat models' answers more. A conversation for
+        fine-tuning has prompt and response together.
+      groups_per_row: prompt groups that packing puts in a row; None for what fits by the averages.
+      targets_per_row: trained tokens a row has room for; None for all of them, the most a row can ask for.
+      efficiency: share of the roofline's speed that a run reaches; hours are given at this.
+    """
+
+    prompt_tokens: Annotated[int, COUNT] = 200
+    response_tokens: Annotated[int, COUNT] = 350
+    groups_per_row: Annotated[float | None, at_least(1)] = None
+    targets_per_row: Annotated[int | None, COUNT] = None
+    efficiency: Annotated[float, above(0, 1)] = 0.5
+
+    def group_tokens(self, responses: int) -> int:
+        return self.prompt_tokens + responses * self.response_tokens
+
+
+PlannedVerb = Literal["iterate", "sft", "reward", "dpo", "generate", "score"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions(Options):
+    """Compiling the programs of a config for an accelerator that need not be here: memory, traffic, time.
+
+    All other keys are those of the config's own verb; its data are not read, and of its model only config.json, which
+    may lie in the folder `model` beside the config.
+
+    Attributes:
+      accelerator: as its cloud spells it: v5p-16 (TensorCores, two a chip), v5e-64 and v6e-16 (chips), 2xv5e-256
+        (slices), 8xH100, 4x8xH100 (hosts), cpu-8.
+      verb: whose config it is; None to tell by its keys.
+      stages: of sft, reward, pairwise, prefill, decode, score, reference, dpo; empty for all that the config has.
+      sweep: try the sensible meshes and rank them, instead of the config's.
+      tries: compilations spent on finding what makes a stage fit that does not.
+      assume: what the data will look like.
+      examples: rows of each data set, and prompts of a round, where the config does not say.
+      output: JSON file for all numbers.
+    """
+
+    accelerator: str
+    verb: PlannedVerb | None = None
+    stages: str | tuple[str, ...] = ()
+    sweep: bool = False
+    tries: Annotated[int, at_least(0)] = 6
+    assume: Assumptions = Assumptions()
+    examples: Annotated[int, COUNT] = 20_000
+    output: str | None = None
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        given = self.stages.split(",") if isinstance(self.stages, str) else self.stages
+        return tuple(name.strip() for name in given if name.strip())

@@ -1,0 +1,64 @@
+"""Options of sampling, under the field's names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.fields import SEED, Options, Range, above, at_least, between
+
+CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
+_LANES = at_least(1, 65_536)
+_TOKENS = at_least(1, 2**24)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig(Options):
+    """What to sample.
+
+    Attributes:
+      num_generations: continuations per prompt, n.
+      temperature: one value, or several spread over the n samples (the paper's half 1.0, half 0.7 is (1.0, 0.7)).
+      top_k: draw among the k most probable tokens alone; 0 for all.
+      top_p: among the fewest that have this probability together; 1.0 for all.
+      min_p: among those with this share of the most probable one's probability; 0.0 for all.
+      max_new_tokens: response budget; a response that meets it ends with finish reason "length" and without EOS.
+      stop_strings: a response ends at the first token that completes one of these.
+      slots: prompts in flight, over all devices.
+      lanes: continuations of one prompt in flight, None for all n; a lane that finishes takes the prompt's next sample.
+      block: tokens decoded between two looks by the host.
+      prompt_length: capacity for prompts; None takes the longest prompt, rounded up to a power of two.
+      cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps one scale
+        per token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the
+        price of log-probs that `sampling.cache.logp_tolerance` bounds.
+      seed: with the prompt id, the sample index and the position it decides every token.
+    """
+
+    num_generations: Annotated[int, _LANES] = 8
+    temperature: Annotated[float | tuple[float, ...], between(0, 1e4)] = 1.0
+    top_k: Annotated[int, at_least(0)] = 0
+    top_p: Annotated[float, above(0, 1)] = 1.0
+    min_p: Annotated[float, Range(0, 0.999999)] = 0.0
+    max_new_tokens: Annotated[int, _TOKENS] = 256
+    stop_strings: tuple[str, ...] = ()
+    slots: Annotated[int, _LANES] = 16
+    lanes: Annotated[int | None, _LANES] = None
+    block: Annotated[int, _LANES] = 32
+    prompt_length: Annotated[int | None, _TOKENS] = None
+    cache_dtype: CacheDtype = "auto"
+    seed: Annotated[int, SEED] = 0
+
+    def conflicts(self) -> None:
+        if self.lanes is not None and self.lanes > self.num_generations:
+            raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
+                             "choose between 1 and that")
+        given = len(self.temperature) if isinstance(self.temperature, tuple) else 1
+        if not 1 <= given <= self.num_generations:
+            raise ValueError(f"temperature has {given} values for num_generations = {self.num_generations} samples; "
+                             "give one value, or at most one for each sample")
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperature of each of the n samples: the given values in equal, contiguous shares."""
+        given = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))

@@ -1,0 +1,86 @@
+"""Options of what scores responses: one class per kind, with the keys that mean something to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.fields import COUNT, Flat, Options, at_least
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerModel(Options):
+    """A scorer with weights.
+
+    Attributes:
+      model_name_or_path: folder of the reward or preference model.
+      chat_template_path: replaces the template of the scorer's own tokenizer.
+      text_as_chat: string prompts become user messages instead of plain text.
+      max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
+      dtype: of the model's weights and computation; its score heads are float32 in any case.
+    """
+
+    model_name_or_path: str
+    chat_template_path: str | None = None
+    text_as_chat: bool = False
+    max_length: Annotated[int | None, COUNT] = 1024
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class BradleyTerryScoring(Options):
+    """A reward model: one number at a response's last token.
+
+    Attributes:
+      kind: bradley_terry, pairwise or multi_objective (models), or function (Python).
+      model: the reward model.
+      output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["bradley_terry"] = "bradley_terry"
+    output: Annotated[int | None, at_least(0)] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PairwiseScoring(Options):
+    """A preference model that answers which of two responses is better.
+
+    Attributes:
+      kind: "pairwise".
+      model: the preference model.
+      method: tournament of n responses: round_robin plays all pairs, knock_out about 2n to find best and worst.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["pairwise"] = "pairwise"
+    method: Literal["round_robin", "knock_out"] = "round_robin"
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiObjectiveScoring(Options):
+    """ArmoRM: many regressed objectives, weighed by a gate that reads the prompt.
+
+    Attributes:
+      kind: "multi_objective".
+      model: the reward model.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["multi_objective"] = "multi_objective"
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionScoring(Options):
+    """A Python function.
+
+    Attributes:
+      kind: "function".
+      function: "package.module:function" with the signature f(prompts, completions, **columns) -> scores.
+    """
+
+    function: str
+    kind: Literal["function"] = "function"
+
+
+ScorerOptions = BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | FunctionScoring

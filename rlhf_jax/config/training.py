@@ -1,0 +1,124 @@
+"""Options of training stages, under TRL's names where TRL has one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.config.lora import LoraConfig
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, SHARE, Flat, Options, Range, at_least, between, only_if, only_with
+
+Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
+AttnImplementation = Literal["auto", "xla", "blocked", "splash", "cudnn"]
+"""auto: splash on TPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere. blocked: a loop over blocks,
+for one CPU device. splash: JAX's TPU kernel. cudnn: cuDNN's fused kernel, for NVIDIA GPUs in bfloat16 or float16."""
+_DECAY = Range(0, 0.9999999999)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Options):
+    """How to optimise; what to optimise is the objective's business.
+
+    Attributes:
+      train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
+      micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation.
+      row_length: tokens of a packed row; None takes the smallest multiple of 128 that holds every group.
+      num_train_epochs: passes over the data, may be fractional.
+      max_steps: stop after so many steps, None for no limit.
+      learning_rate: peak.
+      lr_scheduler_type: how the rate moves after warm-up.
+      min_lr_rate: floor of `cosine_with_min_lr`, as a share of the peak.
+      warmup_steps: number of steps, or a share of all steps where below 1.
+      weight_decay: AdamW's; norms and biases are spared.
+      adam_beta1: decay of the first moment.
+      adam_beta2: decay of the second moment.
+      adam_epsilon: added to the root of the second moment.
+      max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
+      dtype: of activations and working weights; masters and moments stay float32.
+      remat: what the backward pass recomputes.
+      attn_implementation: of attention over packed rows; auto chooses by the devices.
+      logits_chunk: row positions whose vocabulary logits exist at one time.
+      logging_steps: a metric line every so many steps, averaged over them.
+      eval_steps: evaluate every so many steps, and at the end; None for the end only.
+      save_steps: checkpoint every so many steps; None for the end only.
+      save_total_limit: checkpoints kept; an old one goes only after the new one is whole.
+      seed: of the data order and of fresh heads and adapters.
+    """
+
+    train_batch_size: Annotated[int, at_least(1, 2**24)] = 32
+    micro_rows: Annotated[int, at_least(1, 2**16)] = 4
+    row_length: Annotated[int | None, at_least(1, 2**24)] = None
+    num_train_epochs: Annotated[float, POSITIVE] = 1.0
+    max_steps: Annotated[int | None, COUNT] = None
+    learning_rate: Annotated[float, POSITIVE] = 1e-6
+    lr_scheduler_type: Schedule = "cosine"
+    min_lr_rate: Annotated[float, SHARE, only_if(lr_scheduler_type="cosine_with_min_lr")] = 0.1
+    warmup_steps: Annotated[float, at_least(0)] = 0.03
+    weight_decay: Annotated[float, between(0, 1e4)] = 0.0
+    adam_beta1: Annotated[float, _DECAY] = 0.9
+    adam_beta2: Annotated[float, _DECAY] = 0.999
+    adam_epsilon: Annotated[float, between(0, 1)] = 1e-8
+    max_grad_norm: Annotated[float, between(0, 1e9)] = 1.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "full", "dots"] = "dots"
+    attn_implementation: AttnImplementation = "auto"
+    logits_chunk: Annotated[int, at_least(1, 2**24)] = 256
+    logging_steps: Annotated[int, COUNT] = 10
+    eval_steps: Annotated[int | None, COUNT] = None
+    save_steps: Annotated[int | None, COUNT] = None
+    save_total_limit: Annotated[int, COUNT, only_with("save_steps")] = 2
+    seed: Annotated[int, SEED] = 0
+
+    def conflicts(self) -> None:
+        if self.attn_implementation == "cudnn" and self.dtype == "float32":
+            raise ValueError("attn_implementation = 'cudnn' computes in bfloat16 or float16; set dtype: bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class SftOptions(Options):
+    """Supervised fine-tuning; its learning rate is TRL's default.
+
+    Attributes:
+      train: how to optimise.
+      lora: an adapter instead of all weights.
+    """
+
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=2e-5)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class BradleyTerryOptions(Options):
+    """A reward model with a scalar head.
+
+    Attributes:
+      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B.
+      center_rewards_coefficient: weight of (r_chosen + r_rejected)^2.
+      use_margin: subtract the rows' margins, which every pair must have.
+      train: how to optimise.
+      lora: an adapter instead of all weights.
+    """
+
+    kind: Literal["bradley_terry"] = "bradley_terry"
+    center_rewards_coefficient: Annotated[float, at_least(0)] = 0.0
+    use_margin: bool = False
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=5e-6)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class PairwiseOptions(Options):
+    """A preference model: a language model that answers which of two responses is better, A or B.
+
+    Attributes:
+      kind: "pairwise".
+      train: how to optimise.
+      lora: an adapter instead of all weights.
+    """
+
+    kind: Literal["pairwise"] = "pairwise"
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=5e-6)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+RewardOptions = BradleyTerryOptions | PairwiseOptions

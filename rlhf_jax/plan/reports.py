@@ -1,0 +1,69 @@
+"""From a parsed config and an accelerator's name to reports: `rlhf-jax plan` and the tables of docs/ show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlhf_jax.config.mesh import AXES, MeshConfig
+from rlhf_jax.models import count_params
+from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
+from rlhf_jax.parallel.auto import Choice, Need, choose_mesh, room_of
+from rlhf_jax.plan.measure import StagePlan, meshes_to_try, plan_all, runs_apart
+from rlhf_jax.plan.recipe import Task, smallest_batch, stages_named, tasks_of
+from rlhf_jax.plan.report import Report, mesh_words
+from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, TrainShape
+
+
+def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, ...], *, assume: Assumptions,
+                 examples: int, tries: int, sweep: bool) -> list[Report]:
+    """One report for the config's mesh; or one for each sensible mesh."""
+    tasks = stages_named(tasks_of(command, model, assume, examples), names)
+    found = find_accelerator(accelerator)
+    chosen = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, found)
+    meshes = meshes_to_try([task.stage for task in tasks], found) if sweep else [chosen.mesh]
+    reports: list[Report] = []
+    for mesh in meshes:
+        known = [stage for report in reports[:1] for stage in report.stages if runs_apart(stage.stage, found)]
+        reports.append(report_of(tasks, mesh, found, model, chosen.why if mesh == chosen.mesh else "", assume, tries,
+                                 known=known))
+    return reports
+
+
+def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], accelerator: Accelerator) -> Choice:
+    """The config's own mesh, or what `auto` makes of the accelerator."""
+    if isinstance(mesh, MeshConfig):
+        return Choice(mesh, "")
+    config = tasks[0].stage.config
+    return choose_mesh(room_of(accelerator), Need(count_params(config), smallest_batch(list(tasks)), config.heads))
+
+
+def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, model: str, why: str,
+              assume: Assumptions, tries: int, known: Sequence[StagePlan] = (),
+              plan: Callable[..., list[StagePlan]] = plan_all) -> Report:
+    """All stages on one mesh. known: of those that do not depend on it, what came out before."""
+    before = {stage.stage: stage for stage in known}
+    stages = plan([task.stage for task in tasks], mesh, accelerator, tries, before)
+    config = tasks[0].stage.config
+    calls = {task.stage.name: task.calls(found.mesh["data"] * found.mesh["fsdp"], found.hosts)
+             for task, found in zip(tasks, stages, strict=True)}
+    title = f"{config.family}, {count_params(config):,} parameters ({model})"
+    sizes = dict(zip(AXES, mesh.shape(accelerator.devices), strict=True))
+    return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(sizes),
+                  tuple(assumed(tasks, assume)), tuple(stages), calls, assume.efficiency)
+
+
+def assumed(tasks: Sequence[Task], assume: Assumptions) -> list[str]:
+    """What the numbers stand on, in sentences."""
+    out = [f"an average prompt of {assume.prompt_tokens} tokens and response of {assume.response_tokens}",
+           f"hours at {assume.efficiency:.0%} of the roofline's speed, all devices busy"]
+    for task in tasks:
+        stage, shape = task.stage, None
+        if isinstance(stage, TrainShape | PassShape):
+            shape = stage.shape()
+            out.append(f"{stage.name}: rows of {shape.tokens} tokens, {shape.targets} of them targets, "
+                       f"{stage.groups_per_row:g} group(s) a row; {task.groups:,.0f} groups in all, epochs included")
+        if isinstance(stage, SampleShape) and stage.name == "decode":
+            out.append(f"decode: {stage.sampling.slots} slots a host of {stage.prompt_length} prompt tokens, caches "
+                       f"looked at to their full depth; {task.groups:,.0f} prompts in all")
+    return out

@@ -1,0 +1,119 @@
+"""A model as the stages use it: weights, config, tokenizer, stop tokens and how text becomes ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhf_jax.config.data import RenderOptions
+from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
+from rlhf_jax.data.tokenizer import load_template
+from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
+from rlhf_jax.parallel import param_shardings
+from rlhf_jax.workflow.stage import fingerprint, hash_path
+
+VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
+"""The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
+they have. Large vocabularies, of which a mesh that does not divide them would hold two whole tables and their moments
+on every device, are divided up to 256 ways; of the small ones more padding would cost time."""
+LARGE_VOCAB = 32_768
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder, opened lazily.
+
+    Attributes:
+      folder: where it lies.
+      chat_template_path: replaces the tokenizer's own template.
+      stage_key: of the stage that made it, if one did; stands for its files in the keys of later stages.
+    """
+
+    folder: Path
+    chat_template_path: str | None = None
+    stage_key: str | None = None
+
+    @classmethod
+    def find(cls, name_or_path: str | Path, chat_template_path: str | None = None) -> Checkpoint:
+        """The checkpoint of a local folder or a hub name."""
+        return cls(find_model(name_or_path), chat_template_path)
+
+    @cached_property
+    def config(self) -> DecoderConfig:
+        config = read_config(self.folder)
+        multiple = LARGE_VOCAB_MULTIPLE if config.vocab_size >= LARGE_VOCAB else VOCAB_MULTIPLE
+        return dataclasses.replace(config, vocab_multiple=multiple)
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Text of the template that replaces the tokenizer's own, if one does."""
+        return None if self.chat_template_path is None else load_template(self.chat_template_path)
+
+    @cached_property
+    def key(self) -> str:
+        """Stands for the model and how it writes a conversation: the key of the stage that made it, or a hash of its
+        files and of the template over them."""
+        if self.stage_key is not None:
+            return self.stage_key
+        files = hash_path(self.folder)
+        return files if self.chat_template is None else fingerprint([files, self.chat_template])
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(str(self.folder), self.chat_template_path)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end a response: the model's own if it names any, and the chat template's end of turn."""
+        if self.tokenizer.chat_template or not self.config.eos_token_ids:
+            return stop_token_ids(self.tokenizer, {"eos_token_id": list(self.config.eos_token_ids)})
+        return self.config.eos_token_ids
+
+    def as_policy(self) -> Checkpoint:
+        """This checkpoint, if it can speak; ValueError if it is a reward model, which has no next-token head."""
+        if self.config.is_classifier:
+            raise ValueError(f"{self.folder} is a sequence classifier ({self.config.num_labels} output(s)), as reward "
+                             "models are, and what is asked for needs a language model; give the one it was made from")
+        return self
+
+    def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
+        """The weights, sharded over the mesh."""
+        return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
+
+    def renderer(self, options: RenderOptions) -> Renderer:
+        """How rows become ids: within the limits given, and never beyond the model's own positions."""
+        eos = self.tokenizer.eos_token_id
+        longest = min(options.max_length or self.config.max_position, self.config.max_position)
+        return Renderer(self.tokenizer, options.max_prompt_length, longest, options.overlong,
+                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=options.text_as_chat)
+
+    @property
+    def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:
+        return partial(continuation_text, self.tokenizer)
+
+
+def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> None:
+    """Raises ValueError, with the reason why it matters, unless both tokenizers give every token the same id.
+
+    Tokens for padding are left out: no model ever sees one.
+    """
+    padding = {first.tokenizer.pad_token, second.tokenizer.pad_token}
+    ours, theirs = first.tokenizer.get_vocab(), second.tokenizer.get_vocab()
+    differ = sorted(token for token in {*ours, *theirs} - padding if ours.get(token) != theirs.get(token))
+    if differ:
+        raise ValueError(f"{first.folder} and {second.folder} have different vocabularies: {len(differ):,} tokens "
+                         f"differ, such as {differ[0]!r} (ids {ours.get(differ[0])} and {theirs.get(differ[0])}). "
+                         f"{because}")
+
+
+def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of a response, its leading space as in the running text, special tokens left out."""
+    before = tokenizer.decode(list(prompt_ids)[-8:], skip_special_tokens=True)
+    both = tokenizer.decode([*list(prompt_ids)[-8:], *ids], skip_special_tokens=True)
+    return both[len(before):] if both.startswith(before) else tokenizer.decode(list(ids), skip_special_tokens=True)

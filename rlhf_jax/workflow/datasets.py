@@ -1,0 +1,170 @@
+"""Where a stage's prompt groups come from: rows of data sets, a file of an earlier stage, or groups at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
+from rlhf_jax.data.chat import Renderer, render_all
+from rlhf_jax.data.funnel import Funnel, load_examples
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.jsonl import read_groups
+from rlhf_jax.data.rows import Example, Kind, ParseOptions
+from rlhf_jax.data.sources import read_rows, source_paths
+from rlhf_jax.data.tokenizer import load_template
+from rlhf_jax.parallel import is_main_process
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.stage import fingerprint, hash_path
+
+
+class GroupSource(Protocol):
+    """Groups that a stage reads when it runs, and the key that stands for them in its inputs."""
+
+    @property
+    def key(self) -> str: ...
+
+    def read(self) -> list[PromptGroup]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenGroups:
+    """Groups at hand."""
+
+    groups: Sequence[PromptGroup]
+
+    @cached_property
+    def key(self) -> str:
+        """All they hold, so also pairs, margins and the columns for scorers."""
+        digest = hashlib.sha256()
+        for group in self.groups:
+            digest.update(fingerprint(group.to_json()).encode())
+        return digest.hexdigest()
+
+    def read(self) -> list[PromptGroup]:
+        return list(self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupFile:
+    """A file of groups. stage_key: of the stage that wrote it, if one of this run did."""
+
+    path: Path
+    stage_key: str | None = None
+
+    @cached_property
+    def key(self) -> str:
+        return self.stage_key or hash_path(self.path)
+
+    def read(self) -> list[PromptGroup]:
+        return read_groups(self.path)
+
+
+def _as_they_are(examples: list[Example], funnel: Funnel) -> list[Example]:
+    del funnel
+    return examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RenderedRows:
+    """Rows of data sets in a model's ids; read once, when they are first asked for.
+
+    Attributes:
+      quarantine: file for the rows that cannot be used.
+      prepare: what examples become before they are rendered, and counts about it.
+    """
+
+    checkpoint: Checkpoint
+    kind: Kind
+    rows: RowOptions
+    render: RenderOptions
+    graded: GradedOptions = GradedOptions()
+    quarantine: Path | None = None
+    prepare: Callable[[list[Example], Funnel], list[Example]] = _as_they_are
+
+    @cached_property
+    def key(self) -> str:
+        return data_key(self.kind, self.rows, self.graded, self.render)
+
+    @cached_property
+    def _read(self) -> tuple[list[PromptGroup], Funnel]:
+        examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
+        make = prompt_groups if self.kind == "prompt" else render_all
+        groups = make(self.prepare(examples, funnel), self.checkpoint.renderer(self.render), funnel)
+        return groups, funnel
+
+    def read(self) -> list[PromptGroup]:
+        return self._read[0]
+
+    @property
+    def funnel(self) -> Funnel:
+        """How many rows were used, and why not the others."""
+        return self._read[1]
+
+
+def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions()
+              ) -> tuple[list[Example], Funnel]:
+    """Rows of the configured sources as examples, with the funnel so far."""
+    _some_source(rows)
+    options = ParseOptions(pair_rule=graded.pair_rule, min_gap=graded.min_gap,
+                           allow_empty_prompt=rows.allow_empty_prompt)
+    examples, funnel = load_examples(list(rows.sources), kind, split=rows.split, converter=rows.converter,
+                                     options=options, max_bad_rows=rows.max_bad_rows,
+                                     quarantine_path=quarantine if is_main_process() else None,
+                                     drop_duplicate_prompts=rows.drop_duplicate_prompts)
+    if rows.max_samples is not None and len(examples) > rows.max_samples:
+        funnel.dropped["beyond_max_samples"] += len(examples) - rows.max_samples
+        examples = examples[: rows.max_samples]
+    return examples, funnel
+
+
+def check_sources(rows: RowOptions) -> None:
+    """Opens every source and reads its first row; raises what `read_data` would raise for one that is not there."""
+    _some_source(rows)
+    for source in rows.sources:
+        next(iter(read_rows(source, split=rows.split)))
+
+
+def _some_source(rows: RowOptions) -> None:
+    if not rows.sources:
+        raise ValueError("no data is given: set dataset_name to a file, a folder, a glob, tfds:NAME or a hub name (in "
+                         "a run with sections, that of the section, as prompts.dataset_name)")
+
+
+def data_key(kind: Kind, rows: RowOptions, graded: GradedOptions, render: RenderOptions | None = None) -> str:
+    """What identifies a data set in a stage's inputs: options, and the contents of files rather than their names."""
+    template = None if render is None else render.chat_template_path and load_template(render.chat_template_path)
+    return fingerprint({
+        "kind": kind, "rows": dataclasses.replace(rows, dataset_name=()), "graded": graded,
+        "render": render and dataclasses.replace(render, chat_template_path=template),
+        "files": sources_key(rows.sources, rows.split)})
+
+
+def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:
+    """Of each source its slice and the hashes of the files it is read from.
+
+    A hub or tfds name stands for itself: what it names is pinned by its revision, not by us.
+    """
+    found = []
+    for source in sources:
+        paths, rows = source_paths(source, split)
+        found.append({"rows": rows, "content": source if paths is None else [hash_path(path) for path in paths]})
+    return found
+
+
+def groups_key(groups: Sequence[PromptGroup]) -> str:
+    """What identifies groups in a stage's inputs: all they hold, so also pairs, margins and the columns for scorers."""
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(fingerprint(group.to_json()).encode())
+    return digest.hexdigest()
+
+
+def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
+    """Prompts alone, as groups without responses."""
+    return render_all([dataclasses.replace(e, responses=(), pairs=(), margins=(), scores=(), labels=())
+                       for e in examples], renderer, funnel)

@@ -1,0 +1,112 @@
+"""What a kind of scorer is: its options, how it is opened, how it is trained, what a plan compiles for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhf_jax.config.data import RenderOptions
+from rlhf_jax.config.scorer import ScorerModel
+from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.rows import Example
+from rlhf_jax.models import DecoderConfig, Params
+from rlhf_jax.scoring import Scorer
+from rlhf_jax.training.objectives import Compute, Objective
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.stage import fingerprint
+
+
+class Passes(NamedTuple):
+    """Rows that scoring the answers of one prompt takes, for a plan.
+
+    questions: separate rows per prompt. answers: responses that share a row's prompt. quoted: answers that stand in
+    the prompt itself, as those which a preference model compares. response_tokens: of one answer; None for the data's.
+    """
+
+    questions: float
+    answers: int
+    quoted: int = 0
+    response_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedKind:
+    """How a kind is trained.
+
+    Attributes:
+      options: its class of training options.
+      examples: (preference examples, seed, funnel) -> what is rendered and trained on.
+      model: (weights, config, seed) -> the weights and config that training starts from.
+      objective: options -> what is minimised.
+      passes: what one example takes of a row.
+      responses: of a group that is trained on.
+      served: (folder, how rows were rendered) -> the options of the scorer that the trained model is.
+    """
+
+    options: type
+    examples: Callable[[list[Example], int, Funnel], list[Example]]
+    model: Callable[[Params, DecoderConfig, int], tuple[Params, DecoderConfig]]
+    shape: Callable[[DecoderConfig], DecoderConfig]
+    objective: Callable[[Any], Callable[[Compute], Objective]]
+    responses: int
+    quoted: int
+    served: Callable[[ScorerModel], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A row of `KINDS`.
+
+    Attributes:
+      options: its class of scorer options.
+      open: (options, mesh, name) -> the scorer, called `name` in the data; weights are read when it first scores.
+      check: raises what `open` would raise for a model or function that is not there; loads no weights.
+      passes: (options, responses of a prompt) -> what scoring them takes; None where nothing is compiled.
+      outputs: compute -> the function of (params, batch) that is compiled.
+      training: how it is trained, None for what is not trained here.
+    """
+
+    options: type
+    open: Callable[[Any, Mesh, str], Scorer]
+    check: Callable[[Any], None]
+    passes: Callable[[Any, int], Passes] | None = None
+    outputs: Callable[[Compute], Callable[[Params, Any], Any]] | None = None
+    shape: Callable[[DecoderConfig], DecoderConfig] = lambda config: config
+    training: TrainedKind | None = None
+
+
+class OpenModel(NamedTuple):
+    """The model of a scorer. weights: reads them onto the mesh. key: of the model and of how it is used."""
+
+    weights: Callable[[], Params]
+    config: DecoderConfig
+    renderer: Renderer
+    key: str
+
+
+def find_model_of(options: ScorerModel) -> Checkpoint:
+    """The checkpoint of a scorer."""
+    return Checkpoint.find(options.model_name_or_path, options.chat_template_path)
+
+
+def check_model(options: Any) -> None:
+    """Raises what opening would raise for a folder that holds no model."""
+    _ = find_model_of(options.model).config
+
+
+def open_model(options: Any, mesh: Mesh) -> OpenModel:
+    """The model in `options.model`; all other options are part of its key."""
+    model: ScorerModel = options.model
+    checkpoint = find_model_of(model)
+    render = RenderOptions(max_length=model.max_length, overlong="drop", text_as_chat=model.text_as_chat)
+    settings = dataclasses.replace(options, model=dataclasses.replace(model, model_name_or_path="",
+                                                                      chat_template_path=None))
+    key = fingerprint({"options": settings, "model": checkpoint.key})  # what lies at those paths is in the latter
+    return OpenModel(partial(checkpoint.params, mesh, jnp.dtype(model.dtype)), checkpoint.config,
+                     checkpoint.renderer(render), key)

@@ -1,0 +1,60 @@
+"""`kind: bradley_terry`: a scalar head on a language model's backbone (RLHF Workflow, section 2.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+
+from rlhf_jax.config.scorer import BradleyTerryScoring
+from rlhf_jax.config.training import BradleyTerryOptions
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.rows import Example
+from rlhf_jax.models import DecoderConfig, Params, as_classifier
+from rlhf_jax.scoring import BradleyTerryScorer
+from rlhf_jax.scoring.bradley_terry import slot_score
+from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective
+from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, check_model, open_model
+
+
+def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str) -> BradleyTerryScorer:
+    """The reward model as a scorer."""
+    model = open_model(options, mesh)
+    return BradleyTerryScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key,
+                              output=options.output)
+
+
+def classifier(config: DecoderConfig) -> DecoderConfig:
+    """The shape of a reward model on a language model's backbone; a classifier keeps its own."""
+    return config if config.is_classifier else dataclasses.replace(config, num_labels=1, tie_embeddings=False)
+
+
+def as_reward_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+    """A language model with a fresh scalar head, or the reward model it already is."""
+    shape = classifier(config)
+    if shape.num_labels != 1:
+        raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {shape.num_labels}; start "
+                         "from a language model or from a reward model with one output")
+    return (params if config.is_classifier else as_classifier(params, jax.random.key(seed), shape)), shape
+
+
+def objective(options: BradleyTerryOptions) -> Callable[[Compute], Objective]:
+    return partial(BradleyTerry, center_rewards_coefficient=options.center_rewards_coefficient,
+                   use_margin=options.use_margin)
+
+
+def as_they_are(examples: list[Example], seed: int, funnel: Funnel) -> list[Example]:
+    """Pairs are trained on as pairs."""
+    del seed, funnel
+    return examples
+
+
+KIND = Kind(
+    options=BradleyTerryScoring, open=open_scorer, check=check_model, shape=classifier,
+    passes=lambda options, responses: Passes(1, responses),
+    outputs=lambda compute: partial(slot_score, compute, None),
+    training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model, shape=classifier,
+                         objective=objective, responses=2, quoted=0, served=BradleyTerryScoring))

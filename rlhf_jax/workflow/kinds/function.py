@@ -1,0 +1,23 @@
+"""`kind: function`: a Python function, in the signature people already write reward functions in."""
+
+from __future__ import annotations
+
+from jax.sharding import Mesh
+
+from rlhf_jax.config.scorer import FunctionScoring
+from rlhf_jax.scoring import FunctionScorer, load_function
+from rlhf_jax.workflow.kinds.base import Kind
+
+
+def open_scorer(options: FunctionScoring, mesh: Mesh, name: str) -> FunctionScorer:
+    """The function as a scorer."""
+    del mesh
+    return FunctionScorer(load_function(options.function), name=name)
+
+
+def check(options: FunctionScoring) -> None:
+    """Raises ValueError if the function cannot be imported."""
+    load_function(options.function)
+
+
+KIND = Kind(options=FunctionScoring, open=open_scorer, check=check)

@@ -1,0 +1,24 @@
+"""`kind: multi_objective`: ArmoRM, many regressed objectives weighed by a gate (arXiv 2406.12845)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from jax.sharding import Mesh
+
+from rlhf_jax.config.scorer import MultiObjectiveScoring
+from rlhf_jax.scoring import MultiObjectiveScorer
+from rlhf_jax.scoring.bradley_terry import slot_score
+from rlhf_jax.workflow.kinds.base import Kind, Passes, check_model, open_model
+from rlhf_jax.workflow.kinds.bradley_terry import classifier
+
+
+def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str) -> MultiObjectiveScorer:
+    """The model as a scorer."""
+    model = open_model(options, mesh)
+    return MultiObjectiveScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key)
+
+
+KIND = Kind(options=MultiObjectiveScoring, open=open_scorer, check=check_model, shape=classifier,
+            passes=lambda options, responses: Passes(1, responses),
+            outputs=lambda compute: partial(slot_score, compute, None))  # the gate's product is too small to count

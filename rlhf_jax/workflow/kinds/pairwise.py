@@ -1,0 +1,52 @@
+"""`kind: pairwise`: a language model that answers which of two responses is better, A or B (section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from jax.sharding import Mesh
+
+from rlhf_jax.config.scorer import PairwiseScoring
+from rlhf_jax.config.training import PairwiseOptions
+from rlhf_jax.models import DecoderConfig, Params
+from rlhf_jax.scoring import PairwiseScorer, letter_examples
+from rlhf_jax.scoring.pairwise import letter_outputs
+from rlhf_jax.training.objectives import Compute, Objective, Sft
+from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, check_model, open_model
+
+
+def open_scorer(options: PairwiseScoring, mesh: Mesh, name: str) -> PairwiseScorer:
+    """The preference model as a scorer."""
+    model = open_model(options, mesh)
+    return PairwiseScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key,
+                          method=options.method)
+
+
+def language_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+    """The language model it starts from, which keeps its head."""
+    del seed
+    if config.is_classifier:
+        raise ValueError("a pairwise preference model answers with a letter, and this checkpoint is a classifier "
+                         f"({config.num_labels} output(s)) without a next-token head; start from a language model")
+    return params, config
+
+
+def objective(options: PairwiseOptions) -> Callable[[Compute], Objective]:
+    """Fine-tuning on the letter."""
+    del options
+    return Sft
+
+
+def passes(options: PairwiseScoring, responses: int) -> Passes:
+    """Each game is read in both orders, each a row's question of its own, with both answers in it."""
+    games = responses * (responses - 1) / 2 if options.method == "round_robin" else 2 * responses
+    return Passes(2 * games, 1, quoted=2, response_tokens=1)
+
+
+KIND = Kind(
+    options=PairwiseScoring, open=open_scorer, check=check_model, passes=passes,
+    outputs=lambda compute: partial(letter_outputs, compute, (0, 1)),
+    training=TrainedKind(options=PairwiseOptions, examples=letter_examples, model=language_model,
+                         shape=lambda config: config, objective=objective, responses=1, quoted=2,
+                         served=PairwiseScoring))

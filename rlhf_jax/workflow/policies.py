@@ -1,0 +1,97 @@
+"""Evaluating policies: fresh samples on held-out prompts, every scorer's verdict, KL to the start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.config.commands import CompareCommand
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.jsonl import read_groups
+from rlhf_jax.scoring import Scorer
+from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import GivenGroups, RenderedRows
+from rlhf_jax.workflow.iterate import shards_of
+from rlhf_jax.workflow.kinds import open_scorer
+from rlhf_jax.workflow.stage import JUDGED
+from rlhf_jax.workflow.stages.judge import JudgeStage
+from rlhf_jax.workflow.stages.sample import SampleStage
+
+EVALUATION_SHARD = 128
+"""Prompts in one shard of evaluation samples: what one process makes at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A policy in a comparison. family: of the method that made it. round: of that method, from 1; 0 for the start."""
+
+    label: str
+    family: str
+    round: int
+    policy: Checkpoint
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a run leaves for the report.
+
+    Attributes:
+      entries: in order of presentation; the first is the baseline.
+      judged: label -> judged samples.
+      funnels: data set -> how many of its rows were used.
+      reward_model: its evaluation on held-out pairs, if it was trained here.
+    """
+
+    entries: list[Entry]
+    judged: dict[str, list[PromptGroup]]
+    funnels: dict[str, Funnel]
+    reward_model: Mapping[str, Any] | None
+
+
+def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[PromptGroup], sampling: SamplingConfig,
+              scorers: Sequence[Scorer], dtype: str) -> dict[str, list[PromptGroup]]:
+    """Judged samples of every policy on the evaluation prompts; KL is measured from the first of them."""
+    judged = {}
+    for entry in entries:
+        sampled = context.do(f"evaluate/{entry.label}/sample", SampleStage(
+            policy=entry.policy, prompts=GivenGroups(prompts), sampling=sampling, dtype=dtype,
+            shard_size=EVALUATION_SHARD))
+        found = context.do(f"evaluate/{entry.label}/judge", JudgeStage(
+            source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype))
+        judged[entry.label] = read_groups(found.folder / JUDGED)
+    return judged
+
+
+def compare(command: CompareCommand, context: Context) -> Outcome:
+    """`rlhf-jax compare`: fresh samples of a policy and of its baseline, judged, ready for the report."""
+    render = command.data.render
+    baseline, policy = (Checkpoint.find(name, render.chat_template_path).as_policy()
+                        for name in (command.baseline_model, command.model_name_or_path))
+    scorers = [open_scorer(options, context.local_mesh, name)
+               for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
+    check_vocabularies(baseline, policy, "The policy is given the baseline's tokens, and the baseline is asked for "
+                       "the probability of the policy's; give models of one tokenizer")
+    prompts, own = (RenderedRows(checkpoint=checkpoint, kind="prompt", rows=command.data.rows, render=render,
+                                 quarantine=context.run.folder / "quarantine.jsonl")
+                    for checkpoint in (baseline, policy))
+    _check_same_prompts(baseline, policy, prompts.read(), own.read())
+    entries = [Entry("baseline", "baseline", 0, baseline), Entry("policy", "policy", 1, policy)]
+    judged = judge_all(context, entries, prompts.read(), command.sampling, scorers, command.dtype)
+    return Outcome(entries, judged, {"prompts": prompts.funnel}, None)
+
+
+def _check_same_prompts(baseline: Checkpoint, policy: Checkpoint, prompts: Sequence[PromptGroup],
+                        own: Sequence[PromptGroup]) -> None:
+    """Raises ValueError if the policy would write a prompt of the baseline's in other tokens (`own`)."""
+    written = {group.prompt_id: group.prompt_ids for group in own}
+    odd = [g.prompt_id for g in prompts if not np.array_equal(g.prompt_ids, written.get(g.prompt_id, g.prompt_ids))]
+    if odd:
+        raise ValueError(f"{policy.folder} writes {len(odd):,} of {len(prompts):,} prompts in other tokens than "
+                         f"{baseline.folder}, the first {odd[0]!r}, and is to answer what the baseline answers: their "
+                         "chat templates differ. Set chat_template_path to the one that both shall be given")

@@ -1,0 +1,67 @@
+"""Preference optimisation: the DPO family, against a reference or without one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.training.objectives import Compute, Objective, Preference
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.reference import reference_logps
+from rlhf_jax.workflow.stage import Stage
+from rlhf_jax.workflow.stages.train import Training, check_margins, compute_of, funnels, read_all, train
+
+REFERENCE_CACHE = "reference_cache"
+
+
+def preference_objective(options: PreferenceOptions) -> Callable[[Compute], Objective]:
+    """What preference optimisation with these options minimises."""
+    return partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DpoStage(Stage):
+    """Preference optimisation.
+
+    Attributes:
+      start: the policy to start from.
+      reference: the policy it is held against, of any shape with the same vocabulary; None where the loss needs none.
+      data: groups with pairs.
+      evaluation: held-out groups with pairs.
+    """
+
+    start: Checkpoint
+    reference: Checkpoint | None
+    data: tuple[GroupSource, ...]
+    options: PreferenceOptions
+    evaluation: GroupSource | None = None
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
+        check_margins(self.options, groups, held_out)  # before the reference's pass over all of them
+        reference, eval_reference = self._reference_logps(context, groups, held_out)
+        job = Training(start=self.start, params=context.params(self.start), config=self.start.config,
+                       objective=preference_objective(self.options), options=self.options, groups=groups,
+                       reference=reference, eval_groups=held_out, eval_reference=eval_reference, keep=True)
+        return {**train(folder, job, context), **funnels(self.data)}
+
+    def _reference_logps(self, context: Context, *sets: Sequence[PromptGroup]) -> list[list[list[np.ndarray]] | None]:
+        """Of each set of groups: once, cached in the run's folder; the reference's weights are released after it."""
+        if self.reference is None:
+            return [None for _ in sets]
+        train_options = self.options.train
+        compute = compute_of(self.reference.config, train_options, context.mesh)
+        weights = context.params(self.reference)
+        return [reference_logps(compute, weights, list(groups), context.mesh, dtype=jnp.dtype(train_options.dtype),
+                                cache=context.run.folder / REFERENCE_CACHE, rows=train_options.micro_rows,
+                                row_length=train_options.row_length) if groups else None for groups in sets]

@@ -1,0 +1,162 @@
+"""A model made into a folder that others load: dtype chosen, adapter merged, a killed run's last checkpoint taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from rlhf_jax.config.commands import ExportCommand
+from rlhf_jax.config.lora import LoraConfig
+from rlhf_jax.models import (
+    CheckpointError,
+    DecoderConfig,
+    Params,
+    adapter_base,
+    cast,
+    find_model,
+    load_adapter,
+    merge_lora,
+    param_specs,
+    save_hf,
+)
+from rlhf_jax.models.hf import CHAT_TEMPLATE
+from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.models.params import is_spec
+from rlhf_jax.parallel import shaped, spec_shardings
+from rlhf_jax.training.checkpoints import restore_params, saved_params
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.stage import CHECKPOINTS, MODEL, Stage, hash_path
+from rlhf_jax.workflow.stages.train import atomic_model_dir
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportStage(Stage):
+    """Exporting a model folder, an adapter with its base, or a training stage's last checkpoint with its base.
+
+    Attributes:
+      base: whose config, tokenizer and frozen weights are used.
+      adapter, checkpoint: what is laid over it, if anything.
+      dtype: of the written weights. max_shard_size: gigabytes of one file.
+    """
+
+    base: Checkpoint
+    adapter: Path | None = None
+    checkpoint: Path | None = None
+    dtype: str
+    max_shard_size: float
+
+    def inputs(self) -> dict[str, Any]:
+        laid_over = {name: path and hash_path(path) for name, path in (("adapter", self.adapter),
+                                                                      ("checkpoint", self.checkpoint))}
+        return {**super().inputs(), **laid_over}
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        params, config, what = self._source(context.mesh)
+        with atomic_model_dir(folder) as new:
+            save_hf(new, cast(params, jnp.dtype(self.dtype)), config, tokenizer_from=self.base.folder,
+                    chat_template=self.base.chat_template, max_shard_bytes=int(self.max_shard_size * 1e9),
+                    card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {self.dtype}.\n")
+        again = Checkpoint(folder / MODEL)
+        loaded = again.params(context.mesh, jnp.dtype(self.dtype))  # raises for a tensor missing or of another shape
+        return {"exported": what, "dtype": self.dtype, "parameters": sum(x.size for x in jax.tree.leaves(loaded)),
+                "files": sorted(path.name for path in (folder / MODEL).iterdir())}
+
+    def _source(self, mesh: Mesh) -> tuple[Params, DecoderConfig, str]:
+        """Weights, their shape, and what they are in words."""
+        config, name = self.base.config, self.base.folder.name
+        if self.checkpoint is not None:
+            return _checkpointed(self.checkpoint, self.base, mesh)
+        params = self.base.params(mesh)
+        if self.adapter is None:
+            return params, config, f"`{name}`"
+        adapter = load_adapter(self.adapter, config)
+        score = {} if adapter.score is None else {"score": jnp.asarray(adapter.score)}
+        merged = {**merge_lora(params, adapter.params, adapter.lora.scale), **score}
+        return merged, config, f"`{name}` with the adapter `{self.adapter.name}` (rank {adapter.lora.lora_r}) merged"
+
+
+def find_source(command: ExportCommand) -> ExportStage:
+    """The export of a model, an adapter or a checkpoint, whichever `command` names.
+
+    Raises:
+      CheckpointError: if there is no such model, or a base is given where none is needed.
+    """
+    folder = find_model(command.model_name_or_path)
+    export = partial(ExportStage, dtype=command.dtype, max_shard_size=command.max_shard_size)
+    checkpoint = None if command.checkpoint is None else Path(command.checkpoint)
+    named = adapter_base(folder)
+    if named is None or (folder / "config.json").is_file():
+        if command.base_model is not None:
+            raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
+        if checkpoint is None:
+            return export(base=Checkpoint(folder))
+        return export(base=Checkpoint(folder, _template(checkpoint)), checkpoint=checkpoint)
+    if checkpoint is not None:
+        raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
+                              "of them")
+    return export(base=Checkpoint.find(command.base_model or named, _template(folder)), adapter=folder)
+
+
+def _template(folder: Path) -> str | None:
+    """The chat template beside an adapter or an unfinished training: what it was trained with, if not its base's."""
+    path = folder / CHAT_TEMPLATE
+    return str(path) if path.is_file() else None
+
+
+def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, DecoderConfig, str]:
+    """The parameters of the last whole checkpoint of an unfinished training stage, merged where it was an adapter."""
+    saved = folder / CHECKPOINTS
+    if not saved.is_dir():
+        raise CheckpointError(f"{folder} holds no folder {CHECKPOINTS!r}; give the folder of a training stage that did "
+                              f"not finish (a finished one has its model in {folder / MODEL})")
+    found = saved_params(saved)
+    if found is None:
+        raise CheckpointError(f"{saved} holds no finished checkpoint yet")
+    step, shapes = found
+    config = base.config
+    if "score" in shapes and not config.is_classifier:
+        config = dataclasses.replace(config, num_labels=shapes["score"].shape[0], tie_embeddings=False)
+    lora = _lora_of(folder) if "lora" in shapes else None
+    params = restore_params(saved, step, _placed(shapes, _trained_specs(config, lora, "score" in shapes), mesh))
+    if lora is not None:
+        merged = merge_lora(base.params(mesh), params["lora"], lora.scale)
+        score = {"score": params["score"]} if "score" in params else {}
+        params = {key: value for key, value in merged.items() if key not in ("score", "head") or not score} | score
+    return params, config, f"step {step} of the unfinished training in `{folder.name}`"
+
+
+def _lora_of(folder: Path) -> LoraConfig:
+    options = json.loads((folder / "inputs.json").read_text())["inputs"]["options"]
+    return LoraConfig(True, options["lora_r"], options["lora_alpha"], tuple(options["lora_target_modules"]))
+
+
+def _trained_specs(config: DecoderConfig, lora: LoraConfig | None, scored: bool) -> dict[str, Any]:
+    """`ParamSpec`s of what was trained: all weights, or an adapter and the scalar head, if any."""
+    whole = param_specs(config)
+    if lora is None:
+        return whole
+    return {"lora": lora_specs(config, lora), **({"score": whole["score"]} if scored else {})}
+
+
+def _placed(shapes: Any, specs: Any, mesh: Mesh) -> Any:
+    """The saved shapes with this mesh's shardings.
+
+    Raises:
+      CheckpointError: if they are not the shapes of `specs`, which are the base model's.
+    """
+    ours, theirs = ({jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=is_spec)} for tree in (shapes, specs))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise CheckpointError(f"this is a checkpoint of another model: {name} is {ours.get(name, 'missing')} in it "
+                                  f"and {theirs.get(name, 'missing')} in the base; give the model that it started from")
+    return shaped(shapes, spec_shardings(specs, mesh))

@@ -1,0 +1,56 @@
+"""Choosing preference pairs, or the best of n, from scored responses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.data.jsonl import write_groups
+from rlhf_jax.parallel import is_main_process
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.pairs import best_of_n, make_pairs
+from rlhf_jax.workflow.stage import PAIRS, Stage
+from rlhf_jax.workflow.stages.shards import ShardFolder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairsStage(Stage):
+    """Pairs of scored responses, and the funnel of prompts.
+
+    Attributes:
+      scorer: name of the scores to choose by.
+      method: "dpo" makes pairs, "raft" keeps each prompt's best response.
+    """
+
+    source: ShardFolder
+    scorer: str
+    options: PairOptions
+    method: Literal["dpo", "raft"] = "dpo"
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        del context
+        select = best_of_n if self.method == "raft" else make_pairs
+        groups, funnel = select(self.source.read(), self.scorer, self.options)
+        if is_main_process():
+            write_groups(folder / PAIRS, groups)
+        return {"funnel": funnel.to_json()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledPairsStage(Stage):
+    """The pairs of a preference set, in the ids of `model`: human labels, no sampling."""
+
+    data: GroupSource
+    model: Checkpoint
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        del context
+        groups = self.data.read()
+        if is_main_process():
+            write_groups(folder / PAIRS, groups)
+        return {"pairs": len(groups)}

@@ -1,0 +1,42 @@
+"""Training a reward or preference model of any kind that can be trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config.training import RewardOptions
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.kinds import trainable_kind
+from rlhf_jax.workflow.stage import Stage
+from rlhf_jax.workflow.stages.train import Training, funnels, read_all, train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardStage(Stage):
+    """Training what scores responses.
+
+    Attributes:
+      start: a language model, or a reward model of the same kind.
+      data: groups with pairs, or whatever the kind made of them.
+      options: of the kind.
+      evaluation: held-out groups.
+    """
+
+    start: Checkpoint
+    data: tuple[GroupSource, ...]
+    options: RewardOptions
+    evaluation: GroupSource | None = None
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        kind = trainable_kind(self.options)
+        groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
+        params, config = kind.model(context.params(self.start), self.start.config, self.options.train.seed)
+        job = Training(start=self.start, params=params, config=config, objective=kind.objective(self.options),
+                       options=self.options, groups=groups, eval_groups=held_out)
+        del params
+        return {**train(folder, job, context), **funnels(self.data)}

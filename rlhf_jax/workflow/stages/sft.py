@@ -1,0 +1,38 @@
+"""Supervised fine-tuning; also RAFT's update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config.training import SftOptions
+from rlhf_jax.training.objectives import Sft
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.stage import Stage
+from rlhf_jax.workflow.stages.train import Training, funnels, read_all, train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftStage(Stage):
+    """Fine-tuning on responses.
+
+    Attributes:
+      start: the language model to start from.
+      data: groups with responses.
+      evaluation: held-out groups.
+    """
+
+    start: Checkpoint
+    data: tuple[GroupSource, ...]
+    options: SftOptions
+    evaluation: GroupSource | None = None
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
+        job = Training(start=self.start, params=context.params(self.start), config=self.start.config, objective=Sft,
+                       options=self.options, groups=groups, eval_groups=held_out, keep=True)
+        return {**train(folder, job, context), **funnels(self.data)}

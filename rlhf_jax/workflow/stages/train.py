@@ -1,0 +1,220 @@
+"""What all training stages share: groups are packed, an objective is fitted, a model folder comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from jax.sharding import Mesh
+
+from rlhf_jax.config.lora import LoraConfig, adapter_of
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.training import BradleyTerryOptions, PairwiseOptions, SftOptions, TrainConfig
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.models import (
+    DecoderConfig,
+    Params,
+    fused_modules,
+    init_lora,
+    merge_lora,
+    param_specs,
+    save_adapter,
+    save_hf,
+    with_lora,
+)
+from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.models.save import write_chat_template
+from rlhf_jax.parallel import gather, on_main
+from rlhf_jax.training.fit import Model, fit, make_plan, write_trainer_state
+from rlhf_jax.training.mfu import flops_counter
+from rlhf_jax.training.objectives import Compute, Objective
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import GroupSource, RenderedRows
+from rlhf_jax.workflow.stage import CHECKPOINTS, MODEL, to_plain
+from rlhf_jax.workflow.trackers import tracking
+
+Trained = SftOptions | BradleyTerryOptions | PairwiseOptions | PreferenceOptions
+
+
+@dataclasses.dataclass(kw_only=True)
+class Training:
+    """One training.
+
+    Attributes:
+      start: the model it starts from, whose tokenizer and template the result has.
+      params: the weights, float32. They are consumed: deleted once the state is made of them, unless an adapter is
+        trained, which is merged into them at the end. config: their shape, which is not start's where a head is new.
+      objective: what is minimised. options: how. groups: on what.
+      reference: log-probs of the groups' trained tokens under the reference, where the objective needs them.
+      keep: the result is a policy that the next stages sample from, so its weights stay on the devices.
+    """
+
+    start: Checkpoint
+    params: Params
+    config: DecoderConfig
+    objective: Callable[[Compute], Objective]
+    options: Trained
+    groups: Sequence[PromptGroup]
+    reference: list[list[np.ndarray]] | None = None
+    eval_groups: Sequence[PromptGroup] = ()
+    eval_reference: list[list[np.ndarray]] | None = None
+    keep: bool = False
+
+
+def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
+    """How objectives run this model."""
+    return Compute(config, train.remat, train.logits_chunk, mesh, train.attn_implementation)
+
+
+def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
+    params = with_lora(frozen, trained["lora"], scale)
+    return {**params, "score": trained["score"]} if "score" in trained else params
+
+
+def fresh_adapter(key: jax.Array, config: DecoderConfig, lora: LoraConfig) -> Params:
+    """A new adapter, on the host."""
+    return jax.device_get(init_lora(key, config, lora))
+
+
+def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, seed: int,
+              adapter: Callable[[jax.Array, DecoderConfig, LoraConfig], Params] = fresh_adapter) -> Model:
+    """All weights, or a fresh adapter (and the scalar head, if any) over frozen ones."""
+    specs = param_specs(config)
+    if lora is None:
+        return Model(params, specs)
+    trained: Params = {"lora": adapter(jax.random.key(seed), config, lora)}
+    trained_specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
+    frozen, frozen_specs = dict(params), dict(specs)
+    if config.is_classifier:
+        trained["score"], trained_specs["score"] = frozen.pop("score"), frozen_specs.pop("score")
+    return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale))
+
+
+@contextmanager
+def atomic_model_dir(folder: Path) -> Iterator[Path]:
+    """A new folder that all processes write a model to; it becomes `folder`/model when the last of them is through."""
+    partial_folder = folder / f".{MODEL}.partial"
+    on_main(lambda: shutil.rmtree(partial_folder, ignore_errors=True))
+    yield partial_folder
+    gather(None)  # the others may still be writing their files
+
+    def publish() -> None:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        os.replace(partial_folder, folder / MODEL)
+
+    on_main(publish)
+
+
+def export(folder: Path, job: Training, params: Params, frozen: Params, card: str) -> Params:
+    """Writes the trained model to `folder`/model, whole or not at all; of an adapter also the adapter itself.
+
+    Args:
+      params, frozen: as `trainable` divides them.
+
+    Returns:
+      The model's parameters, an adapter merged.
+    """
+    config, lora, chat_template = job.config, adapter_of(job.options.lora), job.start.chat_template
+    with atomic_model_dir(folder) as new:
+        if lora is not None:
+            if fused := fused_modules(config, lora):
+                card += f"\nNo adapter lies beside the merged model: PEFT cannot hold one of {fused} in this family.\n"
+            else:
+                save_adapter(new / "adapter", params["lora"], config, lora, str(job.start.folder), params.get("score"),
+                             chat_template)
+            score = {"score": params["score"]} if "score" in params else {}
+            params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
+        save_hf(new, params, config, tokenizer_from=job.start.folder, chat_template=chat_template, card=card)
+    return params
+
+
+def model_card(what: str, base: str, options: Any, groups: int, steps: int) -> str:
+    """What a model card says of a training run; no path of this machine, no time, so that runs can be compared."""
+    name = Path(base).name if Path(base).exists() else base
+    return (f"# {what}\n\nTrained by rlhf_jax from `{name}` on {groups:,} prompt "
+            f"groups in {steps:,} steps, with these settings:\n\n```yaml\n{yaml.safe_dump(to_plain(options))}```")
+
+
+def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: Sequence[PromptGroup]) -> None:
+    """Raises ValueError if the loss reads reward gaps and a pair has none: 0 in its place would teach it as a tie."""
+    match options:
+        case PreferenceOptions() if options.loss.needs_margin:
+            reader = f"loss_type = {options.loss.loss_type!r}"
+            instead = "choose a loss without margins, such as 'sigmoid'"
+        case BradleyTerryOptions(use_margin=True):
+            reader, instead = "use_margin = True", "leave use_margin out"
+        case _:
+            return
+    for name, some in (("training", groups), ("evaluation", eval_groups)):
+        paired = [group for group in some if group.pairs]
+        lacking = [group for group in paired if not group.margins]
+        if lacking:
+            raise ValueError(
+                f"{reader} reads the reward gap of every pair, and {len(lacking)} of {len(paired)} {name} groups with "
+                f"pairs have no margins (the first: prompt {lacking[0].prompt_id!r}). Give their rows a column "
+                f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
+
+
+def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
+    """Fits an objective to packed groups and exports the model; continues from checkpoints found in `folder`.
+
+    Returns:
+      The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
+
+    Raises:
+      ValueError: the loss reads margins that a pair lacks, or sorts all pairs of a batch that is cut.
+    """
+    options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
+    check_margins(options, job.groups, job.eval_groups)
+    model = trainable(job.params, config, lora, options.train.seed)
+    job.params = {}
+    plan = make_plan(list(job.groups), options.train, mesh, reference=job.reference)
+    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
+        raise ValueError(f"loss_type {options.loss.loss_type!r} sorts all pairs of a batch, and this batch needs "
+                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    template = job.start.chat_template
+    if template is not None:  # beside the checkpoints, for the export of a training that does not finish
+        on_main(lambda: write_chat_template(folder, template))
+    context.latest.release()
+    objective = job.objective(compute_of(config, options.train, mesh))
+    with tracking(context.trackers, folder, context.run.config) as on_row:
+        result = fit(model, objective, plan, options.train, mesh, folder=folder / CHECKPOINTS,
+                     eval_groups=list(job.eval_groups), eval_reference=job.eval_reference, report=context.report,
+                     on_row=on_row, flops=flops_counter(config, frozen=lora is not None), consume=lora is None)
+    card = model_card(type(objective).__name__, str(job.start.folder), options, len(job.groups), result.steps)
+    params = export(folder, job, result.params, model.frozen, card)
+    if job.keep:
+        context.latest.keep(context.key, params)
+
+    def tidy() -> None:
+        write_trainer_state(folder / MODEL, result, plan)
+        done = folder / ".checkpoints.done"
+        shutil.rmtree(done, ignore_errors=True)
+        os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
+        shutil.rmtree(done, ignore_errors=True)
+
+    on_main(tidy)
+    train_rows = [row for row in result.log_history if "loss" in row]
+    eval_rows = [row for row in result.log_history if "eval_loss" in row]
+    return {"steps": result.steps, "groups": len(job.groups), "packing_efficiency": round(result.efficiency, 4),
+            "compiled_programs": result.compiles, "train": train_rows[-1], "eval": eval_rows[-1] if eval_rows else {}}
+
+
+def read_all(sources: Sequence[GroupSource]) -> list[PromptGroup]:
+    """The groups of several sources, in order."""
+    return [group for source in sources for group in source.read()]
+
+
+def funnels(sources: Sequence[GroupSource]) -> dict[str, Any]:
+    """What a training stage reports of rows that it read itself."""
+    return next(({"funnel": source.funnel.to_json()} for source in sources if isinstance(source, RenderedRows)), {})

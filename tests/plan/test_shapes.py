@@ -1,0 +1,258 @@
+"""Whole plans of a small model over this process's eight CPU devices."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import pytest
+
+from rlhf_jax.config.commands import RewardCommand, ScoreCommand, SftCommand
+from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.loop import LoopOptions
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
+from rlhf_jax.config.run import ExperimentConfig, RewardSection, SftSection
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import RewardOptions, SftOptions
+from rlhf_jax.models import config_to_hf, count_params
+from rlhf_jax.parallel import make_mesh, param_shardings
+from rlhf_jax.parallel.accelerators import find_accelerator
+from rlhf_jax.parallel.topology import captured_stderr
+from rlhf_jax.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
+from rlhf_jax.plan.hlo import Module
+from rlhf_jax.plan.measure import beside, measure, meshes_to_try, plan_stage
+from rlhf_jax.plan.programs import build
+from rlhf_jax.plan.recipe import stages_named, tasks_of
+from rlhf_jax.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
+from rlhf_jax.plan.reports import make_reports
+from rlhf_jax.plan.shapes import Assumptions, TrainShape
+
+CPU = find_accelerator("cpu-8")
+SHORT = Assumptions(prompt_tokens=20, response_tokens=30)
+TRAIN = {"train_batch_size": 32, "micro_rows": 1, "row_length": 256, "dtype": "bfloat16", "remat": "full",
+         "logits_chunk": 64}
+LIMITS = DataOptions(max_length=128, max_prompt_length=64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny):
+    """A folder that holds config.json and nothing else."""
+    folder = tmp_path_factory.mktemp("model")
+    config = tiny(vocab_size=500, embed=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp=128, max_position=512)
+    (folder / "config.json").write_text(json.dumps(config_to_hf(config)))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return ExperimentConfig(
+        output_dir="unused", model_name_or_path="unused", prompts=LIMITS,
+        sft=SftSection(LIMITS, SftOptions(**TRAIN)), reward=RewardSection(LIMITS, RewardOptions(**TRAIN)),
+        loop=LoopOptions(rounds=2, prompts_per_round=100), dpo=PreferenceOptions(**TRAIN, num_train_epochs=2),
+        sampling=SamplingConfig(slots=16, num_generations=4, max_new_tokens=64, block=8, prompt_length=64))
+
+
+@pytest.fixture(scope="module")
+def reports(experiment, model):
+    return make_reports(experiment, model, "cpu-8", (), assume=SHORT, examples=1000, tries=0, sweep=False)
+
+
+def tasks(experiment, model):
+    return {task.stage.name: task for task in tasks_of(experiment, model, SHORT, 1000)}
+
+
+def test_every_stage_fits_without_rematerialization_and_without_gathering_the_whole_tree(reports):
+    (report,) = reports
+    assert [s.stage for s in report.stages] == ["sft", "reward", "prefill", "decode", "score", "reference", "dpo"]
+    for stage in report.stages:
+        assert stage.fits, stage
+        assert stage.rematerialized == 0, stage.stage
+        assert stage.whole_tree == 0, stage.stage
+        assert stage.peak >= stage.arguments + stage.temporaries > 0
+        assert stage.times.step == max(stage.compute_s, stage.hbm_s, stage.links_s) > 0
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=4), MeshConfig(fsdp=4, tensor=2)])
+def test_argument_bytes_are_those_of_the_formula(experiment, model, mesh):
+    found = measure(tasks(experiment, model)["dpo"].stage, mesh, CPU, jax.devices())
+    assert found.arguments == found.formula_arguments
+    assert found.rematerialized == 0
+
+
+def test_a_state_takes_twelve_bytes_a_weight_over_the_devices(experiment, model):
+    stage = tasks(experiment, model)["dpo"].stage
+    mesh = make_mesh(MeshConfig())
+    program = build(stage, mesh)
+    state, _, batch, _ = program.args
+    counted = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    shards = jax.tree.leaves(jax.tree.map(lambda s, x: math.prod(s.shard_shape(x.shape)),
+                                          param_shardings(stage.config, mesh), state.params))
+    assert counted == 12 * sum(shards) + 4 + 4 + 4  # and three counters: the step, Adam's and the schedule's
+    assert batch.tokens.shape == (stage.micro_batches(8), 8, 256)
+
+
+def test_gradients_and_moments_carry_the_parameters_shardings(experiment, model):
+    stage = dataclasses.replace(tasks(experiment, model)["dpo"].stage,
+                                assume=dataclasses.replace(SHORT, groups_per_row=1))
+    mesh = make_mesh(MeshConfig())
+    program = build(stage, mesh)
+    assert program.trips == 4
+    compiled = program.jitted.lower(*program.args).compile()
+    wanted = param_shardings(stage.config, mesh)
+    state = compiled.output_shardings[0]
+    for tree in (state.params, state.opt_state[1][0].mu, state.opt_state[1][0].nu):
+        assert jax.tree.all(jax.tree.map(lambda found, want, x: found.is_equivalent_to(want, x.ndim), tree, wanted,
+                                         program.args[0].params))
+    module = Module(compiled.as_text(), trips=program.trips, layers=3)
+    loops = [i for c in module.computations.values() for i in c.instructions if i.opcode == "while"]
+    whole = [x.size for x in jax.tree.leaves(program.args[0].params) if x.ndim > 2]
+    carried = [size for loop in loops for dtype, size in loop.arrays if dtype == "f32" and size in whole]
+    assert not carried  # no loop carries a float32 gradient that is not cut
+
+
+def test_how_often_each_program_runs(experiment, model):
+    found = {name: task.calls(8) for name, task in tasks(experiment, model).items()}
+    assert found["sft"] == math.ceil(1000 / 32)
+    assert found["dpo"] == math.ceil(2 * 2 * 100 / 32)  # two rounds, two epochs
+    assert found["prefill"] == math.ceil(200 / 4)
+    assert found["decode"] == math.ceil(200 * 4 * 30 / (16 * 4 * 8))
+    groups = 256 // (20 + 2 * 30)
+    assert found["reference"] == math.ceil(200 / groups / 8)
+
+
+@pytest.mark.parametrize(("policy", "rounds"), [("fresh", 3), ("accumulate", 6), ("window", 5)])
+def test_rounds_that_keep_data_train_longer(experiment, model, policy, rounds):
+    loop = LoopOptions(rounds=3, prompts_per_round=100, data_policy=policy)
+    found = tasks(dataclasses.replace(experiment, loop=loop), model)
+    assert found["dpo"].groups == 2 * 100 * rounds
+
+
+def command(verb, **options):
+    return verb(**{"model_name_or_path": "unused", "output_dir": "unused", **options})
+
+
+@pytest.mark.parametrize(("made", "stages"), [
+    (command(SftCommand, dataset_name="d"), ["sft"]),
+    (command(RewardCommand, dataset_name="d"), ["reward"]),
+    (command(RewardCommand, dataset_name="d", kind="pairwise"), ["pairwise"]),
+    (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
+    (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
+    (ScoreCommand(input="i", output_dir="o", model_name_or_path="m"), ["score"]),
+    (ScoreCommand(input="i", output_dir="o", kind="pairwise", model_name_or_path="m"), ["score"]),
+])
+def test_each_verb_has_its_stages(made, stages, model):
+    assert [task.stage.name for task in tasks_of(made, model, SHORT, 100)] == stages
+
+
+def test_a_stage_the_config_has_not_is_refused_with_those_it_has(experiment, model):
+    with pytest.raises(ValueError, match=r"no stage 'dpoo'; it has sft, reward, prefill"):
+        stages_named(tasks_of(experiment, model, SHORT, 10), ("dpoo",))
+
+
+def test_a_row_holds_what_packing_puts_there():
+    stage = TrainShape("dpo", None, PreferenceOptions(train_batch_size=64, micro_rows=2), 512, 2,
+                       Assumptions(prompt_tokens=50, response_tokens=60))
+    assert stage.groups_per_row == 512 // 170
+    assert (stage.rows(), stage.micro_batches(4)) == (22, 3)
+    assert (stage.shape().slots, stage.shape().pairs, stage.shape().targets) == (8, 4, 512)
+    few = dataclasses.replace(stage, assume=Assumptions(groups_per_row=1, targets_per_row=100))
+    assert (few.rows(), few.shape().targets, few.shape().slots) == (64, 128, 2)
+
+
+def too_large(stage, mesh, accelerator, fits):
+    """A plan with a compiler for which `fits(program)` decides."""
+    def compile_it(program):
+        size = 1.0 if fits(program) else 1e12
+        return Compiled(Memory(size, size, size), None, "", 0, 0.0)
+
+    return plan_stage(stage, mesh, accelerator, jax.devices(), 9, compile_it)
+
+
+def test_a_misfit_says_what_made_it_fit_and_what_it_asked_for(experiment, model):
+    options = dataclasses.replace(tasks(experiment, model)["dpo"].stage.options, micro_rows=2)
+    stage = dataclasses.replace(tasks(experiment, model)["dpo"].stage, options=options)
+    found = too_large(stage, MeshConfig(), CPU, lambda program: program.args[2].tokens.shape[1] == 8)
+    assert (found.fits, found.change, found.needed) == (True, ("micro_rows 1",), 1e12)
+    assert found.more_calls == 1  # a step is a step, in however many micro-batches
+    decode = tasks(experiment, model)["decode"].stage
+    half = too_large(decode, MeshConfig(), CPU, lambda program: program.args[2].token.shape[0] < 16)
+    assert (half.change, half.more_calls) == (("slots 8",), 2.0)
+    assert Report("", "", "", (), (dataclasses.replace(half, compute_s=18.0),), {"decode": 100}, 0.5).hours == {
+        "decode": 2.0}
+    never = too_large(stage, MeshConfig(), CPU, lambda program: False)
+    assert (never.fits, never.change) == (False, ())
+
+
+@pytest.mark.parametrize(("message", "size"), [
+    ("RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: ... Used 18.00G of 15.75G hbm. Exceeded", 18 * 2**30),
+    ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error: (36.4G) exceeds available HBM (15.75G)", 36.4 * 2**30),
+    ("RESOURCE_EXHAUSTED: no number here", None),
+])
+def test_what_a_refused_program_wants(message, size):
+    assert needed_bytes(message) == size
+
+
+def test_what_c_code_writes_to_stderr_is_seen(capfd):
+    import os
+
+    with captured_stderr() as read:
+        os.write(2, f"{REMATERIALIZED} at line 1".encode())
+        assert read().count(REMATERIALIZED) == 1
+    os.write(2, b"after")
+    assert capfd.readouterr().err == "after"
+
+
+def test_sweeps_try_meshes_that_divide_devices_heads_and_slots(experiment, model):
+    stages = [task.stage for task in tasks(experiment, model).values()]
+    found = meshes_to_try(stages, CPU)
+    assert found == [MeshConfig(1, 8), MeshConfig(1, 4, 1, 2), MeshConfig(2, 4), MeshConfig(2, 2, 1, 2)]
+
+
+def test_a_report_survives_json_and_says_what_is_wrong(reports, tmp_path):
+    write_json(tmp_path / "plan.json", reports)
+    (found,) = read_json(tmp_path / "plan.json")
+    assert found == reports[0]
+    text = markdown(found)
+    assert "| dpo | fsdp 8 | yes |" in text
+    assert "| all |" in text
+    bad = dataclasses.replace(found.stages[-1], rematerialized=2, whole_tree=2**31, across=2**30, exact=False)
+    said = " ".join(notes(dataclasses.replace(found, stages=(bad, dataclasses.replace(bad, fits=False)))))
+    for words in (REMATERIALIZED, "2.0 GiB of weights", "slower network", "CPU's compiler", "use more devices"):
+        assert words in said
+
+
+def test_the_best_mesh_comes_first(reports):
+    (good,) = reports
+    slow = dataclasses.replace(good, mesh="data 2 x fsdp 4", stages=tuple(
+        dataclasses.replace(s, compute_s=9 + s.times.step) for s in good.stages))
+    misfit = dataclasses.replace(good, stages=(dataclasses.replace(good.stages[0], fits=False), *good.stages[1:]))
+    rows = sweep_rows([misfit, slow, good])
+    assert [row[1] for row in rows] == ["all", "all", "not sft"]
+    assert [row[0] for row in rows][:2] == ["fsdp 8", "data 2 x fsdp 4"]
+
+
+def test_what_a_run_holds_beside_each_program(experiment, model):
+    found = {name: task.stage for name, task in tasks(experiment, model).items()}
+    one = 4 * count_params(found["dpo"].config) / 8
+    held = {name: beside(stage, MeshConfig(), CPU) for name, stage in found.items()}
+    assert held == {"sft": 0, "reward": 0, "dpo": 0, "reference": 2 * one, "prefill": one, "decode": one,
+                    "score": 4 * count_params(found["score"].config) / 8}
+    adapter = dataclasses.replace(found["dpo"], options=PreferenceOptions(**TRAIN, use_peft=True))
+    assert beside(adapter, MeshConfig(data=2), CPU) == 2 * one  # merged at the end
+
+
+def test_a_sweep_compiles_once_what_runs_on_each_host_by_itself(experiment, model, monkeypatch):
+    compiled = []
+
+    def compile_it(program):
+        compiled.append(program)
+        return Compiled(Memory(1.0, 1.0, 1.0), None, "", 0, 0.0)
+
+    monkeypatch.setattr("rlhf_jax.plan.measure.plan_stage",
+                        lambda stage, mesh, accelerator, devices, tries: measure(stage, mesh, accelerator, devices,
+                                                                                 compile_it))
+    found = make_reports(experiment, model, "cpu-8", ("decode", "dpo"), assume=SHORT, examples=10, tries=0, sweep=True)
+    assert [r.mesh for r in found] == ["fsdp 8", "fsdp 4 x tensor 2", "data 2 x fsdp 4", "data 2 x fsdp 2 x tensor 2"]
+    assert len(compiled) == 5  # decode once, dpo for each mesh
+    assert found[2].stages[0].held == 2 * found[0].stages[0].held  # weights twice, over `data`
