@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 T = TypeVar("T")
 LARGEST = 2**31 - 1
 """No count or size is larger: array indices on the devices are int32."""
+MUCH = 1e12
+"""No rate, weight or penalty that means anything is larger."""
 
 
 class Range(NamedTuple):
@@ -30,21 +31,21 @@ class Range(NamedTuple):
 
     def holds(self, value: float) -> bool:
         inside = self.low < value if self.above else self.low <= value
-        return (inside and value <= self.high and math.isfinite(value)) or value == self.also
+        return (inside and value <= self.high) or value == self.also  # NaN is on no side of anything
 
     def __str__(self) -> str:
         least = f"{'greater than' if self.above else 'at least'} {self.low:g}"
-        most = "" if self.high in (math.inf, LARGEST) else f" and at most {self.high:g}"
+        most = "" if self.high in (MUCH, LARGEST) else f" and at most {self.high:g}"
         return least + most + ("" if self.also is None else f", or {self.also:g}")
 
 
 def at_least(low: float, high: float = LARGEST) -> Range:
-    """low <= value <= high, finite."""
+    """low <= value <= high."""
     return Range(low, high)
 
 
-def above(low: float, high: float = math.inf) -> Range:
-    """low < value <= high, finite."""
+def above(low: float, high: float = MUCH) -> Range:
+    """low < value <= high."""
     return Range(low, high, above=True)
 
 

@@ -14,13 +14,15 @@ from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.cli.plan import read
 from rlhf_jax.config.commands import RewardCommand, SftCommand
 from rlhf_jax.config.mesh import AXES, MeshConfig
+from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.world import world_rows
 from rlhf_jax.models import config_from_hf, count_params, param_specs
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
-from rlhf_jax.workflow.checkpoint import Checkpoint, read_data
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import read_data
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -44,7 +46,7 @@ def test_every_config_is_what_its_verb_takes(path):
     judges = {} if "reward" in tree else {"scorer": {**judge, **tree.get("scorer", {})}}
     if tree.get("gold", {}).get("kind") == "bradley_terry":
         judges["gold"] = {**judge, **tree["gold"]}
-    parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", "prompts": {}, **given, **tree, **judges})
+    parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", **given, **tree, **judges})
 
 
 def test_the_quickstart_has_a_prompt_for_every_place_of_its_rounds(tmp_path):
@@ -52,7 +54,7 @@ def test_the_quickstart_has_a_prompt_for_every_place_of_its_rounds(tmp_path):
     config = parse_tree(ExperimentConfig, "iterate", yaml.safe_load((CONFIGS / "quickstart.yaml").read_text()))
     rows = world_rows(config.world)["prompts"]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    located = dataclasses.replace(config.prompts, dataset_name=str(tmp_path / "prompts.jsonl"))
+    located = dataclasses.replace(config.prompts.rows, dataset_name=str(tmp_path / "prompts.jsonl"))
     examples, _ = read_data(located, "prompt")
     assert len(examples) >= config.loop.rounds * config.loop.prompts_per_round
 
@@ -85,9 +87,9 @@ def test_every_large_weight_is_cut_over_all_devices(name, devices):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_large_recipe_can_be_planned_and_says_how(name):
-    _, command, model = read(["--config", str(CONFIGS / name / "iterate.yaml"), "--accelerator", "v5p-128"])
+    _, command, model = read(PlanOptions, "plan", ["--config", str(CONFIGS / name / "iterate.yaml"), "--accelerator", "v5p-128"])
     assert Path(model) == CONFIGS / name / "model"
-    assert (command.loop.rounds, command.loop.prompts_per_round, command.dpo.beta) == (3, 20_000, 0.1)
+    assert (command.loop.rounds, command.loop.prompts_per_round, command.dpo.loss.beta) == (3, 20_000, 0.1)
     readme = (CONFIGS / name / "README.md").read_text()
     assert f"rlhf-jax plan --config configs/{name}/iterate.yaml" in readme
 

@@ -19,13 +19,15 @@ _OWN = {field.name for field in declared(PlanOptions)}
 
 
 def verb_of(tree: Mapping[str, Any]) -> str:
-    """The one verb that takes all keys of a config.
+    """The one verb that takes all keys of a config; keys that no verb has are left for its parser to name.
 
     Raises:
       ValueError: if no verb does, or several do.
     """
-    found = [verb for verb in get_args(PlannedVerb)
-             if {*tree} <= {key.split(".")[0] for key, _, _ in keys(named(VERBS[verb].options))}]
+    taken = {verb: {key.split(".")[0] for key, _, _ in keys(named(VERBS[verb].options))}
+             for verb in get_args(PlannedVerb)}
+    known = set(tree) & set().union(*taken.values())
+    found = [verb for verb, names in taken.items() if known <= names]
     if len(found) != 1:
         raise ValueError("the config's keys do not tell which verb it is for; add --verb sft (or iterate, reward, dpo, "
                          "generate, score)")

@@ -42,7 +42,7 @@ class PreferenceLoss(Options):
     loss_type: str | tuple[str, ...] = "sigmoid"
     loss_weights: Annotated[tuple[float, ...] | None, _REAL] = None
     beta: Annotated[float, above(0, 1e9)] = 0.1
-    label_smoothing: Annotated[float, between(0, 0.5)] = 0.0
+    label_smoothing: Annotated[float, between(0, 1)] = 0.0
     f_divergence_type: str = "reverse_kl"
     f_alpha_divergence_coef: Annotated[float, _REAL] = 0.5
     discopop_tau: Annotated[float, above(0, 1e9)] = 0.05
@@ -159,7 +159,7 @@ def _knobs(spec: PreferenceLoss) -> dict[str, Any]:
 
 def _current_name(name: str) -> str:
     if name in ALIASES:
-        warnings.warn(f"loss_type {name!r} is now called {ALIASES[name]!r}; taking that.", stacklevel=4)
+        warnings.warn(f"loss_type {name!r} is now called {ALIASES[name]!r}; taking that.", stacklevel=5)
         return ALIASES[name]
     if name not in LOSSES:
         near = difflib.get_close_matches(name, [*LOSSES, *ALIASES], n=1)
@@ -184,6 +184,11 @@ def _check_mixture(spec: PreferenceLoss) -> None:
 def _check_values(spec: PreferenceLoss) -> None:
     e = spec.label_smoothing
     f_divergence(spec.f_divergence_type, spec.f_alpha_divergence_coef)  # raises what it must
+    if e > 0.5:
+        raise ValueError(
+            f"label_smoothing={e} is the share of flipped labels, and above a half chosen and rejected would trade "
+            "places. Swap the columns instead, or give a smaller number."
+        )
     if e == 0.0 and "exo_pair" in spec.loss_types:
         raise ValueError(
             "label_smoothing=0.0 makes exo_pair infinite: it takes log e. Give a small number, such as 1e-3."

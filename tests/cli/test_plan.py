@@ -6,13 +6,19 @@ import pytest
 import yaml
 from rich.console import Console
 
-from rlhf_jax.cli.plan import PlanOptions, read, show, verb_of
+from rlhf_jax.cli import plan
+from rlhf_jax.cli.plan import show, verb_of
 from rlhf_jax.config.commands import SftCommand
+from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.plan.measure import StagePlan
 from rlhf_jax.plan.report import Report
+
+
+def read(words):
+    return plan.read(PlanOptions, "plan", words)
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def recipe(tmp_path, tiny):
 
 @pytest.mark.parametrize(("tree", "verb"), [
     ({"loop": {}}, "iterate"), ({"scorer": {}, "dpo": {}}, "iterate"), ({"beta": 0.1}, "dpo"),
-    ({"kind": "pairwise"}, "reward"), ({"num_generations": 4}, "generate"),
+    ({"kind": "pairwise", "learning_rate": 1e-6}, "reward"), ({"num_generations": 4}, "generate"),
 ])
 def test_a_config_tells_its_verb_by_the_keys_only_it_has(tree, verb):
     assert verb_of(tree) == verb
@@ -57,7 +63,7 @@ def test_its_own_keys_and_the_configs_keys_are_kept_apart(recipe):
                                 "--assume.response_tokens", "99", "--train_batch_size", "64", "--mesh", "auto"])
     assert options.stage_names == ("dpo", "reference")
     assert options.assume.response_tokens == 99
-    assert (command.train_batch_size, command.beta, command.mesh) == (64, 0.2, "auto")
+    assert (command.options.train.train_batch_size, command.options.loss.beta, command.mesh) == (64, 0.2, "auto")
 
 
 @pytest.mark.parametrize(("args", "words"), [
@@ -95,9 +101,7 @@ def test_what_is_printed(capsys):
     assert "not decode" in capsys.readouterr().out
 
 
-def test_help_lists_the_keys(capsys):
-    with pytest.raises(SystemExit):
-        read(["--help"])
-    out = capsys.readouterr().out
+def test_help_lists_the_keys(rlhf_jax):
+    _, out, _ = rlhf_jax("plan", "--help")
     assert all(f"--{name}" in out for name in ("accelerator", "stages", "sweep", "tries"))
     assert PlanOptions("x").tries > 0

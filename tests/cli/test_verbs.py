@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from rlhf_jax.cli import main as cli
+from rlhf_jax.cli.verbs import VERBS
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.data.world import write_world
@@ -96,7 +96,7 @@ def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):
 def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     base = world / "base"
     status, _, err = rlhf_jax(
-        "evaluate", "--model_name_or_path", base, "--baseline_model", base, "--dataset_name",
+        "compare", "--model_name_or_path", base, "--baseline_model", base, "--dataset_name",
         world / "eval_prompts.jsonl", "--scorer.kind", "function", "--scorer.function",
         "rlhf_jax.data.world:gold_judge", "--sampling.num_generations", "2", "--sampling.max_new_tokens", "5",
         "--sampling.slots", "8", "--output_dir", tmp_path / "policy")
@@ -132,10 +132,10 @@ def test_a_policy_of_other_tokens_than_its_baseline_is_not_evaluated(change, wor
             world / "eval_prompts.jsonl", "--scorer.kind", "function", "--scorer.function",
             "rlhf_jax.data.world:gold_judge", "--sampling.num_generations", "2", "--sampling.max_new_tokens", "5",
             "--sampling.slots", "8", "--output_dir", tmp_path / "policy"]
-    status, _, err = rlhf_jax("evaluate", *args)
+    status, _, err = rlhf_jax("compare", *args)
     assert status == 1
     assert words in err
-    status, _, err = rlhf_jax("evaluate", *args, "--chat_template_path", world / "base")
+    status, _, err = rlhf_jax("compare", *args, "--chat_template_path", world / "base")
     assert status == (1 if change is other_ids else 0), err
 
 
@@ -194,7 +194,7 @@ def test_a_dry_run_shows_the_mask_and_writes_nothing(world, rlhf_jax, tmp_path):
 def test_verbs_are_listed_and_a_misspelt_one_is_named(rlhf_jax):
     status, out, _ = rlhf_jax("--help")
     assert status == 0
-    assert all(verb in out for verb in cli.VERB_HELP)
+    assert all(verb in out for verb in VERBS)
     status, _, err = rlhf_jax("itterate")
     assert status == 2
     assert "Did you mean 'iterate'" in err

@@ -5,6 +5,7 @@ import pytest
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.plan.fitting import changes, smallest_change
 from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, TrainShape
@@ -15,7 +16,7 @@ MESH = MeshConfig(data=2, fsdp=8)
 
 @pytest.fixture
 def stage(tiny):
-    options = PreferenceOptions(micro_rows=4, logits_chunk=512, remat="none")
+    options = PreferenceOptions(train=TrainConfig(micro_rows=4, logits_chunk=512, remat="none"))
     return TrainShape("dpo", tiny(), options, 1024, 2, Assumptions())
 
 
@@ -57,8 +58,8 @@ def test_the_first_change_that_fits_is_taken_and_no_more_is_compiled(stage):
         return {"micro_rows 1": 10}.get(change.words[0], 99)
 
     change, size = smallest_change(stage, MESH, ACCELERATOR, 5, compile_it, lambda size: size <= 10)
-    assert (change.words, size, change.stage.options.micro_rows) == (("micro_rows 1",), 10, 1)
-    assert change.stage.options.logits_chunk == 512  # the first change did not help, so it is not part of the second
+    assert (change.words, size, change.stage.options.train.micro_rows) == (("micro_rows 1",), 10, 1)
+    assert change.stage.options.train.logits_chunk == 512  # the first change did not help, so it is not part of the second
     assert len(tried) == 2
 
 

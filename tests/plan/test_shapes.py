@@ -7,14 +7,12 @@ import math
 import jax
 import pytest
 
+from rlhf_jax.config.build import build as build_options
 from rlhf_jax.config.commands import RewardCommand, ScoreCommand, SftCommand
-from rlhf_jax.config.data import DataOptions
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
-from rlhf_jax.config.run import ExperimentConfig, RewardSection, SftSection
-from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.training import RewardOptions, SftOptions
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.models import config_to_hf, count_params
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
@@ -32,7 +30,8 @@ CPU = find_accelerator("cpu-8")
 SHORT = Assumptions(prompt_tokens=20, response_tokens=30)
 TRAIN = {"train_batch_size": 32, "micro_rows": 1, "row_length": 256, "dtype": "bfloat16", "remat": "full",
          "logits_chunk": 64}
-LIMITS = DataOptions(max_length=128, max_prompt_length=64)
+SCORED = {"input": "i", "output_dir": "o", "model_name_or_path": "m"}
+LIMITS = {"max_length": 128, "max_prompt_length": 64}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +45,11 @@ def model(tmp_path_factory, tiny):
 
 @pytest.fixture(scope="module")
 def experiment():
-    return ExperimentConfig(
-        output_dir="unused", model_name_or_path="unused", prompts=LIMITS,
-        sft=SftSection(LIMITS, SftOptions(**TRAIN)), reward=RewardSection(LIMITS, RewardOptions(**TRAIN)),
-        loop=LoopOptions(rounds=2, prompts_per_round=100), dpo=PreferenceOptions(**TRAIN, num_train_epochs=2),
-        sampling=SamplingConfig(slots=16, num_generations=4, max_new_tokens=64, block=8, prompt_length=64))
+    return build_options(ExperimentConfig, {
+        "output_dir": "unused", "model_name_or_path": "unused", "prompts": LIMITS,
+        "sft": {"data": LIMITS, "train": TRAIN}, "reward": {"data": LIMITS, "train": TRAIN},
+        "loop": {"rounds": 2, "prompts_per_round": 100}, "dpo": {**TRAIN, "num_train_epochs": 2},
+        "sampling": {"slots": 16, "num_generations": 4, "max_new_tokens": 64, "block": 8, "prompt_length": 64}})
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_rounds_that_keep_data_train_longer(experiment, model, policy, rounds):
 
 
 def command(verb, **options):
-    return verb(**{"model_name_or_path": "unused", "output_dir": "unused", **options})
+    return build_options(verb, {"model_name_or_path": "unused", "output_dir": "unused", **options})
 
 
 @pytest.mark.parametrize(("made", "stages"), [
@@ -138,8 +137,8 @@ def command(verb, **options):
     (command(RewardCommand, dataset_name="d", kind="pairwise"), ["pairwise"]),
     (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
     (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
-    (ScoreCommand(input="i", output_dir="o", model_name_or_path="m"), ["score"]),
-    (ScoreCommand(input="i", output_dir="o", kind="pairwise", model_name_or_path="m"), ["score"]),
+    (build_options(ScoreCommand, SCORED), ["score"]),
+    (build_options(ScoreCommand, {**SCORED, "kind": "pairwise"}), ["score"]),
 ])
 def test_each_verb_has_its_stages(made, stages, model):
     assert [task.stage.name for task in tasks_of(made, model, SHORT, 100)] == stages
@@ -151,7 +150,7 @@ def test_a_stage_the_config_has_not_is_refused_with_those_it_has(experiment, mod
 
 
 def test_a_row_holds_what_packing_puts_there():
-    stage = TrainShape("dpo", None, PreferenceOptions(train_batch_size=64, micro_rows=2), 512, 2,
+    stage = TrainShape("dpo", None, build_options(PreferenceOptions, {"train_batch_size": 64, "micro_rows": 2}), 512, 2,
                        Assumptions(prompt_tokens=50, response_tokens=60))
     assert stage.groups_per_row == 512 // 170
     assert (stage.rows(), stage.micro_batches(4)) == (22, 3)
@@ -170,7 +169,7 @@ def too_large(stage, mesh, accelerator, fits):
 
 
 def test_a_misfit_says_what_made_it_fit_and_what_it_asked_for(experiment, model):
-    options = dataclasses.replace(tasks(experiment, model)["dpo"].stage.options, micro_rows=2)
+    options = build_options(PreferenceOptions, {**TRAIN, "micro_rows": 2})
     stage = dataclasses.replace(tasks(experiment, model)["dpo"].stage, options=options)
     found = too_large(stage, MeshConfig(), CPU, lambda program: program.args[2].tokens.shape[1] == 8)
     assert (found.fits, found.change, found.needed) == (True, ("micro_rows 1",), 1e12)
@@ -238,7 +237,7 @@ def test_what_a_run_holds_beside_each_program(experiment, model):
     held = {name: beside(stage, MeshConfig(), CPU) for name, stage in found.items()}
     assert held == {"sft": 0, "reward": 0, "dpo": 0, "reference": 2 * one, "prefill": one, "decode": one,
                     "score": 4 * count_params(found["score"].config) / 8}
-    adapter = dataclasses.replace(found["dpo"], options=PreferenceOptions(**TRAIN, use_peft=True))
+    adapter = dataclasses.replace(found["dpo"], options=build_options(PreferenceOptions, {**TRAIN, "use_peft": True}))
     assert beside(adapter, MeshConfig(data=2), CPU) == 2 * one  # merged at the end
 
 

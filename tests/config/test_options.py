@@ -1,0 +1,294 @@
+"""Every option that would have no effect, contradicts another or is out of range is an error that says so."""
+
+import ast
+import math
+import typing
+from pathlib import Path
+
+import pytest
+
+import rlhf_jax
+
+from rlhf_jax.cli.verbs import VERBS, named
+from rlhf_jax.config.build import UnknownKeys, build
+from rlhf_jax.config.commands import (
+    CompareCommand,
+    EvaluateCommand,
+    GenerateCommand,
+    RewardCommand,
+    ScoreCommand,
+    SftCommand,
+)
+from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.loop import LoopOptions
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
+from rlhf_jax.config.run import ExperimentConfig
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import BradleyTerryOptions, SftOptions
+from rlhf_jax.fields import check_range, declared, flattened, keys, replaced
+from rlhf_jax.losses import LOSSES
+
+FUNCTION = {"kind": "function", "function": "m:f"}
+DATA = {"dataset_name": "x.jsonl"}
+OTHER = {"dataset_name": "x.jsonl", "chat_template_path": "plain"}
+RUN = {"output_dir": "o", "prompts": DATA, "scorer": FUNCTION}
+REWARDED = {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}
+START = {**RUN, "model_name_or_path": "m"}
+MODEL = {"model_name_or_path": "m", "output_dir": "o"}
+SCORE = {"input": "i", "output_dir": "o"}
+JUDGED = {"output_dir": "o", "scorer": FUNCTION}
+
+
+@pytest.mark.parametrize(("options", "settings", "words"), [
+    (RewardCommand, {**MODEL, "kind": "pairwise", "use_margin": True}, "no such key: use_margin"),
+    (RewardCommand, {**MODEL, "kind": "pairwise", "center_rewards_coefficient": 0.1}, "center_rewards_coefficient"),
+    (ScoreCommand, SCORE, "model_name_or_path is missing"),
+    (ScoreCommand, {**SCORE, "function": "m:f"}, "no such key: function"),
+    (ScoreCommand, {**SCORE, "kind": "function", "model_name_or_path": "m"}, "no such key: model_name_or_path"),
+    (ScoreCommand, {**SCORE, "model_name_or_path": "m", "method": "knock_out"}, "no such key: method"),
+    (ScoreCommand, {**SCORE, **FUNCTION, "method": "knock_out"}, "no such key: method"),
+    (ScoreCommand, {**SCORE, **FUNCTION, "dtype": "bfloat16"}, "no such key: dtype"),
+    (ScoreCommand, {**SCORE, "kind": "pairwise", "model_name_or_path": "m", "output": 1}, "no such key: output"),
+    (ScoreCommand, {**SCORE, "kind": "judge"}, "kind = 'judge'; choose one of bradley_terry, pairwise"),
+    (PairOptions, {"min_gap": -0.1}, "min_gap"),
+    (PairOptions, {"length_unit": "tokens"}, "length_unit = 'tokens' has no effect with length_penalty = 0.0"),
+    (LoopOptions, {"rounds": 0}, "rounds = 0"),
+    (LoopOptions, {"shard_size": 0}, "shard_size = 0"),
+    (LoopOptions, {"data_policy": "window", "window": 0}, "window = 0"),
+    (LoopOptions, {"window": 3}, "window = 3 has no effect"),
+    (LoopOptions, {"window": 3, "data_policy": "accumulate"}, "window = 3 has no effect"),
+    (LoopOptions, {"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha = 0.5 has no effect"),
+    (LoopOptions, {"ref_model_mixup_alpha": 0.5, "reference": "previous"}, "has no effect with reference = 'previous'"),
+    (LoopOptions, {"method": "raft", "reference": "previous"}, "no effect with method = 'raft'; set method: dpo"),
+    (LoopOptions, {"method": "raft", "reference": "ema"}, "reference = 'ema' has no effect with method = 'raft'"),
+    (SftOptions, {"min_lr_rate": 0.2}, "min_lr_rate = 0.2 has no effect"),
+    (SftOptions, {"train_batch_size": 0}, "train_batch_size"),
+    (SftOptions, {"learning_rate": 0.0}, "learning_rate = 0.0; it must be greater than 0"),
+    (SftOptions, {"num_train_epochs": 0}, "num_train_epochs"),
+    (PreferenceOptions, {"simpo_gamma": 1.0}, "simpo_gamma=1.0 has no effect"),
+    (PreferenceOptions, {"loss_type": "sigmoyd"}, "Did you mean 'sigmoid'"),
+    (PreferenceOptions, {"loss_type": ("sigmoid", "sft"), "loss_weights": (1.0,)}, "loss_weights has 1 numbers"),
+    (PreferenceOptions, {"f_alpha_divergence_coef": 0.3}, "f_alpha_divergence_coef"),
+    (PreferenceOptions, {"beta": 0.0}, "beta"),
+    (PreferenceOptions, {"loss_type": "aot", "use_weighting": True}, "use_weighting weighs each pair on its own"),
+    (PreferenceOptions, {"ld_alpha": 1.5}, "ld_alpha = 1.5; it must be at least 0 and at most 1"),
+    (SamplingConfig, {"lanes": 9}, "lanes = 9"),
+    (SamplingConfig, {"temperature": (1.0, 0.7, 0.4), "num_generations": 2}, "temperature has 3 values"),
+    (SamplingConfig, {"temperature": (1.0, -0.7)}, "temperature = "),
+    (SamplingConfig, {"top_p": 0.0}, "top_p = 0.0; it must be greater than 0 and at most 1"),
+    (DpoCommand, MODEL, "exactly one of dataset_name"),
+    (DpoCommand, {**MODEL, "dataset_name": "x", "pairs": "y"}, "exactly one of"),
+    (CompareCommand, {**JUDGED, "model_name_or_path": "m"}, "baseline_model is missing"),
+    (EvaluateCommand, {**JUDGED, "gold": FUNCTION}, "no such key: gold"),
+    (EvaluateCommand, {**JUDGED, "max_length": 64}, "no such key: max_length"),
+    (EvaluateCommand, {**JUDGED, "text_as_chat": True}, "no such key: text_as_chat"),
+    (EvaluateCommand, {**JUDGED, "dtype": "bfloat16"}, "no such key: dtype"),
+    (EvaluateCommand, {**JUDGED, "chat_template_path": "plain"}, "no such key: chat_template_path"),
+    (DataOptions, {"max_samples": -3}, "max_samples = -3"),
+    (DataOptions, {"max_length": 0}, "max_length = 0; it must be at least 1, or null"),
+    (DataOptions, {"max_bad_rows": -1}, "max_bad_rows = -1"),
+    (SftOptions, {"lora_r": 4}, "lora_r = 4 has no effect with use_peft = False; set use_peft: true"),
+    (BradleyTerryOptions, {"lora_alpha": 4.0}, "lora_alpha = 4.0 has no effect"),
+    (PreferenceOptions, {"lora_target_modules": ("q_proj",)}, "lora_target_modules"),
+    (SftOptions, {"use_peft": True, "lora_target_modules": ("q",)}, r"lora_target_modules has \['q'\]"),
+    (SftOptions, {"save_total_limit": 5}, "save_total_limit = 5 has no effect with save_steps = None; set save_steps"),
+    (SftOptions, {"attn_implementation": "cudnn"}, "set dtype: bfloat16"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "eval_steps": 5}, "eval_steps = 5 has no effect"),
+    (RewardCommand, {**MODEL, "dataset_name": "x", "eval_steps": 5}, "eval_steps = 5 has no effect"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "pair_rule": "best_worst"}, "no such key: pair_rule"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "max_length": 0}, "max_length = 0"),
+    (GenerateCommand, {**MODEL, "dataset_name": "x", "min_gap": 1.0}, "no such key: min_gap"),
+    (GenerateCommand, {**MODEL, "dataset_name": "x", "shard_size": 0}, "shard_size = 0"),
+    (DpoCommand, {**MODEL, "pairs": "y", "max_length": 64}, "max_length = 64 has no effect on pairs"),
+    (DpoCommand, {**MODEL, "dataset_name": "x", "loss_type": "simpo", "reference_model": "r"}, "has no reference"),
+    (ExperimentConfig, {**START, "gold": FUNCTION}, "gold judges policies in the evaluation"),
+    (ExperimentConfig, {**START, "raft": {"train_batch_size": 8}}, "raft section has no effect"),
+    (ExperimentConfig, {**START, "dpo": {"eval_steps": 5}}, r"dpo\.eval_steps = 5 has no effect"),
+    (ExperimentConfig, {**START, "dpo": {"adam_beta1": 1.5}}, "dpo: adam_beta1 = 1.5"),
+    (ExperimentConfig, {**START, "dpo": {"bta": 1}}, r"no such key: dpo\.bta"),
+    (SftCommand, {**MODEL, "dataset_name": "x", "report_to": "mlflow"}, "report_to = 'mlflow'"),
+    (ExperimentConfig, {**START, "report_to": ("none", "wandb")}, "contradicts itself"),
+    (ExperimentConfig, RUN, "exactly one of model_name_or_path"),
+    (ExperimentConfig, {**START, "scratch": {"tokenizer": "t"}}, "exactly one of model_name"),
+    (ExperimentConfig, REWARDED, "exactly one of reward"),
+    (ExperimentConfig, {**RUN, "scratch": {"tokenizer": "t"}}, "needs an sft section"),
+    (ExperimentConfig, {**START, "baselines": ("offline_dpo",)}, "offline_dpo"),
+    (ExperimentConfig, {**START, "prompts": OTHER}, r"prompts\.chat_template_path = 'plain' has.*Set chat_templ"),
+    (ExperimentConfig, {**START, "sft": {"data": OTHER}}, r"sft\.data\.chat_template_path = 'plain' has no effect"),
+    (ExperimentConfig, {**START, "sft": {"data": DATA, "eval_data": OTHER}}, r"sft\.eval_data\.chat_template_path"),
+    (ExperimentConfig, {**START, "evaluation": {"data": OTHER}}, r"evaluation\.data\.chat_template_path"),
+    (ExperimentConfig, {**REWARDED, "reward": {"data": OTHER}}, r"reward\.data\.chat_template_path"),
+    (ExperimentConfig, {**REWARDED, "reward": {"data": DATA, "eval_data": OTHER}},
+     r"no such key: reward\.eval_data\.chat_template_path"),
+])
+def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(options, settings, words):
+    with pytest.raises(ValueError, match=words):
+        build(options, settings)
+
+
+@pytest.mark.parametrize(("options", "settings"), [
+    (RewardCommand, {**MODEL, "use_margin": True, "center_rewards_coefficient": 0.1}),
+    (RewardCommand, {**MODEL, "kind": "pairwise"}), (ScoreCommand, {**SCORE, **FUNCTION}),
+    (ScoreCommand, {**SCORE, "model_name_or_path": "m"}),
+    (ScoreCommand, {**SCORE, "kind": "pairwise", "model_name_or_path": "m", "method": "knock_out"}),
+    (PairOptions, {"length_penalty": 0.001, "length_unit": "tokens"}),
+    (LoopOptions, {"data_policy": "window", "window": 3}), (LoopOptions, {"method": "raft"}),
+    (LoopOptions, {"reference": "ema", "ref_model_mixup_alpha": 0.5}),
+    (SftOptions, {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
+    (PreferenceOptions, {"label_smoothing": 0.1}),
+    (ExperimentConfig, {**RUN, "scratch": {"tokenizer": "t"}, "sft": {"data": DATA}}),
+    (ExperimentConfig, {**START, "chat_template_path": "plain", "sft": {"data": DATA}}),
+    (ExperimentConfig, {**REWARDED, "reward": {"data": OTHER, "eval_data": DATA, "init": "m"}}),
+    (EvaluateCommand, {"output_dir": "o", "scorer": {"model_name_or_path": "m", "chat_template_path": "plain"}}),
+])
+def test_the_combinations_those_errors_advise_are_accepted(options, settings):
+    build(options, settings)
+
+
+def test_loss_options_reach_the_loss_and_adapters_the_training():
+    options = build(PreferenceOptions, {"loss_type": "ipo", "beta": 0.3, "use_peft": True, "lora_r": 4})
+    assert (options.loss.loss_types, options.loss.beta) == (("ipo",), 0.3)
+    assert (options.lora.use_peft, options.lora.lora_r) == (True, 4)
+    assert not PreferenceOptions().lora.use_peft
+
+
+def test_duplicates_are_dropped_from_the_prompts_of_the_loop_alone_unless_the_config_says_otherwise():
+    tree = {**START, "evaluation": {"data": DATA}}
+    run = build(ExperimentConfig, tree)
+    assert run.prompts.rows.drop_duplicate_prompts
+    assert not run.evaluation.data.rows.drop_duplicate_prompts
+    assert not DataOptions().rows.drop_duplicate_prompts
+    tree["prompts"] = {**DATA, "drop_duplicate_prompts": False}
+    assert not build(ExperimentConfig, tree).prompts.rows.drop_duplicate_prompts
+
+
+def test_a_data_set_name_may_be_one_or_several():
+    assert build(DataOptions, {"dataset_name": "a.jsonl"}).rows.sources == ("a.jsonl",)
+    assert build(DataOptions, {"dataset_name": ["a.jsonl", "b.jsonl"]}).rows.sources == ("a.jsonl", "b.jsonl")
+    assert DataOptions().rows.sources == ()
+
+
+def test_what_is_not_given_keeps_the_default_of_its_place():
+    """TRL's learning rates differ by trainer; one that is given replaces them and nothing else does."""
+    kinds = SftOptions, BradleyTerryOptions, PreferenceOptions
+    rates = [build(kind, {"seed": 1}).train.learning_rate for kind in kinds]
+    assert rates == [2e-5, 5e-6, 5e-7]
+    assert build(SftOptions, {"learning_rate": 0.5}).train.learning_rate == 0.5
+
+
+def test_options_are_written_as_a_user_gives_them_and_read_back():
+    tree = {**START, "dpo": {"beta": 0.3, "learning_rate": 1e-5}, "evaluation": {"data": DATA}}
+    config = build(ExperimentConfig, tree)
+    assert flattened(config)["dpo"]["beta"] == 0.3
+    assert build(ExperimentConfig, flattened(config)) == config
+
+
+def test_a_changed_option_takes_with_it_what_has_no_effect_any_more():
+    loop = LoopOptions(data_policy="window", window=3, reference="ema", ref_model_mixup_alpha=0.5)
+    assert replaced(loop, data_policy="fresh", reference="sft") == LoopOptions()
+    assert replaced(loop, method="raft") == LoopOptions(data_policy="window", window=3, method="raft")
+
+
+ALL = {verb: named(row.options) for verb, row in VERBS.items()}
+
+
+def holds_numbers(hint):
+    return hint in (int, float) or any(map(holds_numbers, typing.get_args(hint)))
+
+
+FIELDS = {(owner, field.name): field for options in ALL.values() for _, owner, field in keys(options)}
+NUMBERS = [place for place, field in FIELDS.items() if not field.kinds and holds_numbers(field.hint)]
+
+
+@pytest.mark.parametrize(("owner", "name"), NUMBERS, ids=lambda x: getattr(x, "__name__", x))
+def test_every_number_declares_its_range_and_refuses_what_is_no_number_in_it(owner, name):
+    field = next(f for f in declared(owner) if f.name == name)
+    assert field.range is not None, "declare a range at the field"
+    below = min(x for x in (field.range.low, field.range.also) if x is not None) - 1
+    for value in (math.nan, math.inf, -math.inf, 2**63, below):
+        with pytest.raises(ValueError, match=f"{name} = .*; it must be"):
+            check_range(field, value)
+    if not field.required:
+        check_range(field, field.default)
+
+
+def test_there_are_numbers_to_look_at():
+    assert len(NUMBERS) > 60
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_key_of_a_verb_stands_in_two_of_its_groups(verb):
+    """Alternatives of one kind aside, a flat key has one owner; else which of them it sets would be a guess."""
+    def look(options, prefix=""):
+        owners = {}
+        for field in declared(options):
+            for kind in field.kinds or (options,):
+                names = [f.name for f in declared(kind) if not f.flat] if field.flat else [field.name]
+                for name in names if field.flat else [field.name]:
+                    owner = owners.setdefault(name, field.name)
+                    assert owner == field.name, f"{verb} {prefix}{name}"
+            for kind in field.kinds:
+                look(kind, f"{prefix}{field.name}.")
+
+    look(ALL[verb])
+
+
+def other_values(field):
+    """Values of the field's type that are not its default."""
+    if typing.get_origin(field.hint) is typing.Literal:
+        return [value for value in typing.get_args(field.hint) if value != field.default]
+    if field.hint is bool:
+        return [not field.default]
+    if field.range is not None:
+        inside = [v for v in (1, 2, 0.5, 3, 0.25) if field.range.holds(v) and v != field.default]
+        return [v for v in inside if isinstance(v, int) or holds_float(field.hint)]
+    alternatives = [v for part in typing.get_args(field.hint) for v in (
+        typing.get_args(part) if typing.get_origin(part) is typing.Literal else ())]
+    return alternatives or ["x"]
+
+
+def holds_float(hint):
+    return hint is float or any(map(holds_float, typing.get_args(hint)))
+
+
+COMPLETE = {
+    "quickstart": START, "iterate": START, "sft": {**MODEL, **DATA}, "reward": {**MODEL, **DATA},
+    "dpo": {**MODEL, **DATA}, "generate": {**MODEL, **DATA}, "score": {**SCORE, "model_name_or_path": "m"},
+    "pairs": SCORE, "evaluate": {**JUDGED, **DATA}, "compare": {**JUDGED, **MODEL, **DATA, "baseline_model": "b"},
+    "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
+    "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
+}
+"""verb -> a config that it takes."""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_setting_any_key_of_a_verb_changes_what_is_run_or_is_refused_by_name(verb):
+    before = flattened(build(ALL[verb], COMPLETE[verb]))
+    for key, _, field in keys(ALL[verb]):
+        if field.kinds or "." in key:
+            continue
+        for value in other_values(field)[:2]:
+            try:
+                after = flattened(build(ALL[verb], {**COMPLETE[verb], key: value}))
+            except ValueError as error:
+                assert key in str(error), (key, value)
+            else:
+                assert {k for k in before if before[k] != after.get(k)} == {key}, (key, value)
+
+
+def attributes(tree):
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def test_every_option_is_read_by_what_runs():
+    """An option that nothing but its own check reads does nothing, whatever it is set to."""
+    read = {knob for loss in LOSSES.values() for knob in loss.knobs}
+    for path in Path(rlhf_jax.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        if path.parent.name != "config":
+            read |= attributes(tree)
+        else:  # properties and the like, which others call
+            read |= {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "conflicts"
+                     for name in attributes(node)}
+    assert sorted({name for _, name in FIELDS} - read) == []
