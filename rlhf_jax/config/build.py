@@ -135,7 +135,9 @@ def _value(field: Declared, value: Any, where: str) -> Any:
     try:
         return _checker(plain).parse_object({"value": value}).value
     except ValueError as error:
-        raise ValueError(re.sub(r'^.*?Parser key "value":\s*', f"{where}: ", str(error), flags=re.DOTALL)) from error
+        said = re.sub(r'^.*?Parser key "value":\s*', "", str(error), flags=re.DOTALL)
+        said = re.sub(r"<class '(\w+)'>", r"\1", said).replace("a typing.Literal[", "one of [")
+        raise ValueError(f"{where}: {said}") from error
 
 
 @functools.cache
