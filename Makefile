@@ -28,7 +28,7 @@ lint: $(VENV)/.installed
 check: lint test                      ## what a commit must pass
 
 reproduce: $(VENV)/.installed         ## the quickstart over SEEDS seeds, summarised in docs/results/quickstart.md
-	$(BIN)/python -m rlhf_jax.cli.reproduce --seeds $(SEEDS) --output docs/results/quickstart.md
+	$(BIN)/python benchmarks/reproduce.py --seeds $(SEEDS) --output docs/results/quickstart.md
 
 clean:
 	rm -rf runs $(VENV)

@@ -1,4 +1,4 @@
-"""`python -m rlhf_jax.cli.reproduce`: one experiment over several seeds, summarised in one Markdown file."""
+"""`python benchmarks/reproduce.py`: one experiment over several seeds, summarised in one Markdown file."""
 
 from __future__ import annotations
 

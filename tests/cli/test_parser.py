@@ -6,7 +6,7 @@ import yaml
 
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.cli.verbs import VERBS, named
-from rlhf_jax.config.commands import EvaluateCommand, GenerateCommand, SftCommand
+from rlhf_jax.config.commands import GenerateCommand, SftCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.fields import keys

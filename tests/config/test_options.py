@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 import rlhf_jax
-
 from rlhf_jax.cli.verbs import VERBS, named
-from rlhf_jax.config.build import UnknownKeys, build
+from rlhf_jax.config.build import build
 from rlhf_jax.config.commands import (
     CompareCommand,
     EvaluateCommand,

@@ -6,6 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from rlhf_jax.workflow.scorers import open_scorer
 from safetensors.numpy import load_file
 
 from rlhf_jax.config.scorer import ScorerOptions
@@ -22,7 +23,6 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
-from rlhf_jax.workflow.scorers import open_scorer
 
 GATE = Gate(hidden=6, layers=2, temperature=3.0)
 ANSWERS = ("Dear Mia, the cat sat.", "No.", "The storm came at night and stayed for three days. Love, Ana.")

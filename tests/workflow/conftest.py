@@ -15,9 +15,9 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
 from rlhf_jax.data.world import world_rows, write_world
 from rlhf_jax.models import DecoderConfig, save_hf
+from rlhf_jax.workflow.checkpoint import Checkpoint, prompt_groups
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.iterate import Policy
-from rlhf_jax.workflow.checkpoint import Checkpoint, prompt_groups
 from rlhf_jax.workflow.stage import Run, hash_path
 
 WORLD = WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=24, eval_prompts=4)

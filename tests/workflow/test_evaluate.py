@@ -3,12 +3,12 @@
 import dataclasses
 
 import numpy as np
+from rlhf_jax.workflow.evaluate import JUDGED, judge
+from rlhf_jax.workflow.sample import shard_name
 
 from rlhf_jax.data.groups import Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.scoring import FunctionScorer
-from rlhf_jax.workflow.evaluate import JUDGED, judge
-from rlhf_jax.workflow.sample import shard_name
 from rlhf_jax.workflow.stage import Stage
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rlhf_jax.workflow.export import export_stage, find_source
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.config.lora import LoraConfig
@@ -17,10 +18,9 @@ from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.training import SftOptions
 from rlhf_jax.models import CheckpointError, init_lora, load_params, merge_lora, param_specs, read_config, save_adapter
 from rlhf_jax.parallel import make_mesh
-from rlhf_jax.workflow.doctor import examine
-from rlhf_jax.workflow.export import export_stage, find_source
-from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.doctor import examine
+from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.stage import run_stage
 from rlhf_jax.workflow.stages.train import Setting, sft_stage
 

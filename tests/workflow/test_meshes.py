@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from rlhf_jax.workflow.options import PromptOptions
 
 from rlhf_jax.config.commands import GenerateCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.data import DataOptions
@@ -14,7 +15,6 @@ from rlhf_jax.config.training import SftOptions
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.parallel import Need
 from rlhf_jax.workflow.meshes import need_of, resolved
-from rlhf_jax.workflow.options import PromptOptions
 
 
 @pytest.fixture

@@ -3,15 +3,15 @@
 import json
 
 import pytest
+from rlhf_jax.workflow.options import PromptOptions
 
 from rlhf_jax.config.data import DataOptions
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.workflow.checkpoint import read_data
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.iterate import round_prompts
-from rlhf_jax.workflow.options import PromptOptions
-from rlhf_jax.workflow.checkpoint import read_data
 
 TEXTS = ("Tell me of the sea.", "A story.", " Tell me\nof the  sea.", "Another story.", "A story.", "The end.")
 JUDGE = ScorerOptions("function", function="m:f")

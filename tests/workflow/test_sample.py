@@ -6,15 +6,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import ScorerOptions
-from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
-from rlhf_jax.data.tokenizer import TEMPLATES
-from rlhf_jax.models import CheckpointError
-from rlhf_jax.scoring import FunctionScorer
-from rlhf_jax.training.objectives import Compute
-from rlhf_jax.workflow import sample as sample_module
 from rlhf_jax.workflow.sample import (
     LogpMismatch,
     check_logps,
@@ -25,6 +16,15 @@ from rlhf_jax.workflow.sample import (
     score_stage,
 )
 from rlhf_jax.workflow.scorers import open_scorer
+
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
+from rlhf_jax.data.tokenizer import TEMPLATES
+from rlhf_jax.models import CheckpointError
+from rlhf_jax.scoring import FunctionScorer
+from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow import sample as sample_module
 
 SAMPLING = SamplingConfig(num_generations=2, max_new_tokens=6, slots=4, block=3, prompt_length=64)
 

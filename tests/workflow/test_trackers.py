@@ -13,8 +13,8 @@ from rlhf_jax.config.training import SftOptions
 from rlhf_jax.workflow import trackers
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.stage import hash_path
-from rlhf_jax.workflow.trackers import package, tracker_names, tracking
 from rlhf_jax.workflow.stages.train import Setting, sft_stage
+from rlhf_jax.workflow.trackers import package, tracker_names, tracking
 
 OPTIONS = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=3, eval_steps=3, logging_steps=2)
 CONFIG = {"learning_rate": 0.5, "sizes": (1, 2)}

@@ -1,7 +1,7 @@
 """Compiles the plans of docs/plans/ and writes docs/scale.md from them.
 
-    python -m rlhf_jax.cli.scale --compile          # what is missing in docs/plans, one after another, then the page
-    python -m rlhf_jax.cli.scale                    # the page alone
+    python docs/scale.py --compile          # what is missing in docs/plans, one after another, then the page
+    python docs/scale.py                    # the page alone
 
 Every plan is one `rlhf-jax plan` in a process of its own, since a process can pretend to be one accelerator only.
 """
@@ -63,7 +63,7 @@ compiles the run's own programs for a named slice, on a CPU. TPU programs come f
 refuses what does not fit its chip; those for GPUs are compiled by the CPU's compiler over as many virtual devices, and
 say so. Nothing here was measured on an accelerator. This page is written from `docs/plans/*.json` by
 
-    python -m rlhf_jax.cli.scale --compile
+    python docs/scale.py --compile
 
 Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the float32 weights that the run keeps
 beside the program (none in training, which consumes those it starts from). *Received* is what comes from other devices
