@@ -24,7 +24,8 @@ class RowOptions(Options):
     Attributes:
       dataset_name: files, folders, globs, `tfds:name` or hub names; one, or several read in this order.
       split: of sources that have splits.
-      converter: name of a row converter (`rlhf_jax.data.converters`).
+      converter: name of a row converter (`rlhf_jax.data.converters`), or "module:function" from a foreign row to one
+        row or a list of rows.
       drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
       max_samples: rows kept, from the start; None for all.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.

@@ -16,6 +16,7 @@ from rlhf_jax.data.converters import CONVERTERS, ONE_ANSWER_A_ROW
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import BadRow, Example, Kind, ParseOptions, canonical_prompt, parse_row
 from rlhf_jax.data.sources import SourceRow, locate_rows
+from rlhf_jax.plugins import is_plugin, load_function
 
 SELECTED_OUT = ("no_pair",)
 """Reasons that tell of a choice, not of a fault: sound rows that the pair rule leaves out. They spend no budget."""
@@ -201,8 +202,11 @@ def load_examples(
 
 def _find_converter(converter: str | Converter | None) -> Converter | None:
     if isinstance(converter, str):
+        if is_plugin(converter):
+            return load_function(converter)
         if converter not in CONVERTERS:
-            raise ValueError(f"there is no converter {converter!r}; known ones are {', '.join(sorted(CONVERTERS))}")
+            raise ValueError(f"there is no converter {converter!r}; known ones are {', '.join(sorted(CONVERTERS))}, or "
+                             "module:function")
         return CONVERTERS[converter]
     return converter
 

@@ -14,7 +14,8 @@ from jax import Array
 from rlhf_jax.fields import Options, Range, above, between
 from rlhf_jax.losses.divergence import f_divergence
 from rlhf_jax.losses.pairs import PairLogps, where_pairs
-from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss
+from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss, find_loss
+from rlhf_jax.plugins import is_plugin
 
 _REAL = Range(-1e9, 1e9)
 
@@ -24,8 +25,9 @@ class PreferenceLoss(Options):
     """Which preference losses to take, with which weights and knobs. Names are TRL's; values are checked at once.
 
     Attributes:
-      loss_type: a name of `LOSSES`, or several for a weighted sum: ("sigmoid", "sft") with loss_weights (1, alpha) is
-        RPO, ("sigmoid", "bco_pair", "sft") with (0.8, 0.2, 1) MPO, ("cpo", "sft") CPO, ("sft", "orpo") ORPO.
+      loss_type: a name of `LOSSES` or "module:function" (see `find_loss`), or several for a weighted sum:
+        ("sigmoid", "sft") with loss_weights (1, alpha) is RPO, ("sigmoid", "bco_pair", "sft") with (0.8, 0.2, 1) MPO,
+        ("cpo", "sft") CPO, ("sft", "orpo") ORPO.
       loss_weights: one number per loss type; None for all 1.
       beta: inverse temperature; strength of the pull towards the reference.
       label_smoothing: probability that a label is flipped, e in the formulas.
@@ -73,17 +75,17 @@ class PreferenceLoss(Options):
     @property
     def needs_reference(self) -> bool:
         """Whether any chosen loss reads the reference's log-probabilities."""
-        return any(LOSSES[name].needs_reference for name in self.loss_types)
+        return any(find_loss(name).needs_reference for name in self.loss_types)
 
     @property
     def compares_pairs(self) -> bool:
         """Whether any chosen loss looks across the pairs of a batch (`aot`), so that the batch may not be cut."""
-        return any("mask" in LOSSES[name].inputs for name in self.loss_types)
+        return any("mask" in find_loss(name).inputs for name in self.loss_types)
 
     @property
     def needs_margin(self) -> bool:
         """Whether any chosen loss reads reward gaps."""
-        return any("margin" in LOSSES[name].inputs for name in self.loss_types)
+        return any("margin" in find_loss(name).inputs for name in self.loss_types)
 
 
 class Term(NamedTuple):
@@ -117,7 +119,7 @@ def preference_loss(
       ValueError: a chosen loss needs `margin` and none was given.
     """
     if spec.needs_margin and margin is None:
-        needing = [name for name in spec.loss_types if "margin" in LOSSES[name].inputs]
+        needing = [name for name in spec.loss_types if "margin" in find_loss(name).inputs]
         raise ValueError(
             f"loss_type={', '.join(needing)} takes soft labels from reward gaps, but margin is None. "
             "Give reward(chosen) - reward(rejected) per pair, or choose a loss without margin, such as 'sigmoid'."
@@ -128,7 +130,7 @@ def preference_loss(
     knobs = _knobs(spec)
 
     def term(name: str, coefficient: float) -> Term:
-        loss = LOSSES[name]
+        loss = find_loss(name)
         keywords = {knob: knobs[knob] for knob in loss.knobs} | {key: inputs[key] for key in loss.inputs}
         values = loss.function(pair, **keywords)
         weights = pair.chosen_len if loss.per_token else jnp.ones_like(values)
@@ -161,6 +163,9 @@ def _current_name(name: str) -> str:
     if name in ALIASES:
         warnings.warn(f"loss_type {name!r} is now called {ALIASES[name]!r}; taking that.", stacklevel=5)
         return ALIASES[name]
+    if is_plugin(name):
+        find_loss(name)  # raises for what cannot be called
+        return name
     if name not in LOSSES:
         near = difflib.get_close_matches(name, [*LOSSES, *ALIASES], n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -213,7 +218,7 @@ def _check_every_knob_is_read(spec: PreferenceLoss) -> None:
         value = getattr(spec, field.name)
         if field.name in ("loss_type", "loss_weights") or value == field.default:
             continue
-        if not any(reads(LOSSES[name], field.name) for name in spec.loss_types):
+        if not any(reads(find_loss(name), field.name) for name in spec.loss_types):
             readers = [name for name, loss in LOSSES.items() if reads(loss, field.name)]
             raise ValueError(
                 f"{field.name}={value!r} has no effect on loss_type={', '.join(spec.loss_types)}. "

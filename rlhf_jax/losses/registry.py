@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 from jax import Array
 
 from rlhf_jax.losses import margin_aware, reference_based, reference_free
+from rlhf_jax.plugins import is_plugin, load_function
 
 
 class Loss(NamedTuple):
@@ -61,6 +63,30 @@ LOSSES: dict[str, Loss] = {
     "tv": Loss(margin_aware.tv_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
     "hellinger": Loss(margin_aware.hellinger_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
 }
+
+INPUTS = ("mask", "margin")
+_KNOBS = ("beta", "label_smoothing", "divergence", "discopop_tau", "simpo_gamma", "alphapo_alpha")
+
+
+def find_loss(name: str) -> Loss:
+    """The row of a `loss_type`; for "module:function" one made of the function's own keywords.
+
+    Such a function takes a `PairLogps` and any of the knobs and inputs by name, and returns values [N]. It reads the
+    reference unless it has an attribute `needs_reference = False`.
+
+    Raises:
+      ValueError: the function cannot be imported, or has a keyword that nothing fills.
+    """
+    if not is_plugin(name):
+        return LOSSES[name]
+    function = load_function(name)
+    _, *keywords = inspect.signature(function).parameters
+    if strange := [keyword for keyword in keywords if keyword not in (*_KNOBS, *INPUTS)]:
+        raise ValueError(f"the loss {name!r} has the keyword {strange[0]!r}, which nothing fills; after the pair it may "
+                         f"take {', '.join((*_KNOBS, *INPUTS))}")
+    return Loss(function, tuple(k for k in keywords if k in _KNOBS), getattr(function, "needs_reference", True), name,
+                inputs=tuple(k for k in keywords if k in INPUTS))
+
 
 ALIASES = {"aot_pair": "aot_unpaired"}
 """Old names and what they are called now."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import inspect
 import math
 import numbers
 from collections import Counter
@@ -14,25 +11,11 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.plugins import function_key
 from rlhf_jax.scoring.base import Progress, Scores
 
 RewardFunction = Callable[..., list[float | None]]
 """f(prompts, completions, completion_ids=..., **columns) -> one number or None a completion."""
-
-
-def load_function(path: str) -> RewardFunction:
-    """The function named "package.module:function"."""
-    module, _, name = path.partition(":")
-    if not name:
-        raise ValueError(f"function {path!r} has no colon; write 'package.module:function'")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"function {path!r} cannot be imported: {error}. Is its package installed or its folder on "
-                         "PYTHONPATH?") from error
-    if not callable(found):
-        raise ValueError(f"{path!r} is a {type(found).__name__}, not a function")
-    return found
 
 
 class FunctionScorer:
@@ -41,8 +24,7 @@ class FunctionScorer:
     def __init__(self, function: RewardFunction, *, name: str):
         self.name, self._function = name, function
         self.failures: Counter[str] = Counter()
-        source = inspect.getsource(inspect.getmodule(function) or function)
-        self.key = hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
+        self.key = function_key(function)
 
     def let_go(self) -> None:
         """A function has nothing to let go of."""

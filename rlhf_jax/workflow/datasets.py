@@ -18,6 +18,7 @@ from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
 from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.parallel import is_main_process
+from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.stage import fingerprint, hash_path
 
@@ -141,7 +142,7 @@ def data_key(kind: Kind, rows: RowOptions, graded: GradedOptions, render: Render
     return fingerprint({
         "kind": kind, "rows": dataclasses.replace(rows, dataset_name=()), "graded": graded,
         "render": render and dataclasses.replace(render, chat_template_path=template),
-        "files": sources_key(rows.sources, rows.split)})
+        "functions": plugin_keys(rows.converter), "files": sources_key(rows.sources, rows.split)})
 
 
 def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:

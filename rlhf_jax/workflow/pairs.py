@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
+from rlhf_jax.plugins import is_plugin, load_function
 
 
 def _length(response: Response, unit: str) -> int:
@@ -29,16 +30,35 @@ def candidates(group: PromptGroup, scorer: str, options: PairOptions) -> list[in
             if scorer in r.scores and not (options.drop_truncated and r.finish_reason == LENGTH)]
 
 
-def _select(ranked: list[int], rule: str, rng: random.Random) -> tuple[int, int]:
-    """Two of the responses, ranked from best to worst, as (better, worse)."""
-    if rule == "max_min":
-        return ranked[0], ranked[-1]
-    if rule == "max_max":
-        return ranked[0], ranked[1]
-    if rule == "max_random":
-        return ranked[0], rng.choice(ranked[1:])
-    first, second = sorted(rng.sample(range(len(ranked)), 2))
-    return ranked[first], ranked[second]
+Rule = Callable[[Sequence[float], random.Random], tuple[int, int] | None]
+"""(values of a prompt's responses, best first; a source of randomness) -> places of chosen and rejected, or None."""
+
+
+def max_min(values: Sequence[float], rng: random.Random) -> tuple[int, int]:
+    """Best and worst: the paper's."""
+    del rng
+    return 0, len(values) - 1
+
+
+def max_max(values: Sequence[float], rng: random.Random) -> tuple[int, int]:
+    """Best and second best."""
+    del values, rng
+    return 0, 1
+
+
+def max_random(values: Sequence[float], rng: random.Random) -> tuple[int, int]:
+    """Best and another."""
+    return 0, rng.choice(range(1, len(values)))
+
+
+def two_at_random(values: Sequence[float], rng: random.Random) -> tuple[int, int]:
+    """Any two, the better one chosen."""
+    first, second = sorted(rng.sample(range(len(values)), 2))
+    return first, second
+
+
+PAIR_RULES: dict[str, Rule] = {"max_min": max_min, "max_max": max_max, "max_random": max_random,
+                               "random": two_at_random}
 
 
 def make_pair(group: PromptGroup, scorer: str, options: PairOptions) -> tuple[PromptGroup | None, str]:
@@ -48,8 +68,11 @@ def make_pair(group: PromptGroup, scorer: str, options: PairOptions) -> tuple[Pr
         return None, "fewer_than_two_scored"
     value = {i: penalised(group.responses[i], scorer, options) for i in able}
     ranked = sorted(able, key=lambda i: (-value[i], i))
-    rng = random.Random(f"{options.seed} {group.prompt_id}")
-    chosen, rejected = _select(ranked, options.rule, rng)
+    rule = load_function(options.rule) if is_plugin(options.rule) else PAIR_RULES[options.rule]
+    places = rule([value[i] for i in ranked], random.Random(f"{options.seed} {group.prompt_id}"))
+    if places is None:
+        return None, "rule_gave_none"
+    chosen, rejected = (ranked[place] for place in places)
     gap = value[chosen] - value[rejected]
     if gap <= 0:
         return None, "tie"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import FunctionScoring
-from rlhf_jax.scoring import FunctionScorer, load_function
+from rlhf_jax.plugins import load_function
+from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.kinds.base import Kind
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.training.objectives import Compute, Objective, Preference
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
@@ -45,6 +46,9 @@ class DpoStage(Stage):
     data: tuple[GroupSource, ...]
     options: PreferenceOptions
     evaluation: GroupSource | None = None
+
+    def inputs(self) -> dict[str, Any]:
+        return {**super().inputs(), "functions": plugin_keys(*self.options.loss.loss_types)}
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.parallel import is_main_process
+from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource
@@ -31,6 +32,9 @@ class PairsStage(Stage):
     scorer: str
     options: PairOptions
     method: Literal["dpo", "raft"] = "dpo"
+
+    def inputs(self) -> dict[str, Any]:
+        return {**super().inputs(), "functions": plugin_keys(self.options.rule)}
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context

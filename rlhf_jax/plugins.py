@@ -1,0 +1,52 @@
+"""Functions of a user's own by name, "package.module:function": losses, pair rules, row converters, scorers.
+
+The working folder is searched too, so `my_rewards.py` beside a config is `my_rewards:score`. What a function is, its
+module's source, is part of the key of every stage that uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def is_plugin(name: str | None) -> bool:
+    """Whether a name is that of a user's own function rather than of one in a table here."""
+    return name is not None and ":" in name
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """The function named "package.module:function".
+
+    Raises:
+      ValueError: there is no such function, with the reason.
+    """
+    module, _, name = path.partition(":")
+    if not name:
+        raise ValueError(f"function {path!r} has no colon; write 'package.module:function'")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"function {path!r} cannot be imported: {error}. Is its package installed, or its folder the "
+                         "working folder or on PYTHONPATH?") from error
+    if not callable(found):
+        raise ValueError(f"{path!r} is a {type(found).__name__}, not a function")
+    return found
+
+
+def function_key(function: Callable[..., Any]) -> str:
+    """Stands for a function in a stage's inputs: sha256 of its name and its module's source."""
+    source = inspect.getsource(inspect.getmodule(function) or function)
+    return hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
+
+
+def plugin_keys(*names: str | None) -> list[str]:
+    """The keys of those names that are plug-ins."""
+    return [function_key(load_function(name)) for name in names if name is not None and is_plugin(name)]

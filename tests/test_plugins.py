@@ -1,0 +1,95 @@
+"""A user's own functions, by name: in the working folder, checked at once, and part of the keys they change."""
+
+import json
+import random
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.data.funnel import load_examples
+from rlhf_jax.losses import PairLogps, PreferenceLoss, preference_loss, sigmoid_loss
+from rlhf_jax.plugins import function_key, load_function, plugin_keys
+from rlhf_jax.workflow.pairs import PAIR_RULES
+from rlhf_jax.workflow.stages.dpo import DpoStage
+from rlhf_jax.workflow.stages.pairs import PairsStage
+
+SOURCE = '''
+import jax
+
+def mine(pair, beta):
+    """The plain sigmoid loss, written out."""
+    gap = (pair.chosen - pair.ref_chosen) - (pair.rejected - pair.ref_rejected)
+    return -jax.nn.log_sigmoid(beta * gap)
+
+def free(pair, margin):
+    return pair.rejected - pair.chosen - margin
+free.needs_reference = False
+
+def strange(pair, temperature):
+    return pair.chosen
+
+def second_and_third(values, rng):
+    return (1, 2) if len(values) > 2 else None
+
+def from_qa(row):
+    return {"prompt": row["q"], "completion": row["a"]}
+'''
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The name of a module in the working folder, another one for each test."""
+    name = f"mine_{abs(hash(str(tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["", *__import__("sys").path])
+    return name
+
+
+def test_a_loss_of_ones_own_is_filled_by_its_keywords_and_trains_as_one_of_the_table(mine):
+    rng = np.random.default_rng(0)
+    pair = PairLogps(*(jnp.asarray(rng.normal(size=4), jnp.float32) for _ in range(6)))
+    spec = PreferenceLoss(f"{mine}:mine", beta=0.3)
+    (term,) = preference_loss(pair, spec)
+    np.testing.assert_allclose(term.values, sigmoid_loss(pair, beta=0.3), rtol=1e-6)
+    assert (spec.needs_reference, spec.needs_margin) == (True, False)
+    free = PreferenceLoss(f"{mine}:free")
+    assert (free.needs_reference, free.needs_margin) == (False, True)
+
+
+@pytest.mark.parametrize(("name", "settings", "words"), [
+    ("nothing", {}, "cannot be imported"), ("strange", {}, "keyword 'temperature', which nothing fills"),
+    ("mine", {"simpo_gamma": 1.0}, "simpo_gamma=1.0 has no effect"), ("free", {"beta": 0.5}, "beta=0.5 has no effect"),
+])
+def test_a_loss_that_cannot_work_is_refused_when_the_options_are_made(mine, name, settings, words):
+    with pytest.raises(ValueError, match=words):
+        PreferenceLoss(f"{mine}:{name}", **settings)
+
+
+def test_a_pair_rule_of_ones_own_gets_values_best_first(mine):
+    rule = load_function(f"{mine}:second_and_third")
+    assert rule([3.0, 2.0, 1.0], random.Random(0)) == (1, 2)
+    PairOptions(rule=f"{mine}:second_and_third")
+    with pytest.raises(ValueError, match="did you mean 'max_min'"):
+        PairOptions(rule="max_mim")
+    assert set(PAIR_RULES) == {"max_min", "max_random", "max_max", "random"}
+
+
+def test_a_converter_of_ones_own_reads_foreign_rows(mine, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": "Why?", "a": "Because."}) + "\n")
+    examples, _ = load_examples([str(tmp_path / "rows.jsonl")], "sft", converter=f"{mine}:from_qa")
+    assert (examples[0].prompt, examples[0].responses) == ("Why?", ("Because.",))
+
+
+def test_the_source_of_a_function_is_part_of_the_key_of_what_uses_it(mine, tmp_path):
+    name = f"{mine}:mine"
+    assert plugin_keys("sigmoid", None, name) == [function_key(load_function(name))]
+    assert plugin_keys(name) != plugin_keys(f"{mine}:free")
+    options = PreferenceOptions(loss=PreferenceLoss(name))
+    stage = DpoStage(start=None, reference=None, data=(), options=options)
+    assert stage.inputs()["functions"] == plugin_keys(name)
+    pairs = PairsStage(source=None, scorer="proxy", options=PairOptions(rule=f"{mine}:second_and_third"))
+    assert pairs.inputs()["functions"] == plugin_keys(f"{mine}:second_and_third")
