@@ -87,7 +87,8 @@ def test_every_large_weight_is_cut_over_all_devices(name, devices):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_large_recipe_can_be_planned_and_says_how(name):
-    _, command, model = read(PlanOptions, "plan", ["--config", str(CONFIGS / name / "iterate.yaml"), "--accelerator", "v5p-128"])
+    words = ["--config", str(CONFIGS / name / "iterate.yaml"), "--accelerator", "v5p-128"]
+    _, command, model = read(PlanOptions, "plan", words)
     assert Path(model) == CONFIGS / name / "model"
     assert (command.loop.rounds, command.loop.prompts_per_round, command.dpo.loss.beta) == (3, 20_000, 0.1)
     readme = (CONFIGS / name / "README.md").read_text()

@@ -82,8 +82,8 @@ def find_loss(name: str) -> Loss:
     function = load_function(name)
     _, *keywords = inspect.signature(function).parameters
     if strange := [keyword for keyword in keywords if keyword not in (*_KNOBS, *INPUTS)]:
-        raise ValueError(f"the loss {name!r} has the keyword {strange[0]!r}, which nothing fills; after the pair it may "
-                         f"take {', '.join((*_KNOBS, *INPUTS))}")
+        raise ValueError(f"the loss {name!r} has the keyword {strange[0]!r}, which nothing fills; after the pair it "
+                         f"may take {', '.join((*_KNOBS, *INPUTS))}")
     return Loss(function, tuple(k for k in keywords if k in _KNOBS), getattr(function, "needs_reference", True), name,
                 inputs=tuple(k for k in keywords if k in INPUTS))
 

@@ -34,7 +34,8 @@ def test_later_values_win_and_nested_keys_merge(tmp_path):
 def test_one_data_set_or_several_and_tuples_of_numbers():
     assert parse(SftCommand, "sft", SFT).data.rows.sources == ("d",)
     assert parse(SftCommand, "sft", [*SFT[:4], "--dataset_name", "[a, b]"]).data.rows.sources == ("a", "b")
-    assert parse(GenerateCommand, "generate", [*SFT, "--temperature", "[1.0, 0.7]"]).sampling.temperatures[::4] == (1.0, 0.7)
+    generate = parse(GenerateCommand, "generate", [*SFT, "--temperature", "[1.0, 0.7]"])
+    assert generate.sampling.temperatures[::4] == (1.0, 0.7)
 
 
 def test_an_unknown_flag_names_the_nearest_key(capsys):

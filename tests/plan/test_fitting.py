@@ -59,7 +59,7 @@ def test_the_first_change_that_fits_is_taken_and_no_more_is_compiled(stage):
 
     change, size = smallest_change(stage, MESH, ACCELERATOR, 5, compile_it, lambda size: size <= 10)
     assert (change.words, size, change.stage.options.train.micro_rows) == (("micro_rows 1",), 10, 1)
-    assert change.stage.options.train.logits_chunk == 512  # the first change did not help, so it is not part of the second
+    assert change.stage.options.train.logits_chunk == 512  # the first change did not help: no part of the second
     assert len(tried) == 2
 
 
