@@ -20,7 +20,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.models.lora import TARGETS
 
-LORA = LoraConfig(lora_r=3, lora_alpha=6.0)
+LORA = LoraConfig(use_peft=True, lora_r=3, lora_alpha=6.0)
 TOKENS = np.random.default_rng(0).integers(0, 48, (2, 7)).astype(np.int32)
 
 
@@ -54,7 +54,7 @@ def test_a_fresh_adapter_changes_nothing_to_the_bit(model):
 
 def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):
     config = tiny(embed=64, mlp=128)
-    adapter = init_lora(jax.random.key(0), config, LoraConfig(lora_r=64))
+    adapter = init_lora(jax.random.key(0), config, LoraConfig(use_peft=True, lora_r=64))
     for module, fan_in in (("q_proj", 64), ("o_proj", 32), ("down_proj", 128)):
         assert float(jnp.std(adapter[module]["a"])) == pytest.approx(fan_in**-0.5, rel=0.05)
         assert not adapter[module]["b"].any()
@@ -65,7 +65,7 @@ def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):
 @pytest.mark.parametrize("targets", [tuple(TARGETS), *((name,) for name in TARGETS)])
 def test_merged_weights_equal_the_two_matmuls(targets, model):
     config, params = model
-    lora = LoraConfig(3, 6.0, targets)
+    lora = LoraConfig(True, 3, 6.0, targets)
     adapter = trained_adapter(config, lora)
     two, one = with_lora(params, adapter, lora.scale), merge_lora(params, adapter, lora.scale)
     np.testing.assert_allclose(hidden(two, config), hidden(one, config), atol=1e-5)
@@ -138,8 +138,8 @@ def test_the_adapter_follows_the_dtype_of_the_base(model, tiny):
 ])
 def test_values_that_cannot_work_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):
-        LoraConfig(**bad)
+        LoraConfig(use_peft=True, **bad)
 
 
 def test_scale_is_alpha_over_r():
-    assert math.isclose(LoraConfig(lora_r=8, lora_alpha=4.0).scale, 0.5)
+    assert math.isclose(LoraConfig(use_peft=True, lora_r=8, lora_alpha=4.0).scale, 0.5)

@@ -20,7 +20,7 @@ ANSWERS = ("Dear Mia, the cat sat.", "No.", "The storm came at night and stayed 
 def scorer(other_tokenizer, make_config, make_params, mesh):
     config = make_config(other_tokenizer, num_labels=1)
     return BradleyTerryScorer(make_params(config), config, Renderer(other_tokenizer, max_length=512, overlong="drop"),
-                              mesh, fingerprint="f")
+                              mesh, key="f")
 
 
 @pytest.fixture(scope="module")

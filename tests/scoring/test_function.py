@@ -84,10 +84,10 @@ def test_progress_tells_the_prompts_done():
     assert seen == [2]
 
 
-def test_the_fingerprint_tells_functions_of_one_module_apart():
-    one, two = (FunctionScorer(f, name="s").fingerprint for f in (lengths, too_few))
+def test_the_key_tells_functions_of_one_module_apart():
+    one, two = (FunctionScorer(f, name="s").key for f in (lengths, too_few))
     assert one != two
-    assert FunctionScorer(lengths, name="s").fingerprint == one
+    assert FunctionScorer(lengths, name="s").key == one
 
 
 def test_the_worlds_judge_is_found_by_name():

@@ -6,10 +6,9 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from rlhf_jax.workflow.scorers import open_scorer
 from safetensors.numpy import load_file
 
-from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.scorer import BradleyTerryScoring, MultiObjectiveScoring, ScorerModel
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.models import (
     CheckpointError,
@@ -23,6 +22,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
+from rlhf_jax.workflow.kinds import open_scorer
 
 GATE = Gate(hidden=6, layers=2, temperature=3.0)
 ANSWERS = ("Dear Mia, the cat sat.", "No.", "The storm came at night and stayed for three days. Love, Ana.")
@@ -102,10 +102,10 @@ def test_files_have_the_published_names_and_come_back(model, other_tokenizer, tm
     assert not {"score.weight", "lm_head.weight"} & names
     assert read_config(tmp_path / "rm") == config
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "rm"), jax.device_get(params))
-    options = ScorerOptions("multi_objective", str(tmp_path / "rm"))
-    assert isinstance(open_scorer(options, make_mesh(devices=jax.devices()[:1]), "gold"), MultiObjectiveScorer)
+    options, lone_mesh = ScorerModel(str(tmp_path / "rm")), make_mesh(devices=jax.devices()[:1])
+    assert isinstance(open_scorer(MultiObjectiveScoring(options), lone_mesh, "gold"), MultiObjectiveScorer)
     with pytest.raises(CheckpointError, match="set kind: multi_objective"):
-        open_scorer(ScorerOptions("bradley_terry", str(tmp_path / "rm")), make_mesh(devices=jax.devices()[:1]), "gold")
+        open_scorer(BradleyTerryScoring(options), lone_mesh, "gold")
 
 
 def test_of_two_outputs_one_must_be_chosen(other_tokenizer, make_config, make_params, mesh, groups):

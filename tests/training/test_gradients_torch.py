@@ -102,7 +102,7 @@ def test_loss_and_every_gradient_of_full_training(name, data, tmp_path):
 def test_an_adapter_of_ours_loads_in_peft_with_the_same_loss_gradients_and_merge(name, data, tmp_path):
     peft = pytest.importorskip("peft")
     models.make(name, tmp_path)
-    config, lora = read_config(tmp_path / "lm"), LoraConfig(3, 6.0, ("q_proj", "o_proj", "down_proj"))
+    config, lora = read_config(tmp_path / "lm"), LoraConfig(True, 3, 6.0, ("q_proj", "o_proj", "down_proj"))
     params = jax.tree.map(jnp.asarray, load_params(tmp_path / "lm", config))
     adapter = init_lora(jax.random.key(0), config, lora)
     adapter = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), adapter)
@@ -137,7 +137,7 @@ def test_an_adapter_written_by_peft_loads_here(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     config = read_config(tmp_path / "lm")
     adapter = load_adapter(tmp_path / "adapter", config)
-    assert (adapter.lora, adapter.score) == (LoraConfig(2, 8, ("up_proj", "v_proj")), None)
+    assert (adapter.lora, adapter.score) == (LoraConfig(True, 2, 8, ("up_proj", "v_proj")), None)
     params = jax.tree.map(jnp.asarray, load_params(tmp_path / "lm", config))
     save_hf(tmp_path / "merged", merge_lora(params, adapter.params, adapter.lora.scale), config)
     model.merge_and_unload().save_pretrained(tmp_path / "theirs")
@@ -149,7 +149,7 @@ def test_an_adapter_written_by_peft_loads_here(tmp_path):
 def test_the_adapter_of_a_reward_model_brings_its_head_to_peft(ours_scores, tmp_path):
     peft = pytest.importorskip("peft")
     models.make("llama2", tmp_path)
-    config, lora = read_config(tmp_path / "rm"), LoraConfig(2, 4.0, ("q_proj",))
+    config, lora = read_config(tmp_path / "rm"), LoraConfig(True, 2, 4.0, ("q_proj",))
     adapter = init_lora(jax.random.key(0), config, lora)
     adapter = jax.tree.map(lambda x: x + 0.1, adapter)
     params = jax.tree.map(jnp.asarray, load_params(tmp_path / "rm", config))

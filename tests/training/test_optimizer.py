@@ -79,7 +79,7 @@ def test_weight_decay_skips_norms_and_biases_and_nothing_else(family, tiny):
 
 @pytest.mark.slow
 def test_weight_decay_reaches_heads_and_both_halves_of_an_adapter(tiny):
-    config, lora = tiny(num_labels=1), LoraConfig(lora_r=2)
+    config, lora = tiny(num_labels=1), LoraConfig(use_peft=True, lora_r=2)
     specs = {"lora": lora_specs(config, lora), "score": param_specs(config)["score"]}
     params = {"lora": init_lora(jax.random.key(0), config, lora), "score": jnp.zeros(specs["score"].shape)}
     found = decay_of(specs, params)

@@ -9,16 +9,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
 from rlhf_jax.data.world import world_rows, write_world
 from rlhf_jax.models import DecoderConfig, save_hf
-from rlhf_jax.workflow.checkpoint import Checkpoint, prompt_groups
+from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.iterate import Policy
-from rlhf_jax.workflow.stage import Run, hash_path
+from rlhf_jax.workflow.datasets import prompt_groups
+from rlhf_jax.workflow.stage import Run
 
 WORLD = WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=24, eval_prompts=4)
 
@@ -150,15 +150,20 @@ def model(tmp_path_factory, make_model):
 
 @pytest.fixture(scope="session")
 def start(model):
-    return Policy("sft", Checkpoint(model), hash_path(model))
+    return Checkpoint(model)
 
 
 @pytest.fixture(scope="session")
 def prompts(start):
     examples = [Example(row["prompt"], prompt_id=row["id"]) for row in world_rows(WORLD)["prompts"]]
-    return prompt_groups(examples, start.checkpoint.renderer(DataOptions()), Funnel())
+    return prompt_groups(examples, start.renderer(RenderOptions()), Funnel())
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_context(lone_mesh):
-    return lambda folder: Context(Run(folder, {}, announce=lambda text: None), lone_mesh)
+    """make_context(folder, **changes): a run in that folder on one device."""
+
+    def make(folder, **changes):
+        return Context(**{"run": Run(folder, {}, announce=lambda text: None), "mesh": lone_mesh, **changes})
+
+    return make

@@ -89,8 +89,8 @@ def test_every_training_stage_compiles_a_constant_number_of_programs(config, res
 
 def test_reseeded_shifts_every_seed_and_nothing_else(config):
     shifted = reseeded(config, 3)
-    assert (shifted.world.seed, shifted.dpo.seed, shifted.sampling.seed) == (3, 3, 3)
-    assert dataclasses.replace(shifted.dpo, seed=0) == config.dpo
+    assert (shifted.world.seed, shifted.dpo.train.seed, shifted.sampling.seed) == (3, 3, 3)
+    assert dataclasses.replace(shifted.dpo, train=dataclasses.replace(shifted.dpo.train, seed=0)) == config.dpo
 
 
 @pytest.mark.parametrize(("change", "words"), [

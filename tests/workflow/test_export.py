@@ -10,21 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rlhf_jax.workflow.export import export_stage, find_source
 from safetensors.numpy import load_file, save_file
 
+from rlhf_jax.config.build import build
+from rlhf_jax.config.commands import ExportCommand
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.training import SftOptions
 from rlhf_jax.models import CheckpointError, init_lora, load_params, merge_lora, param_specs, read_config, save_adapter
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import GivenGroups
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.inspection import inspect_model
-from rlhf_jax.workflow.stage import run_stage
-from rlhf_jax.workflow.stages.train import Setting, sft_stage
+from rlhf_jax.workflow.stage import Run
+from rlhf_jax.workflow.stages.export import find_source
+from rlhf_jax.workflow.stages.sft import SftStage
 
-LORA = LoraConfig(2, 4.0, ("q_proj", "down_proj"))
+LORA = LoraConfig(True, 2, 4.0, ("q_proj", "down_proj"))
 
 
 @pytest.fixture
@@ -33,16 +36,23 @@ def model(make_model, tmp_path):
     return make_model(tmp_path / "model", tie_embeddings=False)
 
 
-def export(source, folder, mesh, **changes):
-    options = {"dtype": "float32", "max_shard_bytes": 10**9, **changes}
-    return export_stage(folder, source=source, mesh=mesh, **options)
+def source(model, **options):
+    """What `rlhf-jax export` of a model writes, in float32 if nothing else is asked for."""
+    return find_source(ExportCommand(**{"model_name_or_path": str(model), "output_dir": "o", "dtype": "float32",
+                                        **options}))
 
 
-def test_an_adapter_is_merged_into_the_base_it_names(model, lone_mesh, tmp_path):
+@pytest.fixture
+def export(make_context):
+    """export(stage, folder, **changes): the stage in that folder, on one device if no other mesh is given."""
+    return lambda stage, folder, **changes: stage.run(folder, make_context(folder, **changes))
+
+
+def test_an_adapter_is_merged_into_the_base_it_names(model, export, tmp_path):
     config = read_config(model)
     adapter = jax.tree.map(lambda x: x + 0.1, init_lora(jax.random.key(1), config, LORA))
     save_adapter(tmp_path / "adapter", adapter, config, LORA, str(model), chat_template="{# its own #}")
-    report = export(find_source(str(tmp_path / "adapter"), None, None), tmp_path / "out", lone_mesh)
+    report = export(source(tmp_path / "adapter"), tmp_path / "out")
     expected = merge_lora(jax.tree.map(jnp.asarray, load_params(model)), adapter, LORA.scale)
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out" / "model"), jax.device_get(expected))
     assert {"model.safetensors", "tokenizer.json", "README.md", "generation_config.json"} <= set(report["files"])
@@ -50,8 +60,8 @@ def test_an_adapter_is_merged_into_the_base_it_names(model, lone_mesh, tmp_path)
     assert "adapter `adapter` (rank 2)" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
-def test_dtype_and_file_size_are_what_was_asked_for(model, lone_mesh, tmp_path):
-    export(find_source(str(model), None, None), tmp_path / "out", lone_mesh, dtype="float16", max_shard_bytes=5000)
+def test_dtype_and_file_size_are_what_was_asked_for(model, export, tmp_path):
+    export(source(model, dtype="float16", max_shard_size=5e-6), tmp_path / "out")
     files = sorted((tmp_path / "out" / "model").glob("*.safetensors"))
     assert len(files) > 2
     assert {x.dtype for file in files for x in load_file(file).values()} == {np.dtype(np.float16)}
@@ -60,15 +70,15 @@ def test_dtype_and_file_size_are_what_was_asked_for(model, lone_mesh, tmp_path):
 
 def test_sources_that_cannot_be_told_are_refused(model, tmp_path):
     with pytest.raises(CheckpointError, match="is no folder on this machine and no hub name"):
-        find_source(str(tmp_path / "nothing"), None, None)
+        source(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="whole model and needs no base_model"):
-        find_source(str(model), str(model), None)
+        source(model, base_model=str(model))
     save_adapter(tmp_path / "adapter", init_lora(jax.random.key(1), read_config(model), LORA), read_config(model), LORA,
                  str(model))
     with pytest.raises(CheckpointError, match=r"adapter, not a whole model; merge it .*rlhf-jax export"):
         read_config(tmp_path / "adapter")
     with pytest.raises(CheckpointError, match="so does an adapter"):
-        find_source(str(tmp_path / "adapter"), None, str(model))
+        source(tmp_path / "adapter", checkpoint=str(model))
 
 
 def test_inspect_counts_what_there_is_and_what_one_device_holds(model):
@@ -151,34 +161,32 @@ class Killed(Exception):
 
 
 @pytest.fixture
-def killed(model, make_groups, tmp_path):
+def killed(model, make_groups, make_context, tmp_path):
     """killed(mesh, use_peft): tmp_path/sft becomes a training of `model` that died after its checkpoint of step 2."""
 
     def train(mesh, use_peft):
-        checkpoint = Checkpoint(model)
-        adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": ("q_proj",)} if use_peft else {}
-        options = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=2, learning_rate=1e-2,
-                             **adapter)
+        (tmp_path / "own.jinja").write_text("{# of this run #}")
+        adapter = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj"]} if use_peft else {}
+        options = build(SftOptions, {"train_batch_size": 2, "micro_rows": 2, "row_length": 64, "save_steps": 2,
+                                     "learning_rate": 1e-2, **adapter})
 
-        def report(step, steps, metrics):
+        def tick(name, step, steps, words):
             if step == 4:
                 raise Killed
 
-        def body(folder):
-            return sft_stage(folder, options=options, params=checkpoint.params(mesh), config=checkpoint.config,
-                             groups=make_groups(16, 1, k=(1, 1), pairs="none"), tokenizer_from=model, base=str(model),
-                             setting=Setting(mesh, report), chat_template="{# of this run #}")
-
+        groups = GivenGroups(make_groups(16, 1, k=(1, 1), pairs="none"))
+        context = make_context(tmp_path, run=Run(tmp_path / "sft", {}, single=True), mesh=mesh, tick=tick)
         with pytest.raises(Killed):
-            run_stage(tmp_path / "sft", "sft", {"options": options}, body)
+            context.do("sft", SftStage(start=Checkpoint(model, str(tmp_path / "own.jinja")), data=(groups,),
+                                       options=options))
 
     return train
 
 
 @pytest.mark.parametrize("use_peft", [False, True])
-def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, killed, lone_mesh, tmp_path):
+def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, killed, export, lone_mesh, tmp_path):
     killed(lone_mesh, use_peft)
-    found = export(find_source(str(model), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
+    found = export(source(model, checkpoint=str(tmp_path / "sft")), tmp_path / "out")
     assert found["exported"] == "step 2 of the unfinished training in `sft`"
     assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == "{# of this run #}"
     before, after = load_params(model), load_params(tmp_path / "out" / "model")
@@ -187,14 +195,14 @@ def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, k
     everything = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(before)}
     assert changed == ({"['layers']['attention']['q']"} if use_peft else everything)
     with pytest.raises(CheckpointError, match="holds no folder 'checkpoints'"):
-        export(find_source(str(model), None, str(tmp_path / "out")), tmp_path / "again", lone_mesh)
+        export(source(model, checkpoint=str(tmp_path / "out")), tmp_path / "again")
 
 
 @pytest.mark.parametrize("use_peft", [False, True])
-def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, tmp_path):
+def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, export, tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     killed(mesh, use_peft)
-    export(find_source(str(model), None, str(tmp_path / "sft")), tmp_path / "here", mesh)
+    export(source(model, checkpoint=str(tmp_path / "sft")), tmp_path / "here", mesh=mesh)
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     there = subprocess.run([sys.executable, "-m", "rlhf_jax.cli.main", "export", model, "--checkpoint",
                             tmp_path / "sft", "--dtype", "float32", "--output_dir", tmp_path / "there"],
@@ -204,11 +212,11 @@ def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=use_peft * 1e-6, rtol=0), found, expected)
 
 
-def test_a_checkpoint_over_another_base_is_refused(model, killed, make_model, lone_mesh, tmp_path):
+def test_a_checkpoint_over_another_base_is_refused(model, killed, make_model, export, lone_mesh, tmp_path):
     killed(lone_mesh, use_peft=False)
     other = make_model(tmp_path / "other", embed=32, tie_embeddings=False)
     with pytest.raises(CheckpointError, match=r"embed.* is \(\d+, 16\) .*, 32\) .* give the model that it"):
-        export(find_source(str(other), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
+        export(source(other, checkpoint=str(tmp_path / "sft")), tmp_path / "out")
     tied = make_model(tmp_path / "tied")
     with pytest.raises(CheckpointError, match=r"head.* and missing in the base; give the model that it"):
-        export(find_source(str(tied), None, str(tmp_path / "sft")), tmp_path / "out", lone_mesh)
+        export(source(tied, checkpoint=str(tmp_path / "sft")), tmp_path / "out")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.config.build import build
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
@@ -20,18 +21,26 @@ from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import load_params, save_hf
 from rlhf_jax.scoring import FunctionScorer
-from rlhf_jax.workflow import iterate as loop_module
-from rlhf_jax.workflow.iterate import Recipe, iterate, mixed_reference, round_prompts, train_pairs
-from rlhf_jax.workflow.stage import hash_path
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import GivenGroups, GroupFile
+from rlhf_jax.workflow.iterate import Recipe, iterate, round_prompts
+from rlhf_jax.workflow.stage import MODEL, PAIRS, hash_path
+from rlhf_jax.workflow.stages.dpo import DpoStage
+from rlhf_jax.workflow.stages.mix import MixStage
+from rlhf_jax.workflow.stages.sample import SampleStage
+from rlhf_jax.workflow.stages.sft import SftStage
+from rlhf_jax.workflow.stages.shards import read_shards, shard_name
+from rlhf_jax.workflow.stages.train import read_all
 
 TRAIN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 128, "learning_rate": 1e-2, "warmup_steps": 0,
          "logging_steps": 1}
+DPO, RAFT = build(PreferenceOptions, TRAIN), build(SftOptions, TRAIN)
 
 
 def make_recipe(**loop):
     return Recipe(LoopOptions(**{"prompts_per_round": 4, "shard_size": 2, **loop}),
                   SamplingConfig(num_generations=3, max_new_tokens=6, slots=4, block=3, seed=11), PairOptions(),
-                  PreferenceOptions(**TRAIN), SftOptions(**TRAIN))
+                  DPO, RAFT)
 
 
 def variety(prompts, completions, completion_ids, **columns):
@@ -44,11 +53,15 @@ def scorer():
     return FunctionScorer(variety, name="proxy")
 
 
+def folders_of(folder):
+    """stage name -> folder, from the manifest's stages."""
+    return {s["name"]: folder / s["folder"] for s in json.loads((folder / "manifest.json").read_text())["stages"]}
+
+
 def inputs_of(folder):
-    """stage name -> inputs, from the manifest's stages."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return {s["name"]: json.loads((folder / s["folder"] / "inputs.json").read_text())["inputs"]
-            for s in manifest["stages"]}
+    """stage name -> inputs."""
+    return {name: json.loads((stage / "inputs.json").read_text())["inputs"]
+            for name, stage in folders_of(folder).items()}
 
 
 def keys_of(folder):
@@ -60,22 +73,23 @@ def quick(monkeypatch):
     """Sampling and training replaced by something instant; policies of each round have weights of their own."""
     seen = {}
 
-    def sample_stage(folder, *, prompts, sampler, **_):
-        rng = np.random.default_rng(sampler.sampling.seed)
-        write_groups(folder / "shard-00000.jsonl", [dataclasses.replace(p, responses=tuple(
+    def sample(stage, folder, context):
+        rng = np.random.default_rng(stage.sampling.seed)
+        write_groups(folder / shard_name(0), [dataclasses.replace(p, responses=tuple(
             Response(rng.integers(5, 300, 4).astype(np.int32), np.ones(4, bool), "x", STOP) for _ in range(3)))
-            for p in prompts])
+            for p in stage.prompts.read()])
         return {}
 
-    def train(folder, *, params, config, groups, tokenizer_from, reference=None, **_):
-        seen[folder.name.rsplit("-", 1)[0]] = {"reference": reference and reference(), "start": params,
-                                                       "groups": groups}
+    def train(stage, folder, context):
+        params, reference = context.params(stage.start), getattr(stage, "reference", None)
+        seen[folder.name.rsplit("-", 1)[0]] = {"reference": reference and context.params(reference), "start": params,
+                                               "groups": read_all(stage.data)}
         moved = jax.tree.map(lambda x: np.asarray(x) + 0.5, params)
-        save_hf(folder / "model", moved, config, tokenizer_from=tokenizer_from)
+        save_hf(folder / MODEL, moved, stage.start.config, tokenizer_from=stage.start.folder)
         return {}
 
-    for name, stub in (("sample_stage", sample_stage), ("dpo_stage", train), ("sft_stage", train)):
-        monkeypatch.setattr(loop_module, name, stub)
+    for stage, stub in ((SampleStage, sample), (DpoStage, train), (SftStage, train)):
+        monkeypatch.setattr(stage, "run", stub)
     return seen
 
 
@@ -104,8 +118,8 @@ def test_each_round_starts_from_and_is_anchored_to_the_policy_the_options_name(
     rounds = [quick[f"online-round-{n}-dpo"] for n in (1, 2, 3)]
     np.testing.assert_allclose([embedding(r["start"]) - base for r in rounds], origins, atol=1e-5)
     np.testing.assert_allclose([embedding(r["reference"]) - base for r in rounds], references, atol=1e-5)
-    assert [p.label for p in policies] == ["online-1", "online-2", "online-3"]
     inputs, keys = inputs_of(tmp_path), keys_of(tmp_path)
+    assert [p.key for p in policies] == [keys[f"online/round-{n}/dpo"] for n in (1, 2, 3)]
     made = [start.key, keys["online/round-1/dpo"], keys["online/round-2/dpo"]]
     assert [inputs[f"online/round-{n}/sample"]["policy"] for n in (1, 2, 3)] == made  # sampling is always on-policy
     first = [start.key] * 3 if loop.get("init_from") == "sft" else made
@@ -139,8 +153,9 @@ def test_rounds_have_seeds_of_their_own_and_disjoint_prompts(quick, make_context
     run_quick(make_context(tmp_path), start, prompts, scorer)
     sampled = [inputs_of(tmp_path)[f"online/round-{n}/sample"] for n in (1, 2, 3)]
     assert len({s["sampling"]["seed"] for s in sampled}) == 3
-    names = [name for s in sampled for name in s["prompt_ids"]]
+    names = [g.prompt_id for n in (1, 2, 3) for g in read_shards(folders_of(tmp_path)[f"online/round-{n}/sample"])]
     assert len(set(names)) == len(names) == 12
+    assert len({s["prompts"] for s in sampled}) == 3
 
 
 def test_the_same_loop_again_does_nothing_and_another_option_redoes_only_what_depends_on_it(
@@ -177,17 +192,17 @@ def test_preference_training_is_keyed_by_all_that_its_held_out_groups_hold(quick
     groups = make_groups(1, holes=False)
     variants = [groups, *([dataclasses.replace(groups[0], **change)] for change in (
         {"pairs": ((1, 0),)}, {"margins": (0.25,)}, {"extra": {"answer": 1}}))]
-    write_groups(tmp_path / "pairs.jsonl", groups)
-    made = [train_pairs(make_context(tmp_path), "dpo", "dpo", start, start, [("key", tmp_path / "pairs.jsonl")],
-                        PreferenceOptions(**TRAIN), eval_groups=some).key for some in (*variants, groups)]
+    write_groups(tmp_path / PAIRS, groups)
+    made = [make_context(tmp_path).train("dpo", DpoStage(
+        start=start, reference=start, data=(GroupFile(tmp_path / PAIRS, "key"),), options=DPO,
+        evaluation=GivenGroups(some))).key for some in (*variants, groups)]
     assert made[-1] == made[0]
     assert len(set(made)) == len(variants)
 
 
 def test_a_mixed_reference_is_the_weighted_mean_of_the_weights(make_context, make_model, start, tmp_path):
-    other = dataclasses.replace(start, checkpoint=dataclasses.replace(
-        start.checkpoint, folder=make_model(tmp_path / "other", seed=9)), key="other")
-    mixed = mixed_reference(make_context(tmp_path / "run"), "r", start, other, 0.25)
+    other = Checkpoint(make_model(tmp_path / "other", seed=9))
+    mixed = make_context(tmp_path / "run").train("r", MixStage(reference=start, policy=other, alpha=0.25))
     trees = [load_params(p.folder) for p in (mixed, start, other)]
     for m, a, b in zip(*map(jax.tree.leaves, trees), strict=True):
         np.testing.assert_allclose(m, 0.75 * a + 0.25 * b, atol=1e-6)
@@ -250,7 +265,7 @@ def test_dpo_rounds_end_to_end_start_at_ln_2_where_the_reference_is_the_policy(m
 
 def test_raft_end_to_end_trains_on_the_best_and_lowers_their_loss(make_context, start, prompts, scorer, tmp_path):
     recipe = make_recipe(rounds=1, method="raft")
-    recipe = dataclasses.replace(recipe, raft=dataclasses.replace(recipe.raft, num_train_epochs=4))
+    recipe = dataclasses.replace(recipe, raft=build(SftOptions, {**TRAIN, "num_train_epochs": 4}))
     policy, = iterate(make_context(tmp_path), "raft", start, prompts, scorer, recipe)
     best = read_groups(next(tmp_path.glob("stages/*-pairs-*/pairs.jsonl")))
     scored = read_groups(next(tmp_path.glob("stages/*-score-*/shard-00000.jsonl")))
@@ -274,7 +289,7 @@ def test_training_holds_its_state_and_no_other_weights(loop, make_context, start
         if name.endswith("/dpo"):
             held.append(sum(x.shape == shape for x in jax.live_arrays()))
 
-    context = dataclasses.replace(make_context(tmp_path), tick=tick)
+    context = make_context(tmp_path, tick=tick)
     gc.collect()
     before = sum(x.shape == shape for x in jax.live_arrays())
     iterate(context, "online", start, prompts, scorer, make_recipe(rounds=2, **loop))

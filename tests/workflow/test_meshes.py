@@ -5,13 +5,10 @@ import json
 import pytest
 from rlhf_jax.workflow.options import PromptOptions
 
+from rlhf_jax.config.build import build
 from rlhf_jax.config.commands import GenerateCommand, ScoreCommand, SftCommand
-from rlhf_jax.config.data import DataOptions
 from rlhf_jax.config.mesh import MeshConfig
-from rlhf_jax.config.preference import PreferenceOptions
-from rlhf_jax.config.run import ExperimentConfig, ScratchOptions, SftSection
-from rlhf_jax.config.scorer import ScorerOptions
-from rlhf_jax.config.training import SftOptions
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.parallel import Need
 from rlhf_jax.workflow.meshes import need_of, resolved
@@ -24,7 +21,7 @@ def model(tmp_path, tiny):
 
 
 def sft(model, **options):
-    return SftCommand(model_name_or_path=model, output_dir="o", **options)
+    return build(SftCommand, {"model_name_or_path": model, "output_dir": "o", **options})
 
 
 def test_sizes_are_taken_as_they_are(model):
@@ -42,13 +39,12 @@ def test_auto_follows_the_batch(model):
 def test_what_a_command_needs(model):
     assert need_of(sft(model, train_batch_size=32)).rows == 32
     assert need_of(GenerateCommand(model_name_or_path=model, output_dir="o")).rows is None  # nothing is trained
-    assert need_of(ScoreCommand(input="i", output_dir="o", model_name_or_path=model)).heads == 4
+    assert need_of(build(ScoreCommand, {"input": "i", "output_dir": "o", "model_name_or_path": model})).heads == 4
     assert need_of(sft(model)).params > 1000
 
 
 def test_a_run_needs_rows_for_its_smallest_batch():
-    judge = ScorerOptions("function", function="package.module:function")
-    run = ExperimentConfig(
-        output_dir="o", prompts=PromptOptions(), scratch=ScratchOptions("t"), scorer=judge,
-        sft=SftSection(DataOptions(), SftOptions(train_batch_size=16)), dpo=PreferenceOptions(train_batch_size=8))
+    run = build(ExperimentConfig, {
+        "output_dir": "o", "scratch": {"tokenizer": "t"}, "scorer": {"kind": "function", "function": "m:f"},
+        "sft": {"data": {}, "train": {"train_batch_size": 16}}, "dpo": {"train_batch_size": 8}})
     assert need_of(run) == Need(0, 8)

@@ -1,20 +1,18 @@
-"""Reading data for the stages."""
+"""Where a stage's groups come from: rows that are read, counted and rendered."""
 
 import json
 
 import pytest
-from rlhf_jax.workflow.options import PromptOptions
 
-from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.build import build
+from rlhf_jax.config.data import RowOptions
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.run import ExperimentConfig
-from rlhf_jax.config.scorer import ScorerOptions
-from rlhf_jax.workflow.checkpoint import read_data
+from rlhf_jax.workflow.datasets import read_data
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.iterate import round_prompts
 
 TEXTS = ("Tell me of the sea.", "A story.", " Tell me\nof the  sea.", "Another story.", "A story.", "The end.")
-JUDGE = ScorerOptions("function", function="m:f")
 
 
 @pytest.fixture
@@ -25,23 +23,25 @@ def source(tmp_path):
 
 
 def test_duplicate_prompts_are_dropped_before_samples_are_counted(source):
-    examples, funnel = read_data(DataOptions(source, drop_duplicate_prompts=True, max_samples=3), "prompt")
+    examples, funnel = read_data(RowOptions(source, drop_duplicate_prompts=True, max_samples=3), "prompt")
     assert [e.prompt for e in examples] == [TEXTS[0], TEXTS[1], TEXTS[3]]
     assert funnel.to_json() == {"read": 6, "valid": 6, "kept": 3, "invalid": {}, "notes": {},
                                 "dropped": {"beyond_max_samples": 1, "duplicate_prompt": 2}}
 
 
 def test_elsewhere_they_are_kept_under_names_of_their_own(source):
-    examples, funnel = read_data(DataOptions(source), "prompt")
+    examples, funnel = read_data(RowOptions(source), "prompt")
     assert [e.prompt for e in examples] == list(TEXTS)
     assert examples[2].prompt_id == f"{examples[0].prompt_id}#1"
     assert (funnel.dropped, funnel.notes) == ({}, {"renamed_prompt_id": 2})
 
 
 def test_rounds_share_no_prompt_however_often_the_file_repeats_it(source, start, make_context, tmp_path):
-    config = ExperimentConfig(str(tmp_path), PromptOptions(source), model_name_or_path=str(start.folder), scorer=JUDGE)
+    config = build(ExperimentConfig, {
+        "output_dir": str(tmp_path), "prompts": {"dataset_name": source}, "model_name_or_path": str(start.folder),
+        "scorer": {"kind": "function", "function": "m:f"}})
     experiment = Experiment(config, make_context(tmp_path / "run"))
-    groups = experiment.groups("prompts", config.prompts, "prompt", start.checkpoint)
+    groups = experiment.rows("prompts", config.prompts, "prompt", start).read()
     loop = LoopOptions(rounds=2)
     first, second = ({" ".join(g.prompt.split()) for g in round_prompts(groups, loop, n)} for n in (1, 2))
     assert first | second == {" ".join(text.split()) for text in TEXTS}

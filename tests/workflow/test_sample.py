@@ -6,30 +6,25 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rlhf_jax.workflow.sample import (
-    LogpMismatch,
-    check_logps,
-    generation_metrics,
-    read_shards,
-    sample_stage,
-    score_metrics,
-    score_stage,
-)
-from rlhf_jax.workflow.scorers import open_scorer
 
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.scorer import BradleyTerryScoring, PairwiseScoring, ScorerModel
 from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.training.objectives import Compute
-from rlhf_jax.workflow import sample as sample_module
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import GivenGroups
+from rlhf_jax.workflow.kinds import open_scorer
+from rlhf_jax.workflow.stages.sample import LogpMismatch, SampleStage, check_logps, generation_metrics
+from rlhf_jax.workflow.stages.score import ScoreStage, score_metrics
+from rlhf_jax.workflow.stages.shards import ShardFolder, read_shards, shard_name
 
 SAMPLING = SamplingConfig(num_generations=2, max_new_tokens=6, slots=4, block=3, prompt_length=64)
 
 
-def no_progress(done, total):
+def tick(name, done, total, words):
     assert 0 <= done <= total
 
 
@@ -42,27 +37,33 @@ def none_for_short(prompts, completions, **columns):
 
 
 @pytest.fixture(scope="module")
-def checkpoint_sampler(start, lone_mesh):
-    """checkpoint_sampler(settings): a sampler of the starting model."""
-    from rlhf_jax.sampling import Sampler
-
-    checkpoint = start.checkpoint
-    return lambda settings: Sampler(checkpoint.config, settings, checkpoint.stop_ids, lone_mesh, checkpoint.decode_text)
+def context(make_context, tmp_path_factory):
+    return make_context(tmp_path_factory.mktemp("run"), tick=tick)
 
 
 @pytest.fixture(scope="module")
-def stage(start, prompts, lone_mesh, checkpoint_sampler):
-    """stage(folder): samples ten prompts into shards of three."""
-    checkpoint, sampler = start.checkpoint, checkpoint_sampler(SAMPLING)
-    params = checkpoint.params(lone_mesh)
+def stage(start, prompts, context):
+    """stage(folder, **changes): samples ten prompts into shards of three."""
 
     def run(folder, **changes):
-        arguments = {"sampler": sampler, "compute": Compute(checkpoint.config), "params": params,
-                     "prompts": prompts[:10], "dtype": jnp.float32, "shard_size": 3, "progress": no_progress, **changes}
-        return sample_stage(folder, **arguments)
+        fields = {"policy": start, "prompts": GivenGroups(prompts[:10]), "sampling": SAMPLING, "dtype": "float32",
+                  "shard_size": 3, **changes}
+        return SampleStage(**fields).run(folder, context)
 
-    run.sampler, run.params, run.compute = sampler, params, Compute(checkpoint.config)
+    run.sampler, run.params, run.compute = (context.sampler(start, SAMPLING, "float32"), context.params(start),
+                                            Compute(start.config))
     return run
+
+
+@pytest.fixture(scope="module")
+def score(context):
+    """score(folder, scorer, source): scores the shards of another folder."""
+    return lambda folder, scorer, source: ScoreStage(scorer=scorer, source=ShardFolder(source)).run(folder, context)
+
+
+def untimed(report):
+    """Without what a clock measured, and without what another test had compiled already."""
+    return {**report, "compiled_programs": 0, "hand_over": {**report["hand_over"], "seconds": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_missing_shards_are_made_again_to_the_same_bytes_and_finished_ones_are_n
     assert found.pop(".shard-00001.jsonl.99.tmp")
     assert found == expected
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == times
-    assert {**report, "compiled_programs": 0} == {**whole[1], "compiled_programs": 0}
+    assert untimed(report) == untimed(whole[1])
 
 
 def test_shard_size_changes_files_and_no_sample(whole, stage, tmp_path):
@@ -136,19 +137,15 @@ def test_log_probs_that_are_no_number_are_a_mismatch_too(whole, stage):
 
 
 def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model, lone_mesh, tmp_path):
-    from rlhf_jax.workflow.checkpoint import Checkpoint
-
     other = Checkpoint(make_model(tmp_path / "other", seed=5)).params(lone_mesh)
     with pytest.raises(LogpMismatch):
         check_logps(stage.compute, other, read_shards(whole[0]), stage.sampler, jnp.float32)
 
 
-def test_the_gate_follows_the_cache(stage, checkpoint_sampler, make_model, lone_mesh, tmp_path):
+def test_the_gate_follows_the_cache(stage, context, start, make_model, lone_mesh, tmp_path):
     """An int8 cache passes its own gate and would not pass float32's; other weights pass neither."""
-    from rlhf_jax.workflow.checkpoint import Checkpoint
-
-    sampler = checkpoint_sampler(dataclasses.replace(SAMPLING, cache_dtype="int8"))
-    report = stage(tmp_path / "int8", sampler=sampler)
+    sampling = dataclasses.replace(SAMPLING, cache_dtype="int8")
+    sampler, report = context.sampler(start, sampling, "float32"), stage(tmp_path / "int8", sampling=sampling)
     assert 1e-4 < report["logps_mean_difference"] < report["logps_max_difference"]
     groups = read_shards(tmp_path / "int8")
     with pytest.raises(LogpMismatch, match="cache_dtype auto"):
@@ -169,9 +166,9 @@ def test_generation_metrics_by_hand(whole):
     assert "completions/mean_terminated_length" not in nothing_ended  # NaN has no place in a JSON report
 
 
-def test_scores_are_added_and_everything_else_is_kept(whole, tmp_path):
+def test_scores_are_added_and_everything_else_is_kept(whole, score, tmp_path):
     source = whole[0]
-    report = score_stage(tmp_path, scorer=FunctionScorer(lengths, name="length"), source=source, progress=no_progress)
+    report = score(tmp_path, FunctionScorer(lengths, name="length"), source)
     before, after = read_shards(source), read_shards(tmp_path)
     assert sorted(contents(tmp_path)) == sorted(contents(source))
     for old, new in zip(before, after, strict=True):
@@ -184,27 +181,27 @@ def test_scores_are_added_and_everything_else_is_kept(whole, tmp_path):
     assert (report["prompts"], report["unscored"]) == (10, 0)
 
 
-def test_scoring_continues_where_it_was_interrupted(whole, tmp_path):
+def test_scoring_continues_where_it_was_interrupted(whole, score, tmp_path):
     scorer = FunctionScorer(lengths, name="length")
-    score_stage(tmp_path / "a", scorer=scorer, source=whole[0], progress=no_progress)
+    score(tmp_path / "a", scorer, whole[0])
     expected = contents(tmp_path / "a")
     (tmp_path / "a" / "shard-00002.jsonl").unlink()
     kept = (tmp_path / "a" / "shard-00001.jsonl").stat().st_mtime_ns
-    score_stage(tmp_path / "a", scorer=scorer, source=whole[0], progress=no_progress)
+    score(tmp_path / "a", scorer, whole[0])
     assert contents(tmp_path / "a") == expected
     assert (tmp_path / "a" / "shard-00001.jsonl").stat().st_mtime_ns == kept
 
 
-def test_a_second_scorer_keeps_the_scores_of_the_first(whole, tmp_path):
-    score_stage(tmp_path / "a", scorer=FunctionScorer(lengths, name="one"), source=whole[0], progress=no_progress)
-    score_stage(tmp_path / "b", scorer=FunctionScorer(lengths, name="two"), source=tmp_path / "a", progress=no_progress)
+def test_a_second_scorer_keeps_the_scores_of_the_first(whole, score, tmp_path):
+    score(tmp_path / "a", FunctionScorer(lengths, name="one"), whole[0])
+    score(tmp_path / "b", FunctionScorer(lengths, name="two"), tmp_path / "a")
     assert all(set(r.scores) == {"one", "two"} for g in read_shards(tmp_path / "b") for r in g.responses)
 
 
-def test_failures_are_those_of_this_stage_alone(whole, tmp_path):
+def test_failures_are_those_of_this_stage_alone(whole, score, tmp_path):
     scorer = FunctionScorer(none_for_short, name="s")
-    first = score_stage(tmp_path / "a", scorer=scorer, source=whole[0], progress=no_progress)
-    second = score_stage(tmp_path / "b", scorer=scorer, source=whole[0], progress=no_progress)
+    first = score(tmp_path / "a", scorer, whole[0])
+    second = score(tmp_path / "b", scorer, whole[0])
     failed = sum(len(r.text) % 2 for g in read_shards(whole[0]) for r in g.responses)
     assert 0 < failed < 20
     assert first["failures"] == second["failures"] == {"no_score": failed}
@@ -221,24 +218,24 @@ def test_score_metrics_leave_out_what_has_no_score_and_refuse_where_nothing_has(
         score_metrics(groups[1:], "s")
 
 
-def test_a_source_without_shards_and_a_broken_shard_are_errors_that_name_them(whole, tmp_path):
+def test_a_source_without_shards_and_a_broken_shard_are_errors_that_name_them(whole, score, tmp_path):
     scorer = FunctionScorer(lengths, name="s")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty holds no shard"):
-        score_stage(tmp_path / "out", scorer=scorer, source=tmp_path / "empty", progress=no_progress)
+        score(tmp_path / "out", scorer, tmp_path / "empty")
     (tmp_path / "empty" / "shard-00000.jsonl").write_bytes((whole[0] / "shard-00000.jsonl").read_bytes()[:-20])
     with pytest.raises(SourceError, match=r"shard-00000.jsonl, line 3: .*not whole JSON"):
-        score_stage(tmp_path / "out", scorer=scorer, source=tmp_path / "empty", progress=no_progress)
+        score(tmp_path / "out", scorer, tmp_path / "empty")
 
 
-def test_a_scorers_fingerprint_follows_its_weights_and_settings_and_not_its_place(make_model, lone_mesh, tmp_path):
+def test_a_scorers_key_follows_its_weights_and_settings_and_not_its_place(make_model, lone_mesh, tmp_path):
     one = make_model(tmp_path / "one", num_labels=1, tie_embeddings=False)
     two = make_model(tmp_path / "two", num_labels=1, tie_embeddings=False)
     other = make_model(tmp_path / "other", seed=1, num_labels=1, tie_embeddings=False)
     (two / "trainer_state.json").write_text(json.dumps({"tokens_per_second": 1.0}))
 
     def key(folder, **settings):
-        return open_scorer(ScorerOptions(model_name_or_path=str(folder), **settings), lone_mesh, "proxy").fingerprint
+        return open_scorer(BradleyTerryScoring(ScorerModel(str(folder), **settings)), lone_mesh, "proxy").key
 
     assert key(one) == key(two)
     assert len({key(one), key(other), key(one, max_length=64)}) == 3
@@ -250,20 +247,20 @@ def test_a_scorers_fingerprint_follows_its_weights_and_settings_and_not_its_plac
     templates[0].write_text(TEMPLATES["plain"].replace("Assistant", "Bot"))
     assert len(keys | {key(one), key(one, chat_template_path=str(templates[0]))}) == 3
     with pytest.raises(CheckpointError, match="set kind: bradley_terry"):
-        open_scorer(ScorerOptions("pairwise", str(one)), lone_mesh, "proxy")
+        open_scorer(PairwiseScoring(ScorerModel(str(one))), lone_mesh, "proxy")
 
 
 def test_a_scorer_in_bfloat16_scores_in_float32_and_differs_by_rounding_alone(make_model, whole, lone_mesh, tmp_path):
     folder = make_model(tmp_path / "rm", num_labels=1, tie_embeddings=False)
     groups = read_shards(whole[0])
-    wide, narrow = (open_scorer(ScorerOptions(model_name_or_path=str(folder), dtype=dtype), lone_mesh, "proxy")
+    wide, narrow = (open_scorer(BradleyTerryScoring(ScorerModel(str(folder), dtype=dtype)), lone_mesh, "proxy")
                     for dtype in ("float32", "bfloat16"))
     expected, found = (np.concatenate(scorer.score(groups)) for scorer in (wide, narrow))
-    assert wide.fingerprint != narrow.fingerprint
+    assert wide.key != narrow.key
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert len(set(found)) > 0.8 * len(set(expected))  # a bfloat16 head would tie
 
 
 def test_shard_names_sort_in_order_beyond_ten():
-    names = [sample_module.shard_name(i) for i in range(12)]
+    names = [shard_name(i) for i in range(12)]
     assert names == sorted(names)

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.workflow.checkpoint import Checkpoint, data_key
+from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import data_key
 from rlhf_jax.workflow.stage import RECORD, Run, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
+
+
+def key_of(rows, render=None):
+    """What identifies fine-tuning rows in a stage's inputs."""
+    return data_key("sft", rows, GradedOptions(), render or RenderOptions())
 
 
 def counting(report=None):
@@ -148,7 +154,7 @@ def test_data_are_known_by_the_bytes_they_are_read_from_however_they_are_named(t
              f"tfds:{tmp_path}/builder", f"tfds:{tmp_path}/builder[:10]"]
 
     def keys():
-        return [fingerprint(data_key(DataOptions(name))) for name in names]
+        return [key_of(RowOptions(name)) for name in names]
 
     for file in files:
         file.write_text("first")
@@ -171,7 +177,7 @@ def test_a_chat_template_is_known_by_its_text_and_not_by_its_place(make_model, t
     model = make_model(tmp_path / "model")
 
     def keys(template):
-        return data_key(DataOptions(chat_template_path=template)), Checkpoint(model, template).key
+        return key_of(RowOptions(), RenderOptions(chat_template_path=template)), Checkpoint(model, template).key
 
     first = keys(str(tmp_path / "a"))
     assert keys(str(tmp_path / "b")) == first
@@ -184,13 +190,13 @@ def test_a_chat_template_is_known_by_its_text_and_not_by_its_place(make_model, t
 def test_data_are_known_by_their_rows_too_and_hub_names_by_themselves(tmp_path):
     (tmp_path / "train.jsonl").write_text("rows")
     (tmp_path / "test.jsonl").write_text("other rows")
-    one, other = (fingerprint(data_key(DataOptions(f"{tmp_path}/train.jsonl[:{n}]"))) for n in (10, 20))
+    one, other = (key_of(RowOptions(f"{tmp_path}/train.jsonl[:{n}]")) for n in (10, 20))
     assert one != other
-    split = data_key(DataOptions(str(tmp_path), split="train[:10]"))
+    split = key_of(RowOptions(str(tmp_path), split="train[:10]"))
     (tmp_path / "test.jsonl").write_text("not in this split")
-    assert data_key(DataOptions(str(tmp_path), split="train[:10]")) == split
-    assert data_key(DataOptions("hub/name")) != data_key(DataOptions("hub/other"))
-    assert data_key(DataOptions("hub/name[:10]")) == data_key(DataOptions("hub/name[:10]"))
+    assert key_of(RowOptions(str(tmp_path), split="train[:10]")) == split
+    assert key_of(RowOptions("hub/name")) != key_of(RowOptions("hub/other"))
+    assert key_of(RowOptions("hub/name[:10]")) == key_of(RowOptions("hub/name[:10]"))
 
 
 def test_a_run_keeps_stages_of_other_configurations_and_lists_only_its_own(tmp_path):

@@ -9,14 +9,19 @@ import types
 import numpy as np
 import pytest
 
+from rlhf_jax.config.build import build
+from rlhf_jax.config.trackers import PACKAGES, TrackerOptions
 from rlhf_jax.config.training import SftOptions
 from rlhf_jax.workflow import trackers
 from rlhf_jax.workflow.checkpoint import Checkpoint
-from rlhf_jax.workflow.stage import hash_path
-from rlhf_jax.workflow.stages.train import Setting, sft_stage
-from rlhf_jax.workflow.trackers import package, tracker_names, tracking
+from rlhf_jax.workflow.context import no_tick
+from rlhf_jax.workflow.datasets import GivenGroups
+from rlhf_jax.workflow.stage import Run, hash_path
+from rlhf_jax.workflow.stages.sft import SftStage
+from rlhf_jax.workflow.trackers import package, tracking
 
-OPTIONS = SftOptions(train_batch_size=2, micro_rows=2, row_length=64, save_steps=3, eval_steps=3, logging_steps=2)
+OPTIONS = build(SftOptions, {"train_batch_size": 2, "micro_rows": 2, "row_length": 64, "save_steps": 3, "eval_steps": 3,
+                             "logging_steps": 2})
 CONFIG = {"learning_rate": 0.5, "sizes": (1, 2)}
 ROWS = [{"step": 2, "epoch": 0.5, "loss": 1.0}, {"step": 4, "epoch": 1.0, "loss": 0.5},
         {"step": 4, "epoch": 1.0, "eval_loss": 2.0}]
@@ -26,27 +31,23 @@ class Killed(Exception):
     """Stands for the end of a process."""
 
 
-def nobody(step, steps, metrics):
-    del step, steps, metrics
-
-
 def dies_at(last):
-    def report(step, steps, metrics):
+    def tick(name, step, steps, words):
         if step == last:
             raise Killed
 
-    return report
+    return tick
 
 
 @pytest.fixture(scope="module")
-def train(model, lone_mesh, make_groups):
-    """train(folder, names, report): eight steps of a tiny model, tracked; gives trainer_state.json's rows."""
-    checkpoint, groups = Checkpoint(model), make_groups(16, 1, k=(1, 1), pairs="none")
+def train(model, make_context, make_groups):
+    """train(folder, names, tick): eight steps of a tiny model, tracked; gives trainer_state.json's rows."""
+    groups = make_groups(16, 1, k=(1, 1), pairs="none")
+    stage = SftStage(start=Checkpoint(model), data=(GivenGroups(groups),), evaluation=GivenGroups(groups[:3]),
+                     options=OPTIONS)
 
-    def run(folder, names=(), report=nobody):
-        sft_stage(folder, options=OPTIONS, params=checkpoint.params(lone_mesh), config=checkpoint.config,
-                  groups=groups, eval_groups=groups[:3], tokenizer_from=model, base=str(model),
-                  setting=Setting(lone_mesh, report, trackers=names, config=CONFIG))
+    def run(folder, names=(), tick=no_tick):
+        stage.run(folder, make_context(folder, run=Run(folder, CONFIG), tick=tick, trackers=names))
         return json.loads((folder / "model" / "trainer_state.json").read_text())["log_history"]
 
     return run
@@ -184,19 +185,22 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(calls, monkeypatch, t
 
 
 def test_the_names_are_checked():
-    assert tracker_names("none") == tracker_names(("none",)) == tracker_names(()) == ()
-    assert tracker_names("wandb") == tracker_names(["wandb"]) == ("wandb",)
-    assert tracker_names(("tensorboard", "trackio")) == ("tensorboard", "trackio")
+    def names(report_to):
+        return TrackerOptions(report_to).names
+
+    assert names("none") == names(("none",)) == names(()) == ()
+    assert names("wandb") == names(["wandb"]) == ("wandb",)
+    assert names(("tensorboard", "trackio")) == ("tensorboard", "trackio")
     for wrong in ("mlflow", ("wandb", "mlflow"), None):
         with pytest.raises(ValueError, match=r"choose none, or one or several of tensorboard, wandb, trackio"):
-            tracker_names(wrong)
+            names(wrong)
     for wrong in (("wandb", "none"), ("wandb", "wandb")):
         with pytest.raises(ValueError, match="contradicts itself"):
-            tracker_names(wrong)
+            names(wrong)
 
 
-@pytest.mark.parametrize("name", trackers.PACKAGES)
+@pytest.mark.parametrize("name", PACKAGES)
 def test_a_missing_package_is_an_error_that_says_what_to_install(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, trackers.PACKAGES[name], None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, PACKAGES[name], None)  # an import of it fails
     with pytest.raises(ValueError, match=rf'pip install "rlhf_jax\[{name}\]"'):
         package(name)

@@ -1,28 +1,57 @@
 """What a training stage refuses before any work: data that its loss cannot learn from."""
 
 import dataclasses
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf_jax.config.preference import PreferenceOptions
-from rlhf_jax.config.training import RewardOptions
-from rlhf_jax.workflow.stages.train import bradley_terry_stage, dpo_stage, objective_of, train_stage
+from rlhf_jax.config.training import BradleyTerryOptions
+from rlhf_jax.losses import PreferenceLoss
+from rlhf_jax.training.objectives import Sft
+from rlhf_jax.workflow.datasets import GivenGroups
+from rlhf_jax.workflow.stages.dpo import DpoStage
+from rlhf_jax.workflow.stages.reward import RewardStage
+from rlhf_jax.workflow.stages.train import Training, train
 
 MARGIN_LOSSES = ("rev_kl", "kl", "tv", "hellinger", ("sigmoid", "tv"))
 
 
 @pytest.fixture
-def refused(tmp_path, tiny):
-    """refused(options, groups, eval_groups): the error of a training stage that needs no weights to see it."""
+def context():
+    """A run without devices, for what needs no weights."""
+    return SimpleNamespace(params=lambda checkpoint: {}, mesh=None)
 
-    def run(stage, options, groups, eval_groups=(), **more):
+
+@pytest.fixture
+def start(tiny):
+    return SimpleNamespace(config=tiny(num_labels=1))
+
+
+@pytest.fixture
+def refused(tmp_path, context):
+    """refused(work): the error of a stage's `run`, or of `train`, that needs no weights to see it."""
+
+    def run(work):
         with pytest.raises(ValueError, match="margin") as error:
-            stage(tmp_path, options=options, params={}, config=tiny(num_labels=1), groups=groups,
-                  tokenizer_from=tmp_path, base="m", setting=None, eval_groups=eval_groups, **more)
+            work(tmp_path, context=context)
         assert not list(tmp_path.iterdir())
         return str(error.value)
 
     return run
+
+
+@pytest.fixture
+def job(start):
+    """job(options, groups, eval_groups): a training without weights."""
+    return lambda options, groups, eval_groups: Training(
+        start=start, params={}, config=start.config, objective=Sft, options=options, groups=groups,
+        eval_groups=eval_groups)
+
+
+def preference(loss_type):
+    return PreferenceOptions(PreferenceLoss(loss_type=loss_type))
 
 
 def without_margins(groups, count):
@@ -32,36 +61,36 @@ def without_margins(groups, count):
 
 
 @pytest.mark.parametrize("loss_type", MARGIN_LOSSES)
-def test_losses_with_soft_labels_refuse_pairs_without_margins(loss_type, refused, make_groups, tmp_path):
+def test_losses_with_soft_labels_refuse_pairs_without_margins(loss_type, refused, start, make_groups):
     """A gap of 0 would be the label 0.5 for every pair: training towards indifference."""
-    said = refused(dpo_stage, PreferenceOptions(loss_type=loss_type), without_margins(make_groups(4), 3), reference={},
-                   cache=tmp_path / "cache")
+    data = GivenGroups(without_margins(make_groups(4), 3))
+    said = refused(DpoStage(start=start, reference=start, data=(data,), options=preference(loss_type)).run)
     assert f"loss_type = {loss_type!r}" in said
     assert "3 of 4 training groups with pairs have no margins" in said
     assert "prompt 'p1'" in said
     assert "chosen_score" in said
 
 
-def test_use_margin_refuses_pairs_without_margins(refused, make_groups):
-    said = refused(bradley_terry_stage, RewardOptions(use_margin=True), without_margins(make_groups(4), 1))
+def test_use_margin_refuses_pairs_without_margins(refused, start, make_groups):
+    data = GivenGroups(without_margins(make_groups(4), 1))
+    said = refused(RewardStage(start=start, data=(data,), options=BradleyTerryOptions(use_margin=True)).run)
     assert "use_margin = True" in said
     assert "1 of 4 training groups" in said
 
 
-def test_held_out_pairs_need_margins_too(refused, make_groups):
-    groups, options = make_groups(4), PreferenceOptions(loss_type="tv")
-    said = refused(train_stage, options, groups, without_margins(groups, 4), train=options,
-                   objective=objective_of(options))
+def test_held_out_pairs_need_margins_too(refused, job, make_groups):
+    groups = make_groups(4)
+    said = refused(partial(train, job=job(preference("tv"), groups, without_margins(groups, 4))))
     assert "4 of 4 evaluation groups" in said
 
 
 @pytest.mark.parametrize(("options", "lacking"), [
-    (PreferenceOptions(loss_type="rev_kl"), 0), (PreferenceOptions(), 4), (RewardOptions(use_margin=True), 0),
-    (RewardOptions(), 4),
+    (preference("rev_kl"), 0), (PreferenceOptions(), 4), (BradleyTerryOptions(use_margin=True), 0),
+    (BradleyTerryOptions(), 4),
 ])
-def test_margins_are_asked_for_only_where_they_are_read(options, lacking, make_groups, tmp_path, tiny, monkeypatch):
-    monkeypatch.setattr("rlhf_jax.workflow.train.trainable", lambda *args: 1 / 0)  # the first thing after the checks
+def test_margins_are_asked_for_only_where_they_are_read(options, lacking, job, context, make_groups, tmp_path,
+                                                        monkeypatch):
+    monkeypatch.setattr("rlhf_jax.workflow.stages.train.trainable", lambda *args: 1 / 0)  # first after the checks
     groups = [*without_margins(make_groups(4), lacking), *make_groups(2, pairs="none")]
     with pytest.raises(ZeroDivisionError):
-        train_stage(tmp_path, options=options, params={}, config=tiny(), groups=groups, tokenizer_from=tmp_path,
-                    base="m", setting=None, train=options, objective=objective_of(options), eval_groups=groups)
+        train(tmp_path, job(options, groups, groups), context)
