@@ -30,7 +30,7 @@ class TrackerOptions(Options):
 
     @property
     def _given(self) -> tuple[str, ...]:
-        return (self.report_to,) if isinstance(self.report_to, str) else tuple(self.report_to)
+        return tuple(self.report_to) if isinstance(self.report_to, list | tuple) else (self.report_to,)
 
     @property
     def names(self) -> tuple[str, ...]:
