@@ -219,11 +219,16 @@ def test_rounds_share_no_prompt_and_cover_what_they_should(prompts, count, round
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize(("count", "rounds", "each"), [(11, 3, 4), (2, 3, None), (4, 1, 0)])
+@pytest.mark.parametrize(("count", "rounds", "each"), [(11, 3, 4), (2, 3, None)])
 def test_too_few_prompts_are_an_error_that_says_how_many_there_are(prompts, count, rounds, each):
     loop = LoopOptions(rounds=rounds, prompts_per_round=each)
     with pytest.raises(ValueError, match=f"there are {count}; give more prompts"):
         [round_prompts(prompts[:count], loop, n) for n in range(1, rounds + 1)]
+
+
+def test_rounds_without_prompts_are_refused_by_name():
+    with pytest.raises(ValueError, match="prompts_per_round = 0; it must be at least 1, or null"):
+        LoopOptions(rounds=1, prompts_per_round=0)
 
 
 def test_too_few_prompts_for_the_last_round_stop_the_run_before_the_first(make_context, start, prompts, scorer,
