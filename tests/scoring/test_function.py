@@ -7,7 +7,8 @@ import pytest
 
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.world import gold_judge, judge_text
-from rlhf_jax.scoring import FunctionScorer, load_function
+from rlhf_jax.plugins import load_function
+from rlhf_jax.scoring import FunctionScorer
 
 
 def group(name, *texts, **extra):

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from rlhf_jax.workflow.options import PromptOptions
 
 from rlhf_jax.config.build import build
 from rlhf_jax.config.commands import GenerateCommand, ScoreCommand, SftCommand
