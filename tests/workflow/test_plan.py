@@ -116,6 +116,10 @@ def test_how_often_each_program_runs(experiment, model):
     assert found["decode"] == math.ceil(200 * 4 * 30 / (16 * 4 * 8))
     groups = 256 // (20 + 2 * 30)
     assert found["reference"] == math.ceil(200 / groups / 8)
+    limited = dataclasses.replace(experiment, sft=SftSection(LIMITS, SftOptions(**TRAIN, max_steps=7)),
+                                  dpo=PreferenceOptions(**TRAIN, num_train_epochs=2, max_steps=5))
+    found = {name: task.calls(8) for name, task in tasks(limited, model).items()}
+    assert (found["sft"], found["dpo"], found["reference"]) == (7, 2 * 5, math.ceil(200 / groups / 8))
 
 
 @pytest.mark.parametrize(("policy", "rounds"), [("fresh", 3), ("accumulate", 6), ("window", 5)])

@@ -104,8 +104,10 @@ def tasks_of(command: Any, model: str, assume: Assumptions, examples: int) -> li
 
 
 def _training(name: str, config: DecoderConfig, options: Any, data: DataOptions | None, assume: Assumptions,
-              count: float) -> Task:
-    return Task(train_stage(name, config, options, data, assume), count * options.num_train_epochs)
+              count: float, fits: int = 1) -> Task:
+    groups = count * options.num_train_epochs if options.max_steps is None else (
+        fits * options.max_steps * options.train_batch_size)
+    return Task(train_stage(name, config, options, data, assume), groups)
 
 
 def _reward(config: DecoderConfig, options: RewardOptions, data: DataOptions, assume: Assumptions, count: float
@@ -162,8 +164,9 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
     limits = dataclasses.replace(c.prompts, max_length=_pair_length(c, config))
     trained = each * DATA_FACTOR[c.loop.data_policy](c.loop.rounds, c.loop.window)
     if c.loop.method == "raft":
-        return [*tasks, _training("raft", config, c.raft, limits, assume, trained)]
-    return [*tasks, *_with_reference(_training("dpo", config, c.dpo, limits, assume, trained), trained)]
+        return [*tasks, _training("raft", config, c.raft, limits, assume, trained, c.loop.rounds)]
+    train = _training("dpo", config, c.dpo, limits, assume, trained, c.loop.rounds)
+    return [*tasks, *_with_reference(train, trained)]
 
 
 def _trained_scorer(c: ExperimentConfig) -> ScorerOptions:
