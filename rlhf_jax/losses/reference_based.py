@@ -55,7 +55,7 @@ def hinge_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = r
 
 
 SQUARE_CAP = 1e17
-"""Largest number squared. A divergence map has about the slope of its value, so the two slopes multiply to 2e34 at most.
+"""Largest number squared. A divergence map is about as steep as it is large, so the slopes multiply to 2e34 at most.
 Beyond it the loss is flat and passes no gradient: with forward_kl where a log-ratio falls below -39."""
 
 
