@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import scipy.stats
+
 from rlhf_jax.evaluation import Estimate, PolicySummary
 
 
@@ -80,7 +82,7 @@ def difference(results: Mapping[str, Any], policy: PolicySummary, against: Polic
     if a is None or b is None:
         return None
     value, error = a.value - b.value, math.hypot(a.standard_error, b.standard_error)
-    reach = 1.959964 * error
+    reach = error * float(scipy.stats.t.ppf(0.975, min(a.count, b.count) - 1))  # as if the noisier had all the variance
     estimate = Estimate(value, error, value - reach, value + reach, min(a.count, b.count))
     return Difference(policy.label, against.label, measure, estimate, False)
 
@@ -103,7 +105,8 @@ COLUMNS = (
     Column("win_rate", "Win rate", "Share of sample pairs won against the baseline, as the judge sees it; ties half.",
            percent=True, digits=1),
     Column("proxy_win_rate", "Win rate by proxy", "The same, as the proxy sees it.", percent=True, digits=1),
-    Column("kl_k1", "KL, k1", "Divergence from the start in nats an answer; unbiased."),
+    Column("kl_k1", "KL, k1", "Divergence from the start in nats per answer, over the answers drawn at "
+           "temperature 1 with no token left out; unbiased."),
     Column("kl_k3", "KL, k3", "The same by a second estimator, never negative; blind to what is no longer sampled."),
     Column("length", "Length", "Tokens an answer.", digits=1),
     Column("clipped_ratio", "Cut off", "Share of answers that ran out of budget.", percent=True, digits=1),

@@ -47,8 +47,8 @@ def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[Map
     return render("reward_against_kl", "Reward against divergence",
                   "Each point is a policy; numbers are rounds. Up and to the left is better: more reward for less "
                   "change. Bars are 95 % intervals over prompts. The dashed line is best-of-n sampling from the start, "
-                  "placed at the bound log n − (n − 1)/n. KL is the k1 estimate, taken as 0 where noise makes it "
-                  "negative.",
+                  "placed at the bound log n − (n − 1)/n. KL is the k1 estimate over answers drawn at "
+                  "temperature 1, taken as 0 where noise makes it negative.",
                   f"Scatter of {' and '.join(measures)} reward against root KL for {len(shown)} policies.",
                   draw, panels=len(measures), height=4.2)
 

@@ -16,6 +16,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
 from rlhf_jax.models import Params
 from rlhf_jax.parallel import divided, gather_counts, is_main_process
@@ -48,26 +49,36 @@ class Outcome:
     reward_model: Mapping[str, Any] | None
 
 
-def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]]) -> list[PromptGroup]:
-    """Groups with two more scores a response: KL(policy || reference) estimated by k1 and by k3, summed over tokens.
+def unchanged(sampling: SamplingConfig) -> tuple[bool, ...]:
+    """Which of the n samples are drawn from the model's own distribution: temperature 1, and no token left out."""
+    whole = sampling.top_k == 0 and sampling.top_p == 1.0 and sampling.min_p == 0.0
+    return tuple(whole and temperature == 1.0 for temperature in sampling.temperatures)
+
+
+def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]], own: Sequence[bool]
+           ) -> list[PromptGroup]:
+    """Groups with two more scores per response: KL(policy || reference) estimated by k1 and by k3, summed over tokens.
 
     The policy's log-probs are those the sampler reported; `reference` holds the other model's for the same tokens.
+    Only the samples that `own` marks get scores (see `unchanged`): the others come from another distribution than their
+    log-probs, and estimate no divergence.
     """
     out = []
     for group, theirs in zip(groups, reference, strict=True):
         for name, estimator in (("kl_k1", losses.kl_k1), ("kl_k3", losses.kl_k3)):
             values: list[float | None] = [
-                None if r.logps is None else float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref))))
-                for r, ref in zip(group.responses, theirs, strict=True)]
+                float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref)))) if mine and r.logps is not None
+                else None for r, ref, mine in zip(group.responses, theirs, own, strict=True)]
             group = group.with_scores(name, values)
         out.append(group)
     return out
 
 
-def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer], start: Policy, dtype: str) -> Stage:
-    """Adds every scorer's verdict and the KL to `start` to the samples of a stage."""
+def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer], start: Policy, dtype: str,
+          own: Sequence[bool]) -> Stage:
+    """Adds every scorer's verdict to the samples of a stage, and the KL to `start` to those that `own` marks."""
     inputs = {"source": sampled.key, "scorers": [[s.name, s.fingerprint] for s in scorers], "start": start.key,
-              "dtype": dtype}
+              "dtype": dtype, "kl": list(own)}
 
     def body(folder: Path) -> Mapping[str, Any]:
         groups, before = read_shards(sampled.folder), [Counter(scorer.failures) for scorer in scorers]
@@ -76,10 +87,11 @@ def judge(context: Context, name: str, sampled: Stage, scorers: Sequence[Scorer]
             groups = [g.with_scores(scorer.name, s)
                       for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
             scorer.let_go()
-        params: Params = start.checkpoint.params(context.mesh, jnp.dtype(dtype))
-        found = context.logps_map(start.checkpoint.config)(params, groups)
+        if any(own):
+            params: Params = start.checkpoint.params(context.mesh, jnp.dtype(dtype))
+            groups = add_kl(groups, context.logps_map(start.checkpoint.config)(params, groups), own)
         if is_main_process():
-            write_groups(folder / JUDGED, add_kl(groups, found))
+            write_groups(folder / JUDGED, groups)
         context.tick(name, len(scorers) + 1, len(scorers) + 1, "")
         failures = {s.name: gather_counts(s.failures - earlier) for s, earlier in zip(scorers, before, strict=True)}
         return {"prompts": len(groups), "failures": failures}
@@ -92,7 +104,8 @@ def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Se
     """Judged samples of a policy on the evaluation prompts."""
     sampled = sample(context, f"evaluate/{policy.label}/sample", policy, prompts, sampling, dtype,
                      EVALUATION_SHARD)
-    judged = judge(context, f"evaluate/{policy.label}/judge", sampled, scorers, start, dtype)
+    judged = judge(context, f"evaluate/{policy.label}/judge", sampled, scorers, start, dtype,
+                   unchanged(sampling))
     return read_groups(judged.folder / JUDGED)
 
 
@@ -105,7 +118,7 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> P
         pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
         found = divided([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs], scorer.compare)
         scorer.let_go()
-        kept = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
+        kept = [(p, prompt_name(g)) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
         return preference_accuracy(probabilities=[p for p, _ in kept], clusters=[name for _, name in kept], seed=seed)
     scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
     scorer.let_go()
