@@ -26,7 +26,7 @@ class PolicySummary:
     The judge is the gold scorer, or the proxy where there is no gold scorer.
 
     Attributes:
-      label, family, round: which policy; families are "sft", "offline_dpo", "matched_dpo", "raft", "online".
+      label, family, round: which policy; `report.policies.FAMILIES` has the families of a run.
       prompts, samples: number of different prompts, and of responses of all prompts together.
       gold, proxy: mean score; the proxy is the scorer trained against, the gold scorer was never trained against.
       best_of_n: the judge's score of the response that the proxy chooses among all of a prompt's.

@@ -24,12 +24,17 @@ class Family:
 
 FAMILIES = {
     "sft": Family("supervised fine-tuning", "#7d8590", "s"),
+    "start": Family("the model it starts from", "#7d8590", "s"),
     "offline_dpo": Family("offline DPO", "#d08a1d", "D"),
     "matched_dpo": Family("matched one-round DPO", "#3f88c5", "^"),
+    "matched_raft": Family("matched one-round RAFT", "#3f88c5", "^"),
     "raft": Family("RAFT", "#9068c9", "v", iterative=True),
     "online": Family("online iterative DPO", "#1f9d74", "o", iterative=True),
+    "online_raft": Family("online iterative RAFT", "#1f9d74", "o", iterative=True),
 }
-CONTROLS = ("matched_dpo", "offline_dpo", "raft", "sft")
+STARTS, MATCHED, ONLINE = ("sft", "start"), ("matched_dpo", "matched_raft"), ("online", "online_raft")
+"""Families that play one part in a run, of which a run has one: by what was done to the start, and by `loop.method`."""
+CONTROLS = (*MATCHED, "offline_dpo", "raft", *STARTS)
 """What the online policy is held against, most telling first: the matched control has the same prompts and budget."""
 
 
@@ -42,9 +47,9 @@ def read_policies(results: Mapping[str, Any]) -> list[PolicySummary]:
     return [PolicySummary.from_json(row) for row in results.get("policies") or ()]
 
 
-def last_of(policies: Iterable[PolicySummary], family: str) -> PolicySummary | None:
-    """The latest round of a family, or None."""
-    return max((p for p in policies if p.family == family), key=lambda p: p.round, default=None)
+def last_of(policies: Iterable[PolicySummary], *families: str) -> PolicySummary | None:
+    """The latest round of these families, or None."""
+    return max((p for p in policies if p.family in families), key=lambda p: p.round, default=None)
 
 
 def judge_of(policies: Iterable[PolicySummary]) -> str:

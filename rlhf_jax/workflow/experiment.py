@@ -71,10 +71,11 @@ class Experiment:
         prompts = self._checked_inputs()
         start = self.start()
         scorer, reward_model = self.scorer(start)
-        policies = [(start, "sft", 0)]
+        policies = [(start, start.label, 0)]
         policies += self._baselines(start, prompts, scorer)
         online = iterate(self.context, "online", start, prompts, scorer, self.config.recipe)
-        policies += [(policy, "online", number) for number, policy in enumerate(online, start=1)]
+        family = "online" if self.config.loop.method == "dpo" else "online_raft"
+        policies += [(policy, family, number) for number, policy in enumerate(online, start=1)]
         self._publish(online[-1])
         return Outcome(policies, self._judge(policies, start, scorer), self.funnels, reward_model)
 
@@ -123,7 +124,7 @@ class Experiment:
         c, checkpoint = self.config, self._base()
         base = Policy("base", checkpoint, checkpoint.key)
         if c.sft is None:
-            return dataclasses.replace(base, label="sft")
+            return dataclasses.replace(base, label="start")
         section = c.sft
         groups = self.groups("sft", section.data, "sft", checkpoint)
         held_out = self.groups("sft/eval", section.eval_data, "sft", checkpoint) if section.eval_data else []
@@ -216,7 +217,8 @@ class Experiment:
             loop = dataclasses.replace(c.loop, rounds=1, data_policy="fresh", window=2, reference="sft",
                                        ref_model_mixup_alpha=0.6, prompts_per_round=self._prompts_in_all(prompts))
             recipe = dataclasses.replace(c.recipe, loop=loop)
-            out.append((iterate(self.context, "matched_dpo", start, prompts, scorer, recipe)[0], "matched_dpo", 1))
+            name = f"matched_{loop.method}"
+            out.append((iterate(self.context, name, start, prompts, scorer, recipe)[0], name, 1))
         if "raft" in c.baselines:
             loop = dataclasses.replace(c.loop, method="raft", reference="sft", ref_model_mixup_alpha=0.6)
             raft = iterate(self.context, "raft", start, prompts, scorer, dataclasses.replace(c.recipe, loop=loop))

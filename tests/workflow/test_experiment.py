@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from rlhf_jax.cli.parser import parse
+from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, reseeded
+from rlhf_jax.workflow.options import PromptOptions, ScorerOptions
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +87,13 @@ def test_every_training_stage_compiles_a_constant_number_of_programs(config, res
     counts = {s["name"]: s["report"]["compiled_programs"] for s in stages if "packing_efficiency" in s["report"]}
     assert counts["online/round-1/dpo"] == counts["online/round-2/dpo"]
     assert max(counts.values()) <= 8
+
+
+def test_a_start_without_fine_tuning_is_called_what_it_is(start, make_context, tmp_path):
+    config = ExperimentConfig(
+        str(tmp_path), PromptOptions("unused"), model_name_or_path=str(start.checkpoint.folder),
+        scorer=ScorerOptions("function", function="rlhf_jax.data.world:gold_judge"))
+    assert Experiment(config, make_context(tmp_path)).start().label == "start"
 
 
 def test_reseeded_shifts_every_seed_and_nothing_else(config):
