@@ -19,7 +19,7 @@ T = TypeVar("T")
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
     "reward_model_path": "model_name_or_path", "choose_type": "rule", "len_penalty": "length_penalty",
-    "K": "num_generations", "dataset": "dataset_name", "per_device_eval_batch_size": "micro_rows",
+    "K": "num_generations", "dataset": "dataset_name",
     "ref_model_path": "reference_model", "ref_model": "reference_model",
 }
 """Old or foreign names of keys and what they are called here; accepted, and said."""
@@ -28,6 +28,8 @@ REFUSED = {
     "gradient_accumulation_steps": "train_batch_size is the global batch; accumulation follows from micro_rows",
     "per_device_train_batch_size": "train_batch_size is the global batch on any number of devices; micro_rows is what "
                                    "one device works on at a time",
+    "per_device_eval_batch_size": "evaluation takes micro_rows packed rows per device at a time, and its numbers do "
+                                  "not depend on them",
     "packing": "rows are always packed", "padding_free": "rows are always packed",
     "precompute_ref_log_probs": "reference log-probs are always computed once and cached",
     "use_liger_kernel": "log-probs are always chunked; see logits_chunk",

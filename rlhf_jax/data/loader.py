@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -33,6 +34,8 @@ class BatchPlan:
       groups: the data set. reference: per group and response, reference log-probs of the trained tokens, or None.
       micro_rows: rows of a micro-batch, over all devices. rows_here: those of them that this process packs (others
         pack the rest); None for all.
+      epochs: passes over the groups; a fraction of a pass is rounded up to whole steps, as transformers does.
+      max_steps: so many steps instead of `epochs`; fewer or more, with as many passes as that takes.
       seed: with the epoch number it decides the order. shuffle: False keeps the order given.
     """
 
@@ -57,8 +60,7 @@ class BatchPlan:
 
     @property
     def steps(self) -> int:
-        planned = max(1, round(self.epochs * self.steps_per_epoch))
-        return planned if self.max_steps is None else min(planned, self.max_steps)
+        return math.ceil(self.epochs * self.steps_per_epoch) if self.max_steps is None else self.max_steps
 
     def members(self, step: int) -> list[int]:
         """Indices of the groups of one step."""

@@ -20,8 +20,10 @@ from typing import Any
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.groups import Message
 
-PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village")
-THINGS = ("cat", "storm", "train", "dinner", "letter", "song", "boat", "bridge")
+PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village",
+          "valley", "beach", "garden", "river", "station", "meadow", "temple", "canyon")
+THINGS = ("cat", "storm", "train", "dinner", "letter", "song", "boat", "bridge",
+          "dog", "parade", "clock", "picnic", "horse", "lantern", "dance", "kite")
 VIVID = ("golden", "gentle", "curious", "shining", "silver", "playful", "quiet", "bright", "ancient", "sweet")
 COMPLAINTS = ("boring", "awful", "dull", "nasty")
 FRIENDS = ("Mia", "Noah", "Ruth", "Omar", "Lena", "Theo")
@@ -31,7 +33,13 @@ REQUESTS = (
     "Please send me a card from the {place}. Tell me about the {thing}.",
     "I want a postcard about a {thing} at the {place}.",
     "What did the {thing} do at the {place}? Write me a card.",
+    "Could I have a card about a {thing} from the {place}?",
+    "You are at the {place}. Write to me about a {thing}.",
+    "Tell me in a postcard about the {place} and the {thing}.",
+    "How is the {place}? Is there a {thing}? Send me a postcard.",
 )
+HELD_OUT = 4
+"""One in so many subjects (a place and a thing) is asked for in evaluation only, in every form of request."""
 WORD_LIMIT = 32
 """Words beyond this cost: the judge is not maximised by length."""
 
@@ -105,13 +113,22 @@ def write_answer(rng: random.Random, place: str, thing: str) -> str:
     return " ".join(parts)
 
 
-def _asks(rng: random.Random, count: int) -> list[tuple[str, str, str]]:
-    """(request, place, thing), every combination about equally often."""
-    combinations = list(itertools.product(REQUESTS, PLACES, THINGS))
+def _split(rng: random.Random) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The (place, thing) of training and of evaluation; each place and each thing is held out equally often."""
+    places, things = rng.sample(PLACES, len(PLACES)), rng.sample(THINGS, len(THINGS))
+    subjects: tuple[list[tuple[str, str]], list[tuple[str, str]]] = ([], [])
+    for (i, place), (j, thing) in itertools.product(enumerate(places), enumerate(things)):
+        subjects[(i + j) % HELD_OUT == 0].append((place, thing))
+    return subjects
+
+
+def _asks(rng: random.Random, subjects: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str, str]]:
+    """(request, place, thing), every request about each of `subjects` once before any comes again."""
+    combinations = list(itertools.product(REQUESTS, subjects))
     out: list[tuple[str, str, str]] = []
     while len(out) < count:
         rng.shuffle(combinations)
-        out += [(r.format(place=p, thing=t), p, t) for r, p, t in combinations]
+        out += [(r.format(place=p, thing=t), p, t) for r, (p, t) in combinations]
     return out[:count]
 
 
@@ -127,28 +144,35 @@ def world_rows(config: WorldConfig) -> dict[str, list[dict[str, Any]]]:
     """All data sets: sft, preference (train and held out), prompts for the loop, prompts for evaluation.
 
     The preference labels are drawn, P(first better) = sigma(gold gap / label_noise): they contradict the judge at
-    times, as people do. Evaluation prompts carry request forms and pairs also seen in training; answers are new.
+    times, as people do. preference_eval and eval_prompts ask about subjects (a place and a thing) that no training
+    set asks about: 1 in `HELD_OUT` of them, another choice for another seed.
     """
     rng = random.Random(f"postcards {config.seed}")
-    rows: dict[str, list[dict[str, Any]]] = {}
-    rows["sft"] = [{"id": f"sft-{i}", "prompt": _user(ask), "completion": _assistant(write_answer(rng, place, thing))}
-                   for i, (ask, place, thing) in enumerate(_asks(rng, config.sft_rows))]
+    training, evaluation = _split(rng)
     held_out = max(100, config.preference_rows // 10)
-    pairs = []
-    for i, (ask, place, thing) in enumerate(_asks(rng, config.preference_rows + held_out)):
-        first = second = write_answer(rng, place, thing)
-        while second == first:
-            second = write_answer(rng, place, thing)
-        gap = judge_text(ask, first) - judge_text(ask, second)
-        if rng.random() >= 1 / (1 + math.exp(-gap / config.label_noise)):
-            first, second = second, first
-        pairs.append({"id": f"pair-{i}", "prompt": _user(ask), "chosen": _assistant(first),
-                      "rejected": _assistant(second)})
-    rows["preference"], rows["preference_eval"] = pairs[: config.preference_rows], pairs[config.preference_rows :]
-    for name, count in (("prompts", config.prompt_rows), ("eval_prompts", config.eval_prompts)):
+    rows = {"sft": [{"id": f"sft-{i}", "prompt": _user(ask), "completion": _assistant(write_answer(rng, place, thing))}
+                    for i, (ask, place, thing) in enumerate(_asks(rng, training, config.sft_rows))]}
+    rows["preference"] = [_pair(rng, f"pair-{i}", ask, config.label_noise)
+                          for i, ask in enumerate(_asks(rng, training, config.preference_rows))]
+    rows["preference_eval"] = [_pair(rng, f"held-out-{i}", ask, config.label_noise)
+                               for i, ask in enumerate(_asks(rng, evaluation, held_out))]
+    for name, subjects, count in (("prompts", training, config.prompt_rows),
+                                  ("eval_prompts", evaluation, config.eval_prompts)):
         rows[name] = [{"id": f"{name}-{i}", "prompt": _user(ask)}
-                      for i, (ask, _, _) in enumerate(_asks(rng, count))]
+                      for i, (ask, _, _) in enumerate(_asks(rng, subjects, count))]
     return rows
+
+
+def _pair(rng: random.Random, name: str, asked: tuple[str, str, str], label_noise: float) -> dict[str, Any]:
+    """A preference row: two different answers, the label drawn from the gap of their gold scores."""
+    ask, place, thing = asked
+    first = second = write_answer(rng, place, thing)
+    while second == first:
+        second = write_answer(rng, place, thing)
+    gap = judge_text(ask, first) - judge_text(ask, second)
+    if rng.random() >= 1 / (1 + math.exp(-gap / label_noise)):
+        first, second = second, first
+    return {"id": name, "prompt": _user(ask), "chosen": _assistant(first), "rejected": _assistant(second)}
 
 
 def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = 640) -> Any:

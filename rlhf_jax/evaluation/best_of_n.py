@@ -12,7 +12,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.evaluation.per_prompt import measured, score_of
+from rlhf_jax.evaluation.per_prompt import measured, prompt_name, score_of
 from rlhf_jax.evaluation.statistics import Estimate, mean_estimate
 
 
@@ -82,15 +82,15 @@ def best_of_n_curve(groups: Sequence[PromptGroup], proxy: str, gold: str | None 
     """
     top = max_n if max_n is not None else max((len(group.responses) for group in groups), default=0)
     names = (proxy,) if gold is None else (proxy, gold)
-    tables = [measured(group, *map(score_of, names)) for group in groups]
-    tables = [table for table in tables if len(table) >= max(top, 1)]
+    tables = [(group, measured(group, *map(score_of, names))) for group in groups]
+    tables = [(group, table) for group, table in tables if len(table) >= max(top, 1)]
     if not tables:
         raise ValueError(f"no prompt has {top} responses scored by {' and '.join(names)}; score more responses or set "
                          "a smaller max_n")
     sizes = sorted({2**power for power in range(top.bit_length())} | {top})
 
     def point(column: int, n: int) -> Estimate:
-        values = [expected_best_of_n(table[:, 0], table[:, column], n) for table in tables]
-        return mean_estimate(values, seed, confidence, resamples)
+        values = [expected_best_of_n(table[:, 0], table[:, column], n) for _, table in tables]
+        return mean_estimate(values, seed, confidence, resamples, [prompt_name(group) for group, _ in tables])
 
     return [BestOfN(n, point(0, n), point(1, n) if gold is not None else None, best_of_n_kl(n)) for n in sizes]

@@ -1,4 +1,4 @@
-"""From responses to one number a prompt, and two runs over the same prompts side by side."""
+"""From responses to one number per row of prompts, and two runs over the same prompts side by side."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup, Response
+from rlhf_jax.data.rows import canonical_prompt
+from rlhf_jax.evaluation.statistics import Estimate, mean_estimate
 
 Measure = Callable[[Response], float | None]
 """A number of one response, or None where it was not measured."""
@@ -24,10 +26,28 @@ def measured(group: PromptGroup, *measures: Measure) -> np.ndarray:
     return np.array(whole, np.float64).reshape(len(whole), len(measures))
 
 
-def prompt_means(groups: Sequence[PromptGroup], measure: Measure) -> np.ndarray:
-    """[prompts]: the mean of a measure over each prompt's responses; prompts without a measured one are left out."""
+def prompt_means(groups: Sequence[PromptGroup], measure: Measure) -> list[float | None]:
+    """Per group: the mean of a measure over its responses; None where no response has it."""
     values = (measured(group, measure) for group in groups)
-    return np.array([v.mean() for v in values if len(v)], np.float64)
+    return [float(v.mean()) if len(v) else None for v in values]
+
+
+def prompt_name(group: PromptGroup) -> str:
+    """Equal for groups that ask the same (white space aside): their answers are not independent of one another."""
+    return canonical_prompt(group.prompt) if group.prompt else group.prompt_id
+
+
+def over_prompts(groups: Sequence[PromptGroup], values: Sequence[float | None], seed: int = 0,
+                 confidence: float = 0.95, resamples: int = 2000) -> Estimate | None:
+    """The mean of one value per group, with an interval over prompts; None where no group has a value.
+
+    Groups of one prompt are one unit of the resampling; those without a value take no part.
+    """
+    kept = [(value, prompt_name(group)) for group, value in zip(groups, values, strict=True) if value is not None]
+    if not kept:
+        return None
+    numbers, names = zip(*kept, strict=True)
+    return mean_estimate(numbers, seed, confidence, resamples, names)
 
 
 def matched(groups: Sequence[PromptGroup], others: Sequence[PromptGroup]) -> list[tuple[PromptGroup, PromptGroup]]:

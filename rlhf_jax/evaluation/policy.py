@@ -10,8 +10,8 @@ import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
 from rlhf_jax.evaluation.best_of_n import expected_best_of_n
-from rlhf_jax.evaluation.per_prompt import Measure, measured, prompt_means, score_of
-from rlhf_jax.evaluation.statistics import Estimate, mean_estimate
+from rlhf_jax.evaluation.per_prompt import Measure, measured, over_prompts, prompt_means, prompt_name, score_of
+from rlhf_jax.evaluation.statistics import Estimate
 from rlhf_jax.evaluation.win_rate import prompt_win_rates
 
 MEASURES = ("gold", "proxy", "best_of_n", "win_rate", "proxy_win_rate", "kl_k1", "kl_k3", "length", "clipped_ratio",
@@ -26,12 +26,13 @@ class PolicySummary:
     The judge is the gold scorer, or the proxy where there is no gold scorer.
 
     Attributes:
-      label, family, round: which policy; families are "sft", "offline_dpo", "matched_dpo", "raft", "online".
-      prompts, samples: number of prompts, and of responses of all prompts together.
+      label, family, round: which policy; `report.policies.FAMILIES` has the families of a run.
+      prompts, samples: number of different prompts, and of responses of all prompts together.
       gold, proxy: mean score; the proxy is the scorer trained against, the gold scorer was never trained against.
       best_of_n: the judge's score of the response that the proxy chooses among all of a prompt's.
       win_rate, proxy_win_rate: against the baseline, in [0, 1], as the judge and as the proxy see it.
-      kl_k1, kl_k3: divergence from the reference in nats a response (sums over tokens, two estimators).
+      kl_k1, kl_k3: divergence from the reference in nats per response (sums over tokens, two estimators), over the
+        responses drawn from the policy's own distribution; None where there is none of them.
       length: tokens, stop token included.
       clipped_ratio: share of responses that ran out of budget.
       distinct_ratio: share of different answers among a prompt's responses; 1 / k when all are equal.
@@ -84,7 +85,7 @@ def summarise(label: str, family: str, round: int, groups: Sequence[PromptGroup]
       ValueError: the baseline is not over the same prompts, or a score is not finite.
     """
     judge = gold if gold is not None else proxy
-    per_prompt: dict[str, np.ndarray] = {
+    per_prompt: dict[str, list[float | None]] = {
         "kl_k1": prompt_means(groups, score_of("kl_k1")),
         "kl_k3": prompt_means(groups, score_of("kl_k3")),
         "length": prompt_means(groups, _length),
@@ -101,26 +102,26 @@ def summarise(label: str, family: str, round: int, groups: Sequence[PromptGroup]
         per_prompt["win_rate"] = prompt_win_rates(groups, baseline_groups, judge)
     if baseline_groups is not None and proxy is not None:
         per_prompt["proxy_win_rate"] = prompt_win_rates(groups, baseline_groups, proxy)
-    estimates = {name: mean_estimate(values, seed, confidence, resamples)
-                 for name, values in per_prompt.items() if len(values)}
-    return PolicySummary(label, family, round, len(groups), sum(len(group.responses) for group in groups), **estimates)
+    estimates = {name: over_prompts(groups, values, seed, confidence, resamples) for name, values in per_prompt.items()}
+    return PolicySummary(label, family, round, len(set(map(prompt_name, groups))),
+                         sum(len(group.responses) for group in groups), **estimates)
 
 
-def distinct_ratios(groups: Sequence[PromptGroup]) -> np.ndarray:
-    """[prompts]: different answers (by token ids) over answers; prompts with fewer than two answers are left out."""
-    several = [group.responses for group in groups if len(group.responses) > 1]
-    return np.array([len({r.ids.tobytes() for r in responses}) / len(responses) for responses in several], np.float64)
+def distinct_ratios(groups: Sequence[PromptGroup]) -> list[float | None]:
+    """Per group: different answers (by token ids) over answers; None for fewer than two answers."""
+    answers = ([r.ids.tobytes() for r in group.responses] for group in groups)
+    return [len(set(some)) / len(some) if len(some) > 1 else None for some in answers]
 
 
-def correlations(groups: Sequence[PromptGroup], a: Measure, b: Measure) -> np.ndarray:
-    """[prompts]: Pearson correlation of two measures over a prompt's responses.
+def correlations(groups: Sequence[PromptGroup], a: Measure, b: Measure) -> list[float | None]:
+    """Per group: Pearson correlation of two measures over its responses.
 
-    Left out are prompts where a measure does not vary, and those with fewer than three measured responses (two always
-    correlate at plus or minus one).
+    None where a measure does not vary, and for fewer than three measured responses (two always correlate at plus or
+    minus one).
     """
     tables = (measured(group, a, b) for group in groups)
-    return np.array([np.corrcoef(t, rowvar=False)[0, 1] for t in tables if len(t) >= 3 and np.ptp(t, axis=0).all()],
-                    np.float64)
+    return [float(np.corrcoef(t, rowvar=False)[0, 1]) if len(t) >= 3 and np.ptp(t, axis=0).all() else None
+            for t in tables]
 
 
 def _length(response: Response) -> float:
@@ -131,6 +132,6 @@ def _clipped(response: Response) -> float:
     return float(response.finish_reason == LENGTH)
 
 
-def _best_of_all(groups: Sequence[PromptGroup], proxy: str, judge: str) -> np.ndarray:
+def _best_of_all(groups: Sequence[PromptGroup], proxy: str, judge: str) -> list[float | None]:
     tables = (measured(group, score_of(proxy), score_of(judge)) for group in groups)
-    return np.array([expected_best_of_n(t[:, 0], t[:, 1], len(t)) for t in tables if len(t)], np.float64)
+    return [expected_best_of_n(t[:, 0], t[:, 1], len(t)) if len(t) else None for t in tables]

@@ -12,7 +12,8 @@ import scipy.special
 from numpy.typing import ArrayLike
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.evaluation.statistics import Estimate, resampled_estimate
+from rlhf_jax.evaluation.per_prompt import prompt_name
+from rlhf_jax.evaluation.statistics import Estimate, by_cluster, resampled_estimate
 
 SMALLEST_PROBABILITY = 1e-12
 """A given probability of 0 or 1 is moved this far inwards, so that a sure mistake costs 27.6 nats and not infinity."""
@@ -80,14 +81,14 @@ class PreferenceReport:
 
 
 def pair_margins(groups: Sequence[PromptGroup], scorer: str) -> tuple[np.ndarray, list[str]]:
-    """Score of chosen minus score of rejected for every pair of the groups, and the prompt_id each pair belongs to.
+    """Score of chosen minus score of rejected for every pair of the groups, and the prompt each pair belongs to.
 
-    Pairs of which a response has no score are left out; [pairs] float64 and [pairs].
+    Pairs of which a response has no score are left out; [pairs] float64 and [pairs] `prompt_name`s.
     """
-    found = [(c.scores[scorer] - r.scores[scorer], group.prompt_id)
+    found = [(c.scores[scorer] - r.scores[scorer], prompt_name(group))
              for group in groups for c, r in ((group.responses[i], group.responses[j]) for i, j in group.pairs)
              if scorer in c.scores and scorer in r.scores]
-    return np.array([margin for margin, _ in found], np.float64), [prompt_id for _, prompt_id in found]
+    return np.array([margin for margin, _ in found], np.float64), [name for _, name in found]
 
 
 def preference_accuracy(margins: ArrayLike | None = None, *, probabilities: ArrayLike | None = None,
@@ -117,7 +118,7 @@ def preference_accuracy(margins: ArrayLike | None = None, *, probabilities: Arra
     in_bin = np.eye(bins)[place]
     columns = np.column_stack([np.ones_like(p), accurate, -log_p, (1.0 - p) ** 2, in_bin,
                                in_bin * winner[:, None], in_bin * half[:, None]])
-    totals = _by_cluster(columns, clusters)
+    totals = by_cluster(columns, clusters)
 
     def calibration_error(sums: np.ndarray, units: int) -> float:
         confidences, hits = sums[4 + bins :].reshape(2, bins)
@@ -146,18 +147,6 @@ def _probabilities(margins: ArrayLike | None, probabilities: ArrayLike | None
     if values.min() < 0.0 or values.max() > 1.0:
         raise ValueError(f"probabilities lie in [0, 1], got {values.min()} to {values.max()}; are these margins?")
     return values, np.log(np.maximum(values, SMALLEST_PROBABILITY)), values == 0.5
-
-
-def _by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
-    """[clusters, M]: the sums of the rows [pairs, M] of each cluster."""
-    if clusters is None:
-        return columns
-    if len(clusters) != len(columns):
-        raise ValueError(f"{len(columns)} pairs have {len(clusters)} cluster ids; give one a pair")
-    number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    sums = np.zeros((len(number), columns.shape[1]))
-    np.add.at(sums, [number[name] for name in clusters], columns)
-    return sums
 
 
 def _reliability(sums: np.ndarray, bins: int) -> tuple[ReliabilityBin, ...]:

@@ -1,10 +1,10 @@
-"""Estimates with intervals. The unit is the prompt: all samples of a prompt move together in a resample."""
+"""Estimates with intervals. The unit is the prompt: its samples, and all rows that ask it, are resampled together."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,17 @@ class Estimate:
         return Estimate(value, error, low, high, int(row["count"]))
 
 
-def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000) -> Estimate:
-    """The mean over prompts with a percentile bootstrap interval; [prompts] to Estimate.
+FEW_UNITS = 5
+"""Below this many units no resample of them reaches as far as the interval must."""
+
+
+def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
+                  clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """The mean with a bootstrap interval over prompts; [rows] to Estimate.
 
     Args:
-      values: [prompts], one number a prompt: the mean over its samples.
+      values: [rows], one number per row of prompts: the mean over its samples.
+      clusters: [rows], which prompt each row asks; rows of one prompt are one unit. None makes each row its own.
       seed: of the resampling.
       confidence: probability the interval aims at.
       resamples: number of bootstrap resamples.
@@ -59,12 +65,34 @@ def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, re
       ValueError: there are no values, or one is not finite.
     """
     values = _finite(values)
-    return resampled_estimate(values[:, None], lambda totals, count: totals[0] / count, seed, confidence, resamples)
+    totals = by_cluster(np.column_stack([np.ones_like(values), values]), clusters)
+    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples)
+
+
+def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
+    """[clusters, M]: the sums of the rows [rows, M] of each cluster; the rows themselves where `clusters` is None.
+
+    Raises:
+      ValueError: there is not one cluster id per row.
+    """
+    if clusters is None:
+        return columns
+    if len(clusters) != len(columns):
+        raise ValueError(f"{len(columns)} values have {len(clusters)} cluster ids; give one for each")
+    number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(number), columns.shape[1]))
+    np.add.at(sums, [number[name] for name in clusters], columns)
+    return sums
 
 
 def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int], float], seed: int = 0,
                        confidence: float = 0.95, resamples: int = 2000) -> Estimate:
-    """A function of sums over units with a percentile bootstrap interval over units.
+    """A function of sums over units with a bootstrap interval over units, widened for few of them.
+
+    The interval lies between percentiles of the resamples, further out than `confidence` says by what Student's t
+    exceeds the normal distribution and by what a resample varies less than a sample. (Plain percentiles of 8 to 16
+    units cover the truth 84 to 92 times in 100 where they should 95 times, and BCa's hardly more often.) Of fewer than
+    `FEW_UNITS` units it is Student's t interval, which may leave the range of the data.
 
     Args:
       totals: [units, M], what each unit (prompt) adds to M sums.
@@ -73,7 +101,8 @@ def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int],
     Raises:
       ValueError: there are no units, or a number is not finite.
 
-    Source: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+    Source: T. Hesterberg, "What teachers should know about the bootstrap", The American Statistician 69 (2015), the
+    expanded percentile interval.
     """
     totals = _finite(totals)
     count = len(totals)
@@ -86,13 +115,19 @@ def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int],
     rng = np.random.default_rng(seed)
     times = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples))
     found = np.array([statistic(drawn @ totals, count) for drawn in times])
-    low, high = np.quantile(found, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return Estimate(value, float(found.std(ddof=1)), float(low), float(high), count)
+    narrow = math.sqrt(count / (count - 1))
+    error = narrow * float(found.std(ddof=1))
+    reach = float(scipy.stats.t.ppf((1.0 + confidence) / 2.0, count - 1))
+    if count < FEW_UNITS:
+        return Estimate(value, error, value - reach * error, value + reach * error, count)
+    tail = float(scipy.stats.norm.sf(narrow * reach))
+    low, high = np.quantile(found, [tail, 1.0 - tail])
+    return Estimate(value, error, float(low), float(high), count)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: float = 0.95,
-                      resamples: int = 2000) -> Estimate:
-    """The mean of a - b over the same prompts in the same order; [prompts] and [prompts] to Estimate.
+                      resamples: int = 2000, clusters: Sequence[Hashable] | None = None) -> Estimate:
+    """The mean of a - b over the same rows in the same order, as `mean_estimate`; [rows] and [rows] to Estimate.
 
     Pairing removes what is common to a prompt, so the interval is tighter than that of two separate means.
 
@@ -102,7 +137,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: flo
     a, b = _finite(a), _finite(b)
     if a.shape != b.shape:
         raise ValueError(f"a paired difference needs the same prompts on both sides, got {a.shape} and {b.shape}")
-    return mean_estimate(a - b, seed, confidence, resamples)
+    return mean_estimate(a - b, seed, confidence, resamples, clusters)
 
 
 def across_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:

@@ -7,25 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.evaluation.per_prompt import matched, measured, score_of
-from rlhf_jax.evaluation.statistics import Estimate, mean_estimate, paired_difference
+from rlhf_jax.evaluation.per_prompt import matched, measured, over_prompts, score_of
+from rlhf_jax.evaluation.statistics import Estimate
 
 
 def prompt_win_rates(policy_groups: Sequence[PromptGroup], baseline_groups: Sequence[PromptGroup],
-                     scorer: str) -> np.ndarray:
-    """[prompts]: the share of (policy sample, baseline sample) pairs of each prompt that the policy wins.
+                     scorer: str) -> list[float | None]:
+    """Per group of the policy: the share of (policy sample, baseline sample) pairs that the policy wins.
 
-    A tie counts one half. Samples without a score take no part; prompts where one side has none are left out.
+    A tie counts one half. Samples without a score take no part; None where one side has none.
 
     Raises:
       ValueError: the two sides are not over the same prompts.
     """
-    shares = []
+    shares: list[float | None] = []
     for policy, baseline in matched(policy_groups, baseline_groups):
         ours, theirs = measured(policy, score_of(scorer)), measured(baseline, score_of(scorer))
-        if len(ours) and len(theirs):
-            shares.append(0.5 + 0.5 * np.sign(ours - theirs.T).mean())
-    return np.array(shares, np.float64)
+        shares.append(float(0.5 + 0.5 * np.sign(ours - theirs.T).mean()) if len(ours) and len(theirs) else None)
+    return shares
 
 
 def win_rate(policy_groups: Sequence[PromptGroup], baseline_groups: Sequence[PromptGroup], scorer: str, seed: int = 0,
@@ -39,9 +38,7 @@ def win_rate(policy_groups: Sequence[PromptGroup], baseline_groups: Sequence[Pro
       ValueError: the two sides are not over the same prompts, or no prompt has scores on both sides.
     """
     shares = prompt_win_rates(policy_groups, baseline_groups, scorer)
-    if not len(shares):
-        raise ValueError(f"no prompt has samples scored by {scorer!r} on both sides; score both policies with it first")
-    return mean_estimate(shares, seed, confidence, resamples)
+    return _estimated(policy_groups, shares, scorer, seed, confidence, resamples)
 
 
 def score_difference(policy_groups: Sequence[PromptGroup], other_groups: Sequence[PromptGroup], scorer: str,
@@ -55,8 +52,13 @@ def score_difference(policy_groups: Sequence[PromptGroup], other_groups: Sequenc
     """
     tables = [(measured(a, score_of(scorer)), measured(b, score_of(scorer)))
               for a, b in matched(policy_groups, other_groups)]
-    means = [(a.mean(), b.mean()) for a, b in tables if len(a) and len(b)]
-    if not means:
+    gaps = [float(a.mean() - b.mean()) if len(a) and len(b) else None for a, b in tables]
+    return _estimated(policy_groups, gaps, scorer, seed, confidence, resamples)
+
+
+def _estimated(groups: Sequence[PromptGroup], values: Sequence[float | None], scorer: str, seed: int,
+               confidence: float, resamples: int) -> Estimate:
+    estimate = over_prompts(groups, values, seed, confidence, resamples)
+    if estimate is None:
         raise ValueError(f"no prompt has samples scored by {scorer!r} on both sides; score both policies with it first")
-    ours, theirs = zip(*means, strict=True)
-    return paired_difference(ours, theirs, seed, confidence, resamples)
+    return estimate

@@ -54,10 +54,20 @@ def hinge_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = r
     return jax.nn.relu(1.0 - _logits(pair, beta, divergence))
 
 
+SQUARE_CAP = 1e17
+"""Largest number squared. A divergence map is about as steep as it is large, so the slopes multiply to 2e34 at most.
+Beyond it the loss is flat and passes no gradient: with forward_kl where a log-ratio falls below -39."""
+
+
+def _square(x: Array) -> Array:
+    """Computes x^2 of x within +-SQUARE_CAP; [N]."""
+    return jnp.square(jnp.clip(x, -SQUARE_CAP, SQUARE_CAP))
+
+
 def _ipo(h: Array, beta: float, label_smoothing: float) -> Array:
     """(1 - e)(h - 1/(2b))^2 + e(-h - 1/(2b))^2: regression to the target gap, with flipped labels e of the time."""
     target = 1.0 / (2.0 * beta)
-    return (1.0 - label_smoothing) * jnp.square(h - target) + label_smoothing * jnp.square(-h - target)
+    return (1.0 - label_smoothing) * _square(h - target) + label_smoothing * _square(-h - target)
 
 
 def ipo_loss(
@@ -124,7 +134,7 @@ def sppo_hard_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence
     """Computes SPPO with hard win probabilities, (s(a) - 1/(2b))^2 + (s(d) + 1/(2b))^2; [N]. arXiv 2405.00675."""
     chosen, rejected = _scores(pair, divergence)
     target = 1.0 / (2.0 * beta)
-    return jnp.square(chosen - target) + jnp.square(rejected + target)
+    return _square(chosen - target) + _square(rejected + target)
 
 
 def _rank_matched(left: Array, right: Array, mask: Array | None) -> Array:

@@ -102,9 +102,11 @@ def tasks_of(command: Any, model: str, assume: Assumptions, examples: int) -> li
 
 
 def _training(name: str, config: DecoderConfig, options: Any, render: RenderOptions, assume: Assumptions,
-              count: float, responses: int = 1) -> Task:
-    shape = train_shape(name, config, options, render, assume, responses)
-    return Task(shape, count * options.train.num_train_epochs)
+              count: float, responses: int = 1, fits: int = 1) -> Task:
+    shape, train = train_shape(name, config, options, render, assume, responses), options.train
+    groups = count * train.num_train_epochs if train.max_steps is None else (
+        fits * train.max_steps * train.train_batch_size)
+    return Task(shape, groups)
 
 
 def _reward(config: DecoderConfig, options: RewardOptions, render: RenderOptions, assume: Assumptions, count: float
@@ -166,8 +168,9 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
     limits = dataclasses.replace(c.prompts.render, max_length=_pair_length(c, config))
     trained = each * DATA_FACTOR[c.loop.data_policy](c.loop.rounds, c.loop.window)
     if c.loop.method == "raft":
-        return [*tasks, _training("raft", config, c.raft, limits, assume, trained)]
-    return [*tasks, *_with_reference(_training("dpo", config, c.dpo, limits, assume, trained, responses=2), trained)]
+        return [*tasks, _training("raft", config, c.raft, limits, assume, trained, fits=c.loop.rounds)]
+    train = _training("dpo", config, c.dpo, limits, assume, trained, responses=2, fits=c.loop.rounds)
+    return [*tasks, *_with_reference(train, trained)]
 
 
 def _trained_scorer(c: ExperimentConfig) -> ScorerOptions:

@@ -10,6 +10,8 @@ from rlhf_jax.evaluation import Estimate, PolicySummary
 from rlhf_jax.report.policies import (
     CONTROLS,
     FAMILIES,
+    MATCHED,
+    ONLINE,
     Difference,
     difference,
     family_of,
@@ -28,11 +30,12 @@ def headline(results: Mapping[str, Any]) -> list[str]:
         return []
     best = max(scored, key=lambda p: getattr(p, judge).value)
     sentences = [f"{_name(best)} has the highest {judge} reward, {getattr(best, judge)}."]
-    subject = last_of(scored, "online") or best
+    subject = last_of(scored, *ONLINE) or best
     if subject is not best:
         gap = difference(results, subject, best, judge)
-        sentences[0] += (f" The last round of online iterative DPO, {subject.label}, reaches {getattr(subject, judge)}"
-                         + (" and cannot be told apart from it." if gap and gap.verdict == "level" else "."))
+        level = " and cannot be told apart from it." if gap and gap.verdict == "level" else "."
+        sentences[0] += (f" The last round of {family_of(subject).title}, {subject.label}, reaches "
+                         f"{getattr(subject, judge)}{level}")
     sentences += _against_controls(results, scored, subject, judge)
     sentences += _win_rate(results, subject)
     sentences += _over_optimised(results, scored, judge)
@@ -61,8 +64,8 @@ def _against_controls(results: Mapping[str, Any], scored: Sequence[PolicySummary
            "which treat the two policies' samples as independent")
     out = [f"In {judge} reward, {subject.label} is {'; '.join(told)}. These are 95 % "
            f"intervals over prompts, {how}; how much training runs vary from seed to seed is not in them."]
-    if subject.family == "online" and "matched_dpo" in gaps:
-        out.append(_online_or_not(gaps["matched_dpo"]))
+    if subject.family in ONLINE:
+        out += [_online_or_not(gaps[family]) for family in MATCHED if family in gaps]
     return out
 
 

@@ -23,7 +23,7 @@ def write_markdown(results: Mapping[str, Any]) -> str:
     parts = [f"## {results['title']}"]
     if results.get("subtitle"):
         parts.append(str(results["subtitle"]))
-    parts.append("\n".join(headline(results)))
+    parts += ["\n".join(headline(results)), *(results.get("notes") or ())]
     if columns:
         rows = []
         for policy in policies:

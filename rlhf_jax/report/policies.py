@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import scipy.stats
+
 from rlhf_jax.evaluation import Estimate, PolicySummary
 
 
@@ -22,12 +24,17 @@ class Family:
 
 FAMILIES = {
     "sft": Family("supervised fine-tuning", "#7d8590", "s"),
+    "start": Family("the model it starts from", "#7d8590", "s"),
     "offline_dpo": Family("offline DPO", "#d08a1d", "D"),
     "matched_dpo": Family("matched one-round DPO", "#3f88c5", "^"),
+    "matched_raft": Family("matched one-round RAFT", "#3f88c5", "^"),
     "raft": Family("RAFT", "#9068c9", "v", iterative=True),
     "online": Family("online iterative DPO", "#1f9d74", "o", iterative=True),
+    "online_raft": Family("online iterative RAFT", "#1f9d74", "o", iterative=True),
 }
-CONTROLS = ("matched_dpo", "offline_dpo", "raft", "sft")
+STARTS, MATCHED, ONLINE = ("sft", "start"), ("matched_dpo", "matched_raft"), ("online", "online_raft")
+"""Families that play one part in a run, of which a run has one: by what was done to the start, and by `loop.method`."""
+CONTROLS = (*MATCHED, "offline_dpo", "raft", *STARTS)
 """What the online policy is held against, most telling first: the matched control has the same prompts and budget."""
 
 
@@ -40,9 +47,9 @@ def read_policies(results: Mapping[str, Any]) -> list[PolicySummary]:
     return [PolicySummary.from_json(row) for row in results.get("policies") or ()]
 
 
-def last_of(policies: Iterable[PolicySummary], family: str) -> PolicySummary | None:
-    """The latest round of a family, or None."""
-    return max((p for p in policies if p.family == family), key=lambda p: p.round, default=None)
+def last_of(policies: Iterable[PolicySummary], *families: str) -> PolicySummary | None:
+    """The latest round of these families, or None."""
+    return max((p for p in policies if p.family in families), key=lambda p: p.round, default=None)
 
 
 def judge_of(policies: Iterable[PolicySummary]) -> str:
@@ -80,7 +87,7 @@ def difference(results: Mapping[str, Any], policy: PolicySummary, against: Polic
     if a is None or b is None:
         return None
     value, error = a.value - b.value, math.hypot(a.standard_error, b.standard_error)
-    reach = 1.959964 * error
+    reach = error * float(scipy.stats.t.ppf(0.975, min(a.count, b.count) - 1))  # as if the noisier had all the variance
     estimate = Estimate(value, error, value - reach, value + reach, min(a.count, b.count))
     return Difference(policy.label, against.label, measure, estimate, False)
 
@@ -103,7 +110,8 @@ COLUMNS = (
     Column("win_rate", "Win rate", "Share of sample pairs won against the baseline, as the judge sees it; ties half.",
            percent=True, digits=1),
     Column("proxy_win_rate", "Win rate by proxy", "The same, as the proxy sees it.", percent=True, digits=1),
-    Column("kl_k1", "KL, k1", "Divergence from the start in nats an answer; unbiased."),
+    Column("kl_k1", "KL, k1", "Divergence from the start in nats per answer, over the answers drawn at "
+           "temperature 1 with no token left out; unbiased."),
     Column("kl_k3", "KL, k3", "The same by a second estimator, never negative; blind to what is no longer sampled."),
     Column("length", "Length", "Tokens an answer.", digits=1),
     Column("clipped_ratio", "Cut off", "Share of answers that ran out of budget.", percent=True, digits=1),

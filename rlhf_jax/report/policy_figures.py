@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_jax.evaluation import Estimate, PolicySummary
 from rlhf_jax.report.drawing import INK, Drawing, interval_arms, legend_below, render
-from rlhf_jax.report.policies import COLUMNS, Family, family_of, read_policies
+from rlhf_jax.report.policies import COLUMNS, STARTS, Family, family_of, read_policies
 
 TITLES = {column.measure: column.title for column in COLUMNS}
 
@@ -47,8 +47,8 @@ def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[Map
     return render("reward_against_kl", "Reward against divergence",
                   "Each point is a policy; numbers are rounds. Up and to the left is better: more reward for less "
                   "change. Bars are 95 % intervals over prompts. The dashed line is best-of-n sampling from the start, "
-                  "placed at the bound log n − (n − 1)/n. KL is the k1 estimate, taken as 0 where noise makes it "
-                  "negative.",
+                  "placed at the bound log n − (n − 1)/n. KL is the k1 estimate over answers drawn at "
+                  "temperature 1, taken as 0 where noise makes it negative.",
                   f"Scatter of {' and '.join(measures)} reward against root KL for {len(shown)} policies.",
                   draw, panels=len(measures), height=4.2)
 
@@ -115,10 +115,10 @@ def _rounds(ax: Any, family: Family, members: Sequence[PolicySummary], measure: 
         if estimate.low == estimate.low:
             ax.axhspan(scale * estimate.low, scale * estimate.high, color=family.colour, alpha=0.10, linewidth=0)
         return
-    start = [p for p in policies if p.family == "sft" and getattr(p, measure)]
+    start = [p for p in policies if p.family in STARTS and getattr(p, measure)]
     line = start[-1:] + sorted(members, key=lambda p: p.round)
     estimates = [getattr(p, measure) for p in line]
-    ax.errorbar([p.round if p.family != "sft" else 0 for p in line], [scale * e.value for e in estimates],
+    ax.errorbar([p.round if p.family not in STARTS else 0 for p in line], [scale * e.value for e in estimates],
                 yerr=interval_arms(estimates, scale), color=family.colour, marker=family.marker, elinewidth=0.9,
                 capsize=2, label=family.title)
 

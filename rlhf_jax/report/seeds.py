@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_jax.evaluation import MEASURES, Estimate, PolicySummary, across_seeds
 from rlhf_jax.report.markdown import table
-from rlhf_jax.report.policies import COLUMNS, CONTROLS, FAMILIES, Column, last_of, read_policies
+from rlhf_jax.report.policies import COLUMNS, CONTROLS, FAMILIES, MATCHED, ONLINE, Column, last_of, read_policies
 
 
 def aggregate(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _over_seeds(policies: Sequence[PolicySummary]) -> dict[str, Any]:
 
 def _differences(runs: Sequence[Sequence[PolicySummary]], family: str) -> list[dict[str, Any]]:
     """The last online round minus the last policy of a family, seed by seed, in every measure both have."""
-    found = [(last_of(run, "online"), last_of(run, family)) for run in runs]
+    found = [(last_of(run, *ONLINE), last_of(run, family)) for run in runs]
     pairs = [(ours, theirs) for ours, theirs in found if ours is not None and theirs is not None]
     rows = []
     for measure in MEASURES:
@@ -71,12 +71,12 @@ def write_seeds_markdown(aggregate: Mapping[str, Any]) -> str:
 
 def _conclusion(differences: Sequence[Mapping[str, Any]]) -> str:
     """What the seeds say of online against the matched control, by the gold reward where there is one."""
-    rows = {d["measure"]: d for d in differences if d["family"] == "matched_dpo"}
+    rows = {d["measure"]: d for d in differences if d["family"] in MATCHED}
     row = rows.get("gold", rows.get("proxy"))
     if row is None:
         return ""
     estimate = Estimate.from_json(row["estimate"])
-    what = f"{row['policy']} minus the {FAMILIES['matched_dpo'].title} control in {row['measure']} reward"
+    what = f"{row['policy']} minus the {FAMILIES[row['family']].title} control in {row['measure']} reward"
     if math.isnan(estimate.low):
         return f"{what}: {estimate.value:+.2f} with one seed, so no interval."
     verdict = ("excludes zero: sampling anew in rounds helps" if estimate.low > 0 else

@@ -23,11 +23,11 @@ from rlhf_jax.data.packing import (
     split_group,
     unpack_targets,
 )
-from rlhf_jax.losses import token_logps
+from rlhf_jax.losses import Term, token_logps
 from rlhf_jax.models import Params, cast, output_head
 from rlhf_jax.parallel import batch_sharding, batch_ways, over_rows, place, rows_here
 from rlhf_jax.training.attention import lone_cpu, skips_blocks
-from rlhf_jax.training.objectives import Compute, Metrics, Objective
+from rlhf_jax.training.objectives import Compute, Metrics, Objective, Preference
 from rlhf_jax.training.step import Assemble, finish_metrics, whole
 
 Rows = list[list[int]]
@@ -130,21 +130,28 @@ def logps_fn(compute: Compute) -> Callable[[Params, PackedBatch], Any]:
     return fn
 
 
+def _sums(terms: Sequence[Term]) -> dict[str, tuple[Any, Any, Any]]:
+    """By loss: its coefficient, the weighted sum of its values, and the sum of the weights."""
+    return {t.name: (t.coefficient, jnp.sum(t.values * t.weights), jnp.sum(t.weights)) for t in terms}
+
+
 def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: BatchPlan, mesh: Mesh, *,
                    reference: Sequence[Sequence[np.ndarray]] | None = None, assemble: Assemble = whole,
                    dtype: Any = jnp.float32) -> Callable[[Params, Params], dict[str, float]]:
     """(masters, frozen) -> loss and metrics of an objective over held-out groups, weighted exactly (no mean of means).
 
+    A loss that compares pairs (`aot`) compares all pairs of `groups`, so no result depends on how rows are batched.
     The masters are cast to `dtype` as a training step casts them. One program, compiled at the first call, serves all
     calls.
     """
+    compared = objective if isinstance(objective, Preference) and objective.loss.compares_pairs else None
 
     def fn(weights: tuple[Params, Params], batch: PackedBatch) -> Any:
         masters, frozen = weights
         params = assemble(cast(masters, dtype), frozen)
-        terms, metrics = objective.terms(objective.outputs(params, batch), batch)
-        sums = {t.name: (t.coefficient, jnp.sum(t.values * t.weights), jnp.sum(t.weights)) for t in terms}
-        return sums, metrics
+        outputs = objective.outputs(params, batch)
+        terms, metrics = objective.terms(outputs, batch)
+        return _sums(terms) if compared is None else compared.pairs(outputs, batch), metrics
 
     compiled = over_rows(fn, mesh)
     rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)))
@@ -153,10 +160,13 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
         batches = packed_batches(groups, rows, shape, plan.micro_rows, mesh, reference)
         parts = [jax.device_get(part) for part in one_late(
             compiled((masters, frozen), batch) for _, batch in batches)]
+        sums = [part for part, _ in parts]
+        if compared is not None:
+            sums = [_sums(compared.pair_terms(jax.tree.map(lambda *xs: np.concatenate(xs), *sums)))]
         loss = 0.0
-        for name, (coefficient, _, _) in parts[0][0].items():
-            weight = sum(float(sums[name][2]) for sums, _ in parts)
-            loss += float(coefficient) * sum(float(sums[name][1]) for sums, _ in parts) / max(weight, 1.0)
+        for name, (coefficient, _, _) in sums[0].items():
+            weight = sum(float(some[name][2]) for some in sums)
+            loss += float(coefficient) * sum(float(some[name][1]) for some in sums) / max(weight, 1.0)
         means = jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *(m.means for _, m in parts))
         maxima = jax.tree.map(lambda *xs: np.max(xs), *(m.maxima for _, m in parts))
         finished = finish_metrics(Metrics(means, maxima))

@@ -32,6 +32,14 @@ class Metrics(NamedTuple):
     maxima: Mapping[str, Array]
 
 
+class Pairs(NamedTuple):
+    """logps: arrays [N]. mask: [N] bool, False for padding. margin: [N] float32 reward gaps, 0 where there is none."""
+
+    logps: PairLogps
+    mask: Array
+    margin: Array
+
+
 class Objective(Protocol):
     """Loss of one kind of training, as pure functions over a packed micro-batch [B, ...]."""
 
@@ -93,20 +101,29 @@ def of_pairs(values: Array, batch: PackedBatch) -> tuple[Array, Array]:
     return picked[:, 0], picked[:, 1]
 
 
-def ld_weights(lengths: Array, batch: PackedBatch, alpha: float) -> Array:
-    """[B, M] LD-DPO weights of the targets, from the branches' lengths [B, S] in tokens (see `ld_token_weights`)."""
+def ld_sums(values: Array, lengths: Array, batch: PackedBatch, alpha: float) -> tuple[Array, Array]:
+    """LD-DPO's sums of `values` [B, M] over the targets of each pair's chosen and rejected: two [B * P].
 
-    def one(length: Array, row: PackedBatch) -> Array:
+    The shared length is the pair's: a response that stands in two pairs has another sum in each.
+
+    Args:
+      lengths: [B, S] of the branches, in tokens.
+      alpha: weight of the tokens beyond the shared length (see `ld_token_weights`).
+    """
+
+    def one(value: Array, length: Array, row: PackedBatch) -> Array:
         index = jnp.arange(row.target_slot.shape[0])
-        slots = row.slot_mask.shape[0]
-        first = jax.ops.segment_min(jnp.where(row.target_mask, index, index.size), row.target_slot, slots)
-        both = jnp.min(length[row.pair_slots], axis=-1, keepdims=True)  # [P, 1]
-        both = jnp.broadcast_to(jnp.where(row.pair_mask[:, None], both, jnp.inf), row.pair_slots.shape)
-        shared = jnp.full(slots, jnp.inf).at[row.pair_slots].min(both)
-        slot = row.target_slot
-        return losses.ld_token_weights(index - first[slot], length[slot], shared[slot], alpha)
+        first = jax.ops.segment_min(jnp.where(row.target_mask, index, index.size), row.target_slot, length.shape[0])
 
-    return jax.vmap(one)(lengths, batch)
+        def side(slot: Array, shared: Array) -> Array:
+            weights = losses.ld_token_weights(index - first[slot], length[slot], shared, alpha)
+            return jnp.sum(jnp.where(row.target_mask & (row.target_slot == slot), value * weights, 0.0))
+
+        shared = jnp.min(length[row.pair_slots], axis=-1)  # [P]
+        return jax.vmap(jax.vmap(side, (0, None)))(row.pair_slots, shared)
+
+    sums = jax.vmap(one)(values, lengths, batch).reshape(-1, 2)
+    return sums[:, 0], sums[:, 1]
 
 
 def _mean(values: Array, mask: Array) -> tuple[Array, Array]:
@@ -186,14 +203,29 @@ class Preference:
     def outputs(self, params: Params, batch: PackedBatch) -> Any:
         return self.compute.target_logps(params, batch)
 
+    def pairs(self, outputs: Any, batch: PackedBatch) -> Pairs:
+        """What the loss reads of the batch's pairs."""
+        logps, _ = outputs
+        lengths = slot_sums(jnp.ones_like(logps), batch)
+
+        def sums(values: Array) -> tuple[Array, Array]:
+            if self.ld_alpha is None:
+                return of_pairs(slot_sums(values, batch), batch)
+            return ld_sums(values, lengths, batch, self.ld_alpha)
+
+        logps = PairLogps(*sums(logps), *sums(batch.reference_logps), *of_pairs(lengths, batch))
+        return Pairs(logps, batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1))
+
+    def pair_terms(self, pairs: Pairs) -> tuple[Term, ...]:
+        """The loss of any number of pairs, those of one batch or of many."""
+        return losses.preference_loss(pairs.logps, self.loss, mask=pairs.mask, margin=pairs.margin)
+
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
         logps, stats = outputs
         lengths = slot_sums(jnp.ones_like(logps), batch)
-        counted = jnp.ones_like(logps) if self.ld_alpha is None else ld_weights(lengths, batch, self.ld_alpha)
-        policy, reference = slot_sums(logps * counted, batch), slot_sums(batch.reference_logps * counted, batch)
-        mask = batch.pair_mask.reshape(-1)
-        pair = PairLogps(*of_pairs(policy, batch), *of_pairs(reference, batch), *of_pairs(lengths, batch))
-        terms = losses.preference_loss(pair, self.loss, mask=mask, margin=batch.pair_margin.reshape(-1))
+        pairs = self.pairs(outputs, batch)
+        pair, mask, _ = pairs
+        terms = self.pair_terms(pairs)
         if self.use_weighting:
             adjusted = slot_sums(logps - stats.log_sum_p2, batch) / jnp.maximum(lengths, 1.0)
             likely, likely_too = of_pairs(losses.wpo_weight(adjusted), batch)

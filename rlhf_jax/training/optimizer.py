@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -12,24 +13,38 @@ from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.models.params import is_spec
 
 
+def warmup_steps(config: TrainConfig, steps: int) -> int:
+    """How many of `steps` steps warm up; a share is rounded up, as transformers' `get_warmup_steps` does."""
+    return math.ceil(config.warmup_steps * steps) if config.warmup_steps < 1 else int(config.warmup_steps)
+
+
 def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up to the peak, then `lr_scheduler_type` over the remaining steps."""
-    peak = config.learning_rate
-    warmup = round(config.warmup_steps * steps) if config.warmup_steps < 1 else int(config.warmup_steps)
-    if config.lr_scheduler_type == "constant":
-        return optax.constant_schedule(peak)
+    """Learning rate by step, counted from 0: transformers' `get_scheduler` of the same name.
+
+    Warm-up is linear from 0 and reaches the peak at step `warmup_steps`; so the first step after none is at the peak,
+    and the first step of a warm-up moves nothing. `constant` knows no warm-up.
+    """
+    peak, kind, warmup = config.learning_rate, config.lr_scheduler_type, warmup_steps(config, steps)
     rest = max(1, steps - warmup)
-    after: dict[str, optax.Schedule] = {
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "cosine_with_min_lr": optax.cosine_decay_schedule(peak, rest, alpha=config.min_lr_rate),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "constant_with_warmup": optax.constant_schedule(peak),
-        "inverse_sqrt": lambda step: peak * (max(warmup, 1) / (jnp.maximum(step, 0) + max(warmup, 1))) ** 0.5,
-    }
-    if warmup == 0:
-        return after[config.lr_scheduler_type]
-    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
-    return optax.join_schedules([ramp, after[config.lr_scheduler_type]], [warmup])
+    timescale = warmup or 10_000  # of inverse_sqrt
+    low = config.min_lr_rate if kind == "cosine_with_min_lr" else 0.0
+
+    def after(since: Any) -> Any:
+        """Share of the peak, so many steps after the warm-up."""
+        if kind == "inverse_sqrt":
+            return jnp.sqrt(timescale / (since + timescale))
+        if kind in ("constant", "constant_with_warmup"):
+            return jnp.ones_like(since)
+        if kind == "linear":
+            return jnp.maximum(0.0, 1 - since / rest)
+        return low + (1 - low) * (1 + jnp.cos(jnp.pi * since / rest)) / 2
+
+    def schedule(step: Any) -> Any:
+        step = jnp.asarray(step, jnp.float32)
+        share = after(jnp.maximum(step - warmup, 0))
+        return peak * (share if kind == "constant" else jnp.where(step < warmup, step / max(1, warmup), share))
+
+    return schedule
 
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule, specs: Any) -> optax.GradientTransformation:

@@ -76,9 +76,10 @@ class Experiment:
         prompts, base = self.checked_inputs()
         start = self.start(base)
         scorer, reward_model = self.scorer(start)
-        entries = [Entry("sft", "sft", 0, start), *self._baselines(start, prompts, scorer)]
+        entries = [self.start_entry(start), *self._baselines(start, prompts, scorer)]
         online = iterate(self.context, "online", start, prompts, scorer, self.recipe)
-        entries += [Entry(f"online-{i}", "online", i, policy) for i, policy in enumerate(online, start=1)]
+        family = "online" if self.config.loop.method == "dpo" else "online_raft"
+        entries += [Entry(f"online-{i}", family, i, policy) for i, policy in enumerate(online, start=1)]
         self._publish(online[-1])
         return Outcome(entries, self._judge(entries, scorer), self.funnels, reward_model)
 
@@ -121,6 +122,11 @@ class Experiment:
         stage = ScratchStage(options=scratch, tokenizer=Checkpoint(Path(self._path(scratch.tokenizer))), seed=seed)
         return self.context.do("scratch", stage).folder / MODEL
 
+    def start_entry(self, start: Checkpoint) -> Entry:
+        """The start in the comparison, called by what was done to it."""
+        name = "start" if self.config.sft is None else "sft"
+        return Entry(name, name, 0, start)
+
     def start(self, base: Checkpoint) -> Checkpoint:
         """The policy the rounds start from: the given model, or what SFT makes of it."""
         section = self.config.sft
@@ -162,8 +168,9 @@ class Experiment:
         if "matched_dpo" in c.baselines:
             loop = replaced(c.loop, rounds=1, data_policy="fresh", reference="sft",
                             prompts_per_round=self._prompts_in_all(prompts))
-            matched = run("matched_dpo", recipe=dataclasses.replace(self.recipe, loop=loop))
-            out.append(Entry("matched_dpo-1", "matched_dpo", 1, matched[0]))
+            name = f"matched_{loop.method}"
+            matched = run(name, recipe=dataclasses.replace(self.recipe, loop=loop))
+            out.append(Entry(f"{name}-1", name, 1, matched[0]))
         if "raft" in c.baselines:
             loop = replaced(c.loop, method="raft")
             raft = run("raft", recipe=dataclasses.replace(self.recipe, loop=loop))

@@ -20,7 +20,7 @@ from rlhf_jax.workflow.datasets import GivenGroups, RenderedRows
 from rlhf_jax.workflow.iterate import shards_of
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.stage import JUDGED
-from rlhf_jax.workflow.stages.judge import JudgeStage
+from rlhf_jax.workflow.stages.judge import JudgeStage, unchanged
 from rlhf_jax.workflow.stages.sample import SampleStage
 
 EVALUATION_SHARD = 128
@@ -63,7 +63,8 @@ def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[Prom
             policy=entry.policy, prompts=GivenGroups(prompts), sampling=sampling, dtype=dtype,
             shard_size=EVALUATION_SHARD))
         found = context.do(f"evaluate/{entry.label}/judge", JudgeStage(
-            source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype))
+            source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype,
+            own=unchanged(sampling)))
         judged[entry.label] = read_groups(found.folder / JUDGED)
     return judged
 

@@ -18,6 +18,10 @@ from rlhf_jax.workflow.stage import MODEL, Run, to_plain
 PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 
 
+NO_KL = ("No divergence from the start was measured: that takes answers drawn at temperature 1 without top_k, top_p "
+         "and min_p, and the evaluation drew none. Sample at temperature 1.0, or at several, such as [1.0, 0.7].")
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages a result depends on."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -37,6 +41,7 @@ def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, 
                  for entry in outcome.entries if entry.label in outcome.judged]
     return {
         "title": title,
+        "notes": [NO_KL] if summaries and all(row["kl_k1"] is None for row in summaries) else [],
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
         "baseline": start,

@@ -152,6 +152,11 @@ def test_a_flag_whose_value_is_no_yaml_is_an_error_that_names_it(capsys):
     assert "--converter [a: the value is not valid YAML" in refused(["--converter", "[a"], capsys)
 
 
+def test_the_batch_of_evaluation_is_not_taken_for_the_batch_of_training(capsys):
+    message = refused(["--per_device_eval_batch_size", "8"], capsys)
+    assert "per_device_eval_batch_size: evaluation takes micro_rows packed rows per device" in message
+
+
 def test_one_key_under_its_old_and_its_new_name_is_a_conflict(capsys):
     message = refused(["--warmup_ratio", "0.1", "--warmup_steps", "5"], capsys)
     assert "warmup_ratio and warmup_steps are one key" in message

@@ -122,10 +122,20 @@ def test_accumulation_and_efficiency_by_hand(make_groups):
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "steps"),
-                         [(1.0, None, 4), (2.5, None, 10), (0.5, None, 2), (0.01, None, 1), (3.0, 5, 5), (1.0, 9, 4)])
-def test_step_count_follows_epochs_and_stops_at_max_steps(epochs, max_steps, steps, make_groups):
+                         [(1.0, None, 4), (2.5, None, 10), (0.5, None, 2), (0.01, None, 1), (0.3, None, 2),
+                          (1.26, None, 6), (3.0, 5, 5), (1.0, 9, 9), (0.5, 9, 9), (3.0, 1, 1)])
+def test_epochs_are_rounded_up_to_steps_and_max_steps_replaces_them(epochs, max_steps, steps, make_groups):
     plan = plan_of(make_groups(16), epochs=epochs, max_steps=max_steps)
     assert plan.steps == steps == len(list(plan.iterate()))
+
+
+def test_more_steps_than_the_epochs_give_go_through_the_data_again(make_groups):
+    groups = make_groups(6)
+    plan, by_epochs = plan_of(groups, batch_size=2, max_steps=20), plan_of(groups, batch_size=2, epochs=7.0)
+    assert plan.steps == 20
+    assert [plan.members(step) for step in range(20)] == [by_epochs.members(step) for step in range(20)]
+    taken = [i for step in range(18) for i in plan.members(step)]
+    assert sorted(taken) == sorted([*range(6)] * 6)
 
 
 def test_no_groups_is_an_error_that_points_at_the_funnel():

@@ -1,5 +1,6 @@
 """The embedded world: made by seeded code, judged by a function whose values can be worked out by hand."""
 
+import collections
 import json
 import math
 import random
@@ -13,6 +14,8 @@ from rlhf_jax.data.chat import Renderer, load_tokenizer
 from rlhf_jax.data.rows import Example, parse_row
 from rlhf_jax.data.world import (
     COMPLAINTS,
+    PLACES,
+    THINGS,
     WORD_LIMIT,
     gold_judge,
     judge_text,
@@ -150,11 +153,40 @@ def test_chosen_and_rejected_differ_and_evaluation_rows_show_no_answer(rows):
         assert all([m["role"] for m in row["prompt"]] == ["user"] for row in rows[name])
 
 
-def test_held_out_pairs_are_not_the_training_pairs(rows):
-    def texts(name):
-        return {(content(r["prompt"]), content(r["chosen"]), content(r["rejected"])) for r in rows[name]}
+@pytest.mark.parametrize("config", [
+    WorldConfig(),
+    WorldConfig(seed=1), WorldConfig(seed=4),
+    WorldConfig(sft_rows=20_000, preference_rows=9000, prompt_rows=5000, eval_prompts=1000),
+    SMALL,
+])
+def test_no_prompt_of_an_evaluation_is_in_any_training_set(config):
+    rows = world_rows(config)
+    asked = {name: {content(row["prompt"]) for row in content_} for name, content_ in rows.items()}
+    trained = asked["sft"] | asked["preference"] | asked["prompts"]
+    assert not trained & (asked["eval_prompts"] | asked["preference_eval"])
+    assert not subjects(trained) & subjects(asked["eval_prompts"] | asked["preference_eval"])
+    assert len(asked["eval_prompts"]) == min(config.eval_prompts, 512)
+    assert len(asked["prompts"]) == min(config.prompt_rows, 1536)
 
-    assert not texts("preference") & texts("preference_eval")
+
+def subjects(prompts):
+    words = (set(re.findall("[a-z]+", prompt.lower())) for prompt in prompts)
+    return {(*(said & set(PLACES)), *(said & set(THINGS))) for said in words}
+
+
+def test_every_place_and_thing_is_asked_for_in_training_and_held_out_equally_often():
+    rows = world_rows(WorldConfig(sft_rows=1536, eval_prompts=512))
+    for name, share in (("sft", 96), ("eval_prompts", 32)):
+        for words in (PLACES, THINGS):
+            counts = collections.Counter(word for row in rows[name] for word in words
+                                         if word in re.findall("[a-z]+", content(row["prompt"]).lower()))
+            assert counts == dict.fromkeys(words, share)
+
+
+def test_another_seed_holds_out_other_prompts():
+    first, second = ({content(row["prompt"]) for row in world_rows(WorldConfig(seed=seed))["eval_prompts"]}
+                     for seed in (0, 1))
+    assert len(first & second) < 64
 
 
 def test_the_written_world_is_the_world(folder, rows):

@@ -52,5 +52,5 @@ def test_distinct_counts_equal_answers_once(make_group):
 def test_correlation_needs_three_varying_values(make_group):
     groups = [make_group("a", proxy=[1, 2]), make_group("b", proxy=[1, 1, 1]), make_group("c", proxy=[1, 2, None]),
               make_group("d", proxy=[1, 2, 3], gold=[3, 2, 1])]
-    assert correlations(groups, score_of("proxy"), score_of("proxy")) == pytest.approx([1.0])
-    assert correlations(groups, score_of("proxy"), score_of("gold")) == pytest.approx([-1.0])
+    assert correlations(groups, score_of("proxy"), score_of("proxy")) == [None, None, None, pytest.approx(1.0)]
+    assert correlations(groups, score_of("proxy"), score_of("gold")) == [None, None, None, pytest.approx(-1.0)]

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -58,6 +59,8 @@ def test_margins_of_groups(make_group):
     margins, clusters = pair_margins(groups, "proxy")
     assert margins.tolist() == [3.0, 0.0]
     assert clusters == ["a", "b"]
+    named = [dataclasses.replace(group, prompt=[{"role": "user", "content": "Hello  there"}]) for group in groups]
+    assert len(set(pair_margins(named, "proxy")[1])) == 1
 
 
 def test_json_round_trip():

@@ -34,6 +34,45 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert 0.70 < np.mean([e.low <= 1 <= e.high for e in estimates]) < 0.88
 
 
+def normal(rng, prompts):
+    return rng.normal(size=prompts), None, 0.0
+
+
+def rates(rng, prompts):
+    """Shares of 8 comparisons won; they pile up near 1."""
+    return rng.binomial(8, rng.beta(3, 1, prompts)) / 8, None, 0.75
+
+
+def repeated(rng, prompts):
+    """Rows of which several ask the same prompt."""
+    names = np.repeat(np.arange(prompts), 1 + np.arange(prompts) % 4)
+    return rng.normal(size=prompts)[names] + 0.3 * rng.normal(size=len(names)), names.tolist(), 0.0
+
+
+@pytest.mark.parametrize(("draw", "prompts"), [(normal, 3), (normal, 8), (rates, 8), (normal, 12), (repeated, 12)])
+def test_intervals_of_few_prompts_cover_the_truth_as_often_as_those_of_many(draw, prompts):
+    rng = np.random.default_rng(0)
+    covered = []
+    for seed in range(400):  # so the share of a 95 % interval is 0.95 with a standard error of 0.011
+        values, clusters, truth = draw(rng, prompts)
+        estimate = mean_estimate(values, seed, resamples=500, clusters=clusters)
+        covered.append(estimate.low <= truth <= estimate.high)
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_few_units_have_students_interval():
+    estimate = mean_estimate([1.0, 2.0, 4.0], resamples=20_000)
+    error = np.std([1, 2, 4], ddof=1) / math.sqrt(3)
+    assert estimate.standard_error == pytest.approx(error, rel=0.02)
+    assert estimate.high - estimate.value == pytest.approx(4.302653 * error, rel=0.02)
+
+
+def test_the_standard_error_of_few_is_that_of_the_sample():
+    values = np.random.default_rng(1).normal(size=8)
+    error = mean_estimate(values, resamples=20_000).standard_error
+    assert error == pytest.approx(values.std(ddof=1) / math.sqrt(8), rel=0.02)
+
+
 def test_wider_confidence_is_a_wider_interval():
     values = np.random.default_rng(3).normal(size=50)
     narrow, wide = (mean_estimate(values, confidence=c, resamples=400) for c in (0.5, 0.99))
@@ -45,7 +84,7 @@ def test_ratio_of_sums_moves_clusters_together():
     estimate = resampled_estimate(sums, lambda s, units: s[1] / s[0], resamples=100)
     assert estimate.value == pytest.approx(5 / 8)
     assert estimate.count == 3
-    assert 0 <= estimate.low <= estimate.high <= 1
+    assert estimate.low < 5 / 8 < estimate.high
 
 
 def test_paired_difference_sees_what_separate_means_hide():
@@ -72,7 +111,7 @@ def test_placeholders_are_refused(values, message):
             routine(values)
 
 
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=20))
+@given(st.lists(st.floats(-100, 100), min_size=5, max_size=20))
 def test_an_interval_lies_within_the_data(values):
     estimate = mean_estimate(values, resamples=50)
     assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9

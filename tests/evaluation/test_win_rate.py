@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.data.groups import PromptGroup, Response
-from rlhf_jax.evaluation import prompt_win_rates, score_difference, win_rate
+from rlhf_jax.evaluation import MEASURES, best_of_n_curve, prompt_win_rates, score_difference, summarise, win_rate
 
 EMPTY = np.zeros(0, np.int32)
 
@@ -24,12 +26,11 @@ def test_equals_brute_force(cases):
     for ours, theirs in cases:
         games = [1.0 if a > b else 0.5 if a == b else 0.0
                  for a in ours for b in theirs if a is not None and b is not None]
-        if games:
-            expected.append(sum(games) / len(games))
+        expected.append(sum(games) / len(games) if games else None)
     found = prompt_win_rates(policy, baseline[::-1], "gold")
     assert found == pytest.approx(expected)
     mirrored = prompt_win_rates(baseline, policy, "gold")
-    assert mirrored == pytest.approx([1.0 - x for x in expected])
+    assert mirrored == pytest.approx([None if x is None else 1.0 - x for x in expected])
 
 
 def test_estimate_over_prompts(make_group):
@@ -43,9 +44,30 @@ def test_estimate_over_prompts(make_group):
 def test_difference_is_paired_by_prompt(make_group):
     policy = [make_group("a", gold=[2.0, 4.0]), make_group("b", gold=[90.0]), make_group("c", gold=[None])]
     other = [make_group("c", gold=[1.0]), make_group("b", gold=[89.0, 88.0]), make_group("a", gold=[1.0])]
-    estimate = score_difference(policy, other, "gold", resamples=50)
+    estimate = score_difference(policy, other, "gold")
     assert estimate.value == pytest.approx((2.0 + 1.5) / 2)
-    assert (estimate.low, estimate.high, estimate.count) == (1.5, 2.0, 2)
+    assert estimate.standard_error == pytest.approx(0.25, rel=0.05)
+    assert estimate.count == 2
+
+
+def test_rows_of_one_prompt_are_one_unit(make_group):
+    rng = np.random.default_rng(0)
+    groups, baseline = [], []
+    for prompt, level in enumerate(rng.normal(size=30)):
+        for row in range(4):
+            group = make_group(f"{prompt}-{row}", gold=[level + 0.1 * rng.normal()])
+            groups.append(dataclasses.replace(group, prompt=f"Say  {prompt}" if row else f"Say {prompt} "))
+            baseline.append(dataclasses.replace(make_group(f"{prompt}-{row}", gold=[0.0]), prompt=groups[-1].prompt))
+    apart = [dataclasses.replace(group, prompt="") for group in groups]
+    for measure in (win_rate, score_difference):
+        together, alone = measure(groups, baseline, "gold"), measure(apart, baseline, "gold")
+        assert together.value == pytest.approx(alone.value)
+        assert (together.count, alone.count) == (30, 120)
+        assert together.standard_error > 1.6 * alone.standard_error
+    summary = summarise("x", "sft", 0, groups, baseline, gold="gold", proxy="gold")
+    assert {e.count for name in MEASURES if (e := getattr(summary, name)) is not None} == {30}
+    assert (summary.prompts, summary.samples) == (30, 120)
+    assert {point.proxy.count for point in best_of_n_curve(groups, "gold")} == {30}
 
 
 def test_prompts_must_match(make_group):

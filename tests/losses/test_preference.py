@@ -76,6 +76,45 @@ def every_loss(pair, mask, margin):
     return {spec.loss_type: one(spec) for spec in EVERY}
 
 
+FAR = np.array([0, 1, 5, 20, 38, 40, 44, 60, 80, 89, 130, 200], np.float32)
+MAPS = [("reverse_kl", None), ("forward_kl", None), ("js_divergence", None),
+        *(("alpha_divergence", coef) for coef in (-1.0, 0.0, 0.5, 0.9, 2.0))]
+
+
+@pytest.mark.parametrize(("name", "divergence", "coef"), [
+    (name, *mapped) for name, loss in LOSSES.items() for mapped in (MAPS if "divergence" in loss.knobs else MAPS[:1])])
+def test_values_and_gradients_are_finite_at_any_log_ratio(name, divergence, coef):
+    chosen, rejected = map(np.ravel, np.meshgrid([*-FAR, *FAR], [*-FAR, *FAR]))
+    knobs = {} if divergence == "reverse_kl" else {"f_divergence_type": divergence}
+    knobs |= {} if coef in (None, 0.5) else {"f_alpha_divergence_coef": coef}
+    spec = PreferenceLoss(name, **knobs, **VALID.get(name, {}))
+
+    @quick_jit
+    def found(chosen, rejected, length):
+        def values(sides):
+            known = jnp.full_like(chosen, -250)
+            pair = PairLogps(known + sides[0], known + sides[1], known, known, *2 * [jnp.full_like(chosen, length)])
+            (term,) = preference_loss(pair, spec, margin=jnp.ones_like(chosen))
+            return jnp.sum(term.values), term.values
+
+        return jax.grad(values, has_aux=True)((chosen, rejected))
+
+    for length in (1.0, 10.0):
+        for array in jax.tree.leaves(found(chosen, rejected, length)):
+            assert np.isfinite(array).all()
+
+
+@pytest.mark.parametrize("loss", ["ipo", "ipo_sum", "sppo_hard"])
+def test_squares_are_squares_below_their_cap(loss):
+    u = np.linspace(-38, 3, 9)
+    ones, zeros = np.ones(9, np.float32), np.zeros(9, np.float32)
+    (term,) = preference_loss(PairLogps(u.astype(np.float32), zeros, zeros, zeros, ones, ones),
+                              PreferenceLoss(loss, f_divergence_type="forward_kl"))
+    s = -np.exp(-u)
+    expected = (s + 1 - 5) ** 2 if loss != "sppo_hard" else (s - 5) ** 2 + (-1 + 5) ** 2
+    np.testing.assert_allclose(term.values, expected, rtol=2e-5)
+
+
 def test_padded_pairs_change_nothing(appendix_a):
     mask = jnp.arange(81) % 27 == 1  # pairs 1, 28 and 55
     junk = jnp.resize(jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, -1e30, 0.0]), 81)

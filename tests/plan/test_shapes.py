@@ -12,7 +12,7 @@ from rlhf_jax.config.commands import RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
-from rlhf_jax.config.run import ExperimentConfig
+from rlhf_jax.config.run import ExperimentConfig, SftSection
 from rlhf_jax.models import config_to_hf, count_params
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
@@ -118,6 +118,11 @@ def test_how_often_each_program_runs(experiment, model):
     assert found["decode"] == math.ceil(200 * 4 * 30 / (16 * 4 * 8))
     groups = 256 // (20 + 2 * 30)
     assert found["reference"] == math.ceil(200 / groups / 8)
+    section = build_options(SftSection, {"data": LIMITS, "train": {**TRAIN, "max_steps": 7}})
+    limited = dataclasses.replace(experiment, sft=section, dpo=build_options(
+        PreferenceOptions, {**TRAIN, "num_train_epochs": 2, "max_steps": 5}))
+    found = {name: task.calls(8) for name, task in tasks(limited, model).items()}
+    assert (found["sft"], found["dpo"], found["reference"]) == (7, 2 * 5, math.ceil(200 / groups / 8))
 
 
 @pytest.mark.parametrize(("policy", "rounds"), [("fresh", 3), ("accumulate", 6), ("window", 5)])

@@ -39,6 +39,31 @@ def test_paired_differences_are_preferred(results):
     assert "not distinguishable from matched one-round DPO (difference +0.50 [-0.30, +1.30])" in headline(results)[1]
 
 
+def rename(results, **families):
+    for row in results["policies"]:
+        row["family"] = families.get(row["family"], row["family"])
+    return results
+
+
+def test_a_start_that_was_only_given_is_not_called_fine_tuned(results):
+    assert "better than supervised fine-tuning (difference" in " ".join(headline(results))
+    text = " ".join(headline(rename(results, sft="start")))
+    assert "better than the model it starts from (difference" in text
+    assert "supervised" not in text
+
+
+def test_rounds_of_raft_are_not_called_dpo(results):
+    results["policies"] = [row for row in results["policies"] if row["family"] not in ("raft", "offline_dpo")]
+    text = " ".join(headline(rename(results, online="online_raft", matched_dpo="matched_raft")))
+    assert "online-3 (round 3 of online iterative RAFT) has the highest gold reward" in text
+    assert "better than matched one-round RAFT (difference" in text
+    assert "sampling anew in rounds is what helped" in text
+    assert "DPO" not in text
+    change(results, "matched_dpo-1", gold=1.85)
+    assert "The last round of online iterative RAFT, online-3, reaches" in headline(results)[0]
+    assert "minus the matched one-round RAFT control in gold reward" in write_seeds_markdown(aggregate([results]))
+
+
 def test_over_optimisation_is_named(results):
     change(results, "online-3", gold=1.0)
     assert any(s.startswith("Over-optimisation: from online-2 to online-3") for s in headline(results))

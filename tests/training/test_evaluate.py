@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config.training import TrainConfig
-from rlhf_jax.data.packing import unpack_targets
+from rlhf_jax.data.packing import pack, row_shape, unpack_targets
+from rlhf_jax.losses import PreferenceLoss, weighted_total
 from rlhf_jax.training import evaluate
 from rlhf_jax.training.evaluate import PackedMap, make_evaluator, one_late
 from rlhf_jax.training.fit import make_plan
-from rlhf_jax.training.objectives import Sft
+from rlhf_jax.training.objectives import Preference, Sft
 
 
 @pytest.fixture
@@ -36,6 +37,23 @@ def test_an_evaluator_packs_its_groups_once_for_all_its_calls(packings, make_gro
     evaluator = make_evaluator(Sft(compute), groups, plan, lone_mesh)
     assert evaluator(model.trained, {}) == evaluator(model.trained, {})
     assert packings == [12]
+
+
+@pytest.mark.parametrize("loss", ["aot", "aot_unpaired", ("aot", "sigmoid"), "sigmoid", ("ipo", "sft")])
+def test_the_loss_of_an_evaluation_does_not_depend_on_how_many_rows_are_worked_on_at_a_time(
+        loss, make_groups, make_reference, lone_mesh, bigram):
+    compute, model = bigram()
+    groups = make_groups(23, k=(1, 4), pairs="some")
+    reference, objective = make_reference(groups), Preference(compute, PreferenceLoss(loss))
+    found = [make_evaluator(objective, groups, make_plan(groups, TrainConfig(
+        train_batch_size=23, micro_rows=rows, row_length=length), lone_mesh), lone_mesh, reference=reference)(
+            model.trained, {}) for rows, length in ((1, 64), (2, 64), (3, 96), (40, 64))]
+    whole = pack(groups, [[i] for i in range(23)], row_shape(groups, [[i] for i in range(23)], 128), 23, reference)
+    expected = weighted_total(objective.terms(objective.outputs(model.trained, whole), whole)[0])
+    for metrics in found:
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+        for name, value in found[0].items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_each_item_is_given_when_the_next_one_is_under_way_and_none_is_lost():

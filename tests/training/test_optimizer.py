@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config.lora import LoraConfig
-from rlhf_jax.config.training import TrainConfig
+from rlhf_jax.config.training import Schedule, TrainConfig
 from rlhf_jax.models import init_lora, init_params, param_specs
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer, make_schedule, warmup_steps
 
 STEPS, WARM = 40, 10
 
@@ -28,17 +29,27 @@ FORMS = {
 }
 
 
-def schedule_of(kind, **changes):
+def schedule_of(kind, steps=STEPS, **changes):
     low = {"min_lr_rate": 0.25} if kind == "cosine_with_min_lr" else {}
-    return make_schedule(TrainConfig(learning_rate=0.3, lr_scheduler_type=kind, **low | changes), STEPS)
+    return make_schedule(TrainConfig(learning_rate=0.3, lr_scheduler_type=kind, **low | changes), steps)
+
+
+def rates(schedule, steps=STEPS):
+    return np.asarray(schedule(np.arange(steps)))
 
 
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize("warmup", [WARM, WARM / STEPS])
-def test_linear_warmup_then_the_closed_form(kind, warmup):
-    schedule = schedule_of(kind, warmup_steps=warmup)
-    expected = [(step + 1) / WARM if step < WARM else FORMS[kind](step) for step in range(STEPS)]
-    np.testing.assert_allclose([schedule(step) for step in range(STEPS)], 0.3 * np.array(expected), rtol=1e-5)
+def test_the_rate_rises_from_zero_to_the_peak_and_then_follows_the_closed_form(kind, warmup):
+    expected = [step / WARM if step < WARM else FORMS[kind](step) for step in range(STEPS)]
+    np.testing.assert_allclose(rates(schedule_of(kind, warmup_steps=warmup)), 0.3 * np.array(expected), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_the_peak_is_taken_once(kind):
+    found = rates(schedule_of(kind, warmup_steps=WARM))
+    if kind != "constant_with_warmup":
+        assert [step for step, rate in enumerate(found) if rate >= 0.3 * (1 - 1e-6)] == [WARM]
 
 
 @pytest.mark.parametrize("kind", [*FORMS, "constant"])
@@ -46,16 +57,48 @@ def test_without_warmup_the_first_step_is_at_the_peak(kind):
     assert float(schedule_of(kind, warmup_steps=0)(0)) == pytest.approx(0.3)
 
 
+def test_without_warmup_the_inverse_root_is_nearly_flat():
+    np.testing.assert_allclose(rates(schedule_of("inverse_sqrt", warmup_steps=0)),
+                               [0.3 * math.sqrt(10_000 / (step + 10_000)) for step in range(STEPS)], rtol=1e-6)
+
+
 def test_constant_knows_no_warmup():
-    schedule = schedule_of("constant", warmup_steps=WARM)
-    np.testing.assert_allclose([schedule(step) for step in range(STEPS)], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(rates(schedule_of("constant", warmup_steps=WARM)), 0.3, rtol=1e-6)
 
 
 def test_one_warmup_step_and_warmup_longer_than_the_run():
     one = schedule_of("linear", warmup_steps=1)
-    np.testing.assert_allclose([one(0), one(1), one(STEPS - 1)], [0.3, 0.3, 0.3 / 39], rtol=1e-5)
+    np.testing.assert_allclose([one(0), one(1), one(STEPS - 1)], [0, 0.3, 0.3 / 39], rtol=1e-5)
     long = schedule_of("linear", warmup_steps=100)
-    np.testing.assert_allclose([long(0), long(STEPS - 1)], [0.003, 0.12], rtol=1e-5)
+    np.testing.assert_allclose([long(0), long(1), long(STEPS - 1)], [0, 0.003, 0.117], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("warmup", "steps", "count"), [
+    (0.03, 16, 1), (0.1, 11, 2), (0.5, 3, 2), (0.0, 16, 0), (0.25, 40, 10), (0.999, 10, 10), (1, 16, 1), (7.9, 16, 7),
+])
+def test_a_share_of_the_steps_is_rounded_up_and_a_number_of_steps_down(warmup, steps, count):
+    assert warmup_steps(TrainConfig(warmup_steps=warmup), steps) == count
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", get_args(Schedule))
+@pytest.mark.parametrize("steps", [1, 16, 40, 1000])
+@pytest.mark.parametrize("warmup", [0, 1, 3, 0.03, 0.1, 0.5, 40, 100])
+def test_every_step_has_the_rate_of_transformers(kind, steps, warmup):
+    torch = pytest.importorskip("torch")
+    from transformers import TrainingArguments, get_scheduler
+
+    arguments = TrainingArguments(output_dir="unused", warmup_steps=warmup, use_cpu=True, report_to=[])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = get_scheduler(kind, optimizer, arguments.get_warmup_steps(steps), steps, scheduler_specific_kwargs=(
+        {"min_lr_rate": 0.25} if kind == "cosine_with_min_lr" else None))
+    expected = []
+    for _ in range(steps):
+        expected += theirs.get_last_lr()
+        optimizer.step()
+        theirs.step()
+    ours = schedule_of(kind, steps, warmup_steps=warmup)
+    np.testing.assert_allclose(rates(ours, steps), expected, rtol=1e-5, atol=1e-7)
 
 
 def decay_of(specs, params):

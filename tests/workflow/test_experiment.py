@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from rlhf_jax.cli.parser import parse
+from rlhf_jax.config.build import build
 from rlhf_jax.config.run import ExperimentConfig, reseeded
+from rlhf_jax.workflow.experiment import Experiment
+from rlhf_jax.workflow.policies import Entry
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +88,14 @@ def test_every_training_stage_compiles_a_constant_number_of_programs(config, res
     counts = {s["name"]: s["report"]["compiled_programs"] for s in stages if "packing_efficiency" in s["report"]}
     assert counts["online/round-1/dpo"] == counts["online/round-2/dpo"]
     assert max(counts.values()) <= 8
+
+
+@pytest.mark.parametrize(("sft", "name"), [({}, "start"), ({"sft": {"data": {"dataset_name": "unused"}}}, "sft")])
+def test_a_start_without_fine_tuning_is_called_what_it_is(sft, name, start, make_context, tmp_path):
+    config = build(ExperimentConfig, {
+        "output_dir": str(tmp_path), "prompts": {"dataset_name": "unused"}, "model_name_or_path": str(start.folder),
+        "scorer": {"kind": "function", "function": "rlhf_jax.data.world:gold_judge"}, **sft})
+    assert Experiment(config, make_context(tmp_path)).start_entry(start) == Entry(name, name, 0, start)
 
 
 def test_reseeded_shifts_every_seed_and_nothing_else(config):

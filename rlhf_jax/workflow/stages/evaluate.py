@@ -14,6 +14,7 @@ from rlhf_jax.config.data import GradedOptions, RowOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
 from rlhf_jax.parallel import divided
 from rlhf_jax.scoring import Comparing, Scorer
@@ -61,7 +62,7 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> P
         pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
         found = divided([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs], scorer.compare)
         scorer.let_go()
-        kept = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
+        kept = [(p, prompt_name(g)) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
         return preference_accuracy(probabilities=[p for p, _ in kept], clusters=[name for _, name in kept], seed=seed)
     scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
     scorer.let_go()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import losses
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.parallel import divided, gather_counts, is_main_process
@@ -24,12 +25,16 @@ from rlhf_jax.workflow.stages.shards import ShardFolder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeStage(Stage):
-    """Adds every scorer's verdict and the KL to `start` to the samples of `source`; dtype is of start's weights."""
+    """Adds every scorer's verdict to the samples of `source`, and the KL to `start` to those that `own` marks.
+
+    dtype: of start's weights.
+    """
 
     source: ShardFolder
     scorers: tuple[Scorer, ...]
     start: Checkpoint
     dtype: str
+    own: tuple[bool, ...]
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "as": [scorer.name for scorer in self.scorers]}
@@ -42,26 +47,36 @@ class JudgeStage(Stage):
             scores = divided(groups, scorer.score)
             groups = [g.with_scores(scorer.name, s) for g, s in zip(groups, scores, strict=True)]
             scorer.let_go()
-        params = self.start.params(context.mesh, jnp.dtype(self.dtype))
-        found = context.logps_map(self.start.config)(params, groups)
+        if any(self.own):
+            params = self.start.params(context.mesh, jnp.dtype(self.dtype))
+            groups = add_kl(groups, context.logps_map(self.start.config)(params, groups), self.own)
         if is_main_process():
-            write_groups(folder / JUDGED, add_kl(groups, found))
+            write_groups(folder / JUDGED, groups)
         context.tick(context.name, len(scorers) + 1, len(scorers) + 1, "")
         failures = {s.name: gather_counts(s.failures - earlier) for s, earlier in zip(scorers, before, strict=True)}
         return {"prompts": len(groups), "failures": failures}
 
 
-def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]]) -> list[PromptGroup]:
-    """Groups with two more scores a response: KL(policy || reference) estimated by k1 and by k3, summed over tokens.
+def unchanged(sampling: SamplingConfig) -> tuple[bool, ...]:
+    """Which of the n samples are drawn from the model's own distribution: temperature 1, and no token left out."""
+    whole = sampling.top_k == 0 and sampling.top_p == 1.0 and sampling.min_p == 0.0
+    return tuple(whole and temperature == 1.0 for temperature in sampling.temperatures)
+
+
+def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]], own: Sequence[bool]
+           ) -> list[PromptGroup]:
+    """Groups with two more scores per response: KL(policy || reference) estimated by k1 and by k3, summed over tokens.
 
     The policy's log-probs are those the sampler reported; `reference` holds the other model's for the same tokens.
+    Only the samples that `own` marks get scores (see `unchanged`): the others come from another distribution than their
+    log-probs, and estimate no divergence.
     """
     out = []
     for group, theirs in zip(groups, reference, strict=True):
         for name, estimator in (("kl_k1", losses.kl_k1), ("kl_k3", losses.kl_k3)):
             values: list[float | None] = [
-                None if r.logps is None else float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref))))
-                for r, ref in zip(group.responses, theirs, strict=True)]
+                float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref)))) if mine and r.logps is not None
+                else None for r, ref, mine in zip(group.responses, theirs, own, strict=True)]
             group = group.with_scores(name, values)
         out.append(group)
     return out
