@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
+from rlhf_jax.data.jsonl import SourceError, read_groups
 from rlhf_jax.workflow.options import PairOptions
 
 
@@ -74,6 +76,30 @@ def make_pairs(groups: Sequence[PromptGroup], scorer: str, options: PairOptions)
             out.append(pair)
     _some(out, groups, scorer, funnel)
     return out, funnel
+
+
+def read_pairs(path: str | Path, vocab_size: int) -> list[PromptGroup]:
+    """The groups of a pairs.jsonl, each with a pair to learn from, in the tokens of a model of `vocab_size` rows.
+
+    Raises:
+      SourceError: if there is no such file or it holds something else.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise SourceError(f"pairs = {str(path)!r} is {'a folder' if path.is_dir() else 'no file'}; give the pairs.jsonl "
+                          "that `rlhf-jax pairs` wrote")
+    groups = read_groups(path)
+    if not groups:
+        raise SourceError(f"{path} holds no pairs")
+    for number, group in enumerate(groups, start=1):
+        if not group.pairs:
+            raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) has no pair, so there is nothing to learn "
+                              "from it. What `generate` and `score` write goes through `rlhf-jax pairs` first")
+        largest = max(int(ids.max()) for ids in (group.prompt_ids, *(r.ids for r in group.responses)))
+        if largest >= vocab_size:
+            raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) holds the token id {largest} and the "
+                              f"model has {vocab_size} tokens. The pairs were sampled from another model; train that")
+    return groups
 
 
 def _some(kept: Sequence[PromptGroup], groups: Sequence[PromptGroup], scorer: str, funnel: Funnel) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_jax.data.chat import render_all
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.data.rows import Kind
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig
@@ -40,7 +40,7 @@ from rlhf_jax.workflow.options import (
     SftOptions,
     part,
 )
-from rlhf_jax.workflow.pairs import make_pairs
+from rlhf_jax.workflow.pairs import make_pairs, read_pairs
 from rlhf_jax.workflow.policy import (
     Checkpoint,
     Loaded,
@@ -72,7 +72,7 @@ def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
         return make(examples, renderer, funnel), funnel
 
     if getattr(command, "pairs", None):
-        groups = read_groups(command.pairs)
+        groups = read_pairs(command.pairs, checkpoint.config.vocab_size)
         funnel = Funnel(read=len(groups))
     else:
         groups, funnel = rendered(data, "train")
