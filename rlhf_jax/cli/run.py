@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlhf_jax.data.chat import describe
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
@@ -28,10 +29,11 @@ from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.options import TrackerOptions
 from rlhf_jax.workflow.policy import Loaded
+from rlhf_jax.workflow.preview import preview
 from rlhf_jax.workflow.results import gather
 from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
 from rlhf_jax.workflow.trackers import package
-from rlhf_jax.workflow.verbs import VERBS, evaluate_policies, loaded
+from rlhf_jax.workflow.verbs import VERBS, evaluate_policies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +117,24 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
+def _check_output(folder: Path) -> None:
+    """Raises ValueError where `_writable` would, and makes nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"output_dir {str(folder)!r} cannot be written to ({there} is "
+                         f"{'read-only' if there.is_dir() else 'a file'}); choose another")
+
+
+def _check_trackers(config: Any) -> tuple[str, ...]:
+    """The trackers a config names; that a package is missing is said now, not when training begins."""
     trackers = config.trackers if isinstance(config, TrackerOptions) else ()
     for name in trackers:
-        package(name)  # that it is missing is said now, not when training begins
+        package(name)
+    return trackers
+
+
+def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
+    trackers = _check_trackers(config)
     run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
@@ -184,20 +200,20 @@ def report(command: ReportCommand) -> None:
 def dry_run(command: Any) -> None:
     """Prints the model's size, the data funnel and three rendered examples, trained-on tokens between [ and ].
 
-    Nothing is written to the command's output folder.
+    Nothing is written to the command's output folder. Ends as the command would if that cannot begin.
     """
+    _check_trackers(command)
+    _check_output(Path(command.output_dir).expanduser())
     with tempfile.TemporaryDirectory() as folder:
-        command = dataclasses.replace(command, output_dir=folder)
-        data: Loaded | None
-        if isinstance(command, ExperimentConfig):
-            run = Run(Path(folder), command, announce=lambda _: None)
-            data = Experiment(command, Context(run, make_mesh(resolved(command.mesh, command).mesh))).preview()
-        else:
-            data = loaded(command)
-        if data is None:
-            print("this verb reads no training data; the config above is all there is to show")
+        run = Run(Path(folder), command, announce=lambda _: None)
+        mesh = make_mesh(resolved(getattr(command, "mesh", None), command).mesh)
+        found = preview(command, Context(run, mesh))
+        if isinstance(found, Funnel):
+            print(found)
             return
-        config = data.checkpoint.config
-        print(f"model: {config.family}, {count_params(config):,} parameters\n\n{data.funnel}\n")
-        for group in data.groups[:3]:
-            print(describe(group, data.checkpoint.tokenizer), end="\n\n")
+        checkpoint = found.checkpoint if isinstance(found, Loaded) else found
+        print(f"model: {checkpoint.config.family}, {count_params(checkpoint.config):,} parameters\n")
+        if isinstance(found, Loaded):
+            print(f"{found.funnel}\n")
+            for group in found.groups[:3]:
+                print(describe(group, checkpoint.tokenizer), end="\n\n")

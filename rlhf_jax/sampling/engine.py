@@ -78,6 +78,21 @@ class SamplingConfig:
             raise ValueError(f"temperature = {self.temperature}, top_p = {self.top_p}, min_p = {self.min_p}, top_k = "
                              f"{self.top_k}: need temperature >= 0, 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0")
 
+    def capacity(self, longest: int, positions: int) -> int:
+        """Tokens that prompts of up to `longest` tokens are given in the cache of a model of so many positions.
+
+        Raises:
+          ValueError: if the longest prompt or its response has no room.
+        """
+        capacity = self.prompt_length or rounded_up(longest)
+        if longest > capacity:
+            raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
+                             "drop long prompts with max_prompt_length")
+        if longest + self.max_new_tokens > positions:
+            raise ValueError(f"the longest prompt ({longest} tokens) plus max_new_tokens ({self.max_new_tokens}) "
+                             f"passes the model's {positions} positions; lower max_new_tokens or max_prompt_length")
+        return capacity
+
     @property
     def temperatures(self) -> tuple[float, ...]:
         """Temperature of each of the n samples: the given values in equal, contiguous shares."""
@@ -225,16 +240,7 @@ class Sampler:
                     rows if self._skips_idle and rows < len(slots) * self._lanes else None)
 
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
-        longest = max(len(p.prompt_ids) for p in prompts)
-        capacity = self.sampling.prompt_length or rounded_up(longest)
-        if longest > capacity:
-            raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
-                             "drop long prompts with max_prompt_length")
-        if longest + self.sampling.max_new_tokens > self.config.max_position:
-            raise ValueError(f"the longest prompt ({longest} tokens) plus max_new_tokens "
-                             f"({self.sampling.max_new_tokens}) passes the model's {self.config.max_position} "
-                             "positions; lower max_new_tokens or max_prompt_length")
-        return max(capacity, 2)
+        return max(self.sampling.capacity(max(len(p.prompt_ids) for p in prompts), self.config.max_position), 2)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
                 capacity: int) -> Refill | None:

@@ -20,10 +20,10 @@ from rlhf_jax.scoring import letter_examples
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
-from rlhf_jax.workflow.iterate import Policy, iterate, round_prompts, train_pairs
+from rlhf_jax.workflow.iterate import Policy, iterate, round_prompts, train_pairs, with_capacity
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
-from rlhf_jax.workflow.policy import Checkpoint, Loaded, check_sources, data_key, prompt_groups, read_data
-from rlhf_jax.workflow.scorers import AnyScorer, check_scorer, open_scorer
+from rlhf_jax.workflow.policy import Checkpoint, Loaded, check_named, check_sources, data_key, prompt_groups, read_data
+from rlhf_jax.workflow.scorers import AnyScorer, open_scorer
 from rlhf_jax.workflow.stage import hash_path
 from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
 
@@ -31,8 +31,9 @@ from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
 class Experiment:
     """Runs an `ExperimentConfig`, stage by stage; every stage is skipped if its inputs have not changed."""
 
-    def __init__(self, config: ExperimentConfig, context: Context):
-        self.config, self.context = config, context
+    def __init__(self, config: ExperimentConfig, context: Context, *, quarantine: bool = True):
+        """quarantine: keep unusable rows in the run folder."""
+        self.config, self.context, self._quarantine = config, context, quarantine
         self.funnels: dict[str, Funnel] = {}
         self._world_folder: Path | None = None
 
@@ -54,8 +55,8 @@ class Experiment:
 
     def groups(self, name: str, data: DataOptions, kind: Any, checkpoint: Checkpoint) -> list[PromptGroup]:
         """Rows of a data set as groups in a model's ids; counts go to the funnel `name`."""
-        located = self.located(data)
-        examples, funnel = read_data(located, kind, self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl")
+        located, kept = self.located(data), self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl"
+        examples, funnel = read_data(located, kind, kept if self._quarantine else None)
         make = prompt_groups if kind == "prompt" else render_all
         groups = make(examples, checkpoint.renderer(located), funnel)
         self.funnels[name] = funnel
@@ -81,28 +82,30 @@ class Experiment:
     def _checked_inputs(self) -> list[PromptGroup]:
         """The loop's prompts, enough for all rounds; what only later stages read is looked at now, not hours later."""
         c, base = self.config, self._base()
+        check_named(c.data)
         prompts = self.groups("prompts", c.prompts, "prompt", base)
         for number in range(1, c.loop.rounds + 1):
             round_prompts(prompts, c.loop, number)
+        with_capacity(c.sampling, prompts, base.config.max_position)
         for options in (c.scorer, c.gold):
             if options is not None:
-                check_scorer(options)
+                open_scorer(options, self.context.local_mesh, "", to_check=True)
         if c.reward is not None and c.reward.init != "policy":
             Checkpoint.find(c.reward.init)
-        later = [c.evaluation.data] if c.evaluation else []
-        later += [c.reward.data] if c.reward else []
-        later += [section.eval_data for section in (c.sft, c.reward) if section and section.eval_data]
-        for data in later:
+        for data in c.data.values():
             check_sources(self.located(data))
         return prompts
 
     def preview(self) -> Loaded:
-        """The base model and the first data set the run would train on (SFT rows, or the loop's prompts)."""
+        """The base model and the first data set the run would train on (SFT rows, or the loop's prompts).
+
+        Raises what `run` would raise before its first stage.
+        """
         if self.config.world is not None:
             self._world(self.config.world)
-        checkpoint, section = self._base(), self.config.sft
-        name, data, kind = ("sft", section.data, "sft") if section else ("prompts", self.config.prompts, "prompt")
-        groups = self.groups(name, data, kind, checkpoint)
+        groups, checkpoint, section, name = self._checked_inputs(), self._base(), self.config.sft, "prompts"
+        if section is not None:
+            name, groups = "sft", self.groups("sft", section.data, "sft", checkpoint)
         return Loaded(checkpoint, groups, [], self.funnels[name])
 
     def _base(self) -> Checkpoint:

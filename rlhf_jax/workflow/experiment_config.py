@@ -157,20 +157,24 @@ class ExperimentConfig(TrackerOptions):
         self._check_templates()
         self._check_idle()
 
+    @property
+    def data(self) -> dict[str, DataOptions]:
+        """What the run reads, by the key of its section."""
+        sections: dict[str, DataOptions | None] = {"prompts": self.prompts}
+        for name, section in (("sft", self.sft), ("reward", self.reward)):
+            if section is not None:
+                sections |= {f"{name}.data": section.data, f"{name}.eval_data": section.eval_data}
+        if self.evaluation is not None:
+            sections["evaluation.data"] = self.evaluation.data
+        return {name: data for name, data in sections.items() if data is not None}
+
     def _check_templates(self) -> None:
         """Raises ValueError for a section's own template where its model already has one: the run's, or its own."""
         run, own = "chat_template_path of the run itself", "reward.data.chat_template_path"
-        sections: list[tuple[str, DataOptions | None, str]] = [("prompts", self.prompts, run)]
-        if self.sft is not None:
-            sections += [("sft.data", self.sft.data, run), ("sft.eval_data", self.sft.eval_data, run)]
-        if self.evaluation is not None:
-            sections += [("evaluation.data", self.evaluation.data, run)]
-        if self.reward is not None and self.reward.init == "policy":
-            sections += [("reward.data", self.reward.data, run), ("reward.eval_data", self.reward.eval_data, run)]
-        elif self.reward is not None:
-            sections += [("reward.eval_data", self.reward.eval_data, own)]
-        for name, data, right in sections:
-            if data is not None and data.chat_template_path is not None:
+        foreign = self.reward is not None and self.reward.init != "policy"
+        for name, data in self.data.items():
+            if data.chat_template_path is not None and not (foreign and name == "reward.data"):
+                right = own if foreign and name == "reward.eval_data" else run
                 raise ValueError(f"{name}.chat_template_path = {data.chat_template_path!r} has no effect: a model "
                                  f"writes all conversations by one template. Set {right} instead")
 

@@ -15,7 +15,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, save_hf
 from rlhf_jax.parallel import is_main_process
-from rlhf_jax.sampling import SamplingConfig, rounded_up
+from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.context import Context
@@ -110,17 +110,19 @@ def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int
     return list(prompts[start:stop])
 
 
-def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup]) -> SamplingConfig:
-    """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs."""
-    longest = max(len(p.prompt_ids) for p in prompts)
-    capacity = sampling.prompt_length or rounded_up(longest)
+def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup], positions: int) -> SamplingConfig:
+    """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs.
+
+    Raises ValueError where a prompt and its response pass the model's `positions`.
+    """
+    capacity = sampling.capacity(max(len(p.prompt_ids) for p in prompts), positions)
     return dataclasses.replace(sampling, prompt_length=capacity)
 
 
 def sample(context: Context, name: str, policy: Policy, prompts: Sequence[PromptGroup], sampling: SamplingConfig,
            dtype: str, shard_size: int) -> Stage:
     """The sampling stage of a policy over some prompts."""
-    sampling = with_capacity(sampling, prompts)
+    sampling = with_capacity(sampling, prompts, policy.checkpoint.config.max_position)
     ids = [p.prompt_id for p in prompts]
     inputs = {"policy": policy.key, "prompts": groups_key(prompts), "prompt_ids": ids, "sampling": sampling,
               "dtype": dtype, "shard_size": shard_size, "stop_ids": policy.checkpoint.stop_ids}

@@ -86,8 +86,8 @@ def read_pairs(path: str | Path, vocab_size: int) -> list[PromptGroup]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise SourceError(f"pairs = {str(path)!r} is {'a folder' if path.is_dir() else 'no file'}; give the pairs.jsonl "
-                          "that `rlhf-jax pairs` wrote")
+        raise SourceError(f"pairs = {str(path)!r} is {'a folder' if path.is_dir() else 'no file'}; give the "
+                          "pairs.jsonl that `rlhf-jax pairs` wrote")
     groups = read_groups(path)
     if not groups:
         raise SourceError(f"{path} holds no pairs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
 
 def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> tuple[list[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
-    _some_source(data)
+    check_named({"": data})
     options = ParseOptions(pair_rule=data.pair_rule, min_gap=data.min_gap, allow_empty_prompt=data.allow_empty_prompt)
     examples, funnel = load_examples(list(data.sources), kind, split=data.split, converter=data.converter,
                                      options=options, max_bad_rows=data.max_bad_rows,
@@ -140,15 +140,16 @@ def read_data(data: DataOptions, kind: Kind, quarantine: Path | None = None) -> 
 
 def check_sources(data: DataOptions) -> None:
     """Opens every source and reads its first row; raises what `read_data` would raise for one that is not there."""
-    _some_source(data)
     for source in data.sources:
         next(iter(read_rows(source, split=data.split)))
 
 
-def _some_source(data: DataOptions) -> None:
-    if not data.sources:
-        raise ValueError("no data is given: set dataset_name to a file, a folder, a glob, tfds:NAME or a hub name (in "
-                         "a run with sections, that of the section, as prompts.dataset_name)")
+def check_named(sections: Mapping[str, DataOptions]) -> None:
+    """Raises ValueError with the keys of all `sections` (by their names; "" for a verb's own) that name no source."""
+    missing = [f"{name}.dataset_name".lstrip(".") for name, data in sections.items() if not data.sources]
+    if missing:
+        raise ValueError(f"no data is given: set {' and '.join(missing)} to a file, a folder, a glob, tfds:NAME or a "
+                         "hub name")
 
 
 def data_key(data: DataOptions) -> dict[str, Any]:

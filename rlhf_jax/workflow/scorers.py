@@ -15,16 +15,10 @@ from rlhf_jax.workflow.stage import fingerprint, to_plain
 AnyScorer = BradleyTerryScorer | PairwiseScorer | FunctionScorer
 
 
-def check_scorer(options: ScorerOptions) -> None:
-    """Raises what `open_scorer` would raise for a function, folder or model that is not there; loads no weights."""
-    if options.function is not None:
-        load_function(options.function)
-    if options.model_name_or_path is not None:
-        _ = Checkpoint.find(options.model_name_or_path).config
+def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, *, to_check: bool = False) -> AnyScorer:
+    """The scorer that `options` describe, called `name` in the data; its weights are read when it first scores.
 
-
-def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
-    """The scorer that `options` describe, called `name` in the data.
+    to_check: no more than what would be raised is of interest; no file of weights is read for the fingerprint.
 
     Raises:
       CheckpointError: if the checkpoint is of another kind than asked for.
@@ -38,7 +32,7 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     data = DataOptions(max_length=options.max_length, overlong="drop", text_as_chat=options.text_as_chat)
     places = ("model_name_or_path", "chat_template_path")  # what lies there is in the checkpoint's key
     settings = {name: value for name, value in to_plain(options).items() if name not in places}
-    key = fingerprint({"options": settings, "model": checkpoint.key})
+    key = "" if to_check else fingerprint({"options": settings, "model": checkpoint.key})
     weights = partial(checkpoint.params, mesh, jnp.dtype(options.dtype))  # read for each stage that scores
     model = weights, checkpoint.config, checkpoint.renderer(data), mesh
     if options.kind == "pairwise":

@@ -18,6 +18,8 @@ import yaml
 from jax.sharding import Mesh
 
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.loader import BatchPlan
+from rlhf_jax.data.packing import group_length, pack_rows
 from rlhf_jax.models import (
     DecoderConfig,
     LoraConfig,
@@ -158,6 +160,17 @@ def check_margins(options: LoraOptions, groups: Sequence[PromptGroup], eval_grou
                 f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
 
 
+def checked_plan(options: LoraOptions, train: TrainConfig, groups: Sequence[PromptGroup], mesh: Mesh,
+                 reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
+    """The batches of a stage. Raises ValueError: a group is longer than a row, or a loss that sorts a batch sees it cut."""
+    plan = make_plan(list(groups), train, mesh, reference=reference)
+    pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
+    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
+        raise ValueError(f"loss_type {options.loss_type!r} sorts all pairs of a batch, and this batch needs "
+                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    return plan
+
+
 def train_stage(
     folder: Path,
     *,
@@ -186,14 +199,11 @@ def train_stage(
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: the loss reads margins that a pair lacks, or sorts all pairs of a batch that is cut.
+      ValueError: as `check_margins` and `checked_plan`.
     """
     check_margins(options, groups, eval_groups)
     model = trainable(params, config, options.lora, train.seed)
-    plan = make_plan(list(groups), train, setting.mesh, reference=reference)
-    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
-        raise ValueError(f"loss_type {options.loss_type!r} sorts all pairs of a batch, and this batch needs "
-                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    plan = checked_plan(options, train, groups, setting.mesh, reference)
     if chat_template is not None:  # beside the checkpoints, for the export of a training that does not finish
         on_main(lambda: write_chat_template(folder, chat_template))
     setting.let_go()

@@ -56,8 +56,8 @@ from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
 from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, sft_stage
 
 
-def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
-    """Reads, validates and renders a verb's data for its model."""
+def load(command: Any, kind: Kind, *, letters: bool = False, quarantine: bool = True) -> Loaded:
+    """Reads, validates and renders a verb's data for its model. quarantine: keep unusable rows in its output folder."""
     data: DataOptions = part(command, DataOptions)
     checkpoint = Checkpoint.find(command.model_name_or_path, data.chat_template_path)
     if letters or not isinstance(command, RewardCommand):
@@ -65,7 +65,7 @@ def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
     renderer, folder = checkpoint.renderer(data), Path(command.output_dir)
 
     def rendered(data: DataOptions, name: str) -> tuple[list[PromptGroup], Funnel]:
-        examples, funnel = read_data(data, kind, folder / f"quarantine-{name}.jsonl")
+        examples, funnel = read_data(data, kind, folder / f"quarantine-{name}.jsonl" if quarantine else None)
         if letters:
             examples = letter_examples(examples, command.seed, funnel)
         make = prompt_groups if kind == "prompt" else render_all
@@ -82,24 +82,21 @@ def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
     return Loaded(checkpoint, groups, evaluation, funnel)
 
 
-def loaded(command: Any) -> Loaded | None:
-    """The data of a verb that reads any; None for score and pairs."""
+def loaded(command: SftCommand | RewardCommand | DpoCommand | GenerateCommand, *, quarantine: bool = True) -> Loaded:
+    """The data of a verb that trains or samples."""
     match command:
         case SftCommand():
-            return load(command, "sft")
+            return load(command, "sft", quarantine=quarantine)
         case RewardCommand():
-            return load(command, "preference", letters=command.kind == "pairwise")
+            return load(command, "preference", letters=command.kind == "pairwise", quarantine=quarantine)
         case DpoCommand():
-            return load(command, "preference")
-        case GenerateCommand():
-            return load(command, "prompt")
-    return None
+            return load(command, "preference", quarantine=quarantine)
+    return load(command, "prompt", quarantine=quarantine)
 
 
 def _train(command: Any, context: Context, name: str, options: Any, body: Any, **inputs: Any) -> Stage:
     """Runs a training stage in the command's output folder, keyed by its base model, data and options."""
     data = loaded(command)
-    assert data is not None
     keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
             "eval": sources_key(DataOptions(command.eval_dataset_name).sources, command.split),
             "options": options, **inputs}
@@ -126,12 +123,18 @@ def run_reward(command: RewardCommand, context: Context) -> Stage:
     return _train(command, context, "reward", part(command, RewardOptions), body)
 
 
-def run_dpo(command: DpoCommand, context: Context) -> Stage:
-    """`rlhf-jax dpo`."""
+def reference_of(command: DpoCommand) -> Checkpoint:
+    """The reference policy; ValueError if it is none for the policy's tokens."""
     reference = Checkpoint.find(command.reference_model or command.model_name_or_path).as_policy()
     if command.reference_model is not None:
         check_vocabularies(Checkpoint.find(command.model_name_or_path), reference, "The reference is asked for the "
                            "probability of the policy's tokens; give a reference_model with the policy's tokenizer")
+    return reference
+
+
+def run_dpo(command: DpoCommand, context: Context) -> Stage:
+    """`rlhf-jax dpo`."""
+    reference = reference_of(command)
 
     def body(folder: Path, **arguments: Any) -> Mapping[str, Any]:
         cache = folder / "reference_cache"
@@ -144,8 +147,8 @@ def run_dpo(command: DpoCommand, context: Context) -> Stage:
 
 def run_generate(command: GenerateCommand, context: Context) -> Stage:
     """`rlhf-jax generate`."""
-    data = load(command, "prompt")
-    sampling = with_capacity(part(command, SamplingConfig), data.groups)
+    data = loaded(command)
+    sampling = with_capacity(part(command, SamplingConfig), data.groups, data.checkpoint.config.max_position)
     inputs = {"policy": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
               "sampling": sampling, "dtype": command.dtype, "shard_size": command.shard_size}
 
@@ -223,24 +226,31 @@ def _check_same_prompts(baseline: Policy, policy: Policy, prompts: Sequence[Prom
                          "chat templates differ. Set chat_template_path to the one that both shall be given")
 
 
-def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
-    """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
+def policies_asked(command: EvaluateCommand, quarantine: Path | None) -> tuple[list[Policy], Loaded]:
+    """The baseline and the policy to evaluate, and the prompts that both answer."""
     data: DataOptions = part(command, DataOptions)
     checkpoints = {label: Checkpoint.find(str(name), data.chat_template_path).as_policy() for label, name in (
         ("baseline", command.baseline_model), ("policy", command.model_name_or_path))}
     policies = [Policy(label, checkpoint, checkpoint.key) for label, checkpoint in checkpoints.items()]
-    scorers = [open_scorer(options, context.local_mesh, name)
-               for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
-    examples, funnel = read_data(data, "prompt", Path(command.output_dir) / "quarantine.jsonl")
+    examples, funnel = read_data(data, "prompt", quarantine)
     start, policy = policies
     check_vocabularies(start.checkpoint, policy.checkpoint, "The policy is given the baseline's tokens, and the "
                        "baseline is asked for the probability of the policy's; give models of one tokenizer")
     prompts, own = (prompt_groups(examples, checkpoint.renderer(data), counts) for checkpoint, counts in (
         (start.checkpoint, funnel), (policy.checkpoint, Funnel())))
     _check_same_prompts(start, policy, prompts, own)
+    return policies, Loaded(start.checkpoint, prompts, [], funnel)
+
+
+def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
+    """`rlhf-jax evaluate` of a policy: fresh samples of it and of its baseline, judged, ready for the report."""
+    scorers = [open_scorer(options, context.local_mesh, name)
+               for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
+    policies, data = policies_asked(command, Path(command.output_dir) / "quarantine.jsonl")
+    start, prompts = policies[0], data.groups
     judged = {p.label: evaluate_policy(context, p, start, prompts, command.sampling, scorers, command.dtype)
               for p in policies}
-    return Outcome([(p, p.label, i) for i, p in enumerate(policies)], judged, {"prompts": funnel}, None)
+    return Outcome([(p, p.label, i) for i, p in enumerate(policies)], judged, {"prompts": data.funnel}, None)
 
 
 VERBS: dict[str, tuple[type, Any]] = {
