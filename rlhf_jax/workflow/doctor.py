@@ -20,6 +20,9 @@ from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.policy import Checkpoint
 
+_NOISE = 0.1
+"""Nats by which the loss of fresh weights may pass that of chance."""
+
 Verdict = Literal["ok", "note", "fail"]
 
 CONVERSATION = [
@@ -169,7 +172,7 @@ def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]
     logps = np.concatenate([x for group in logps_map(Compute(config, mesh=mesh), mesh)(params, groups) for x in group])
     loss, chance = float(-np.mean(logps)), math.log(config.vocab_size)
     seen = f"loss {loss:.3f} nats a token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
-    if not math.isfinite(loss) or loss > chance:
+    if not math.isfinite(loss) or loss > chance + _NOISE:
         return Finding("step 0", "fail", seen, "worse than chance: the weights, the tokenizer or the template is not "
                        "the one the model was trained with")
     return Finding("step 0", "ok" if loss < 0.6 * chance else "note", seen,

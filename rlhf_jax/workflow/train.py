@@ -162,7 +162,7 @@ def check_margins(options: LoraOptions, groups: Sequence[PromptGroup], eval_grou
 
 def checked_plan(options: LoraOptions, train: TrainConfig, groups: Sequence[PromptGroup], mesh: Mesh,
                  reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
-    """The batches of a stage. Raises ValueError: a group is longer than a row, or a loss that sorts a batch sees it cut."""
+    """The batches of a stage. ValueError: a group is longer than a row, or a loss that sorts a batch sees it cut."""
     plan = make_plan(list(groups), train, mesh, reference=reference)
     pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
     if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
