@@ -8,11 +8,12 @@ import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
+
+from rlhf_jax.cli.config_file import read_config, read_value
 
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
@@ -54,6 +55,10 @@ REFUSED = {
 """Keys of other frameworks that have no meaning here, and what to do instead."""
 
 
+SHOWN_KEYS = 20
+"""Unknown keys that one message names."""
+
+
 class Parser(ArgumentParser):
     """An argument parser whose errors name the nearest known key. keys: all of them, dotted."""
 
@@ -71,7 +76,8 @@ class Parser(ArgumentParser):
     def refuse(self, unknown: Sequence[str]) -> None:
         """Exits with all unknown keys, and for each of them what to write instead, if there are any."""
         if unknown:
-            lines = [f"  {key}: {self._instead(key)}" for key in unknown]
+            lines = [f"  {key}: {self._instead(key)}" for key in unknown[:SHOWN_KEYS]]
+            lines += [f"  and {len(unknown) - SHOWN_KEYS:,} more"] * (len(unknown) > SHOWN_KEYS)
             self.error("\n".join([f"no such key{'s' * (len(unknown) > 1)}:", *lines]))
 
     def _instead(self, key: str) -> str:
@@ -211,7 +217,7 @@ def merged_tree(args: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"{flag} needs a value: {flag} VALUE")
             value = queue.pop(0)
         key = flag[2:].replace("-", "_")
-        trees.append(_load_yaml(value) if key == "config" else _nested(key, _flag_value(flag, value)))
+        trees.append(read_config(value) if key == "config" else _nested(key, _flag_value(flag, value)))
     return _merged(trees)
 
 
@@ -222,32 +228,9 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _flag_value(flag: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{flag} {text}: the value is not valid YAML; put it in quotes") from error
-
-
-class _OnceOnly(yaml.SafeLoader):
-    """YAML in which a mapping gives each key once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice,{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-def _load_yaml(path: str) -> dict[str, Any]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"--config {path}: there is no such file")
-    try:
-        value = yaml.load(file.read_text(), _OnceOnly)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"--config {path} holds {type(value).__name__}; a config is a mapping of keys to values")
-    return value
+        return read_value(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {text[:200]}: the value is not valid YAML; put it in quotes ({error})") from error
 
 
 def _merged(trees: Sequence[dict[str, Any]]) -> dict[str, Any]:

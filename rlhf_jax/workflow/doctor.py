@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 
 def examine(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup] = ()) -> list[Finding]:
-    """Every check on a checkpoint; one that cannot be made is a finding too.
+    """Every check on a checkpoint; one that cannot be made is a finding too, with all others of the same cause.
 
     Args:
       groups: rendered rows of the user's own data for the step-0 loss; the embedded conversation if there are none.
@@ -59,12 +59,15 @@ def examine(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup] = 
         "padding": lambda: _padding(checkpoint),
         "step 0": lambda: _step_zero(checkpoint, mesh, groups),
     }
-    found = []
+    found: list[Finding] = []
+    causes: dict[str, int] = {}  # what prevents a check -> its finding's place
     for name, check in checks.items():
         try:
             found.append(check())
         except (ValueError, OSError) as error:
-            found.append(Finding(name, "fail", str(error)))
+            at = causes.setdefault(str(error), len(found))
+            blocked = found[at].check + ", " if at < len(found) else ""
+            found[at:at + 1] = [Finding(blocked + name, "fail", str(error))]
     return found
 
 
