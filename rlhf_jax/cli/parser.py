@@ -18,7 +18,9 @@ from rlhf_jax.cli.config_file import read_config, read_value
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
     "reward_model_path": "model_name_or_path", "choose_type": "rule", "len_penalty": "length_penalty",
-    "K": "num_generations", "dataset": "dataset_name", "per_device_eval_batch_size": "micro_rows",
+    "K": "num_generations", "n": "num_generations", "num_return_sequences": "num_generations",
+    "dataset_train_split": "split",
+    "dataset": "dataset_name", "per_device_eval_batch_size": "micro_rows",
     "ref_model_path": "reference_model", "ref_model": "reference_model",
 }
 """Old or foreign names of keys and what they are called here; accepted, and said."""
@@ -32,7 +34,23 @@ REFUSED = {
     "use_liger_kernel": "log-probs are always chunked; see logits_chunk",
     "gradient_checkpointing": "use remat: none | full | dots", "bf16": "use dtype: bfloat16",
     "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
-    "load_in_4bit": "4-bit weights are not supported", "trust_remote_code": "code from model folders is never run",
+    "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
+    "lora_dropout": "adapters are trained without dropout", "disable_dropout": "there is no dropout anywhere",
+    "use_rslora": "the update is scaled by lora_alpha / lora_r; raise lora_alpha",
+    "use_dora": "adapters are plain LoRA",
+    "lora_modules_to_save": "an adapter is all that is trained with use_peft",
+    "lora_task_type": "leave it out; it follows from the verb",
+    "completion_only_loss": "the loss is on the assistant's tokens alone",
+    "assistant_only_loss": "the loss is on the assistant's tokens alone",
+    "dataset_text_field": "rows are told by their columns; see docs/data.md, or choose a converter",
+    "dataset_test_split": "use eval_dataset_name", "shuffle_dataset": "rows are shuffled in each epoch, by seed",
+    "sync_ref_model": "in a run of rounds use loop.reference: ema",
+    "load_best_model_at_end": "the last step is what is kept", "model_init_kwargs": "use dtype and attn_implementation",
+    "eos_token": "stop tokens follow from the chat template and the model",
+    "pad_token": "it follows from the tokenizer", "label_smoothing_factor": "the loss of a token is not smoothed",
+    "run_name": "trackers know a run by its output_dir", "use_cpu": "set the environment variable JAX_PLATFORMS=cpu",
+    "torch_compile": "everything is compiled", "label_names": "leave it out",
+    "trust_remote_code": "code from model folders is never run",
     "rpo_alpha": "use loss_type: [sigmoid, sft] with loss_weights: [1, alpha]",
     "cpo_alpha": "use loss_type: [cpo, sft] with loss_weights: [1, alpha]",
     "reference_free": "choose a reference-free loss_type: simpo, cpo, orpo or alphapo",
@@ -55,6 +73,8 @@ REFUSED = {
 """Keys of other frameworks that have no meaning here, and what to do instead."""
 
 
+SIMILAR = 0.8
+"""A key that is this much like a known one (difflib's ratio) is a misspelling of it; less like, it means another."""
 SHOWN_KEYS = 20
 """Unknown keys that one message names."""
 
@@ -85,8 +105,10 @@ class Parser(ArgumentParser):
         if tail in REFUSED:
             return REFUSED[tail]
         names = {name.rsplit(".", 1)[-1]: name for name in sorted(self.keys)} | {name: name for name in self.keys}
-        near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(tail, names, n=1)
-        return f"did you mean {names[near[0]]!r}?" if near else "nothing here is called like it"
+        near = [name for word in (key, tail) for name in difflib.get_close_matches(word, names, n=1, cutoff=SIMILAR)]
+        words = set(tail.split("_"))
+        near += sorted((name for name in names if words <= set(name.rsplit(".", 1)[-1].split("_"))), key=len)
+        return f"did you mean {names[near[0]]!r}?" if near else "no key has a similar name"
 
 
 def renamed(key: str) -> str:
