@@ -31,7 +31,7 @@ from rlhf_jax.workflow.options import TrackerOptions
 from rlhf_jax.workflow.policy import Loaded
 from rlhf_jax.workflow.preview import preview
 from rlhf_jax.workflow.results import gather
-from rlhf_jax.workflow.stage import Run, Stage, write_json_atomic
+from rlhf_jax.workflow.stage import Run, Stage, to_plain, write_json_atomic
 from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import VERBS, evaluate_policies
 
@@ -181,7 +181,7 @@ def _reported(config: Any, run: Callable[[Context], Outcome], title: str, gold: 
     if is_main_process():
         results = gather(context.run, outcome, title=title, gold=gold, seed=seed)
         write_json_atomic(context.run.folder / "results.json", results)
-        report(ReportCommand(str(context.run.folder)))
+        _draw(to_plain(results), context.run.folder)
 
 
 def report(command: ReportCommand) -> None:
@@ -190,7 +190,14 @@ def report(command: ReportCommand) -> None:
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
-    results = json.loads(path.read_text())
+    try:
+        _draw(json.loads(path.read_text()), folder)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not as a run writes it ({type(error).__name__}: {error}); give the command of the "
+                         "run again, which writes it anew") from error
+
+
+def _draw(results: dict[str, Any], folder: Path) -> None:
     page = write_report(results, folder)
     (folder / "report.md").write_text(write_markdown(results))
     print(write_markdown(results) if results["policies"] else "\n".join(headline(results)))

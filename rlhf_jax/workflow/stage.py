@@ -131,10 +131,18 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
     return None
 
 
+def _check_record(record: dict[str, Any], done: bool) -> None:
+    """Raises KeyError or TypeError for what is no record of a stage, or of a stage that is done."""
+    kinds: dict[str, Any] = {"stage": str, "key": str, "inputs": dict}
+    for name, kind in (kinds | {"report": dict, "seconds": int | float} if done else kinds).items():
+        if not isinstance(record[name], kind):
+            raise TypeError(f"{name} is {type(record[name]).__name__}")
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        _ = record["key"], record["inputs"]
+        _check_record(record, done=path.name == RECORD)
     except (ValueError, KeyError, TypeError) as error:
         raise StageConflict(f"{path} is damaged ({error}), so what {path.parent} holds cannot be told. It is "
                             "written whole or not at all: something else changed it. Remove that folder and run again"
