@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 5
 
-.PHONY: quickstart test test-slow lint check reproduce clean
+.PHONY: quickstart test test-slow soak lint check reproduce clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ test: $(VENV)/.installed              ## the tests
 
 test-slow: $(VENV)/.installed         ## minutes-long suites: kill and resume, parity with torch where it is installed
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+
+soak: $(VENV)/.installed              ## the long forms of the fuzz and kill suites: hours
+	RLHF_JAX_SOAK=1 $(BIN)/python -m pytest tests/fuzz tests/workflow/test_kill.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

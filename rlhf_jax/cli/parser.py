@@ -6,11 +6,11 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from rlhf_jax.cli.config_file import read_config, read_value
 from rlhf_jax.config.build import UnknownKeys, build
 from rlhf_jax.fields import declared, flattened, keys
 
@@ -19,7 +19,8 @@ T = TypeVar("T")
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
     "reward_model_path": "model_name_or_path", "choose_type": "rule", "len_penalty": "length_penalty",
-    "K": "num_generations", "dataset": "dataset_name",
+    "K": "num_generations", "n": "num_generations", "num_return_sequences": "num_generations",
+    "dataset_train_split": "split", "dataset": "dataset_name",
     "ref_model_path": "reference_model", "ref_model": "reference_model",
 }
 """Old or foreign names of keys and what they are called here; accepted, and said."""
@@ -35,7 +36,23 @@ REFUSED = {
     "use_liger_kernel": "log-probs are always chunked; see logits_chunk",
     "gradient_checkpointing": "use remat: none | full | dots", "bf16": "use dtype: bfloat16",
     "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
-    "load_in_4bit": "4-bit weights are not supported", "trust_remote_code": "code from model folders is never run",
+    "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
+    "lora_dropout": "adapters are trained without dropout", "disable_dropout": "there is no dropout anywhere",
+    "use_rslora": "the update is scaled by lora_alpha / lora_r; raise lora_alpha",
+    "use_dora": "adapters are plain LoRA",
+    "lora_modules_to_save": "an adapter is all that is trained with use_peft",
+    "lora_task_type": "leave it out; it follows from the verb",
+    "completion_only_loss": "the loss is on the assistant's tokens alone",
+    "assistant_only_loss": "the loss is on the assistant's tokens alone",
+    "dataset_text_field": "rows are told by their columns; see docs/data.md, or choose a converter",
+    "dataset_test_split": "use eval_dataset_name", "shuffle_dataset": "rows are shuffled in each epoch, by seed",
+    "sync_ref_model": "in a run of rounds use loop.reference: ema",
+    "load_best_model_at_end": "the last step is what is kept", "model_init_kwargs": "use dtype and attn_implementation",
+    "eos_token": "stop tokens follow from the chat template and the model",
+    "pad_token": "it follows from the tokenizer", "label_smoothing_factor": "the loss of a token is not smoothed",
+    "run_name": "trackers know a run by its output_dir", "use_cpu": "set the environment variable JAX_PLATFORMS=cpu",
+    "torch_compile": "everything is compiled", "label_names": "leave it out",
+    "trust_remote_code": "code from model folders is never run",
     "rpo_alpha": "use loss_type: [sigmoid, sft] with loss_weights: [1, alpha]",
     "cpo_alpha": "use loss_type: [cpo, sft] with loss_weights: [1, alpha]",
     "reference_free": "choose a reference-free loss_type: simpo, cpo, orpo or alphapo",
@@ -58,6 +75,12 @@ REFUSED = {
 """Keys of other frameworks that have no meaning here, and what to do instead."""
 
 
+SIMILAR = 0.8
+"""A key that is this much like a known one (difflib's ratio) is a misspelling of it; less like, it means another."""
+SHOWN_KEYS = 20
+"""Unknown keys that one message names."""
+
+
 def refuse(verb: str, message: str) -> NoReturn:
     """Ends the program with status 2 and a message that names where the keys are listed."""
     print(f"rlhf-jax {verb}: {message}\n(rlhf-jax {verb} --help lists the keys)", file=sys.stderr)
@@ -76,7 +99,9 @@ def instead(key: str, options: type) -> str:
     if tail in REFUSED:
         return REFUSED[tail]
     names = {name.rsplit(".", 1)[-1]: name for name in sorted(known)} | {name: name for name in known}
-    near = difflib.get_close_matches(key, names, n=1) or difflib.get_close_matches(tail, names, n=1)
+    near = [name for word in (key, tail) for name in difflib.get_close_matches(word, names, n=1, cutoff=SIMILAR)]
+    words = set(tail.split("_"))
+    near += sorted((name for name in names if words <= set(name.rsplit(".", 1)[-1].split("_"))), key=len)
     return f"did you mean {names[near[0]]!r}?" if near else "no key has a similar name"
 
 
@@ -118,8 +143,9 @@ def parse_tree(options: type[T], verb: str, tree: dict[str, Any]) -> T:
     try:
         return build(options, _renamed_tree(tree, {key.rsplit(".", 1)[-1] for key, _, _ in keys(options)}))
     except UnknownKeys as error:
-        lines = [f"  {key}: {instead(key, options)}" for key in error.names]
-        refuse(verb, "\n".join([f"no such key{'s' * (len(lines) > 1)}:", *lines]))
+        lines = [f"  {key}: {instead(key, options)}" for key in error.names[:SHOWN_KEYS]]
+        lines += [f"  and {len(error.names) - SHOWN_KEYS:,} more"] * (len(error.names) > SHOWN_KEYS)
+        refuse(verb, "\n".join([f"no such key{'s' * (len(error.names) > 1)}:", *lines]))
     except ValueError as error:
         refuse(verb, str(error))
 
@@ -137,7 +163,7 @@ def merged_tree(args: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"{flag} needs a value: {flag} VALUE")
             value = queue.pop(0)
         key = flag[2:].replace("-", "_")
-        trees.append(_load_yaml(value) if key == "config" else _nested(key, _flag_value(flag, value)))
+        trees.append(read_config(value) if key == "config" else _nested(key, _flag_value(flag, value)))
     return _merged(trees)
 
 
@@ -148,32 +174,9 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _flag_value(flag: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{flag} {text}: the value is not valid YAML; put it in quotes") from error
-
-
-class _OnceOnly(yaml.SafeLoader):
-    """YAML in which a mapping gives each key once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice,{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-def _load_yaml(path: str) -> dict[str, Any]:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"--config {path}: there is no such file")
-    try:
-        value = yaml.load(file.read_text(), _OnceOnly)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not valid YAML: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"--config {path} holds {type(value).__name__}; a config is a mapping of keys to values")
-    return value
+        return read_value(text)
+    except ValueError as error:
+        raise ValueError(f"{flag} {text[:200]}: the value is not valid YAML; put it in quotes ({error})") from error
 
 
 def _merged(trees: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -23,14 +22,13 @@ from rlhf_jax.models import count_params
 from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
 from rlhf_jax.workflow.context import Context, Tick
-from rlhf_jax.workflow.datasets import RenderedRows
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
-from rlhf_jax.workflow.policies import Outcome, compare
+from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
 from rlhf_jax.workflow.results import gather_results
-from rlhf_jax.workflow.stage import Run, write_json_atomic
+from rlhf_jax.workflow.stage import Run, to_plain, write_json_atomic
 from rlhf_jax.workflow.trackers import package
-from rlhf_jax.workflow.verbs import STAGES, rows_of
+from rlhf_jax.workflow.verbs import STAGES
 
 LINE_SECONDS = 20.0
 """Without a terminal, a stage says where it stands this often."""
@@ -102,10 +100,24 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _context(config: Any, console: Console, tick: Tick, *, single: bool = False) -> Context:
-    trackers = config.trackers.names if hasattr(config, "trackers") else ()
+def _check_output(folder: Path) -> None:
+    """Raises ValueError where `_writable` would, and makes nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"output_dir {str(folder)!r} cannot be written to ({there} is "
+                         f"{'read-only' if there.is_dir() else 'a file'}); choose another")
+
+
+def _check_trackers(config: Any) -> tuple[str, ...]:
+    """The trackers a config names; that a package is missing is said now, not when training begins."""
+    trackers: tuple[str, ...] = config.trackers.names if hasattr(config, "trackers") else ()
     for name in trackers:
-        package(name)  # that it is missing is said now, not when training begins
+        package(name)
+    return trackers
+
+
+def _context(config: Any, console: Console, tick: Tick, *, single: bool = False) -> Context:
+    trackers = _check_trackers(config)
     run = Run(_writable(config.output_dir), config, announce=console.print if is_main_process() else lambda _: None,
               single=single)
     chosen = resolved(getattr(config, "mesh", None), config)
@@ -162,7 +174,7 @@ def _report(context: Context, outcome: Outcome, title: str, gold: str | None, se
     if is_main_process():
         results = gather_results(context.run, outcome, title=title, gold=gold, seed=seed)
         write_json_atomic(context.run.folder / "results.json", results)
-        report("report", ReportCommand(run=str(context.run.folder)))
+        _draw(to_plain(results), context.run.folder)
 
 
 def report(verb: str, command: ReportCommand) -> None:
@@ -172,7 +184,14 @@ def report(verb: str, command: ReportCommand) -> None:
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
-    results = json.loads(path.read_text())
+    try:
+        _draw(json.loads(path.read_text()), folder)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not as a run writes it ({type(error).__name__}: {error}); give the command of the "
+                         "run again, which writes it anew") from error
+
+
+def _draw(results: dict[str, Any], folder: Path) -> None:
     page = write_report(results, folder)
     (folder / "report.md").write_text(write_markdown(results))
     print(write_markdown(results) if results["policies"] else "\n".join(headline(results)))
@@ -182,21 +201,25 @@ def report(verb: str, command: ReportCommand) -> None:
 def preview(verb: str, command: Any) -> None:
     """Prints the model's size, the data funnel and three rendered examples, trained-on tokens between [ and ].
 
-    Nothing is written to the command's output folder.
+    Nothing is written to the command's output folder. Ends as the command would if that cannot begin.
     """
+    _check_trackers(command)
+    _check_output(Path(command.output_dir).expanduser())
     with tempfile.TemporaryDirectory() as folder:
-        command = dataclasses.replace(command, output_dir=folder)
         run = Run(Path(folder), command, announce=lambda _: None)
-        context = Context(run, make_mesh(resolved(getattr(command, "mesh", None), command).mesh))
-        if isinstance(command, ExperimentConfig):
-            rows: RenderedRows | None = Experiment(command, context).preview()
-        else:
-            rows = rows_of(STAGES[verb](command, context))
-        if rows is None:
-            print("this verb renders no rows; the config above is all there is to show")
-            return
-        config = rows.checkpoint.config
-        groups = rows.read()
-        print(f"model: {config.family}, {count_params(config):,} parameters\n\n{rows.funnel}\n")
-        for group in groups[:3]:
-            print(describe(group, rows.checkpoint.tokenizer), end="\n\n")
+        context = Context(run, make_mesh(resolved(getattr(command, "mesh", None), command).mesh), dry=True)
+        match command:
+            case ExperimentConfig():
+                found = Experiment(command, context).preview()
+            case CompareCommand():
+                found = preview_comparison(command, context)
+            case _:
+                found = STAGES[verb](command, context).preview(context)
+        if found.checkpoint is not None:
+            config = found.checkpoint.config
+            print(f"model: {config.family}, {count_params(config):,} parameters\n")
+        if found.counts is not None:
+            print(f"{found.counts}\n")
+        for group in found.groups[:3]:
+            assert found.checkpoint is not None
+            print(describe(group, found.checkpoint.tokenizer), end="\n\n")

@@ -168,6 +168,17 @@ class ExperimentConfig(Options):
         self._check_templates()
         self._check_idle()
 
+    @property
+    def data(self) -> dict[str, RowOptions]:
+        """The rows that the run reads, by the key of their section."""
+        sections: dict[str, DataOptions | PreferenceData | ScorerData | None] = {"prompts": self.prompts}
+        for name, section in (("sft", self.sft), ("reward", self.reward)):
+            if section is not None:
+                sections |= {f"{name}.data": section.data, f"{name}.eval_data": section.eval_data}
+        if self.evaluation is not None:
+            sections["evaluation.data"] = self.evaluation.data
+        return {name: data.rows for name, data in sections.items() if data is not None}
+
     def _check_templates(self) -> None:
         """Raises ValueError for a section's own template where its model already has one: the run's, or its own."""
         sections: list[tuple[str, DataOptions | PreferenceData | None]] = [("prompts", self.prompts)]

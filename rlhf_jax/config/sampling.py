@@ -12,6 +12,11 @@ _LANES = at_least(1, 65_536)
 _TOKENS = at_least(1, 2**24)
 
 
+def rounded_up(tokens: int) -> int:
+    """The next power of two, 16 at least: the depth of a cache that holds so many tokens, so that few sizes occur."""
+    return max(16, 1 << max(tokens - 1, 0).bit_length())
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig(Options):
     """What to sample.
@@ -56,6 +61,21 @@ class SamplingConfig(Options):
         if not 1 <= given <= self.num_generations:
             raise ValueError(f"temperature has {given} values for num_generations = {self.num_generations} samples; "
                              "give one value, or at most one for each sample")
+
+    def capacity(self, longest: int, positions: int) -> int:
+        """Tokens that prompts of up to `longest` tokens are given in the cache of a model of so many positions.
+
+        Raises:
+          ValueError: if the longest prompt or its response has no room.
+        """
+        capacity = self.prompt_length or rounded_up(longest)
+        if longest > capacity:
+            raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
+                             "drop long prompts with max_prompt_length")
+        if longest + self.max_new_tokens > positions:
+            raise ValueError(f"the longest prompt ({longest} tokens) plus max_new_tokens ({self.max_new_tokens}) "
+                             f"passes the model's {positions} positions; lower max_new_tokens or max_prompt_length")
+        return capacity
 
     @property
     def temperatures(self) -> tuple[float, ...]:

@@ -7,7 +7,8 @@ by the chat template or by the sampler, and never re-tokenised afterwards.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,11 +60,20 @@ class Response:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Response:
-        ids = np.asarray(row["ids"], np.int32)
-        mask = np.asarray(row["loss_mask"], bool) if "loss_mask" in row else np.ones(len(ids), bool)
-        logps = np.asarray(row["logps"], np.float32) if "logps" in row else None
-        return Response(ids, mask, row.get("text", ""), row.get("finish_reason"), logps,
-                        row.get("scores", {}), row.get("label"))
+        """The inverse of `to_json`. Raises ValueError, naming the column, for what `to_json` never writes."""
+        ids = _token_ids(row, "ids")
+        mask = _numbers(row["loss_mask"], "loss_mask", "bi", ids) if "loss_mask" in row else np.ones(len(ids), bool)
+        if not np.isin(mask, (0, 1)).all():
+            raise ValueError("loss_mask holds other numbers than 0 and 1")
+        logps = _numbers(row["logps"], "logps", "fi", ids).astype(np.float32) if "logps" in row else None
+        reason, label, scores = row.get("finish_reason"), row.get("label"), row.get("scores", {})
+        if reason not in (None, STOP, LENGTH):
+            raise ValueError(f"finish_reason is {reason!r}; it is {STOP!r}, {LENGTH!r} or left out")
+        if label is not None and not isinstance(label, bool):
+            raise ValueError(f"label is {label!r}; it is true, false or left out")
+        if not isinstance(scores, dict) or not all(_finite(score) for score in scores.values()):
+            raise ValueError("scores holds something else than a finite number per scorer")
+        return Response(ids, mask.astype(bool), _text(row, "text"), reason, logps, scores, label)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,15 +115,21 @@ class PromptGroup:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> PromptGroup:
-        return PromptGroup(
-            prompt_id=row["prompt_id"],
-            prompt_ids=np.asarray(row["prompt_ids"], np.int32),
-            responses=tuple(Response.from_json(r) for r in row["responses"]),
-            prompt=row.get("prompt", ""),
-            pairs=tuple((int(a), int(b)) for a, b in row.get("pairs", ())),
-            margins=tuple(row.get("margins", ())),
-            extra=row.get("extra", {}),
-        )
+        """The inverse of `to_json`. Raises ValueError, naming the column, for what `to_json` never writes."""
+        if missing := [name for name in ("prompt_id", "prompt_ids", "responses") if name not in row]:
+            raise ValueError(f"there is no {' and no '.join(missing)}; the columns are {', '.join(row)}")
+        if not isinstance(row["prompt_id"], str):
+            raise ValueError(f"prompt_id is {row['prompt_id']!r} and no text")
+        responses, extra = _responses(row["responses"]), row.get("extra", {})
+        pairs = tuple(_pair(pair, len(responses)) for pair in _listed(row.get("pairs", []), "pairs"))
+        margins = tuple(_listed(row.get("margins", []), "margins"))
+        if not all(_finite(margin) for margin in margins) or len(margins) not in (0, len(pairs)):
+            raise ValueError(f"margins is {list(margins)!r}; it is one finite number for each of the {len(pairs)} "
+                             "pairs, or left out")
+        if not isinstance(extra, dict):
+            raise ValueError(f"extra is {type(extra).__name__} and no object of columns")
+        return PromptGroup(row["prompt_id"], _token_ids(row, "prompt_ids"), responses, _text(row, "prompt"), pairs,
+                           margins, extra)
 
     def with_scores(self, name: str, scores: list[float | None]) -> PromptGroup:
         """This group with one more scorer's verdicts; `None` (the scorer failed) adds nothing."""
@@ -122,3 +138,66 @@ class PromptGroup:
             for r, s in zip(self.responses, scores, strict=True)
         )
         return dataclasses.replace(self, responses=responses)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _listed(value: Any, name: str) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {type(value).__name__} and no list")
+    return value
+
+
+def _numbers(value: Any, name: str, kinds: str, ids: np.ndarray | None = None) -> np.ndarray:
+    """[n] finite numbers of one of numpy's `kinds` (b, i, f); as many as `ids`, if given."""
+    numbers = _listed(value, name)
+    try:
+        found = np.asarray(numbers)
+    except ValueError as error:  # lists of unequal length
+        raise ValueError(f"{name} is no flat list of numbers") from error
+    if len(found) and (found.ndim != 1 or found.dtype.kind not in kinds or not (
+            np.abs(found) <= np.finfo(np.float32).max).all()):
+        raise ValueError(f"{name} holds something else than {'whole' if 'f' not in kinds else 'finite'} numbers")
+    if ids is not None and len(found) != len(ids):
+        raise ValueError(f"{name} has {len(found)} numbers and ids {len(ids)}; there is one per token")
+    return found
+
+
+def _token_ids(row: Mapping[str, Any], name: str) -> np.ndarray:
+    """[n] int32, from 0; one or more."""
+    if name not in row:
+        raise ValueError(f"there is no {name}; the columns are {', '.join(row)}")
+    found = _numbers(row[name], name, "i")
+    if not len(found):
+        raise ValueError(f"{name} is empty")
+    if not 0 <= found.min() <= found.max() < 2**31:
+        raise ValueError(f"{name} holds {found.min() if found.min() < 0 else found.max()}, which is no token id")
+    return found.astype(np.int32)
+
+
+def _text(row: Mapping[str, Any], name: str) -> Text:
+    value = row.get(name, "")
+    if not isinstance(value, str) and not (isinstance(value, list) and all(
+            isinstance(message, dict) and isinstance(message.get("role"), str) for message in value)):
+        raise ValueError(f"{name} is neither text nor a list of messages with a role")
+    return value
+
+
+def _responses(value: Any) -> tuple[Response, ...]:
+    found = []
+    for number, row in enumerate(_listed(value, "responses")):
+        if not isinstance(row, dict):
+            raise ValueError(f"responses[{number}] is {type(row).__name__} and no object")
+        try:
+            found.append(Response.from_json(row))
+        except ValueError as error:
+            raise ValueError(f"responses[{number}]: {error}") from error
+    return tuple(found)
+
+
+def _pair(value: Any, count: int) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2 or not all(type(i) is int and 0 <= i < count for i in value):
+        raise ValueError(f"pairs holds {value!r}; a pair is the places of two of the {count} responses, from 0")
+    return value[0], value[1]

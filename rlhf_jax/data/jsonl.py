@@ -97,12 +97,14 @@ def _parse_line(line: bytes) -> Mapping[str, Any] | BadRow:
 
 def read_jsonl(path: str | Path) -> list[Mapping[str, Any]]:
     """All rows of a file that one of our own stages wrote, so a bad line is an error: raises SourceError naming it."""
-    rows = []
+    return [row for _, row in _own_rows(path)]
+
+
+def _own_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, row in scan_jsonl(path):
         if isinstance(row, BadRow):
             raise SourceError(f"{path}, line {number}: {row.message}") from row
-        rows.append(row)
-    return rows
+        yield number, row
 
 
 def write_groups(path: str | Path, groups: Iterable[PromptGroup]) -> int:
@@ -113,10 +115,10 @@ def write_groups(path: str | Path, groups: Iterable[PromptGroup]) -> int:
 def read_groups(path: str | Path) -> list[PromptGroup]:
     """The prompt groups that `write_groups` wrote, ids and log-probs bit for bit. Raises SourceError."""
     groups = []
-    for number, row in enumerate(read_jsonl(path), start=1):
+    for number, row in _own_rows(path):
         try:
             groups.append(PromptGroup.from_json(row))
-        except (KeyError, TypeError) as error:
-            raise SourceError(f"{path}, row {number} is not a prompt group ({type(error).__name__}: {error}); it has "
-                              f"the columns {', '.join(row)}. Was it written by another program?") from error
+        except ValueError as error:
+            raise SourceError(f"{path}, line {number} is not a prompt group as this program writes it: {error}. Give "
+                              "a file that `generate`, `score` or `pairs` wrote, or make it anew") from error
     return groups

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
@@ -29,11 +29,6 @@ from rlhf_jax.sampling.rules import Rules
 def shape_settings(sampling: SamplingConfig) -> SamplingConfig:
     """What of the settings shapes the compiled programs; the rest are arguments of theirs."""
     return dataclasses.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_strings=(), seed=0)
-
-
-def rounded_up(tokens: int) -> int:
-    """The next power of two, 16 at least: the depth of a cache that holds so many tokens, so that few sizes occur."""
-    return max(16, 1 << max(tokens - 1, 0).bit_length())
 
 
 LEAST_VIEW, LEAST_ROWS = 64, 32
@@ -166,16 +161,7 @@ class Sampler:
                     rows if self._skips_idle and rows < len(slots) * self._lanes else None)
 
     def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
-        longest = max(len(p.prompt_ids) for p in prompts)
-        capacity = self.sampling.prompt_length or rounded_up(longest)
-        if longest > capacity:
-            raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
-                             "drop long prompts with max_prompt_length")
-        if longest + self.sampling.max_new_tokens > self.config.max_position:
-            raise ValueError(f"the longest prompt ({longest} tokens) plus max_new_tokens "
-                             f"({self.sampling.max_new_tokens}) passes the model's {self.config.max_position} "
-                             "positions; lower max_new_tokens or max_prompt_length")
-        return max(capacity, 2)
+        return max(self.sampling.capacity(max(len(p.prompt_ids) for p in prompts), self.config.max_position), 2)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
                 capacity: int) -> Refill | None:

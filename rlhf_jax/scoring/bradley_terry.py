@@ -29,17 +29,19 @@ class BradleyTerryScorer:
 
     Args:
       params, config: of the reward model; see `Weights`. renderer: with the reward model's own tokenizer.
-      key: of weights and rendering. output: which of several outputs is the score (ODIN's quality is 1).
+      key: of weights and rendering, or a function that finds it.
+      output: which of several outputs is the score (ODIN's quality is 1).
 
     Raises:
       CheckpointError: if the model is no classifier, or has several outputs and none was chosen.
     """
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
-                 name: str = "proxy", key: str = "", output: int | None = None, rows_per_batch: int = 4):
+                 name: str = "proxy", key: str | Callable[[], str] = "", output: int | None = None,
+                 rows_per_batch: int = 4):
         self._output = output
         self._check(config)
-        self.name, self.key = name, key
+        self.name, self._key = name, key
         self.failures: Counter[str] = Counter()
         self._weights, self._renderer = Weights(params), renderer
         self._compute = Compute(config, mesh=mesh)
@@ -61,6 +63,11 @@ class BradleyTerryScorer:
 
     def _outputs(self, params: Params, batch: Any) -> Any:
         return slot_score(self._compute, self._output, params, batch)
+
+    @property
+    def key(self) -> str:
+        """Changes when the scores would."""
+        return self._key() if callable(self._key) else self._key
 
     def let_go(self) -> None:
         self._weights.let_go()

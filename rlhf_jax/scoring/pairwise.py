@@ -106,13 +106,13 @@ class PairwiseScorer:
     """
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
-                 name: str = "proxy", key: str = "",
+                 name: str = "proxy", key: str | Callable[[], str] = "",
                  method: Literal["round_robin", "knock_out"] = "round_robin",
                  rows_per_batch: int = 4, min_letter_mass: float = 0.5):
         if config.is_classifier:
             raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
                                   f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
-        self.name, self.key, self.method = name, key, method
+        self.name, self._key, self.method = name, key, method
         self.failures: Counter[str] = Counter()
         self.disagreements = 0
         self._weights, self._renderer = Weights(params), renderer
@@ -161,6 +161,11 @@ class PairwiseScorer:
             self.disagreements += (p_ab > 0.5) == (p_ba > 0.5)
             out.append(float(losses.average_orders(jnp.asarray(p_ab), jnp.asarray(p_ba))))
         return out
+
+    @property
+    def key(self) -> str:
+        """Changes when the scores would."""
+        return self._key() if callable(self._key) else self._key
 
     def let_go(self) -> None:
         self._weights.let_go()

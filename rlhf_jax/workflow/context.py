@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,6 +51,7 @@ class Context:
       run: its folder. mesh: of all devices of all processes, for training.
       tick: shows progress. trackers: get the metric rows of trainings.
       name, key: of the stage at work.
+      dry: for a dry run: nothing is kept in the folder, unusable rows neither.
     """
 
     run: Run
@@ -58,6 +60,7 @@ class Context:
     trackers: tuple[str, ...] = ()
     name: str = ""
     key: str = ""
+    dry: bool = False
     latest: LatestWeights = dataclasses.field(default_factory=LatestWeights)
     samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
     logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
@@ -72,6 +75,14 @@ class Context:
         """The model that a training stage makes."""
         finished = self.do(name, stage)
         return Checkpoint(finished.folder / MODEL, stage_key=finished.key)
+
+    def quarantine(self, name: str) -> Path | None:
+        """The file for unusable rows of a data set; None in a dry run."""
+        if self.dry:
+            return None
+        folder = self.run.folder
+        return folder / f"quarantine-{name}.jsonl" if self.run.single else (
+            folder / "quarantine" / f"{name.replace('/', '-')}.jsonl")
 
     def params(self, checkpoint: Checkpoint) -> Params:
         """Float32 weights on the training mesh: as training left them, else from their files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
 from rlhf_jax.data.chat import Renderer, render_all
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups
+from rlhf_jax.data.jsonl import SourceError, read_groups
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
 from rlhf_jax.data.tokenizer import load_template
@@ -65,6 +65,53 @@ class GroupFile:
         return read_groups(self.path)
 
 
+@dataclasses.dataclass(frozen=True)
+class PairFile(GroupFile):
+    """A pairs.jsonl that a user gives, in the tokens of a model of `vocab_size` rows."""
+
+    vocab_size: int = 0
+
+    def read(self) -> list[PromptGroup]:
+        """The groups, each with a pair to learn from.
+
+        Raises:
+          SourceError: if there is no such file or it holds something else.
+        """
+        path = self.path
+        if not path.is_file():
+            raise SourceError(f"pairs = {str(path)!r} is {'a folder' if path.is_dir() else 'no file'}; give the "
+                              "pairs.jsonl that `rlhf-jax pairs` wrote")
+        groups = super().read()
+        if not groups:
+            raise SourceError(f"{path} holds no pairs")
+        for number, group in enumerate(groups, start=1):
+            if not group.pairs:
+                raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) has no pair, so there is nothing to "
+                                  "learn from it. What `generate` and `score` write goes through `rlhf-jax pairs` "
+                                  "first")
+            largest = max(int(ids.max()) for ids in (group.prompt_ids, *(r.ids for r in group.responses)))
+            if largest >= self.vocab_size:
+                raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) holds the token id {largest} and the "
+                                  f"model has {self.vocab_size} tokens. The pairs were sampled from another model; "
+                                  "train that")
+        return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """What a dry run shows of a stage: its model, the rows it reads, and the groups they became."""
+
+    checkpoint: Checkpoint | None = None
+    source: Any = None
+    groups: Sequence[PromptGroup] = ()
+    funnel: Funnel | None = None
+
+    @property
+    def counts(self) -> Funnel | None:
+        """How many rows were used."""
+        return self.source.funnel if isinstance(self.source, RenderedRows) else self.funnel
+
+
 def _as_they_are(examples: list[Example], funnel: Funnel) -> list[Example]:
     del funnel
     return examples
@@ -110,7 +157,7 @@ class RenderedRows:
 def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions()
               ) -> tuple[list[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
-    _some_source(rows)
+    check_named({"": rows})
     options = ParseOptions(pair_rule=graded.pair_rule, min_gap=graded.min_gap,
                            allow_empty_prompt=rows.allow_empty_prompt)
     examples, funnel = load_examples(list(rows.sources), kind, split=rows.split, converter=rows.converter,
@@ -125,15 +172,16 @@ def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, grad
 
 def check_sources(rows: RowOptions) -> None:
     """Opens every source and reads its first row; raises what `read_data` would raise for one that is not there."""
-    _some_source(rows)
     for source in rows.sources:
         next(iter(read_rows(source, split=rows.split)))
 
 
-def _some_source(rows: RowOptions) -> None:
-    if not rows.sources:
-        raise ValueError("no data is given: set dataset_name to a file, a folder, a glob, tfds:NAME or a hub name (in "
-                         "a run with sections, that of the section, as prompts.dataset_name)")
+def check_named(sections: Mapping[str, RowOptions]) -> None:
+    """Raises ValueError with the keys of all `sections` (by their names; "" for a verb's own) that name no source."""
+    missing = [f"{name}.dataset_name".lstrip(".") for name, rows in sections.items() if not rows.sources]
+    if missing:
+        raise ValueError(f"no data is given: set {' and '.join(missing)} to a file, a folder, a glob, tfds:NAME or a "
+                         "hub name")
 
 
 def data_key(kind: Kind, rows: RowOptions, graded: GradedOptions, render: RenderOptions | None = None) -> str:

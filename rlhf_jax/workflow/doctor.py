@@ -20,6 +20,9 @@ from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 
+_NOISE = 0.1
+"""Nats by which the loss of fresh weights may pass that of chance."""
+
 Verdict = Literal["ok", "note", "fail"]
 
 CONVERSATION = [
@@ -41,7 +44,7 @@ class Finding(NamedTuple):
 
 
 def examine(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup] = ()) -> list[Finding]:
-    """Every check on a checkpoint; one that cannot be made is a finding too.
+    """Every check on a checkpoint; one that cannot be made is a finding too, with all others of the same cause.
 
     Args:
       groups: rendered rows of the user's own data for the step-0 loss; the embedded conversation if there are none.
@@ -56,12 +59,15 @@ def examine(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup] = 
         "padding": lambda: _padding(checkpoint),
         "step 0": lambda: _step_zero(checkpoint, mesh, groups),
     }
-    found = []
+    found: list[Finding] = []
+    causes: dict[str, int] = {}  # what prevents a check -> its finding's place
     for name, check in checks.items():
         try:
             found.append(check())
         except (ValueError, OSError) as error:
-            found.append(Finding(name, "fail", str(error)))
+            at = causes.setdefault(str(error), len(found))
+            blocked = found[at].check + ", " if at < len(found) else ""
+            found[at:at + 1] = [Finding(blocked + name, "fail", str(error))]
     return found
 
 
@@ -169,7 +175,7 @@ def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]
     logps = np.concatenate([x for group in logps_map(Compute(config, mesh=mesh), mesh)(params, groups) for x in group])
     loss, chance = float(-np.mean(logps)), math.log(config.vocab_size)
     seen = f"loss {loss:.3f} nats a token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
-    if not math.isfinite(loss) or loss > chance:
+    if not math.isfinite(loss) or loss > chance + _NOISE:
         return Finding("step 0", "fail", seen, "worse than chance: the weights, the tokenizer or the template is not "
                        "the one the model was trained with")
     return Finding("step 0", "ok" if loss < 0.6 * chance else "note", seen,

@@ -18,15 +18,16 @@ from rlhf_jax.parallel import is_main_process
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import RenderedRows, check_sources
+from rlhf_jax.workflow.datasets import Preview, RenderedRows, check_named, check_sources
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
-from rlhf_jax.workflow.kinds import check_scorer, open_scorer, trainable_kind
+from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
 from rlhf_jax.workflow.stage import MODEL
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.pairs import LabelledPairsStage
 from rlhf_jax.workflow.stages.reward import RewardStage
+from rlhf_jax.workflow.stages.sample import with_capacity
 from rlhf_jax.workflow.stages.scratch import ScratchStage
 from rlhf_jax.workflow.stages.sft import SftStage
 from rlhf_jax.workflow.stages.world import WorldStage
@@ -64,7 +65,7 @@ class Experiment:
             more["graded"] = data.graded
         self._rows[name] = RenderedRows(
             checkpoint=checkpoint, kind=kind, rows=self.located(data.rows), render=data.render,
-            quarantine=self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl", **more)
+            quarantine=self.context.quarantine(name), **more)
         return self._rows[name]
 
     @property
@@ -90,27 +91,29 @@ class Experiment:
         if c.world is not None:
             self._world_folder = self.context.do("world", WorldStage(c.world)).folder
         base = self._base()
+        check_named(c.data)
         prompts = self.rows("prompts", c.prompts, "prompt", base).read()
         for number in range(1, c.loop.rounds + 1):
             round_prompts(prompts, c.loop, number)
+        with_capacity(c.sampling, prompts, base.config.max_position)
         for options in (c.scorer, c.gold):
             if options is not None:
-                check_scorer(options)
+                open_scorer(options, self.context.local_mesh, "")  # loads no weights before it first scores
         if c.reward is not None and c.reward.init != "policy":
             Checkpoint.find(c.reward.init)
-        later = [c.evaluation.data.rows] if c.evaluation else []
-        later += [c.reward.data.rows] if c.reward else []
-        later += [section.eval_data.rows for section in (c.sft, c.reward) if section and section.eval_data]
-        for rows in later:
+        for rows in c.data.values():
             check_sources(self.located(rows))
         return prompts, base
 
-    def preview(self) -> RenderedRows:
-        """The first data set the run would train on: SFT rows, or the loop's prompts."""
+    def preview(self) -> Preview:
+        """The first data set the run would train on: SFT rows, or the loop's prompts.
+
+        Raises what `run` would raise before its first stage.
+        """
         _, base = self.checked_inputs()
-        if self.config.sft is None:
-            return self._rows["prompts"]
-        return self.rows("sft", self.config.sft.data, "sft", base)
+        sft = self.config.sft
+        rows = self._rows["prompts"] if sft is None else self.rows("sft", sft.data, "sft", base)
+        return Preview(base, rows, rows.read())
 
     def _base(self) -> Checkpoint:
         c = self.config

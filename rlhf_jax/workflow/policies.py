@@ -16,7 +16,7 @@ from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GivenGroups, RenderedRows
+from rlhf_jax.workflow.datasets import GivenGroups, Preview, RenderedRows
 from rlhf_jax.workflow.iterate import shards_of
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.stage import JUDGED
@@ -69,22 +69,38 @@ def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[Prom
     return judged
 
 
-def compare(command: CompareCommand, context: Context) -> Outcome:
-    """`rlhf-jax compare`: fresh samples of a policy and of its baseline, judged, ready for the report."""
+def policies_asked(command: CompareCommand, context: Context) -> tuple[Checkpoint, Checkpoint, RenderedRows]:
+    """The baseline, the policy, and the prompts that both answer."""
     render = command.data.render
     baseline, policy = (Checkpoint.find(name, render.chat_template_path).as_policy()
                         for name in (command.baseline_model, command.model_name_or_path))
-    scorers = [open_scorer(options, context.local_mesh, name)
-               for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
     check_vocabularies(baseline, policy, "The policy is given the baseline's tokens, and the baseline is asked for "
                        "the probability of the policy's; give models of one tokenizer")
     prompts, own = (RenderedRows(checkpoint=checkpoint, kind="prompt", rows=command.data.rows, render=render,
-                                 quarantine=context.run.folder / "quarantine.jsonl")
-                    for checkpoint in (baseline, policy))
+                                 quarantine=context.quarantine("prompts")) for checkpoint in (baseline, policy))
     _check_same_prompts(baseline, policy, prompts.read(), own.read())
+    return baseline, policy, prompts
+
+
+def judges(command: CompareCommand, context: Context) -> list[Scorer]:
+    """The proxy, and the gold judge if there is one; no weights are loaded yet."""
+    return [open_scorer(options, context.local_mesh, name)
+            for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
+
+
+def compare(command: CompareCommand, context: Context) -> Outcome:
+    """`rlhf-jax compare`: fresh samples of a policy and of its baseline, judged, ready for the report."""
+    scorers, (baseline, policy, prompts) = judges(command, context), policies_asked(command, context)
     entries = [Entry("baseline", "baseline", 0, baseline), Entry("policy", "policy", 1, policy)]
     judged = judge_all(context, entries, prompts.read(), command.sampling, scorers, command.dtype)
     return Outcome(entries, judged, {"prompts": prompts.funnel}, None)
+
+
+def preview_comparison(command: CompareCommand, context: Context) -> Preview:
+    """What a dry run of `compare` shows."""
+    judges(command, context)
+    baseline, _, prompts = policies_asked(command, context)
+    return Preview(baseline, prompts, prompts.read())
 
 
 def _check_same_prompts(baseline: Checkpoint, policy: Checkpoint, prompts: Sequence[PromptGroup],

@@ -18,6 +18,7 @@ from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
 
 if TYPE_CHECKING:
     from rlhf_jax.workflow.context import Context
+    from rlhf_jax.workflow.datasets import Preview
 
 MODEL, CHECKPOINTS, PAIRS, JUDGED, RECORD = "model", "checkpoints", "pairs.jsonl", "judged.jsonl", "stage.json"
 """What stages leave in their folders: a model, checkpoints while it is trained, groups, and the record of the end."""
@@ -40,6 +41,10 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         """Does the work in `folder`, which may hold what a killed run of the same stage left; returns its report."""
+
+    def preview(self, context: Context) -> Preview:
+        """What a dry run shows. Raises what `run` would raise before its first step, sample or score."""
+        raise ValueError(f"{type(self).__name__} has nothing to show before it runs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +168,18 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
     return None
 
 
+def _check_record(record: dict[str, Any], done: bool) -> None:
+    """Raises KeyError or TypeError for what is no record of a stage, or of a stage that is done."""
+    kinds: dict[str, Any] = {"stage": str, "key": str, "inputs": dict}
+    for name, kind in (kinds | {"report": dict, "seconds": int | float} if done else kinds).items():
+        if not isinstance(record[name], kind):
+            raise TypeError(f"{name} is {type(record[name]).__name__}")
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        _ = record["key"], record["inputs"]
+        _check_record(record, done=path.name == RECORD)
     except (ValueError, KeyError, TypeError) as error:
         raise StageConflict(f"{path} is damaged ({error}), so what {path.parent} holds cannot be told. It is "
                             "written whole or not at all: something else changed it. Remove that folder and run again"

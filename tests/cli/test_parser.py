@@ -42,6 +42,30 @@ def test_an_unknown_flag_names_the_nearest_key(capsys):
     assert "learning_rate" in refused(SftCommand, [*SFT, "--learning_rat", "1"], capsys)
 
 
+@pytest.mark.parametrize(("key", "said"), [
+    ("lora_dropout", "adapters are trained without dropout"), ("use_rslora", "the update is scaled by"),
+    ("dataset_test_split", "use eval_dataset_name"), ("packing_strategy", "no key has a similar name"),
+    ("data_seeds", "no key has a similar name"), ("lr_scheduler", "did you mean 'lr_scheduler_type'?"),
+    ("batch_size", "did you mean 'train_batch_size'?"), ("epochs", "did you mean 'num_train_epochs'?"),
+    ("fsdp", "did you mean 'mesh.fsdp'?"), ("lora_rr", "did you mean 'lora_r'?"), ("see", "did you mean 'seed'?"),
+])
+def test_a_hint_names_a_key_that_is_meant_and_no_other(key, said, capsys):
+    assert f"{key}: {said}" in refused(SftCommand, [*SFT, f"--{key}", "1"], capsys)
+
+
+def test_names_of_the_field_for_the_number_of_samples_are_taken(capsys):
+    for name in ("n", "K", "num_return_sequences"):
+        assert parse(GenerateCommand, "generate", [*SFT, f"--{name}", "2"]).num_generations == 2
+        assert f"{name} is called num_generations here" in capsys.readouterr().err
+
+
+def test_of_many_unknown_keys_some_are_named_and_all_are_counted(capsys):
+    message = refused(SftCommand, [*SFT, *(word for i in range(50) for word in (f"--zzz{i}", "1"))], capsys)
+    assert "zzz0: no key has a similar name" in message
+    assert "and 30 more" in message
+    assert "zzz49" not in message
+
+
 def test_an_unknown_nested_key_in_yaml_names_the_nearest_key(tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**RUN, "dpo": {"betta": 0.1}}))
     assert "dpo.beta" in refused(ExperimentConfig, ["--config", str(tmp_path / "x.yaml")], capsys)

@@ -87,5 +87,5 @@ def test_groups_come_back_bit_for_bit(tmp_path):
 
 def test_groups_of_another_program(tmp_path):
     write_jsonl_atomic(tmp_path / "g.jsonl", [{"prompt": "x"}])
-    with pytest.raises(SourceError, match="row 1 is not a prompt group"):
+    with pytest.raises(SourceError, match=r"line 1 is not a prompt group.*no prompt_id and no prompt_ids and no resp"):
         read_groups(tmp_path / "g.jsonl")

@@ -30,6 +30,13 @@ def test_a_preemption_is_not_counted_and_every_other_failure_is(launch, verb):
 
 
 @pytest.mark.parametrize("verb", ["tpu", "gpu"])
+def test_pods_run_as_the_images_user_who_may_write_to_the_volume(launch, verb):
+    _, _, _, pod = rendered(launch("gke", verb, "--dry-run"))
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["fsGroup"] == 1000  # as in the Dockerfile
+
+
+@pytest.mark.parametrize("verb", ["tpu", "gpu"])
 def test_the_command_takes_the_shells_place_on_shared_storage(launch, verb):
     _, _, _, pod = rendered(launch("gke", verb, "--dry-run", 'COMMAND=rlhf-jax sft --a "$(hostname)" --b \'x: {y}\' #',
                                    "VOLUME_CLAIM=lustre", "MOUNT_FOLDER=/data", "RUN_FOLDER=/data/runs/a",

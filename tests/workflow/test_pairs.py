@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
+from rlhf_jax.data.jsonl import SourceError, write_groups
+from rlhf_jax.workflow.datasets import PairFile
 from rlhf_jax.workflow.pairs import best_of_n, make_pair, make_pairs
 
 
@@ -167,3 +169,22 @@ def test_best_of_n_keeps_the_first_of_the_best_by_the_penalised_score():
     long, short = response(5.0, "x" * 4000, [1]), response(4.9, "x" * 500, [2])
     both = PromptGroup("p", np.array([1], np.int32), (long, short))
     assert best_of_n([both], "rm", PairOptions(length_penalty=0.001))[0][0].responses == (short,)
+
+
+@pytest.mark.parametrize(("groups", "vocab_size", "said"), [
+    ([], 12, "pairs.jsonl holds no pairs"),
+    ([group(2.0, 1.0)], 12, r"group 1 \('p'\) has no pair.*goes through `rlhf-jax pairs` first"),
+    ([make_pair(group(2.0, 1.0), "rm", PairOptions())[0]], 11, "holds the token id 11 and the model has 11 tokens"),
+])
+def test_a_file_of_no_pairs_or_of_another_models_tokens_is_not_trained_on(groups, vocab_size, said, tmp_path):
+    write_groups(tmp_path / "pairs.jsonl", groups)
+    with pytest.raises(SourceError, match=said):
+        PairFile(tmp_path / "pairs.jsonl", vocab_size=vocab_size).read()
+
+
+def test_the_pairs_of_a_model_are_read_and_a_folder_of_them_is_not(tmp_path):
+    pair, _ = make_pair(group(2.0, 1.0), "rm", PairOptions())
+    write_groups(tmp_path / "pairs.jsonl", [pair])
+    assert [found.to_json() for found in PairFile(tmp_path / "pairs.jsonl", vocab_size=12).read()] == [pair.to_json()]
+    with pytest.raises(SourceError, match=r"is a folder; give the pairs\.jsonl"):
+        PairFile(tmp_path, vocab_size=12).read()

@@ -11,7 +11,7 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import bradley_terry, function, multi_objective, pairwise
 from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind
 
-__all__ = ["KINDS", "Kind", "Passes", "TrainedKind", "check_scorer", "kind_of", "open_scorer", "trainable_kind"]
+__all__ = ["KINDS", "Kind", "Passes", "TrainedKind", "kind_of", "open_scorer", "trainable_kind"]
 
 KINDS: dict[str, Kind] = {
     "bradley_terry": bradley_terry.KIND,
@@ -46,8 +46,3 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> Scorer:
       ValueError: if the function cannot be imported.
     """
     return kind_of(options).open(options, mesh, name)
-
-
-def check_scorer(options: ScorerOptions) -> None:
-    """Raises what `open_scorer` would raise for a function, folder or model that is not there; loads no weights."""
-    kind_of(options).check(options)

@@ -65,8 +65,8 @@ class Kind:
 
     Attributes:
       options: its class of scorer options.
-      open: (options, mesh, name) -> the scorer, called `name` in the data; weights are read when it first scores.
-      check: raises what `open` would raise for a model or function that is not there; loads no weights.
+      open: (options, mesh, name) -> the scorer, called `name` in the data; weights are read when it first scores, and
+        hashed when its key is first asked for.
       passes: (options, responses of a prompt) -> what scoring them takes; None where nothing is compiled.
       outputs: compute -> the function of (params, batch) that is compiled.
       training: how it is trained, None for what is not trained here.
@@ -74,7 +74,6 @@ class Kind:
 
     options: type
     open: Callable[[Any, Mesh, str], Scorer]
-    check: Callable[[Any], None]
     passes: Callable[[Any, int], Passes] | None = None
     outputs: Callable[[Compute], Callable[[Params, Any], Any]] | None = None
     shape: Callable[[DecoderConfig], DecoderConfig] = lambda config: config
@@ -82,22 +81,17 @@ class Kind:
 
 
 class OpenModel(NamedTuple):
-    """The model of a scorer. weights: reads them onto the mesh. key: of the model and of how it is used."""
+    """The model of a scorer. weights: reads them onto the mesh. key: finds the key of the model and of its use."""
 
     weights: Callable[[], Params]
     config: DecoderConfig
     renderer: Renderer
-    key: str
+    key: Callable[[], str]
 
 
 def find_model_of(options: ScorerModel) -> Checkpoint:
     """The checkpoint of a scorer."""
     return Checkpoint.find(options.model_name_or_path, options.chat_template_path)
-
-
-def check_model(options: Any) -> None:
-    """Raises what opening would raise for a folder that holds no model."""
-    _ = find_model_of(options.model).config
 
 
 def open_model(options: Any, mesh: Mesh) -> OpenModel:
@@ -107,6 +101,9 @@ def open_model(options: Any, mesh: Mesh) -> OpenModel:
     render = RenderOptions(max_length=model.max_length, overlong="drop", text_as_chat=model.text_as_chat)
     settings = dataclasses.replace(options, model=dataclasses.replace(model, model_name_or_path="",
                                                                       chat_template_path=None))
-    key = fingerprint({"options": settings, "model": checkpoint.key})  # what lies at those paths is in the latter
+
+    def key() -> str:  # what lies at those paths is in the checkpoint's; hashing it reads all weights, so not before
+        return fingerprint({"options": settings, "model": checkpoint.key})
+
     return OpenModel(partial(checkpoint.params, mesh, jnp.dtype(model.dtype)), checkpoint.config,
                      checkpoint.renderer(render), key)

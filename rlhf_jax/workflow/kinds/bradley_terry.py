@@ -17,7 +17,7 @@ from rlhf_jax.models import DecoderConfig, Params, as_classifier
 from rlhf_jax.scoring import BradleyTerryScorer
 from rlhf_jax.scoring.bradley_terry import slot_score
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, check_model, open_model
+from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model
 
 
 def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str) -> BradleyTerryScorer:
@@ -53,7 +53,7 @@ def as_they_are(examples: list[Example], seed: int, funnel: Funnel) -> list[Exam
 
 
 KIND = Kind(
-    options=BradleyTerryScoring, open=open_scorer, check=check_model, shape=classifier,
+    options=BradleyTerryScoring, open=open_scorer, shape=classifier,
     passes=lambda options, responses: Passes(1, responses),
     outputs=lambda compute: partial(slot_score, compute, None),
     training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model, shape=classifier,

@@ -16,9 +16,4 @@ def open_scorer(options: FunctionScoring, mesh: Mesh, name: str) -> FunctionScor
     return FunctionScorer(load_function(options.function), name=name)
 
 
-def check(options: FunctionScoring) -> None:
-    """Raises ValueError if the function cannot be imported."""
-    load_function(options.function)
-
-
-KIND = Kind(options=FunctionScoring, open=open_scorer, check=check)
+KIND = Kind(options=FunctionScoring, open=open_scorer)

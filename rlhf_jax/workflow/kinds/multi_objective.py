@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config.scorer import MultiObjectiveScoring
 from rlhf_jax.scoring import MultiObjectiveScorer
 from rlhf_jax.scoring.bradley_terry import slot_score
-from rlhf_jax.workflow.kinds.base import Kind, Passes, check_model, open_model
+from rlhf_jax.workflow.kinds.base import Kind, Passes, open_model
 from rlhf_jax.workflow.kinds.bradley_terry import classifier
 
 
@@ -19,6 +19,6 @@ def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str) -> MultiO
     return MultiObjectiveScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key)
 
 
-KIND = Kind(options=MultiObjectiveScoring, open=open_scorer, check=check_model, shape=classifier,
+KIND = Kind(options=MultiObjectiveScoring, open=open_scorer, shape=classifier,
             passes=lambda options, responses: Passes(1, responses),
             outputs=lambda compute: partial(slot_score, compute, None))  # the gate's product is too small to count

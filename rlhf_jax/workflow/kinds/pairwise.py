@@ -13,7 +13,7 @@ from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.scoring import PairwiseScorer, letter_examples
 from rlhf_jax.scoring.pairwise import letter_outputs
 from rlhf_jax.training.objectives import Compute, Objective, Sft
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, check_model, open_model
+from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model
 
 
 def open_scorer(options: PairwiseScoring, mesh: Mesh, name: str) -> PairwiseScorer:
@@ -45,7 +45,7 @@ def passes(options: PairwiseScoring, responses: int) -> Passes:
 
 
 KIND = Kind(
-    options=PairwiseScoring, open=open_scorer, check=check_model, passes=passes,
+    options=PairwiseScoring, open=open_scorer, passes=passes,
     outputs=lambda compute: partial(letter_outputs, compute, (0, 1)),
     training=TrainedKind(options=PairwiseOptions, examples=letter_examples, model=language_model,
                          shape=lambda config: config, objective=objective, responses=1, quoted=2,

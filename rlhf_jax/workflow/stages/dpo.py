@@ -17,10 +17,18 @@ from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.training.objectives import Compute, Objective, Preference
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.train import Training, check_margins, compute_of, funnels, read_all, train
+from rlhf_jax.workflow.stages.train import (
+    Training,
+    check_margins,
+    compute_of,
+    funnels,
+    preview_training,
+    read_all,
+    train,
+)
 
 REFERENCE_CACHE = "reference_cache"
 
@@ -49,6 +57,9 @@ class DpoStage(Stage):
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "functions": plugin_keys(*self.options.loss.loss_types)}
+
+    def preview(self, context: Context) -> Preview:
+        return preview_training(self, context)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []

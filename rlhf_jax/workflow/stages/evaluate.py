@@ -19,7 +19,7 @@ from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, prefe
 from rlhf_jax.parallel import divided
 from rlhf_jax.scoring import Comparing, Scorer
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import data_key, read_data
+from rlhf_jax.workflow.datasets import Preview, data_key, read_data
 from rlhf_jax.workflow.stage import Stage
 
 
@@ -46,6 +46,10 @@ class EvaluateStage(Stage):
     scorer: Scorer
     data: PreferenceRows
     seed: int = 0
+
+    def preview(self, context: Context) -> Preview:
+        del context
+        return Preview(funnel=self.data.read()[1])
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del folder, context

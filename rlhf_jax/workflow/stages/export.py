@@ -34,6 +34,7 @@ from rlhf_jax.parallel import shaped, spec_shardings
 from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.stage import CHECKPOINTS, MODEL, Stage, hash_path
 from rlhf_jax.workflow.stages.train import atomic_model_dir
 
@@ -58,6 +59,10 @@ class ExportStage(Stage):
         laid_over = {name: path and hash_path(path) for name, path in (("adapter", self.adapter),
                                                                       ("checkpoint", self.checkpoint))}
         return {**super().inputs(), **laid_over}
+
+    def preview(self, context: Context) -> Preview:
+        del context
+        return Preview(self.base)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         params, config, what = self._source(context.mesh)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
 from rlhf_jax.workflow.stage import PAIRS, Stage
 from rlhf_jax.workflow.stages.shards import ShardFolder
@@ -38,11 +40,18 @@ class PairsStage(Stage):
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context
-        select = best_of_n if self.method == "raft" else make_pairs
-        groups, funnel = select(self.source.read(), self.scorer, self.options)
+        groups, funnel = self._select()
         if is_main_process():
             write_groups(folder / PAIRS, groups)
         return {"funnel": funnel.to_json()}
+
+    def preview(self, context: Context) -> Preview:
+        del context
+        return Preview(funnel=self._select()[1])
+
+    def _select(self) -> tuple[list[PromptGroup], Funnel]:
+        select = best_of_n if self.method == "raft" else make_pairs
+        return select(self.source.read(), self.scorer, self.options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

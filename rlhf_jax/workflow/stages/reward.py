@@ -10,10 +10,10 @@ from typing import Any
 from rlhf_jax.config.training import RewardOptions
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.kinds import trainable_kind
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.train import Training, funnels, read_all, train
+from rlhf_jax.workflow.stages.train import Training, funnels, preview_training, read_all, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class RewardStage(Stage):
     data: tuple[GroupSource, ...]
     options: RewardOptions
     evaluation: GroupSource | None = None
+
+    def preview(self, context: Context) -> Preview:
+        return preview_training(self, context)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         kind = trainable_kind(self.options)

@@ -16,13 +16,13 @@ from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import Notice
-from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance, rounded_up
+from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import read_shards, shard_name, shards_here
 from rlhf_jax.workflow.stages.train import funnels
@@ -52,11 +52,17 @@ class SampleStage(Stage):
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         prompts = self.prompts.read()
-        sampler = context.sampler(self.policy, with_capacity(self.sampling, prompts), self.dtype)
+        sampling = with_capacity(self.sampling, prompts, self.policy.config.max_position)
+        sampler = context.sampler(self.policy, sampling, self.dtype)
         handed = context.handed_over(self.policy, self.dtype)
         report = self._write_shards(folder, context, sampler, handed.params, prompts)
         return {**report, "hand_over": {"seconds": round(handed.seconds, 4), "bytes": handed.bytes,
                                         "mesh": dict(sampler.mesh.shape)}, **funnels([self.prompts])}
+
+    def preview(self, context: Context) -> Preview:
+        prompts = self.prompts.read()
+        with_capacity(self.sampling, prompts, self.policy.config.max_position)
+        return Preview(self.policy, self.prompts, prompts)
 
     def _write_shards(self, folder: Path, context: Context, sampler: Sampler, params: Params,
                       prompts: Sequence[PromptGroup]) -> Mapping[str, Any]:
@@ -88,10 +94,12 @@ class SampleStage(Stage):
                 **generation_metrics(groups), **gaps, "compiled_programs": compiles.programs}
 
 
-def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup]) -> SamplingConfig:
-    """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs."""
-    longest = max(len(p.prompt_ids) for p in prompts)
-    capacity = sampling.prompt_length or rounded_up(longest)
+def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup], positions: int) -> SamplingConfig:
+    """The settings with one prompt capacity for all shards, so that all of them run the same compiled programs.
+
+    Raises ValueError where a prompt and its response pass the model's `positions`.
+    """
+    capacity = sampling.capacity(max(len(p.prompt_ids) for p in prompts), positions)
     return dataclasses.replace(sampling, prompt_length=capacity)
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.parallel import Notice, gather_counts
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import ShardFolder, read_shards, shards, shards_here
 
@@ -30,6 +32,10 @@ class ScoreStage(Stage):
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "as": self.scorer.name}
+
+    def preview(self, context: Context) -> Preview:
+        del context
+        return Preview(funnel=Funnel(read=len(self.source.read())))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         scorer, paths, done = self.scorer, shards(self.source.folder), 0

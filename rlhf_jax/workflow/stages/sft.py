@@ -11,9 +11,9 @@ from rlhf_jax.config.training import SftOptions
 from rlhf_jax.training.objectives import Sft
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource
+from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.train import Training, funnels, read_all, train
+from rlhf_jax.workflow.stages.train import Training, funnels, preview_training, read_all, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,9 @@ class SftStage(Stage):
     data: tuple[GroupSource, ...]
     options: SftOptions
     evaluation: GroupSource | None = None
+
+    def preview(self, context: Context) -> Preview:
+        return preview_training(self, context)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []

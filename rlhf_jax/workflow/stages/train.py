@@ -20,6 +20,8 @@ from rlhf_jax.config.lora import LoraConfig, adapter_of
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.training import BradleyTerryOptions, PairwiseOptions, SftOptions, TrainConfig
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.loader import BatchPlan
+from rlhf_jax.data.packing import group_length, pack_rows
 from rlhf_jax.models import (
     DecoderConfig,
     Params,
@@ -39,7 +41,7 @@ from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource, RenderedRows
+from rlhf_jax.workflow.datasets import GroupSource, Preview, RenderedRows
 from rlhf_jax.workflow.stage import CHECKPOINTS, MODEL, to_plain
 from rlhf_jax.workflow.trackers import tracking
 
@@ -165,6 +167,25 @@ def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: 
                 f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
 
 
+def checked_plan(options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
+                 reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
+    """The batches of a stage. ValueError: a group is longer than a row, or a loss that sorts a batch sees it cut."""
+    plan = make_plan(list(groups), options.train, mesh, reference=reference)
+    pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
+    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
+        raise ValueError(f"loss_type {options.loss.loss_type!r} sorts all pairs of a batch, and this batch needs "
+                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    return plan
+
+
+def preview_training(stage: Any, context: Context) -> Preview:
+    """What a dry run shows of a training stage, once its checks have passed."""
+    groups, held_out = read_all(stage.data), stage.evaluation.read() if stage.evaluation else []
+    check_margins(stage.options, groups, held_out)
+    checked_plan(stage.options, groups, context.mesh)
+    return Preview(stage.start, stage.data[0], groups)
+
+
 def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     """Fits an objective to packed groups and exports the model; continues from checkpoints found in `folder`.
 
@@ -172,16 +193,13 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: the loss reads margins that a pair lacks, or sorts all pairs of a batch that is cut.
+      ValueError: as `check_margins` and `checked_plan`.
     """
     options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
     check_margins(options, job.groups, job.eval_groups)
     model = trainable(job.params, config, lora, options.train.seed)
     job.params = {}
-    plan = make_plan(list(job.groups), options.train, mesh, reference=job.reference)
-    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
-        raise ValueError(f"loss_type {options.loss.loss_type!r} sorts all pairs of a batch, and this batch needs "
-                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    plan = checked_plan(options, job.groups, mesh, job.reference)
     template = job.start.chat_template
     if template is not None:  # beside the checkpoints, for the export of a training that does not finish
         on_main(lambda: write_chat_template(folder, template))
