@@ -88,8 +88,16 @@ def kind_name(kind: type) -> str:
     return str(next(field.default for field in declared(kind) if field.name == "kind"))
 
 
+def _of_kind(field: Declared, kind: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's keys without those that null takes back from an alternative that is not chosen."""
+    own = {key.split(".")[0] for key, _, _ in keys(kind)}
+    others = {key.split(".")[0] for other in field.kinds for key, _, _ in keys(other)} - own
+    return {key: value for key, value in tree.items() if value is not None or key not in others}
+
+
 def _group(field: Declared, tree: Mapping[str, Any], path: str) -> Any:
     kind = kind_of(field, tree, path)
+    tree = _of_kind(field, kind, tree)
     if isinstance(field.default, kind):  # what is not given keeps the value it has in this place
         given = {**_as_tree(field.default), **tree}
         return _build(kind, given, path)
@@ -117,6 +125,8 @@ def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterat
         inside = _own(field, tree) if field.flat else tree.get(field.name)
         if field.kinds and isinstance(inside, Mapping):
             kind = kind_of(field, inside, prefix if field.flat else f"{prefix}{field.name}.")
+            dropped = set(inside) - set(inside := _of_kind(field, kind, inside))
+            taken |= dropped if field.flat else set()
             names = {key.split(".")[0] for key, _, _ in keys(kind)}
             taken |= names if field.flat else {field.name}
             some = {key: value for key, value in inside.items() if key in names} if field.flat else inside

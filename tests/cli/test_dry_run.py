@@ -20,6 +20,8 @@ def begun(verb, world, sampled):
         "score": ["--input", sampled, *JUDGE],
         "pairs": ["--input", sampled],
         "evaluate": [*SCORER, rows, world / "preference_eval.jsonl"],
+        "compare": [*base, "--baseline_model", world / "base", *SCORER, rows, world / "eval_prompts.jsonl",
+                    "--sampling.max_new_tokens", "8"],
         "export": base,
         "iterate": [*base, *SCORER, "--prompts.dataset_name", world / "prompts.jsonl",
                     "--sampling.max_new_tokens", "8", "--evaluation.data.dataset_name", world / "eval_prompts.jsonl"],
@@ -39,7 +41,7 @@ def sampled(tmp_path_factory):
 @pytest.mark.parametrize(("verb", "shown"), [
     ("sft", "response 0"), ("reward", "response 1"), ("dpo", "response 1"), ("generate", "kept               8"),
     ("score", "read          2"), ("pairs", "kept               2"), ("evaluate", "kept             100"),
-    ("export", "parameters"), ("iterate", "kept               8")])
+    ("compare", "kept               8"), ("export", "parameters"), ("iterate", "kept               8")])
 def test_a_dry_run_of_every_verb_shows_what_it_would_work_on_and_keeps_nothing(verb, shown, world, sampled, rlhf_jax,
                                                                               tmp_path):
     status, out, err = rlhf_jax(verb, *begun(verb, world, sampled), "--dry-run", "--output_dir", tmp_path / "none")
@@ -71,8 +73,8 @@ def test_a_dry_run_of_every_verb_shows_what_it_would_work_on_and_keeps_nothing(v
     ("score", ["--input", "nowhere"], "holds no shard"),
     ("pairs", ["--scorer", "gold"], "no response has a score 'gold'"),
     ("evaluate", ["--scorer.function", "nowhere:judge"], "cannot be imported"),
-    ("evaluate", ["--gold.kind", "function", "--gold.function", "nowhere:judge", "--model_name_or_path", "BASE",
-                  "--baseline_model", "BASE"], "cannot be imported"),
+    ("compare", ["--gold.kind", "function", "--gold.function", "nowhere:judge"], "cannot be imported"),
+    ("compare", ["--baseline_model", "nowhere"], "'nowhere' is no folder"),
     ("evaluate", ["--dataset_name", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     ("export", ["--base_model", "BASE"], "needs no base_model"),
 ])

@@ -55,7 +55,7 @@ def test_a_hint_names_a_key_that_is_meant_and_no_other(key, said, capsys):
 
 def test_names_of_the_field_for_the_number_of_samples_are_taken(capsys):
     for name in ("n", "K", "num_return_sequences"):
-        assert parse(GenerateCommand, "generate", [*SFT, f"--{name}", "2"]).num_generations == 2
+        assert parse(GenerateCommand, "generate", [*SFT, f"--{name}", "2"]).sampling.num_generations == 2
         assert f"{name} is called num_generations here" in capsys.readouterr().err
 
 

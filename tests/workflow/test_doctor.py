@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
-from rlhf_jax.workflow.policy import Checkpoint
 
+from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.doctor import examine
 
 CHECKS = ["weights", "vocabulary", "chat template", "BOS", "stop token", "stop token trained", "padding", "step 0"]
