@@ -1,22 +1,17 @@
 """Sampling and scoring stages: shards whole or absent, the same bytes however often they were interrupted."""
 
 import dataclasses
-import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import BradleyTerryScoring, PairwiseScoring, ScorerModel
 from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
-from rlhf_jax.data.tokenizer import TEMPLATES
-from rlhf_jax.models import CheckpointError
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import GivenGroups
-from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.stages.sample import LogpMismatch, SampleStage, check_logps, generation_metrics
 from rlhf_jax.workflow.stages.score import ScoreStage, score_metrics
 from rlhf_jax.workflow.stages.shards import ShardFolder, read_shards, shard_name
@@ -226,39 +221,6 @@ def test_a_source_without_shards_and_a_broken_shard_are_errors_that_name_them(wh
     (tmp_path / "empty" / "shard-00000.jsonl").write_bytes((whole[0] / "shard-00000.jsonl").read_bytes()[:-20])
     with pytest.raises(SourceError, match=r"shard-00000.jsonl, line 3: .*not whole JSON"):
         score(tmp_path / "out", scorer, tmp_path / "empty")
-
-
-def test_a_scorers_key_follows_its_weights_and_settings_and_not_its_place(make_model, lone_mesh, tmp_path):
-    one = make_model(tmp_path / "one", num_labels=1, tie_embeddings=False)
-    two = make_model(tmp_path / "two", num_labels=1, tie_embeddings=False)
-    other = make_model(tmp_path / "other", seed=1, num_labels=1, tie_embeddings=False)
-    (two / "trainer_state.json").write_text(json.dumps({"tokens_per_second": 1.0}))
-
-    def key(folder, **settings):
-        return open_scorer(BradleyTerryScoring(ScorerModel(str(folder), **settings)), lone_mesh, "proxy").key
-
-    assert key(one) == key(two)
-    assert len({key(one), key(other), key(one, max_length=64)}) == 3
-    templates = [tmp_path / name for name in ("here.jinja", "there.jinja")]
-    for path in templates:
-        path.write_text(TEMPLATES["plain"])
-    keys = {key(one, chat_template_path=name) for name in ("plain", *map(str, templates))}
-    assert len(keys) == 1
-    templates[0].write_text(TEMPLATES["plain"].replace("Assistant", "Bot"))
-    assert len(keys | {key(one), key(one, chat_template_path=str(templates[0]))}) == 3
-    with pytest.raises(CheckpointError, match="set kind: bradley_terry"):
-        open_scorer(PairwiseScoring(ScorerModel(str(one))), lone_mesh, "proxy")
-
-
-def test_a_scorer_in_bfloat16_scores_in_float32_and_differs_by_rounding_alone(make_model, whole, lone_mesh, tmp_path):
-    folder = make_model(tmp_path / "rm", num_labels=1, tie_embeddings=False)
-    groups = read_shards(whole[0])
-    wide, narrow = (open_scorer(BradleyTerryScoring(ScorerModel(str(folder), dtype=dtype)), lone_mesh, "proxy")
-                    for dtype in ("float32", "bfloat16"))
-    expected, found = (np.concatenate(scorer.score(groups)) for scorer in (wide, narrow))
-    assert wide.key != narrow.key
-    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
-    assert len(set(found)) > 0.8 * len(set(expected))  # a bfloat16 head would tie
 
 
 def test_shard_names_sort_in_order_beyond_ten():

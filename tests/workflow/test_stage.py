@@ -3,6 +3,8 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,7 +12,17 @@ from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import data_key
-from rlhf_jax.workflow.stage import RECORD, Run, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
+from rlhf_jax.workflow.stage import (
+    MODEL,
+    RECORD,
+    Run,
+    Stage,
+    StageConflict,
+    fingerprint,
+    hash_path,
+    run_stage,
+    write_json_atomic,
+)
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
 
@@ -197,6 +209,44 @@ def test_data_are_known_by_their_rows_too_and_hub_names_by_themselves(tmp_path):
     assert key_of(RowOptions(str(tmp_path), split="train[:10]")) == split
     assert key_of(RowOptions("hub/name")) != key_of(RowOptions("hub/other"))
     assert key_of(RowOptions("hub/name[:10]")) == key_of(RowOptions("hub/name[:10]"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Copying(Stage):
+    """Copies a number; counts how often."""
+
+    source: Any
+    options: SamplingConfig = SamplingConfig()
+    times: int = 1
+    runs: ClassVar[list[str]] = []
+
+    def run(self, folder, context):
+        self.runs.append(context.name)
+        return {"key": context.key}
+
+
+def test_a_stages_inputs_are_its_fields_and_what_has_a_key_stands_by_it(make_context, tmp_path):
+    stage = Copying(source=SimpleNamespace(key="k1"))
+    assert stage.inputs() == {"source": "k1", "options": dataclasses.asdict(SamplingConfig()) | {"stop_strings": []},
+                              "times": 1}
+    finished = make_context(tmp_path).do("copy", stage)
+    assert finished.report == {"key": finished.key}
+    changes = [{"source": SimpleNamespace(key="k2")}, {"options": SamplingConfig(seed=1)}, {"times": 2}]
+    keys = {make_context(tmp_path).do("copy", dataclasses.replace(stage, **change)).key for change in changes}
+    assert len(keys | {finished.key}) == 4
+    other = SimpleNamespace(key="k1", folder="elsewhere")
+    assert make_context(tmp_path).do("copy", dataclasses.replace(stage, source=other)).reused
+
+
+def test_the_same_stage_under_one_name_is_done_once_in_a_run_and_under_two_names_twice(make_context, tmp_path):
+    Copying.runs.clear()
+    context, stage = make_context(tmp_path), Copying(source="text")
+    first, second = context.do("a", stage), context.do("a", Copying(source="text"))
+    assert (first.key, first.folder) == (second.key, second.folder)
+    model = context.train("b", stage)
+    assert Copying.runs == ["a", "b"]
+    assert [stage.name for stage in context.run.stages] == ["a", "b"]
+    assert (model.key, model.folder) == (context.run.stages[1].key, context.run.stages[1].folder / MODEL)
 
 
 def test_a_run_keeps_stages_of_other_configurations_and_lists_only_its_own(tmp_path):
