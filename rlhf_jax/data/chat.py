@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH, Message, PromptGroup, Response, Text
 from rlhf_jax.data.rows import Example
@@ -30,7 +31,6 @@ from rlhf_jax.data.tokenizer import (
     stop_token_ids,
     template_ids,
 )
-from rlhf_jax.data.turns import BadRow
 
 __all__ = [
     "DATA_SCORE",
