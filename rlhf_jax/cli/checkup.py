@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_jax.cli.run import ReportCommand, report
-from rlhf_jax.data.chat import render_all
+from rlhf_jax.data.render_all import render_all
 from rlhf_jax.models import find_model
 from rlhf_jax.parallel import MeshConfig, Room, choose_mesh, initialize, make_mesh
 from rlhf_jax.workflow.commands import DoctorCommand, InspectCommand

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlhf_jax.data.graded_pairs import PairRule
 from rlhf_jax.data.groups import Text
+from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.sources import SourceRow
 
 Kind = Literal["prompt", "sft", "preference", "graded", "unpaired"]
@@ -48,6 +49,19 @@ class Example:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     origin: SourceRow | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+def turn_by_turn(example: Example) -> list[Example]:
+    """An example per turn of the assistant's in the one response of this one, prompted by what was said before it.
+
+    Turns that are not trained on make none. Empty where there is no one response of several turns.
+    """
+    if len(example.responses) != 1 or isinstance(example.prompt, str) or isinstance(example.responses[0], str):
+        return []
+    prompt, response = example.prompt, example.responses[0]
+    return [dataclasses.replace(example, prompt=[*prompt, *response[:place]], responses=([message],),
+                                prompt_id=f"{example.prompt_id}/{place}")
+            for place, message in enumerate(response) if message["role"] == "assistant" and message.get(TRAIN, True)]
 
 
 @dataclasses.dataclass(frozen=True)

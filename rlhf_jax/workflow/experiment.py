@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from rlhf_jax.data.chat import render_all
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
+from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.world import WorldConfig, write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
 from rlhf_jax.parallel import is_main_process

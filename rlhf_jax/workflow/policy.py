@@ -12,9 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from rlhf_jax.data.chat import Renderer, load_tokenizer, render_all, stop_token_ids
+from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
 from rlhf_jax.data.tokenizer import load_template

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.chat import render_all
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Kind
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig
