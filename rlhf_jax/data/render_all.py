@@ -26,7 +26,7 @@ def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) 
     groups, last = [], "there was none"
     for example in examples:
         try:
-            made, notes = _rendered(renderer, example)
+            made, notes = rendered(renderer, example)
         except BadRow as error:
             if renderer.overlong == "error" and error.reason in TOO_LONG:
                 raise BadRow(error.reason, f"prompt {example.prompt_id!r}: {error.message}. Raise the limit, or set "
@@ -46,7 +46,7 @@ def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) 
     return groups
 
 
-def _rendered(renderer: Renderer, example: Example) -> tuple[list[PromptGroup], list[str]]:
+def rendered(renderer: Renderer, example: Example) -> tuple[list[PromptGroup], list[str]]:
     """The group of an example, or one per turn of the assistant's where the template rewrites earlier turns.
 
     Qwen3's takes the thoughts out of all turns but the last. Each turn is then learned as it would be written: behind

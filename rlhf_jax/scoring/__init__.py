@@ -4,7 +4,7 @@ from rlhf_jax.scoring.base import Scorer, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.function import FunctionScorer, load_function
 from rlhf_jax.scoring.multi_objective import MultiObjectiveScorer
-from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, letter_examples
+from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, letter_examples, letter_ids
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "context_text",
     "knock_out",
     "letter_examples",
+    "letter_ids",
     "load_function",
     "rerender",
     "round_robin",

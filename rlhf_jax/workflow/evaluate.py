@@ -16,7 +16,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Example
-from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
+from rlhf_jax.evaluation.preference import pair_margins, preference_accuracy
 from rlhf_jax.models import Params
 from rlhf_jax.parallel import divided, gather_counts, is_main_process
 from rlhf_jax.sampling import SamplingConfig
@@ -96,18 +96,34 @@ def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Se
     return read_groups(judged.folder / JUDGED)
 
 
-def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> PreferenceReport:
-    """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt."""
-    nothing = np.zeros(0, np.int32)
+def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel, seed: int) -> dict[str, Any]:
+    """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt.
+
+    Returns:
+      The JSON of PreferenceReport (`pairs` were judged); `pairs_read`; `failures`, of responses or comparisons that got
+      no verdict, by reason; and `funnel`, with the rows of which no pair was judged among the dropped.
+
+    Raises:
+      ValueError: no pair could be judged.
+    """
+    nothing, before = np.zeros(0, np.int32), Counter(scorer.failures)
     groups = [PromptGroup(e.prompt_id, nothing, tuple(Response(nothing, nothing, text) for text in e.responses),
-                          e.prompt, e.pairs) for e in examples]
+                          e.prompt, e.pairs, extra=e.extra) for e in examples]
+    pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
+    values: Any
     if isinstance(scorer, PairwiseScorer):
-        pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
         found = divided([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs], scorer.compare)
-        scorer.let_go()
-        kept = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
-        return preference_accuracy(probabilities=[p for p, _ in kept], clusters=[name for _, name in kept], seed=seed)
-    scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
+        judged = [(p, g.prompt_id) for p, (g, _, _) in zip(found, pairs, strict=True) if p is not None]
+        kind, values, clusters = "probabilities", [p for p, _ in judged], [name for _, name in judged]
+    else:
+        scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, divided(groups, scorer.score), strict=True)]
+        kind, (values, clusters) = "margins", pair_margins(scored, scorer.name)
     scorer.let_go()
-    margins, clusters = pair_margins(scored, scorer.name)
-    return preference_accuracy(margins, clusters=clusters, seed=seed)
+    failures = gather_counts(scorer.failures - before)
+    if not clusters:
+        raise ValueError(f"none of the {len(pairs)} pairs could be judged; responses or comparisons failed for these "
+                         f"reasons: {failures}. Raise scorer.max_length, or see what is unlike the scorer's own data")
+    report = preference_accuracy(**{kind: values}, clusters=clusters, seed=seed)
+    reason = next(iter(failures)) if len(failures) == 1 else "not_judged"
+    funnel = funnel.merged(Funnel(dropped=+Counter({reason: len(groups) - len(set(clusters))})))
+    return {**report.to_json(), "pairs_read": len(pairs), "failures": failures, "funnel": funnel.to_json()}

@@ -16,7 +16,7 @@ from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.world import WorldConfig, write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
 from rlhf_jax.parallel import is_main_process
-from rlhf_jax.scoring import letter_examples
+from rlhf_jax.scoring import letter_examples, letter_ids
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.evaluate import Outcome, evaluate_policy, evaluate_scorer
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, ScratchOptions
@@ -58,8 +58,14 @@ class Experiment:
         examples, funnel = read_data(located, kind, self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl")
         make = prompt_groups if kind == "prompt" else render_all
         groups = make(examples, checkpoint.renderer(located), funnel)
-        self.funnels[name] = funnel
+        self._say(name, funnel)
         return groups
+
+    def _say(self, name: str, funnel: Funnel) -> None:
+        """Keeps a data set's funnel for the report, and says it before anything is made of the data."""
+        if name not in self.funnels:
+            self.context.run.announce(f"data of {name}:\n{funnel}")
+        self.funnels[name] = funnel
 
     def _data_key(self, data: DataOptions) -> dict[str, Any]:
         return data_key(self.located(data))
@@ -178,22 +184,27 @@ class Experiment:
         return scorer, self._evaluate_reward(scorer, section.eval_data)
 
     def _evaluate_reward(self, scorer: AnyScorer, data: DataOptions) -> Mapping[str, Any]:
-        held_out, self.funnels["reward/eval"] = read_data(self.located(data), "preference")
+        held_out, funnel = read_data(self.located(data), "preference",
+                                     self.folder / "quarantine" / "reward-eval.jsonl")
+        self._say("reward/eval", funnel)
         inputs = {"scorer": scorer.fingerprint, "data": self._data_key(data)}
 
         def body(folder: Path) -> Mapping[str, Any]:
             del folder
-            return evaluate_scorer(scorer, held_out, seed=0).to_json()
+            return evaluate_scorer(scorer, held_out, funnel, seed=0)
 
-        return self.context.run.stage("reward/evaluate", inputs, body).report
+        report = self.context.run.stage("reward/evaluate", inputs, body).report
+        self.funnels["reward/eval"] = Funnel.from_json(report["funnel"])
+        return report
 
     def _reward_model(self, section: RewardSection, checkpoint: Checkpoint, base_key: str) -> Path:
         located = self.located(section.data)
         train = section.train
         if train.kind == "pairwise":
             examples, funnel = read_data(located, "preference", self.folder / "quarantine" / "reward.jsonl")
+            letter_ids(checkpoint.renderer(located))
             groups = render_all(letter_examples(examples, train.seed, funnel), checkpoint.renderer(located), funnel)
-            self.funnels["reward"] = funnel
+            self._say("reward", funnel)
         else:
             groups = self.groups("reward", section.data, "preference", checkpoint)
         inputs = {"base": base_key, "data": self._data_key(section.data), "train": train}

@@ -37,7 +37,7 @@ class DataOptions:
       pair_rule: which pairs graded rows make as preferences.
       min_gap: the smallest score gap of such a pair.
       drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
-      max_samples: rows kept, from the start; None for all.
+      max_samples: valid rows used, from the start, before those too long are left out; None for all.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
       max_length: tokens of prompt and response together; None for no limit.
       max_prompt_length: tokens of the prompt; None for no limit.

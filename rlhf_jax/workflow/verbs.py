@@ -16,7 +16,7 @@ from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Kind
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig
-from rlhf_jax.scoring import letter_examples
+from rlhf_jax.scoring import letter_examples, letter_ids
 from rlhf_jax.workflow.commands import (
     DpoCommand,
     EvaluateCommand,
@@ -67,6 +67,7 @@ def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
     def rendered(data: DataOptions, name: str) -> tuple[list[PromptGroup], Funnel]:
         examples, funnel = read_data(data, kind, folder / f"quarantine-{name}.jsonl")
         if letters:
+            letter_ids(renderer)  # that they cannot be told apart is said now, not when the trained model is asked
             examples = letter_examples(examples, command.seed, funnel)
         make = prompt_groups if kind == "prompt" else render_all
         return make(examples, renderer, funnel), funnel
@@ -96,15 +97,24 @@ def loaded(command: Any) -> Loaded | None:
     return None
 
 
-def _train(command: Any, context: Context, name: str, options: Any, body: Any, **inputs: Any) -> Stage:
-    """Runs a training stage in the command's output folder, keyed by its base model, data and options."""
+def _load_for(command: Any, context: Context) -> Loaded:
+    """The data of a verb, its funnel said before the work begins. Called by a stage that is not done: a finished
+    one's quarantine file stays as it is."""
     data = loaded(command)
     assert data is not None
-    keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
+    context.run.announce(str(data.funnel))
+    return data
+
+
+def _train(command: Any, context: Context, name: str, options: Any, body: Any, **inputs: Any) -> Stage:
+    """Runs a training stage in the command's output folder, keyed by its base model, data and options."""
+    keys = {"base": hash_path(Checkpoint.find(command.model_name_or_path).folder),
+            "data": data_key(part(command, DataOptions)),
             "eval": sources_key(DataOptions(command.eval_dataset_name).sources, command.split),
             "options": options, **inputs}
 
     def run(folder: Path) -> Mapping[str, Any]:
+        data = _load_for(command, context)
         report = body(folder, options=options, params=data.checkpoint.params(context.mesh),
                       config=data.checkpoint.config, groups=data.groups, eval_groups=data.eval_groups,
                       tokenizer_from=data.checkpoint.folder, base=str(data.checkpoint.folder),
@@ -144,12 +154,13 @@ def run_dpo(command: DpoCommand, context: Context) -> Stage:
 
 def run_generate(command: GenerateCommand, context: Context) -> Stage:
     """`rlhf-jax generate`."""
-    data = load(command, "prompt")
-    sampling = with_capacity(part(command, SamplingConfig), data.groups)
-    inputs = {"policy": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
-              "sampling": sampling, "dtype": command.dtype, "shard_size": command.shard_size}
+    inputs = {"policy": hash_path(Checkpoint.find(command.model_name_or_path).folder),
+              "data": data_key(part(command, DataOptions)), "sampling": part(command, SamplingConfig),
+              "dtype": command.dtype, "shard_size": command.shard_size}
 
     def body(folder: Path) -> Mapping[str, Any]:
+        data = _load_for(command, context)
+        sampling = with_capacity(part(command, SamplingConfig), data.groups)
         report = sample_from(context, folder, data.checkpoint, "", data.groups, sampling, command.dtype,
                              command.shard_size, context.progress("generate"))
         return {**report, "funnel": data.funnel.to_json()}
@@ -191,12 +202,12 @@ def run_evaluate(command: EvaluateCommand, context: Context) -> Stage:
     """`rlhf-jax evaluate`."""
     data: DataOptions = part(command, DataOptions)
     scorer = open_scorer(command.scorer, context.local_mesh, "proxy")
-    examples, funnel = read_data(data, "preference", Path(command.output_dir) / "quarantine.jsonl")
     inputs = {"scorer": scorer.fingerprint, "data": data_key(data), "seed": command.seed}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        del folder
-        return {**evaluate_scorer(scorer, examples, command.seed).to_json(), "funnel": funnel.to_json()}
+        examples, funnel = read_data(data, "preference", folder / "quarantine.jsonl")
+        context.run.announce(str(funnel))
+        return evaluate_scorer(scorer, examples, funnel, command.seed)
 
     return run_stage(Path(command.output_dir), "evaluate", inputs, body)
 
@@ -238,6 +249,7 @@ def evaluate_policies(command: EvaluateCommand, context: Context) -> Outcome:
     prompts, own = (prompt_groups(examples, checkpoint.renderer(data), counts) for checkpoint, counts in (
         (start.checkpoint, funnel), (policy.checkpoint, Funnel())))
     _check_same_prompts(start, policy, prompts, own)
+    context.run.announce(str(funnel))
     judged = {p.label: evaluate_policy(context, p, start, prompts, command.sampling, scorers, command.dtype)
               for p in policies}
     return Outcome([(p, p.label, i) for i, p in enumerate(policies)], judged, {"prompts": funnel}, None)
