@@ -64,6 +64,15 @@ def writable(value: Any, exact: bool = False, depth: int = 0) -> Any:
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
+def count_non_finite(value: Any) -> int:
+    """How many NaN and infinities `writable` makes null."""
+    if isinstance(value, Mapping):
+        return sum(map(count_non_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(count_non_finite, value))
+    return int(isinstance(value, float) and not math.isfinite(value))
+
+
 def without_padding(value: Any, inside: bool = False) -> Any:
     """A row of an Arrow table without the `null`s that its schema puts inside tool schemas and tool calls."""
     if isinstance(value, Mapping):

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +28,7 @@ from rlhf_jax.data.context_columns import SYSTEM_COLUMNS, check_media, template_
 from rlhf_jax.data.example import Example, Kind, NotedRow, ParseOptions
 from rlhf_jax.data.graded_pairs import finite_number, pairs_from_scores
 from rlhf_jax.data.groups import Message, Text
-from rlhf_jax.data.json_values import writable
+from rlhf_jax.data.json_values import count_non_finite, writable
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.turns import as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
 
@@ -68,12 +67,13 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
                                      "start from its BOS token")
     if any(is_empty(response) for response in example.responses):
         raise BadRow("empty_response", "a response is empty; there is nothing to learn from or to judge")
-    prompt_id = checked_text(example.prompt_id or _prompt_id(row, example), "prompt_id")
+    prompt_id = example.prompt_id or _prompt_id(row, example)
     example = dataclasses.replace(example, prompt=_with_system(example.prompt, row), prompt_id=prompt_id)
     rest = {c: v for c, v in row.items() if c not in (*_USED[kind], *ID_COLUMNS, *SYSTEM_COLUMNS)}
     template_variables(rest)  # what they are is a fault of the row, whether a template reads them or not
     return dataclasses.replace(example, extra=writable({**rest, **example.extra}),
-                               notes=notes + Counter(example.notes) + _non_finite(rest))
+                               notes=notes + Counter(example.notes) + Counter(
+                                   non_finite_as_null=count_non_finite(rest)))
 
 
 def _with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
@@ -81,12 +81,6 @@ def _with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
         raise BadRow("system_beside_text", "the row has a system column beside whole text, in which nobody speaks; "
                                            "write it into the text, or give messages")
     return with_system(prompt, row)
-
-
-def _non_finite(rest: Mapping[str, Any]) -> Counter[str]:
-    """How many of these columns hold NaN or infinity, which become null."""
-    return Counter("non_finite_as_null" for value in rest.values()
-                   if isinstance(value, float) and not math.isfinite(value))
 
 
 def canonical_prompt(prompt: Text) -> str:
@@ -103,7 +97,7 @@ def canonical_prompt(prompt: Text) -> str:
 def _prompt_id(row: Mapping[str, Any], example: Example) -> str:
     for column in ID_COLUMNS:
         if column in row and str(row[column]) != "":
-            return str(row[column])
+            return checked_text(str(row[column]), column)
     prompt = example.prompt
     # Rows of whole text have no prompt to tell them apart, so their text does.
     text = canonical_prompt(prompt) if prompt or not example.responses else f"\0{example.responses[0]}"

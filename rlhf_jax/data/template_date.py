@@ -6,12 +6,14 @@ transformers gives templates the function `strftime_now`; a macro of that name b
 from __future__ import annotations
 
 import datetime
+from functools import lru_cache
 
 DATE = datetime.datetime(2024, 7, 26)
 """The day that Llama 3.1's and 3.2's own templates write where there is no clock."""
 _DIRECTIVES = "aAbBdeHIjmMpSUwWyYZ"
 
 
+@lru_cache(maxsize=64)
 def at_fixed_date(template: str) -> str:
     """The template itself, or with `strftime_now` at DATE, midnight, in place of the clock's."""
     if "strftime_now" not in template:

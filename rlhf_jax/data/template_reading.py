@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.groups import Message
 from rlhf_jax.data.message_fields import TRAIN
-from rlhf_jax.data.tokenizer import TemplateRefused, template_text
+from rlhf_jax.data.tokenizer import TemplateRefused, template_of, template_text
 
 _SAID = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 """What the speaker said, in whatever form. Other fields are about the message; that they are not written is noted."""
@@ -40,7 +41,7 @@ class TemplateReading:
         if "tools" in variables and not self._reads_tools():
             raise unrendered("tools")
         for name in variables:
-            if name != "tools" and not self._names(name):
+            if name != "tools" and name not in _variables(template_of(self._tokenizer)):
                 raise unrendered(name)
         notes: list[str] = []
         for kind in dict.fromkeys(_kind(message) for message in messages):
@@ -80,8 +81,20 @@ class TemplateReading:
 
     def _names(self, name: str) -> bool:
         """Whether the template's text has this word."""
-        template = self._tokenizer.get_chat_template()
-        return re.search(rf"\b{re.escape(name)}\b", template) is not None
+        return re.search(rf"\b{re.escape(name)}\b", template_of(self._tokenizer)) is not None
+
+
+@lru_cache(maxsize=64)
+def _variables(template: str) -> frozenset[str]:
+    """Names that a template takes from outside, those that it sets where they are not given among them."""
+    from jinja2 import Environment, TemplateError, meta
+
+    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)  # transformers' own tag
+    try:
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+        return frozenset(meta.find_undeclared_variables(parsed))
+    except TemplateError as error:
+        raise BadRow("template_refused", f"the chat template cannot be read: {error}") from error
 
 
 def unrendered(name: str, where: str = "") -> BadRow:

@@ -121,6 +121,14 @@ def load_template(source: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def template_of(tokenizer: Any, tools: Any = None) -> str:
+    """The text of the chat template that messages with these tools are rendered by; ValueError where there is none."""
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
+                         f"to a file or to one of {', '.join(TEMPLATES)}")
+    return str(tokenizer.get_chat_template(None, tools))
+
+
 def template_ids(tokenizer: Any, messages: list[dict[str, Any]], *, generation: bool, **variables: Any) -> list[int]:
     """Token ids of messages by the chat template, which alone writes BOS and headers. `variables` go to the template.
 
@@ -140,13 +148,11 @@ def _applied(tokenizer: Any, messages: list[dict[str, Any]], tokenize: bool, gen
              variables: Mapping[str, Any]) -> Any:
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
-                         f"to a file or to one of {', '.join(TEMPLATES)}")
-    template = at_fixed_date(tokenizer.get_chat_template(None, variables.get("tools")))
+    template = template_of(tokenizer, variables.get("tools"))
     try:
-        return tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=generation,
-                                             tokenize=tokenize, return_dict=False, **variables)
+        return tokenizer.apply_chat_template(messages, chat_template=at_fixed_date(template),
+                                             add_generation_prompt=generation, tokenize=tokenize, return_dict=False,
+                                             **variables)
     except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise TemplateRefused(f"the chat template cannot render the turns {roles}: {error}") from error

@@ -218,11 +218,28 @@ def test_what_tools_answer_is_seen_and_not_trained_on(thinking):
     ({"messages": [user("a"), {**bot("b"), "function_call": {"name": "add"}}]}, "function_call_not_rendered"),
     ({"messages": [user("a"), bot("b")], "tools": TOOLS}, "tools_not_rendered"),
     ({"messages": [user("a"), bot("b")], "chat_template_kwargs": {"mood": "glad"}}, "mood_not_rendered"),
+    ({"messages": [user("a"), bot("b")], "chat_template_kwargs": {"role": "user"}}, "role_not_rendered"),
     ({"prompt": "a", "completion": "b", "tools": TOOLS}, "tools_not_rendered"),
     ({"prompt": "a", "completion": "b", "chat_template_kwargs": {"messages_": 1}}, "messages__not_rendered"),
 ])
 def test_what_a_template_does_not_write_is_refused_by_name(chatml, row, key):
     assert reason(Renderer(chatml), parse_row(row, "sft")) == key
+
+
+@pytest.mark.parametrize("given", ["{% if not day is defined %}{% set day = 'now' %}{% endif %}{{ day }}",
+                                   "{{ day | default('now') }}", "{% set day = day or 'now' %}{{ day }}",
+                                   "{% generation %}{{ day if day is defined else 'now' }}{% endgeneration %}"])
+def test_variables_that_a_template_has_a_value_for_can_be_given(make_tokenizer, given):
+    renderer = Renderer(make_tokenizer(given + "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"))
+    row = {"prompt": [user("hi")], "chat_template_kwargs": {"day": "then"}}
+    assert decode(renderer, renderer.render(parse_row(row, "prompt")).prompt_ids) == "thenhi</s>"
+
+
+def test_messages_without_a_chat_template_end_the_command(plain_text):
+    for more in ({}, {"tools": TOOLS}, {"chat_template_kwargs": {"mood": 1}}, {"system": "s"}):
+        with pytest.raises(ValueError, match="no chat template, so messages cannot be rendered; set") as caught:
+            Renderer(plain_text).render(parse_row({"prompt": [user("a")], **more}, "prompt"))
+        assert not isinstance(caught.value, BadRow)
 
 
 def test_a_template_that_passes_over_whole_turns_is_seen(make_tokenizer):

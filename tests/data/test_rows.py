@@ -187,7 +187,7 @@ def test_columns_that_json_cannot_hold_are_kept_as_it_can():
     example = parse_row({"prompt": "p", **row}, "prompt")
     assert example.extra == {"x": None, "y": [None, 2.5], "when": "2024-05-01T12:00:00", "raw": "\\xff",
                              "z": {"k": [1, "2024-05-01T12:00:00"]}}
-    assert example.notes == {"non_finite_as_null": 1}
+    assert example.notes == {"non_finite_as_null": 2}
 
 
 @pytest.mark.parametrize(("row", "kind", "key"), [
@@ -202,6 +202,7 @@ def test_columns_that_json_cannot_hold_are_kept_as_it_can():
     ({"prompt": "p", "chat_template_kwargs": {"add_generation_prompt": False}}, "prompt", "bad_chat_template_kwargs"),
     ({"prompt": "p", "chat_template_kwargs": {"x": float("nan")}}, "prompt", "non_finite_number"),
     ({"prompt": "p", "id": "\ud83d"}, "prompt", "lone_surrogate"),
+    ({"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0], "index": "\ud83d"}, "preference", "lone_surrogate"),
     ({"prompt": "p", "system": 3}, "prompt", "not_text_content"),
     ({"prompt": "p", "system": "\ud83d"}, "prompt", "lone_surrogate"),
     ({"prompt": "p", "system": "a", "system_prompt": "b"}, "prompt", "two_system_messages"),
