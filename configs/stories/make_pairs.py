@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.converters import sentiment_pairs
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.sources import read_rows
-from rlhf_jax.data.turns import BadRow
 
 
 def labelled(path: str) -> list[tuple[str, int]]:

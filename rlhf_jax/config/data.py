@@ -27,7 +27,7 @@ class RowOptions(Options):
       converter: name of a row converter (`rlhf_jax.data.converters`), or "module:function" from a foreign row to one
         row or a list of rows.
       drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
-      max_samples: rows kept, from the start; None for all.
+      max_samples: valid rows used, from the start, before those too long are left out; None for all.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
       allow_empty_prompt: an empty prompt means the BOS token alone.
     """

@@ -8,17 +8,20 @@ off, and masks come from lengths, never from token ids.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
 
 from rlhf_jax.config.data import Overlong
-from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import LENGTH, Message, PromptGroup, Response, Text
-from rlhf_jax.data.rows import Example
+from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.context_columns import template_variables
+from rlhf_jax.data.example import Example
+from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
+from rlhf_jax.data.limits import Limits
+from rlhf_jax.data.message_fields import TRAIN
+from rlhf_jax.data.template_reading import TemplateReading, unrendered
 from rlhf_jax.data.tokenizer import (
     TEMPLATES,
     EndOfTurn,
@@ -31,22 +34,20 @@ from rlhf_jax.data.tokenizer import (
     stop_token_ids,
     template_ids,
 )
-from rlhf_jax.data.turns import BadRow
 
 __all__ = [
     "DATA_SCORE",
     "TEMPLATES",
+    "Overlong",
     "Renderer",
     "describe",
     "load_tokenizer",
     "pad_token_id",
-    "render_all",
     "stop_token_ids",
 ]
 
 DATA_SCORE = "data"
 """Name under which the grades of a data set lie in `Response.scores`."""
-_TOO_LONG = ("prompt_too_long", "response_too_long")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,19 @@ class Renderer:
                 raise ValueError(f"{name} is {limit}; BOS and one more token need at least 2")
 
     @cached_property
+    def limits(self) -> Limits:
+        return Limits(self.max_prompt_length, self.max_length, self.overlong)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.tokenizer.get_vocab()))
+
+    @cached_property
+    def reading(self) -> TemplateReading:
+        return TemplateReading(self.tokenizer)
+
+    @cached_property
     def end_of_turn(self) -> EndOfTurn:
         return end_of_turn(self.tokenizer)
 
@@ -96,8 +110,9 @@ class Renderer:
         """[p] int32 ids of a prompt, not cut, with BOS and, for messages, the header of the assistant's turn.
 
         Raises:
-          BadRow: zero_token_prompt, doubled_bos, template_refused.
+          BadRow: zero_token_prompt, doubled_bos, template_refused; prompt_too_long where that is sure from its letters.
         """
+        dataclasses.replace(self.limits, overlong="drop").within_reach(Example(prompt), self.longest_token)
         return np.asarray(_prompt_ids(self, self._chat(prompt), {}), np.int32)
 
     def render(self, example: Example) -> PromptGroup:
@@ -105,49 +120,33 @@ class Renderer:
 
         Raises:
           BadRow: prompt_too_long, response_too_long, zero_token_response, zero_token_prompt, doubled_bos,
-            template_not_prefix_preserving, template_refused, identical_after_truncation.
+            template_not_prefix_preserving, template_refused, nothing_trained, NAME_not_rendered, and LEFT_OUT.
           ValueError: the tokenizer lacks a chat template, or the template a stop token.
         """
-        return _render(self, example)[0]
+        return self.render_noted(example)[0]
+
+    def render_noted(self, example: Example) -> tuple[PromptGroup, list[str]]:
+        """As `render`, and what was done to the example, for the funnel's notes."""
+        return _render(self, example)
 
     def _chat(self, prompt: Text) -> Text:
         # An empty prompt (language modelling) has no user who could say it, so it stays plain text.
         return _messages(prompt, "user") if self.text_as_chat and prompt else prompt
 
 
-def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
-    """The groups of all examples that can be rendered; drops and truncations are counted in `funnel`.
-
-    Raises:
-      BadRow: a row is too long and `renderer.overlong` is "error".
-      ValueError: no row is left.
-    """
-    groups, last = [], "there was none"
-    for example in examples:
-        try:
-            group, notes = _render(renderer, example)
-        except BadRow as error:
-            if renderer.overlong == "error" and error.reason in _TOO_LONG:
-                raise BadRow(error.reason, f"prompt {example.prompt_id!r}: {error.message}. Raise the limit, or set "
-                                           f"overlong to {', '.join(get_args(Overlong)[1:])}") from error
-            funnel.dropped[error.reason] += 1
-            last = error.message
-            continue
-        funnel.notes.update(notes)
-        groups.append(group)
-    if not groups:
-        raise ValueError(f"no row is left after rendering (of the last: {last}):\n{funnel}")
-    return groups
-
-
 def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str]]:
+    example = renderer.limits.within_reach(example, renderer.longest_token)
     prompt, chat = renderer._chat(example.prompt), renderer.text_as_chat
     if isinstance(prompt, str) and any(not isinstance(response, str) for response in example.responses):
         prompt = _messages(prompt, "user")
-    variables = _template_variables(example)
-    prompt_ids = _prompt_ids(renderer, prompt, variables)
-    rendered = [_response(renderer, prompt, prompt_ids, response, variables) for response in example.responses]
-    prompt_ids, rendered, notes = _fit(renderer, prompt_ids, rendered)
+    variables = template_variables(example.extra)
+    unread = _check_read(renderer, prompt, example.responses, variables)
+    if prompt == "" and renderer.bos_id is None and len(example.responses) == 1:
+        prompt_ids, rendered = _whole_text(renderer, example.responses[0])
+    else:
+        prompt_ids = _prompt_ids(renderer, prompt, variables)
+        rendered = [_response(renderer, prompt, prompt_ids, response, variables) for response in example.responses]
+    prompt_ids, rendered, notes = renderer.limits.fit(prompt_ids, rendered, renderer.tokenizer.bos_token_id)
     for chosen, rejected in example.pairs:
         if rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist():
             raise BadRow("identical_after_truncation", "chosen and rejected have the same token ids; allow longer "
@@ -160,16 +159,25 @@ def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str
     )
     group = PromptGroup(example.prompt_id, np.asarray(prompt_ids, np.int32), responses,
                         prompt if chat else example.prompt, example.pairs, example.margins, example.extra)
-    return group, notes
+    return group, [*unread, *notes]
 
 
-def _template_variables(example: Example) -> dict[str, Any]:
-    """The columns `tools` and `chat_template_kwargs` of a row, which its chat template may use."""
-    variables = dict(example.extra.get("chat_template_kwargs") or {})
-    tools = example.extra.get("tools")
-    if tools:
-        variables["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-    return variables
+def _check_read(renderer: Renderer, prompt: Text, responses: Sequence[Text], variables: dict[str, Any]) -> list[str]:
+    """See `TemplateReading.check`; plain text is written by no template, so that nothing beside it is."""
+    if isinstance(prompt, str):
+        for name in variables:
+            raise unrendered(name, " beside plain text")
+        return []
+    messages = [message for text in (prompt, *responses) if not isinstance(text, str) for message in text]
+    return renderer.reading.check(messages, variables)
+
+
+def _whole_text(renderer: Renderer, text: Text) -> tuple[list[int], list[Response]]:
+    """Text without a prompt where nothing stands before texts: its first token is seen, the others are learned."""
+    response = _response(renderer, "", [], text, {})
+    if len(response.ids) < 2:
+        raise BadRow("zero_token_response", "the text has one token, before which there is nothing to predict it from")
+    return response.ids[:1].tolist(), [Response(response.ids[1:], response.loss_mask[1:])]
 
 
 def _messages(text: Text, role: str) -> list[Message]:
@@ -192,7 +200,8 @@ def _prompt_ids(renderer: Renderer, prompt: Text, variables: dict[str, Any]) -> 
     else:
         ids = _template_ids(renderer, prompt, True, variables)
     if not ids:
-        raise BadRow("zero_token_prompt", "the prompt has no token, and the tokenizer no BOS to start from")
+        raise BadRow("zero_token_prompt", "the prompt has no token, and in this tokenizer no BOS stands before texts "
+                                          "(one that opens the turns of a chat template is none); give a prompt")
     if bos is not None and ids[:2] == [bos, bos]:
         raise BadRow("doubled_bos", "the prompt begins with two BOS tokens; remove BOS from the text or the template")
     return ids
@@ -232,52 +241,18 @@ def _chat_response(renderer: Renderer, prompt: list[Message], prompt_ids: list[i
         whole = whole[: len(whole) - renderer.end_of_turn.trailing]
         if header[: len(ids)] != ids or whole[: len(header)] != header:
             raise BadRow("template_not_prefix_preserving",
-                         f"the chat template renders turn {len(turns)} so that the turns before it change; where the "
-                         "response begins is unknown. Use a template that only appends")
+                         f"the chat template renders turn {len(turns)} so that the turns before it, or its own "
+                         "opening, change; where the response begins is unknown. Use a template that only appends; of "
+                         "one that opens with a thought, give reasoning_content, or chat_template_kwargs against it")
         if whole[-1] != renderer.end_of_turn.stop_id:
             raise BadRow("stop_token_missing", "the chat template does not end this assistant turn with its stop token")
         if len(whole) == len(header) + 1:
             raise BadRow("zero_token_response", "an assistant turn has no token but its stop token")
-        mask += [False] * (len(header) - len(ids)) + [True] * (len(whole) - len(header))
+        mask += [False] * (len(header) - len(ids)) + [message.get(TRAIN, True)] * (len(whole) - len(header))
         ids = whole
+    if not any(mask):
+        raise BadRow("nothing_trained", "every turn of a response says that it is not trained on; leave out the row")
     return ids[len(prompt_ids) :], mask[len(prompt_ids) :]
-
-
-def _fit(renderer: Renderer, prompt_ids: list[int],
-         responses: Sequence[Response]) -> tuple[list[int], list[Response], list[str]]:
-    """Prompt and responses within the limits, and what was cut."""
-    longest = max((len(r.ids) for r in responses), default=0)
-    total, notes = renderer.max_length, []
-    room = renderer.max_prompt_length
-    if total is not None and len(prompt_ids) + longest > total and renderer.overlong == "truncate_prompt_left":
-        room = max(total - longest, total // 2) if room is None else room
-    if room is not None and len(prompt_ids) > room:
-        if renderer.overlong != "truncate_prompt_left":
-            raise BadRow("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens, max_prompt_length is {room}")
-        prompt_ids, notes = _keep_end(prompt_ids, room, renderer.tokenizer.bos_token_id), ["truncated_prompt"]
-    if total is None or len(prompt_ids) + longest <= total:
-        return prompt_ids, list(responses), notes
-    if len(prompt_ids) >= total:
-        raise BadRow("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens and max_length is {total}, which "
-                                        "leaves no room for a response")
-    if not renderer.overlong.startswith("truncate"):
-        raise BadRow("response_too_long", f"prompt ({len(prompt_ids)}) and longest response ({longest} tokens) exceed "
-                                          f"max_length {total}")
-    cut = [_cut(response, total - len(prompt_ids)) for response in responses]
-    return prompt_ids, cut, [*notes, *(["truncated_response"] * sum(r.finish_reason == LENGTH for r in cut))]
-
-
-def _keep_end(ids: list[int], length: int, bos: int | None) -> list[int]:
-    return [ids[0], *ids[len(ids) - length + 1 :]] if ids[0] == bos else ids[-length:]
-
-
-def _cut(response: Response, length: int) -> Response:
-    if len(response.ids) <= length:
-        return response
-    mask = response.loss_mask[:length]
-    if not mask.any():
-        raise BadRow("zero_token_response", "nothing of the assistant's own is left of a response after truncation")
-    return dataclasses.replace(response, ids=response.ids[:length], loss_mask=mask, finish_reason=LENGTH)
 
 
 def describe(group: PromptGroup, tokenizer: Any) -> str:

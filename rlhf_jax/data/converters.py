@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
+from rlhf_jax.data.example import NotedRow
 from rlhf_jax.data.graded_pairs import finite_number
-from rlhf_jax.data.turns import BadRow, as_messages, as_text, parse_hh
+from rlhf_jax.data.turns import as_messages, as_text, parse_hh
 
 Row = Mapping[str, Any]
+_INSTRUCTION = ("instruction", "input", "output", "history")
+_LAYOUT = ("prompt", "completion", "text", "messages", "conversations", "context_messages", "responses")
+"""Columns in which files of instructions repeat them in another layout."""
 
 
 def hh_rlhf(row: Row) -> Row:
@@ -31,25 +37,25 @@ def bon_graded(row: Row) -> Row:
     graded = [sample for sample in row["samples"] if sample["score"] is not None]
     if not graded:
         raise BadRow("no_responses", "none of the samples has a score")
-    other = {column: value for column, value in row.items() if column != "samples"}
-    return {**other, "responses": graded, "left_out_responses": len(row["samples"]) - len(graded)}
+    return NotedRow({**_others(row, "samples"), "responses": graded},
+                    left_out_responses=len(row["samples"]) - len(graded))
 
 
 def webgpt(row: Row) -> Row:
     """WebGPT comparisons: two answers with human scores; equal scores make no pair and are counted as no_pair."""
-    return {"prompt": row["prompt"].strip(), "responses": row["responses"]}
+    return {**row, "prompt": row["prompt"].strip()}
 
 
 def alpaca(row: Row) -> Row:
     """Alpaca instructions: `instruction`, `input`, `output`, and LIMA's `history` of earlier [question, answer]."""
     earlier = [message for question, answer in row.get("history") or () for message in _turns(question, answer)]
-    return {"messages": [*earlier, *_turns(_instruction(row), row["output"])], **_identifier(row)}
+    return {**_others(row, *_INSTRUCTION, *_LAYOUT), "messages": [*earlier, *_turns(_instruction(row), row["output"])]}
 
 
 def alpaca_pairs(row: Row) -> Row:
     """`instruction`, `input`, `chosen`, `rejected` into a prompt of one user message and two answers."""
-    return {"prompt": _turns(_instruction(row)), "chosen": row["chosen"], "rejected": row["rejected"],
-            **_identifier(row)}
+    return {**_others(row, *_INSTRUCTION, *_LAYOUT), "prompt": _turns(_instruction(row)), "chosen": row["chosen"],
+            "rejected": row["rejected"]}
 
 
 def sharegpt(row: Row) -> Row:
@@ -58,18 +64,16 @@ def sharegpt(row: Row) -> Row:
     Greetings of the assistant before the first user turn are left out, which is what the files need most.
     """
     messages = as_messages(row["conversations"], "conversations")
-    lead = 1 if messages[0]["role"] == "system" else 0
+    lead, turns = (1 if messages[0]["role"] == "system" else 0), len(messages)
     while len(messages) > lead and messages[lead]["role"] == "assistant":
         del messages[lead]
-    other = {column: value for column, value in row.items() if column != "conversations"}
-    if "chosen" in row and "rejected" in row:
-        return {**other, "prompt": messages}
-    return {**other, "messages": messages}
+    column = "prompt" if "chosen" in row and "rejected" in row else "messages"
+    return NotedRow({**_others(row, "conversations"), column: messages}, left_out_greetings=turns - len(messages))
 
 
 def ultrafeedback_binarized(row: Row) -> Row:
     """UltraFeedback-binarized: a string `prompt` beside whole conversations; its `messages` repeat `chosen`."""
-    return {column: value for column, value in row.items() if column != "messages"}
+    return _others(row, "messages")
 
 
 def helpsteer(row: Row) -> Row:
@@ -79,12 +83,13 @@ def helpsteer(row: Row) -> Row:
     """
     helpfulness, correctness = (finite_number(row[column], column) for column in ("helpfulness", "correctness"))
     answer = {"text": as_text(row["response"], "response"), "score": (helpfulness + correctness) / 2}
-    return {"prompt": row["prompt"], "responses": [answer]}
+    return {**{column: row[column] for column in SYSTEM_COLUMNS if column in row}, "prompt": row["prompt"],
+            "responses": [answer]}
 
 
 def story_prompt(row: Row) -> Row:
     """A story opening: a plain-text prompt that the model continues."""
-    return {"prompt": row["prompt"], **_identifier(row)}
+    return {"prompt": row["prompt"], **{column: row[column] for column in ("id", *SYSTEM_COLUMNS) if column in row}}
 
 
 CONVERTERS: dict[str, Callable[[Row], Row | list[Row]]] = {
@@ -113,8 +118,9 @@ def _turns(question: str, answer: str | None = None) -> list[Row]:
     return messages if answer is None else [*messages, {"role": "assistant", "content": answer}]
 
 
-def _identifier(row: Row) -> Row:
-    return {"id": row["id"]} if "id" in row else {}
+def _others(row: Row, *used: str) -> dict[str, Any]:
+    """The columns that the converter does not turn into others: ids, system messages, tools, and what scorers read."""
+    return {column: value for column, value in row.items() if column not in used}
 
 
 def sentiment_pairs(labelled: Iterable[tuple[str, int]], seed: int, max_pairs: int,

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.json_values import without_padding
 from rlhf_jax.data.jsonl import SourceError, open_bytes, scan_jsonl
-from rlhf_jax.data.turns import BadRow
 
 Row = Mapping[str, Any] | BadRow
 
@@ -38,7 +39,7 @@ def read_file(path: Path, header: Sequence[str] | None = None) -> Iterator[tuple
         raise SourceError(f"header= names the columns of .csv and .tsv files; {path} is neither")
     try:
         yield from FILE_READERS[suffix](path, header)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
         raise SourceError(f"cannot read {path}: {error}; the file is cut off, or not what its ending says") from error
 
 
@@ -53,6 +54,9 @@ def _json(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]]
         content = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         raise SourceError(f"{path} is not whole JSON ({error}); one object a line belongs in a .jsonl file") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} holds a number of too many digits, or values too deep inside one another ({error}); "
+                          "in a .jsonl file such a row is left out by itself") from error
     if isinstance(content, dict):
         content = content.get("instances", content.get("data"))
     if not isinstance(content, list):
@@ -69,6 +73,9 @@ def _table(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
     with open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream)
         columns = list(header) if header is not None else next(reader, [])
+        if twice := sorted({name for name in columns if columns.count(name) > 1}):
+            raise SourceError(f"{path} has two columns of the name {twice[0]!r}, of which only one could be read; "
+                              "rename one")
         for cells in reader:
             if len(cells) == len(columns):
                 yield reader.line_num, dict(zip(columns, cells, strict=True))
@@ -82,7 +89,14 @@ def _lines(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield number, {"text": line.decode().rstrip("\r\n")}
+                yield number, _text_row(line)
+
+
+def _text_row(line: bytes) -> Row:
+    try:
+        return {"text": line.decode().rstrip("\r\n")}
+    except UnicodeDecodeError as error:
+        return BadRow("not_utf8", f"the line is not UTF-8 ({error}); convert the file")
 
 
 def _parquet(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]]:
@@ -91,7 +105,7 @@ def _parquet(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Ro
 
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        yield from enumerate((without_padding(row) for batch in batches for row in batch.to_pylist()), start=1)
     except pyarrow.ArrowInvalid as error:
         raise SourceError(f"cannot read {path}: {error}") from error
 
@@ -101,7 +115,7 @@ def _arrow(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
     import pyarrow
 
     try:
-        yield from enumerate(datasets.Dataset.from_file(str(path)), start=1)
+        yield from enumerate(map(without_padding, datasets.Dataset.from_file(str(path))), start=1)
     except pyarrow.ArrowInvalid as error:
         raise SourceError(f"cannot read {path}: {error}") from error
 

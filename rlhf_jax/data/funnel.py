@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters import CONVERTERS, ONE_ANSWER_A_ROW
+from rlhf_jax.data.example import NotedRow
+from rlhf_jax.data.json_values import check_depth, writable
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import BadRow, Example, Kind, ParseOptions, canonical_prompt, parse_row
 from rlhf_jax.data.sources import SourceRow, locate_rows
@@ -36,12 +39,20 @@ class Funnel:
       dropped: valid rows left out on purpose (ties, duplicates, too long), by reason; kept = valid - dropped.
       notes: what was done to kept rows, by kind (truncations, renamed ids, responses left out, rows of one answer that
         were joined to an earlier one of their prompt); they change no sum.
+      quarantine: where invalid rows are kept apart while they are read and rendered; no part of the counts.
     """
 
     read: int = 0
     invalid: Counter[str] = dataclasses.field(default_factory=Counter)
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
     notes: Counter[str] = dataclasses.field(default_factory=Counter)
+    quarantine: Quarantine | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def refuse(self, where: SourceRow | None, error: BadRow) -> None:
+        """Counts a row that cannot be used and puts it aside. Raises TooManyBadRows as `Quarantine.add`."""
+        self.invalid[error.reason] += 1
+        if self.quarantine is not None:
+            self.quarantine.add(where or SourceRow("(no file)", self.read, error), error)
 
     @property
     def valid(self) -> int:
@@ -63,7 +74,8 @@ class Funnel:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> Funnel:
-        return Funnel(row["read"], *(Counter(row[name]) for name in ("invalid", "dropped", "notes")))
+        invalid, dropped, notes = (Counter(row[name]) for name in ("invalid", "dropped", "notes"))
+        return Funnel(row["read"], invalid, dropped, notes)
 
     def __str__(self) -> str:
         """A small table for the terminal and the run page."""
@@ -97,7 +109,7 @@ class Quarantine:
         """Puts one row aside. Raises TooManyBadRows when a budget in rows is spent."""
         row = where.row if isinstance(where.row, Mapping) else None
         self.rows.append({"source": where.source, "row_number": where.number, "reason": error.reason,
-                          "message": error.message, "row": _printable(row)})
+                          "message": error.message, "row": writable(row, exact=True)})
         if isinstance(self.max_bad_rows, int) and len(self.rows) > self.max_bad_rows:
             self.close(read=None)
 
@@ -124,17 +136,6 @@ class Quarantine:
                 f"{len(self.rows)} of {'the first' if read is None else read} rows cannot be used and max_bad_rows "
                 f"allows {budget}. The first of them:\n{first}\nRepair the data, choose a converter, or raise "
                 f"max_bad_rows.{where}")
-
-
-def _printable(row: Any) -> Any:
-    """A row that JSON can hold: infinities, NaN and foreign objects as their words."""
-    if isinstance(row, Mapping):
-        return {str(key): _printable(value) for key, value in row.items()}
-    if isinstance(row, list | tuple):
-        return [_printable(value) for value in row]
-    if isinstance(row, str):
-        return row.encode("utf-8", "backslashreplace").decode()
-    return row if row is None or isinstance(row, bool | int) else str(row)
 
 
 def load_examples(
@@ -169,7 +170,8 @@ def load_examples(
       ValueError: no row was kept, or no such kind or converter.
     """
     convert = _find_converter(converter)
-    funnel, quarantine = Funnel(), Quarantine(quarantine_path, max_bad_rows)
+    quarantine = Quarantine(quarantine_path, max_bad_rows)
+    funnel = Funnel(quarantine=quarantine)
     examples: list[Example] = []
     prompts: set[str] = set()
     rows: Iterable[Located] = (
@@ -182,19 +184,16 @@ def load_examples(
             funnel.dropped[example.reason] += 1
             continue
         if isinstance(example, BadRow):
-            funnel.invalid[example.reason] += 1
-            quarantine.add(where, example)
+            funnel.refuse(where, example)
             continue
         prompt = canonical_prompt(example.prompt)
         if drop_duplicate_prompts and prompt in prompts:
             funnel.dropped["duplicate_prompt"] += 1
             continue
         prompts.add(prompt)
-        for note in ("left_out_responses", "joined_rows"):
-            funnel.notes[note] += example.extra.get(note, 0)
-        examples.append(example)
+        funnel.notes.update(example.notes)
+        examples.append(dataclasses.replace(example, origin=where))
     quarantine.close(funnel.read)
-    funnel.notes = +funnel.notes
     if not examples:
         raise ValueError(f"no row of {sources!r} can be used as {kind} data:\n{funnel}")
     return unique_prompt_ids(examples, funnel), funnel
@@ -212,35 +211,41 @@ def _find_converter(converter: str | Converter | None) -> Converter | None:
 
 
 def _converted(where: SourceRow, convert: Converter | None) -> Sequence[Mapping[str, Any] | BadRow]:
-    if isinstance(where.row, BadRow) or convert is None:
+    if isinstance(where.row, BadRow):
         return [where.row]
     try:
-        rows = convert(where.row)
+        check_depth(where.row)
+        rows = where.row if convert is None else convert(where.row)
     except BadRow as error:
         return [error]
     except KeyError as error:
-        return [BadRow("missing_column", f"the converter needs the column {error}; the row has {', '.join(where.row)}")]
+        return [BadRow("missing_column", f"the converter needs the column {error}; the row has "
+                                         f"{', '.join(map(str, where.row))}")]
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        return [BadRow("not_for_this_converter", f"the converter cannot read this row ({type(error).__name__}: {error})"
+                                                 "; a column holds another kind of value than it expects")]
     rows = [rows] if isinstance(rows, Mapping) else rows
     return rows or [BadRow("converter_gave_nothing", "the converter made no row of this one")]
 
 
 def _joined(rows: Iterable[Located]) -> list[Located]:
-    """The rows of each prompt (the same up to white space) as one in the place of the first, answers in order.
+    """The rows of each prompt (the same up to white space, system message included) as one in the place of the first.
 
     Bad rows, and rows whose prompt is empty or no text, stay as they are.
     """
     out: list[Located] = []
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, ...], NotedRow] = {}
     for where, row in rows:
         prompt = "" if isinstance(row, BadRow) else row["prompt"]
-        name = canonical_prompt(prompt) if isinstance(prompt, str) else ""
-        if isinstance(row, BadRow) or not name:
+        if isinstance(row, BadRow) or not isinstance(prompt, str) or not prompt.strip():
             out.append((where, row))
-        elif name in found:
+            continue
+        name = (canonical_prompt(prompt), *(str(row.get(column)) for column in SYSTEM_COLUMNS))
+        if name in found:
             found[name]["responses"] += row["responses"]
-            found[name]["joined_rows"] += 1
+            found[name].notes["joined_rows"] = found[name].notes.get("joined_rows", 0) + 1
         else:
-            found[name] = {**row, "responses": list(row["responses"]), "joined_rows": 0}
+            found[name] = NotedRow({**row, "responses": list(row["responses"])})
             out.append((where, found[name]))
     return out
 

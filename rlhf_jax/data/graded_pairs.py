@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.config.data import PairRule
-from rlhf_jax.data.turns import BadRow
+from rlhf_jax.data.bad_row import BadRow, short
 
 
 def pairs_from_scores(
@@ -40,8 +40,8 @@ def finite_number(value: Any, column: str) -> float:
     """The cell as a float. Raises BadRow: not_a_number, non_finite_score."""
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise BadRow("not_a_number", f"column {column!r} holds {value!r}, which is no number") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRow("not_a_number", f"column {column!r} holds {short(value)}, which is no number") from error
     if not math.isfinite(number):
         raise BadRow("non_finite_score", f"column {column!r} holds {number}; a score must be finite")
     return number

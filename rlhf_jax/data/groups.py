@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}."""
+Message = dict[str, Any]
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}, and fields as `message_fields` has them."""
 Text = str | list[Message]
 """A prompt or a response as people write it: plain text, or a list of chat messages."""
 

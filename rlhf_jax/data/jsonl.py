@@ -12,8 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
+from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.turns import BadRow
 
 
 class SourceError(ValueError):
@@ -28,6 +28,8 @@ def write_jsonl_atomic(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> i
     Raises:
       OSError: the disk is full or not writable; the temporary file is gone and an earlier `path` is untouched.
       ValueError: a row holds NaN or infinity, which JSON has no word for.
+
+    Lone surrogates, which UTF-8 cannot hold, are written as JSON's escapes.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -54,11 +56,18 @@ def _write_synced(path: Path, rows: Iterable[Mapping[str, Any]], compress: bool)
     with path.open("wb") as raw:
         with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if compress else nullcontext(raw) as stream:
             for row in rows:
-                stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                stream.write(_line(row))
                 count += 1
         raw.flush()
         os.fsync(raw.fileno())
     return count
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def open_bytes(path: str | Path) -> IO[bytes]:
@@ -89,6 +98,10 @@ def _parse_line(line: bytes) -> Mapping[str, Any] | BadRow:
     except json.JSONDecodeError as error:
         return BadRow("truncated_json", f"the line is not whole JSON ({error}): {line[:80]!r}; it was probably cut "
                                         "off while being written")
+    except RecursionError:
+        return BadRow("nested_too_deep", "the line holds lists or objects too deep inside one another to be read")
+    except ValueError as error:  # of a number beyond Python's limit of digits
+        return BadRow("number_too_long", f"the line holds a number that cannot be read ({error})")
     if not isinstance(row, dict):
         return BadRow("not_an_object", f"the line holds {type(row).__name__} {line[:60]!r}; each line must be one "
                                        "JSON object")

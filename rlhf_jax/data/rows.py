@@ -17,19 +17,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from rlhf_jax.config.data import PairRule
+from rlhf_jax.data.bad_row import BadRow, checked_text
+from rlhf_jax.data.context_columns import SYSTEM_COLUMNS, check_media, template_variables, with_system
+from rlhf_jax.data.example import Example, Kind, NotedRow, ParseOptions
 from rlhf_jax.data.graded_pairs import finite_number, pairs_from_scores
 from rlhf_jax.data.groups import Message, Text
-from rlhf_jax.data.turns import BadRow, as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
+from rlhf_jax.data.json_values import count_non_finite, writable
+from rlhf_jax.data.message_fields import TRAIN
+from rlhf_jax.data.turns import as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
 
 __all__ = ["BadRow", "Example", "Kind", "ParseOptions", "canonical_prompt", "pairs_from_scores", "parse_row"]
-
-Kind = Literal["prompt", "sft", "preference", "graded", "unpaired"]
 
 PROMPT_COLUMNS = ("prompt", "context_messages", "conversations")
 ID_COLUMNS = ("prompt_id", "id", "index")
@@ -44,48 +47,6 @@ _USED = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """What a PromptGroup is before tokenisation.
-
-    Attributes:
-      prompt: text, or messages that end before the response.
-      responses: each text, or messages that begin with an assistant turn.
-      pairs: (chosen, rejected) indices into `responses`.
-      margins: one number a pair (score gap), or empty.
-      scores: graded data, one a response; None where nobody graded it.
-      labels: unpaired data, one a response: desirable or not.
-      prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
-      extra: the other columns of the row.
-    """
-
-    prompt: Text
-    responses: tuple[Text, ...] = ()
-    pairs: tuple[tuple[int, int], ...] = ()
-    margins: tuple[float, ...] = ()
-    scores: tuple[float | None, ...] = ()
-    labels: tuple[bool, ...] = ()
-    prompt_id: str = ""
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class ParseOptions:
-    """How rows are read where a row leaves a choice.
-
-    Attributes:
-      pair_rule: graded rows read as preferences: all unequal pairs, best against worst, or best against a random one.
-      min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
-      seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
-      allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
-    """
-
-    pair_rule: PairRule = "all"
-    min_gap: float = 0.0
-    seed: int = 0
-    allow_empty_prompt: bool = False
-
-
 def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None = None) -> Example:
     """The Example in a row of any layout of `kind` (table at the top of this file).
 
@@ -96,31 +57,47 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
     """
     if kind not in _PARSERS:
         raise ValueError(f"unknown kind {kind!r} of data; known kinds are {', '.join(_PARSERS)}")
-    options = options or ParseOptions()
+    options, notes = options or ParseOptions(), Counter(row.notes if isinstance(row, NotedRow) else {})
     row = {column: value for column, value in row.items() if value is not None}
+    check_media(row)
     example = _PARSERS[kind](row, options)
-    whole_text = kind == "sft" and "text" in row
+    whole_text = kind == "sft" and example.prompt == "" and "text" in row
     if is_empty(example.prompt) and not (example.prompt == "" and (options.allow_empty_prompt or whole_text)):
         raise BadRow("empty_prompt", "the prompt is empty; remove the row, or set allow_empty_prompt to let the model "
                                      "start from its BOS token")
     if any(is_empty(response) for response in example.responses):
         raise BadRow("empty_response", "a response is empty; there is nothing to learn from or to judge")
-    extra = {c: v for c, v in row.items() if c not in _USED[kind] and c not in ID_COLUMNS}
     prompt_id = example.prompt_id or _prompt_id(row, example)
-    return dataclasses.replace(example, prompt_id=prompt_id, extra={**extra, **example.extra})
+    example = dataclasses.replace(example, prompt=_with_system(example.prompt, row), prompt_id=prompt_id)
+    rest = {c: v for c, v in row.items() if c not in (*_USED[kind], *ID_COLUMNS, *SYSTEM_COLUMNS)}
+    template_variables(rest)  # what they are is a fault of the row, whether a template reads them or not
+    return dataclasses.replace(example, extra=writable({**rest, **example.extra}),
+                               notes=notes + Counter(example.notes) + Counter(
+                                   non_finite_as_null=count_non_finite(rest)))
+
+
+def _with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
+    if prompt == "" and any(row.get(column) for column in SYSTEM_COLUMNS):
+        raise BadRow("system_beside_text", "the row has a system column beside whole text, in which nobody speaks; "
+                                           "write it into the text, or give messages")
+    return with_system(prompt, row)
 
 
 def canonical_prompt(prompt: Text) -> str:
     """One string for a prompt, white space collapsed, equal for prompts that read the same."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
-    return json.dumps([[m["role"], " ".join(m["content"].split())] for m in prompt], ensure_ascii=False)
+    turns: list[list[Any]] = [[m["role"], " ".join(m["content"].split())] for m in prompt]
+    for turn, message in zip(turns, prompt, strict=True):
+        fields = {key: value for key, value in message.items() if key not in ("role", "content", TRAIN)}
+        turn += [fields] if fields else []
+    return json.dumps(turns, ensure_ascii=False, sort_keys=True)
 
 
 def _prompt_id(row: Mapping[str, Any], example: Example) -> str:
     for column in ID_COLUMNS:
         if column in row and str(row[column]) != "":
-            return str(row[column])
+            return checked_text(str(row[column]), column)
     prompt = example.prompt
     # Rows of whole text have no prompt to tell them apart, so their text does.
     text = canonical_prompt(prompt) if prompt or not example.responses else f"\0{example.responses[0]}"
@@ -136,7 +113,7 @@ def _prompt(row: Mapping[str, Any]) -> Text:
         raise _missing(row, "prompt")
     if not isinstance(prompt, str):
         check_alternation(prompt, column)
-        if prompt[-1]["role"] != "user":
+        if prompt[-1]["role"] not in ("user", "tool"):
             raise BadRow("prompt_ends_with_assistant", f"column {column!r} ends with a {prompt[-1]['role']} turn; a "
                                                        "prompt ends with the user, the response comes after it")
     return prompt
@@ -249,11 +226,10 @@ def _parse_graded(row: Mapping[str, Any], options: ParseOptions) -> Example:
     extra: dict[str, Any] = {}
     if all(model is not None for _, _, model in spoken):
         extra["response_models"] = [model for _, _, model in spoken]
-    if len(spoken) < len(graded):
-        extra["left_out_responses"] = len(graded) - len(spoken) + row.get("left_out_responses", 0)
+    notes = {"left_out_responses": len(graded) - len(spoken)} if len(spoken) < len(graded) else {}
     responses = tuple(_response(text, "responses") for text, _, _ in spoken)
     scores = tuple(None if score is None else finite_number(score, "responses") for _, score, _ in spoken)
-    return Example(_prompt(row), responses, scores=scores, extra=extra)
+    return Example(_prompt(row), responses, scores=scores, extra=extra, notes=notes)
 
 
 def _graded_cells(row: Mapping[str, Any]) -> list[tuple[Any, Any, Any]]:

@@ -4,6 +4,7 @@
 |------------------------------------------|----------------------------------------------------------------------|
 | `a.jsonl`, `.json`, `.csv`, `.tsv`, `.txt` (each also `.gz`), `.parquet`, `.arrow` | one file                   |
 | a folder, or a glob such as `d/*.jsonl`  | its files in sorted order; a `save_to_disk` folder through `datasets` |
+| the snapshot of a hub data set           | the files in its `data/`, of one split                               |
 | `tfds:name[:config]`, `tfds:/builder/dir` | a TFDS data source, with no TensorFlow                               |
 | `owner/name`                             | `datasets.load_dataset`                                              |
 
@@ -21,11 +22,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.files import FILE_READERS, file_format, read_file
+from rlhf_jax.data.json_values import without_padding
 from rlhf_jax.data.jsonl import SourceError
-from rlhf_jax.data.turns import BadRow
 
 _SLICE = re.compile(r"^(?P<base>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$")
+_HUB_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.")
+_ABOUT = ("dataset_infos.json", "dataset_info.json")
+"""Files of a hub snapshot that tell of the data and hold none."""
 _SPLIT_WORDS = ("train", "valid", "validation", "val", "dev", "test", "eval")
 
 
@@ -117,16 +122,16 @@ def _open(base: str, split: str | None, name: str | None, header: Sequence[str] 
 def list_files(source: str, split: str | None = None) -> list[Path] | None:
     """The local files of a source in sorted order, or None when it is the name of a hub data set.
 
-    In a folder, `split` keeps the files whose name begins with it. Where no file name begins with a split word, all
-    are one `train` split.
+    In a folder, `split` keeps the files whose name begins with it; of `train_sft-00000-of-00002.parquet`, as the hub
+    names them, the split is `train_sft`. Where no file name begins with a split word, all are one `train` split. A
+    folder without data files of its own whose files lie in `data/` is read there.
 
     Raises:
       SourceError: there is no such file, or the split is not there, or is needed and not given.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _split_files(sorted(f for f in path.iterdir() if file_format(f) and not f.name.startswith(".")),
-                            source, split)
+        return _split_files(_data_files(path) or _data_files(path / "data"), source, split)
     if path.is_file() or file_format(path) or glob.has_magic(source) or source.startswith(("/", ".", "~")):
         if not path.is_file() and not glob.has_magic(source):
             raise SourceError(f"there is no file {source!r}; the working folder is {Path.cwd()}")
@@ -137,6 +142,11 @@ def list_files(source: str, split: str | None = None) -> list[Path] | None:
     return None
 
 
+def _data_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.glob("*")
+                  if file_format(f) and f.is_file() and not f.name.startswith(".") and f.name not in _ABOUT)
+
+
 def _check_single(files: list[Path], source: str, split: str | None) -> list[Path]:
     if split not in (None, "train"):
         raise SourceError(f"{source!r} is one file, so it has no split {split!r}; name the file of that split")
@@ -145,9 +155,11 @@ def _check_single(files: list[Path], source: str, split: str | None) -> list[Pat
 
 def _split_files(files: list[Path], source: str, split: str | None) -> list[Path]:
     if not files:
-        raise SourceError(f"{source!r} holds no data file; known endings are {', '.join(FILE_READERS)}, each also .gz")
-    words = {file: re.split(r"[._-]", file.name)[0] for file in files}
-    named = sorted({word for word in words.values() if word in _SPLIT_WORDS})
+        raise SourceError(f"{source!r} holds no data file, nor does a folder data/ in it; known endings are "
+                          f"{', '.join(FILE_READERS)}, text ones also .gz. Name the folder that holds them")
+    shards = {file: match[1] for file in files if (match := _HUB_SHARD.match(file.name))}
+    words = {file: re.split(r"[._-]", file.name)[0] for file in files} | shards
+    named = sorted({word for word in words.values() if word in _SPLIT_WORDS} | set(shards.values()))
     if split is None and len(named) > 1:
         raise SourceError(f"{source!r} holds the splits {', '.join(named)}; say which with split=")
     if split is None or (split == "train" and not named):
@@ -214,14 +226,21 @@ def _tfds_rows(spec: str, split: str | None, config: str | None) -> Iterator[Map
 
 
 def plain_values(value: Any) -> Any:
-    """A TFDS value in plain Python: bytes as str, arrays and scalars unboxed, a dict of lists as a list of dicts."""
+    """A TFDS value in plain Python: bytes that are UTF-8 as str, arrays unboxed, a dict of lists as a list of dicts."""
     if isinstance(value, bytes):
-        return value.decode()
+        return _text_of(value)
     if isinstance(value, Mapping):
         return {key: _transposed(item) for key, item in value.items()}
     if hasattr(value, "tolist"):
         return plain_values(value.tolist())
     return [plain_values(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _text_of(value: bytes) -> str | bytes:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:  # a picture, say; where text belongs, the row is refused
+        return value
 
 
 def _transposed(value: Any) -> Any:
@@ -239,9 +258,10 @@ def _saved_rows(path: Path, split: str | None) -> Iterator[Mapping[str, Any]]:
 
     loaded = datasets.load_from_disk(str(path))
     if isinstance(loaded, datasets.DatasetDict):
-        return iter(loaded[_only_split(loaded, split, str(path))])
-    _check_single([path], str(path), split)
-    return iter(loaded)
+        loaded = loaded[_only_split(loaded, split, str(path))]
+    else:
+        _check_single([path], str(path), split)
+    return map(without_padding, loaded)
 
 
 def _hub_rows(source: str, split: str | None, name: str | None) -> Iterator[Mapping[str, Any]]:
@@ -255,4 +275,4 @@ def _hub_rows(source: str, split: str | None, name: str | None) -> Iterator[Mapp
             f"{source!r} is no local file, and as a name on the Hugging Face hub it cannot be loaded: {error}. "
             "Without a network, give a path to a local file or folder"
         ) from error
-    return iter(loaded[_only_split(loaded, split, source)])
+    return map(without_padding, loaded[_only_split(loaded, split, source)])

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.template_date import at_fixed_date
+
 TEMPLATES = {
     "chatml": (
         "{% if bos_token and bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
@@ -119,22 +121,39 @@ def load_template(source: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def template_ids(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool, **variables: Any) -> list[int]:
+def template_of(tokenizer: Any, tools: Any = None) -> str:
+    """The text of the chat template that messages with these tools are rendered by; ValueError where there is none."""
+    if not tokenizer.chat_template:
+        raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
+                         f"to a file or to one of {', '.join(TEMPLATES)}")
+    return str(tokenizer.get_chat_template(None, tools))
+
+
+def template_ids(tokenizer: Any, messages: list[dict[str, Any]], *, generation: bool, **variables: Any) -> list[int]:
     """Token ids of messages by the chat template, which alone writes BOS and headers. `variables` go to the template.
 
     Raises:
       TemplateRefused: the template does not take these messages (no system turn, say).
       ValueError: the tokenizer has no chat template.
     """
+    return list(_applied(tokenizer, messages, True, generation, variables))
+
+
+def template_text(tokenizer: Any, messages: list[dict[str, Any]], *, generation: bool, **variables: Any) -> str:
+    """The text that `template_ids` makes tokens of. Errors as there."""
+    return str(_applied(tokenizer, messages, False, generation, variables))
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, Any]], tokenize: bool, generation: bool,
+             variables: Mapping[str, Any]) -> Any:
     from jinja2 import TemplateError
 
-    if not tokenizer.chat_template:
-        raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
-                         f"to a file or to one of {', '.join(TEMPLATES)}")
+    template = template_of(tokenizer, variables.get("tools"))
     try:
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=True,
-                                                  return_dict=False, **variables))
-    except TemplateError as error:
+        return tokenizer.apply_chat_template(messages, chat_template=at_fixed_date(template),
+                                             add_generation_prompt=generation, tokenize=tokenize, return_dict=False,
+                                             **variables)
+    except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise TemplateRefused(f"the chat template cannot render the turns {roles}: {error}") from error
 
@@ -148,7 +167,10 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn:
     """
     user, assistant = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
     template_ids(tokenizer, [user], generation=True)
-    text = tokenizer.apply_chat_template([user, assistant], add_generation_prompt=False, tokenize=False)
+    text = template_text(tokenizer, [user, assistant], generation=False)
+    if _PROBE not in text:
+        raise ValueError("the chat template does not write the text of an assistant's turn (templates of models for "
+                         "pictures want it in parts); use another with chat_template_path")
     ending = text[text.rindex(_PROBE) + len(_PROBE) :]
     ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
     special = _special_ids(tokenizer)

@@ -6,11 +6,14 @@ prefix of characters, which would cut words and move the first letters of an ans
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.data.bad_row import BadRow, checked_text, short
 from rlhf_jax.data.groups import Message, Text
+from rlhf_jax.data.message_fields import message_fields
 
 ROLES = {
     "system": "system",
@@ -21,53 +24,50 @@ ROLES = {
     "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
 }
 """Role names people write, and ours. `human`, `gpt` and the like come from ShareGPT files."""
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-class BadRow(ValueError):
-    """One row of data cannot be used.
-
-    Attributes:
-      reason: short snake_case key, counted by the funnel.
-      message: what was given, why it cannot work, what to do.
-    """
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(f"{message} [{reason}]")
-        self.reason = reason
-        self.message = message
-
-
 def as_messages(value: Any, column: str) -> list[Message]:
     """The chat messages in a cell: a list of {role, content} or ShareGPT {from, value}, or one such object.
 
     Raises:
-      BadRow: not_messages, unknown_role, not_text_content, lone_surrogate.
+      BadRow: not_messages, unknown_role, not_text_content, lone_surrogate, and those of `message_fields`.
     """
     turns = [value] if isinstance(value, Mapping) else value
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes) or not turns:
-        raise BadRow("not_messages", f"column {column!r} holds {_short(value)}, not a list of chat messages; "
+        raise BadRow("not_messages", f"column {column!r} holds {short(value)}, not a list of chat messages; "
                                      'give [{"role": "user", "content": "..."}, ...]')
     return [_as_message(turn, column) for turn in turns]
 
 
 def _as_message(turn: Any, column: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise BadRow("not_messages", f"column {column!r} holds {_short(turn)} where a message object belongs; "
+        raise BadRow("not_messages", f"column {column!r} holds {short(turn)} where a message object belongs; "
                                      'give {"role": ..., "content": ...}')
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    said = {str(key): value for key, value in turn.items() if value is not None}
+    role, content = said.get("role", said.get("from")), said.get("content", said.get("value"))
     if not isinstance(role, str) or role not in ROLES:
-        raise BadRow("unknown_role", f"column {column!r} has a message with role {role!r}; known roles are "
+        raise BadRow("unknown_role", f"column {column!r} has a message with role {short(role)}; known roles are "
                                      f"{', '.join(ROLES)}")
-    if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-        content = "".join(str(part["text"]) for part in content)
+    fields = message_fields(said, ROLES[role], column)
+    if isinstance(content, list) and all(_is_text_part(part) for part in content):
+        content = "".join(part["text"] for part in content)
+    if content is None and "tool_calls" in fields:
+        content = ""
     if not isinstance(content, str):
-        raise BadRow("not_text_content", f"column {column!r} has a message whose content is {_short(content)}; "
+        raise BadRow("not_text_content", f"column {column!r} has a message whose content is {short(content)}; "
                                          "only text is supported")
-    return {"role": ROLES[role], "content": checked_text(content, column)}
+    return {"role": ROLES[role], "content": checked_text(content, column), **fields}
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
 
 
 def as_text(value: Any, column: str) -> Text:
@@ -75,27 +75,25 @@ def as_text(value: Any, column: str) -> Text:
     return checked_text(value, column) if isinstance(value, str) else as_messages(value, column)
 
 
-def checked_text(text: str, column: str) -> str:
-    """The text itself; a lone surrogate (half of an escaped emoji), which no tokenizer accepts, raises BadRow."""
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise BadRow("lone_surrogate", f"column {column!r} holds half a surrogate pair, which is not valid text; "
-                                       "repair the file's escapes")
-    return text
-
-
 def is_empty(text: Text) -> bool:
-    """True for a string of white space, no message at all, or any message of white space."""
-    return not text.strip() if isinstance(text, str) else not text or any(not m["content"].strip() for m in text)
+    """True for a string of white space, no message at all, or any message of white space that calls no tool."""
+    if isinstance(text, str):
+        return not text.strip()
+    return not text or any(not m["content"].strip() and "tool_calls" not in m for m in text)
 
 
 def check_alternation(messages: Sequence[Message], column: str, first: str = "user") -> None:
     """Requires an optional system message and then strictly alternating turns that begin with `first`.
 
+    What tools answered, in one or several messages, stands where a user's turn would.
+
     Raises:
       BadRow: not_alternating.
     """
     roles = [m["role"] for m in messages]
-    turns = roles[1:] if roles[:1] == ["system"] and first == "user" else roles
+    turns = [role for before, role in itertools.pairwise(["", *roles]) if (before, role) != ("tool", "tool")]
+    turns = turns[1:] if turns[:1] == ["system"] and first == "user" else turns
+    turns = [*turns[:1], *("user" if role == "tool" else role for role in turns[1:])]
     other = "assistant" if first == "user" else "user"
     expected = [first if i % 2 == 0 else other for i in range(len(turns))]
     if turns != expected:
@@ -112,7 +110,7 @@ def parse_hh(text: str, column: str) -> list[Message]:
     pieces = _HH_TURN.split(text)
     if pieces[0].strip() or len(pieces) < 3:
         raise BadRow("implicit_prompt_needs_messages",
-                     f"column {column!r} holds plain text {_short(text)} and the row has no 'prompt', so where the "
+                     f"column {column!r} holds plain text {short(text)} and the row has no 'prompt', so where the "
                      "prompt ends is unknown; add a 'prompt' column, or give message lists")
     roles = {"Human": "user", "Assistant": "assistant"}
     return [{"role": roles[speaker], "content": checked_text(content.strip(), column)}
@@ -163,8 +161,3 @@ def _common_prefix(a: list[Message], b: list[Message]) -> list[Message]:
         if x != y:
             return a[:i]
     return a[: min(len(a), len(b))]
-
-
-def _short(value: Any, length: int = 60) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= length else shown[:length] + "..."

@@ -4,7 +4,7 @@ from rlhf_jax.scoring.base import Comparing, Scorer, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.function import FunctionScorer
 from rlhf_jax.scoring.multi_objective import MultiObjectiveScorer
-from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, letter_examples
+from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, letter_examples, letter_ids
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "context_text",
     "knock_out",
     "letter_examples",
+    "letter_ids",
     "rerender",
     "round_robin",
 ]

@@ -96,17 +96,23 @@ def _rendered(group: PromptGroup, renderer: Renderer, failures: Counter[str]) ->
     texts = tuple(response.text for response in group.responses)
     if renderer.overlong == "drop":
         try:
-            whole = renderer.render(Example(group.prompt, texts, prompt_id=group.prompt_id))
+            whole = renderer.render(_example(group, texts))
             return [(i, dataclasses.replace(whole, responses=(r,))) for i, r in enumerate(whole.responses)]
         except BadRow:
             pass  # which of them it was is found out below
     kept = []
     for i, text in enumerate(texts):
         try:
-            kept.append((i, renderer.render(Example(group.prompt, (text,), prompt_id=group.prompt_id))))
+            kept.append((i, renderer.render(_example(group, (text,)))))
         except BadRow as error:
             failures[error.reason] += 1
     return kept
+
+
+def _example(group: PromptGroup, texts: tuple[Text, ...]) -> Example:
+    """Responses with what the conversation was given; the policy's own template variables are none of the scorer's."""
+    tools = {name: value for name, value in group.extra.items() if name == "tools"}
+    return Example(group.prompt, texts, prompt_id=group.prompt_id, extra=tools)
 
 
 def _unstopped(rendered: Response, original: Response) -> Response:

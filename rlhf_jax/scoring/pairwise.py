@@ -21,6 +21,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
+from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
 from rlhf_jax.scoring.base import Progress, Scores, Weights
 from rlhf_jax.scoring.tournament import knock_out, round_robin
@@ -40,7 +41,14 @@ def context_text(prompt: Text) -> str:
 
 
 def comparison(prompt: Text, first: Text, second: Text) -> list[Message]:
-    """The user turn that asks which of two answers is better."""
+    """The user turn that asks which of two answers is better.
+
+    Raises:
+      BadRow: tool_calls_not_rendered; a comparison holds texts alone.
+    """
+    messages = [message for text in (prompt, first, second) if not isinstance(text, str) for message in text]
+    if any("tool_calls" in message for message in messages):
+        raise unrendered("tool_calls", " (a pairwise comparison holds texts alone)")
     content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {_last(first)} [RESPONSE B] {_last(second)} \n"
     return [{"role": "user", "content": content}]
 
@@ -57,14 +65,22 @@ def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel) -> l
     """Preference examples as one-letter conversations; a coin seeded by the prompt id puts chosen at A or B."""
     out = []
     for example in examples:
-        for number, (chosen, rejected) in enumerate(example.pairs):
-            name = f"{example.prompt_id}/{number}"
-            first = _coin(name, seed)
-            order = (chosen, rejected) if first else (rejected, chosen)
-            question = comparison(example.prompt, *(example.responses[i] for i in order))
-            out.append(Example(question, (LETTERS[0 if first else 1],), prompt_id=name))
+        try:
+            found = [_letter_example(example, number, pair, seed) for number, pair in enumerate(example.pairs)]
+        except BadRow as error:
+            funnel.refuse(example.origin, error)
+            continue
+        funnel.read += len(found) - 1  # from here on every comparison is a row
+        out += found
     funnel.notes["comparisons"] += len(out)
     return out
+
+
+def _letter_example(example: Example, number: int, pair: tuple[int, int], seed: int) -> Example:
+    name = f"{example.prompt_id}/{number}"
+    first = _coin(name, seed)
+    question = comparison(example.prompt, *(example.responses[i] for i in (pair if first else pair[::-1])))
+    return Example(question, (LETTERS[0 if first else 1],), prompt_id=name, origin=example.origin)
 
 
 def letter_ids(renderer: Renderer) -> tuple[int, int]:
@@ -121,25 +137,25 @@ class PairwiseScorer:
         outputs = partial(letter_outputs, self._compute, self._letters)
         self._map = PackedMap(outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
-    def _question(self, name: str, messages: list[Message]) -> PromptGroup | None:
+    def _question(self, prompt: Text, first: Text, second: Text) -> PromptGroup | None:
         """The rendered question, its last token (where the reply begins) as the one branch."""
         try:
-            ids = self._renderer.render_prompt(messages)
+            ids = self._renderer.render_prompt(comparison(prompt, first, second))
             limit = self._renderer.max_length
             if limit is not None and len(ids) > limit:
                 raise BadRow("prompt_too_long", f"the comparison has {len(ids)} tokens, max_length is {limit}")
         except BadRow as error:
             self.failures[error.reason] += 1
             return None
-        return PromptGroup(name, ids[:-1], (Response(ids[-1:], np.ones(1, bool)),))
+        return PromptGroup("", ids[:-1], (Response(ids[-1:], np.ones(1, bool)),))
 
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
         """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
         questions: list[PromptGroup] = []
         places: list[tuple[int, int] | None] = []
         for prompt, first, second in games:
-            one = self._question("", comparison(prompt, first, second))
-            other = None if one is None else self._question("", comparison(prompt, second, first))
+            one = self._question(prompt, first, second)
+            other = None if one is None else self._question(prompt, second, first)
             if one is None or other is None:
                 places.append(None)
                 continue

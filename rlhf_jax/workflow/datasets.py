@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
-from rlhf_jax.data.chat import Renderer, render_all
+from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import SourceError, read_groups
+from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
 from rlhf_jax.data.tokenizer import load_template
@@ -112,8 +113,8 @@ class Preview:
         return self.source.funnel if isinstance(self.source, RenderedRows) else self.funnel
 
 
-def _as_they_are(examples: list[Example], funnel: Funnel) -> list[Example]:
-    del funnel
+def _as_they_are(examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+    del funnel, renderer
     return examples
 
 
@@ -124,6 +125,7 @@ class RenderedRows:
     Attributes:
       quarantine: file for the rows that cannot be used.
       prepare: what examples become before they are rendered, and counts about it.
+      announce: is told the funnel, before anything is made of the rows.
     """
 
     checkpoint: Checkpoint
@@ -132,7 +134,8 @@ class RenderedRows:
     render: RenderOptions
     graded: GradedOptions = GradedOptions()
     quarantine: Path | None = None
-    prepare: Callable[[list[Example], Funnel], list[Example]] = _as_they_are
+    prepare: Callable[[list[Example], Funnel, Renderer], list[Example]] = _as_they_are
+    announce: Callable[[str], None] = lambda text: None
 
     @cached_property
     def key(self) -> str:
@@ -142,7 +145,9 @@ class RenderedRows:
     def _read(self) -> tuple[list[PromptGroup], Funnel]:
         examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
         make = prompt_groups if self.kind == "prompt" else render_all
-        groups = make(self.prepare(examples, funnel), self.checkpoint.renderer(self.render), funnel)
+        renderer = self.checkpoint.renderer(self.render)
+        groups = make(self.prepare(examples, funnel, renderer), renderer, funnel)
+        self.announce(str(funnel))
         return groups, funnel
 
     def read(self) -> list[PromptGroup]:

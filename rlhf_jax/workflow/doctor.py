@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.render_all import rendered
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.tokenizer import TEMPLATES, end_of_turn, has_bos_for_text
 from rlhf_jax.models import param_specs
@@ -95,9 +96,13 @@ def _template(checkpoint: Checkpoint) -> Finding:
                        + ", ".join(TEMPLATES))
     renderer = Renderer(checkpoint.tokenizer, eos_id=checkpoint.stop_ids[0])
     try:
-        renderer.render(Example(CONVERSATION[:1], ([*CONVERSATION[1:], {"role": "assistant", "content": ANSWERS[0]}],)))
+        groups, _ = rendered(renderer, Example(
+            CONVERSATION[:1], ([*CONVERSATION[1:], {"role": "assistant", "content": ANSWERS[0]}],)))
     except BadRow as error:
         return Finding("chat template", "fail", f"{error.reason}: {error.message}", "use another template")
+    if len(groups) > 1:
+        return Finding("chat template", "note", "shows earlier turns otherwise than they were written",
+                       "conversations are learned turn by turn, one group per answer")
     return Finding("chat template", "ok", "renders two turns, each a continuation of the last")
 
 

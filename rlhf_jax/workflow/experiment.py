@@ -65,7 +65,8 @@ class Experiment:
             more["graded"] = data.graded
         self._rows[name] = RenderedRows(
             checkpoint=checkpoint, kind=kind, rows=self.located(data.rows), render=data.render,
-            quarantine=self.context.quarantine(name), **more)
+            quarantine=self.context.quarantine(name),
+            announce=lambda funnel: self.context.run.announce(f"data of {name}:\n{funnel}"), **more)
         return self._rows[name]
 
     @property
@@ -156,11 +157,11 @@ class Experiment:
             section.init, section.data.render.chat_template_path)
         kind, seed = trainable_kind(section.train), section.train.train.seed
         rows = self.rows("reward", section.data, "preference", origin,
-                         prepare=lambda examples, funnel: kind.examples(examples, seed, funnel))
+                         prepare=partial(kind.examples, seed))
         return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 
     def _evaluate_reward(self, scorer: Scorer, data: ScorerData) -> Mapping[str, Any]:
-        rows = PreferenceRows(self.located(data.rows), data.graded)
+        rows = PreferenceRows(self.located(data.rows), data.graded, self.context.quarantine("reward/eval"))
         return self.context.do("reward/evaluate", EvaluateStage(scorer=scorer, data=rows)).report
 
     def _baselines(self, start: Checkpoint, prompts: Sequence[PromptGroup], scorer: Scorer) -> list[Entry]:

@@ -92,6 +92,7 @@ def compare(command: CompareCommand, context: Context) -> Outcome:
     """`rlhf-jax compare`: fresh samples of a policy and of its baseline, judged, ready for the report."""
     scorers, (baseline, policy, prompts) = judges(command, context), policies_asked(command, context)
     entries = [Entry("baseline", "baseline", 0, baseline), Entry("policy", "policy", 1, policy)]
+    context.run.announce(str(prompts.funnel))
     judged = judge_all(context, entries, prompts.read(), command.sampling, scorers, command.dtype)
     return Outcome(entries, judged, {"prompts": prompts.funnel}, None)
 

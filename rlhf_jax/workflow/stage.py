@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from rlhf_jax.workflow.context import Context
     from rlhf_jax.workflow.datasets import Preview
 
-MODEL, CHECKPOINTS, PAIRS, JUDGED, RECORD = "model", "checkpoints", "pairs.jsonl", "judged.jsonl", "stage.json"
-"""What stages leave in their folders: a model, checkpoints while it is trained, groups, and the record of the end."""
+MODEL, CHECKPOINTS, RECORD = "model", "checkpoints", "stage.json"
+PAIRS, JUDGED, ROWS = "pairs.jsonl", "judged.jsonl", "rows.jsonl"
+"""What stages leave in their folders: a model, checkpoints while it is trained, the record of the end, groups as pairs
+or with verdicts, and one line per evaluated row."""
 _TIMED = (RECORD, "inputs.json", "trainer_state.json")
 """What stages write about themselves, seconds included; no part of what they made."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class _Rows:
 
     def _rendered(self, rows: RowOptions, name: str) -> RenderedRows:
         return RenderedRows(checkpoint=self.model, kind=self._kind, rows=rows, render=self._command.data.render,
-                            quarantine=self._context.quarantine(name), **self._more)
+                            quarantine=self._context.quarantine(name), announce=self._context.run.announce,
+                            **self._more)
 
     @property
     def train(self) -> RenderedRows:
@@ -69,7 +71,7 @@ def sft(command: SftCommand, context: Context) -> SftStage:
 def reward(command: RewardCommand, context: Context) -> RewardStage:
     """`rlhf-jax reward`."""
     kind, seed = trainable_kind(command.options), command.options.train.seed
-    rows = _Rows(command, context, "preference", prepare=lambda examples, funnel: kind.examples(examples, seed, funnel))
+    rows = _Rows(command, context, "preference", prepare=partial(kind.examples, seed))
     return RewardStage(start=rows.model, data=(rows.train,), options=command.options,
                        evaluation=rows.held_out(command.eval_dataset_name))
 

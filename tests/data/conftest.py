@@ -13,6 +13,20 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header
 LINES = ["the cat sat on the mat", "user assistant system hello world", "One day a boy named Tim went to the park."]
 
 
+THOUGHTS_OF_THE_LAST_TURN = (
+    "{%- if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif -%}"
+    "{%- set ns = namespace(query=0) %}"
+    "{%- for m in messages %}{% if m.role == 'user' %}{% set ns.query = loop.index0 %}{% endif %}{% endfor -%}"
+    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{%- if m.role == 'assistant' and loop.index0 > ns.query %}"
+    "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}"
+    "{{- m.content }}{% for call in m.tool_calls or [] %}{{ '\n' + call.function | tojson }}{% endfor %}"
+    "{{- '<|im_end|>\n' }}{% endfor -%}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}")
+"""As Qwen3's: an assistant's thoughts are shown in the turns after the last question alone."""
+
+
 def build_tokenizer(template=None, **special):
     """A byte-level BPE tokenizer of 320 tokens with BOS <s>, EOS </s> and the usual turn markers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -37,6 +51,12 @@ def make_tokenizer():
 @pytest.fixture(scope="session")
 def chatml():
     return build_tokenizer("chatml")
+
+
+@pytest.fixture(scope="session")
+def thinking():
+    """The tiny tokenizer with a template like Qwen3's."""
+    return build_tokenizer(THOUGHTS_OF_THE_LAST_TURN, eos_token="<|im_end|>", bos_token=None)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 
-from rlhf_jax.data.chat import TEMPLATES, Renderer, describe, render_all
-from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.chat import TEMPLATES, Renderer, describe
+from rlhf_jax.data.funnel import Funnel, TooManyBadRows, load_examples
 from rlhf_jax.data.groups import LENGTH
+from rlhf_jax.data.jsonl import read_jsonl
+from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import BadRow, Example, parse_row
 
 
@@ -43,7 +47,17 @@ def test_plain_text_has_one_bos_and_ends_with_eos(chatml):
 def test_empty_prompt_is_bos_alone(chatml):
     group = Renderer(chatml).render(Example("", ("the cat",)))
     assert group.prompt_ids.tolist() == [chatml.bos_token_id]
-    assert reason(Renderer(chatml, add_bos=False), Example("", ("the cat",))) == "zero_token_prompt"
+    assert reason(Renderer(chatml, add_bos=False), Example("", ("a", "b"), pairs=((0, 1),))) == "zero_token_prompt"
+
+
+def test_whole_text_without_bos_is_learned_from_its_second_token_on(make_tokenizer):
+    """SmolLM2's BOS opens turns and stands before no text; transformers predicts no first token either."""
+    renderer = Renderer(make_tokenizer("chatml", bos_token="<|im_start|>", eos_token="<|im_end|>"))
+    group = renderer.render(parse_row({"text": "the cat sat"}, "sft"))
+    whole = renderer.tokenizer("the cat sat<|im_end|>")["input_ids"]
+    assert [*group.prompt_ids, *group.responses[0].ids] == whole
+    assert (group.prompt_ids.tolist(), group.responses[0].loss_mask.all()) == (whole[:1], True)
+    assert reason(Renderer(renderer.tokenizer), Example("", ("<|im_end|>",))) == "zero_token_response"
 
 
 def test_messages(chatml):
@@ -121,6 +135,157 @@ def test_template_variables_reach_the_template(make_tokenizer):
     assert decode(renderer, renderer.render(parse_row(row, "prompt")).prompt_ids) == "gladcalchi</s>"
 
 
+def test_a_template_that_hides_earlier_thoughts_is_learned_turn_by_turn(thinking):
+    """Each turn stands behind what the template shows before it, and ends as the template ends it."""
+    messages = [user("a"), {**bot("b"), "reasoning_content": "hmm"}, user("c"), {**bot("d"), "reasoning_content": "so"}]
+    assert reason(Renderer(thinking), parse_row({"messages": messages}, "sft")) == "template_not_prefix_preserving"
+    funnel = Funnel(read=1)
+    groups = render_all([parse_row({"messages": messages, "id": "x"}, "sft")], Renderer(thinking), funnel)
+    assert [group.prompt_id for group in groups] == ["x/0", "x/2"]
+    for group, turns in zip(groups, (messages[:2], messages), strict=True):
+        whole = thinking.apply_chat_template(turns, return_dict=False)[:-1]  # the newline behind the last stop token
+        assert [*group.prompt_ids, *group.responses[0].ids] == whole
+        assert group.responses[0].loss_mask.all()
+    shown = [thinking.decode(group.responses[0].ids) for group in groups]
+    assert shown == ["<think>\nhmm\n</think>\n\nb<|im_end|>", "<think>\nso\n</think>\n\nd<|im_end|>"]
+    assert "hmm" not in thinking.decode(groups[1].prompt_ids)
+    assert (funnel.kept, funnel.notes) == (1, {"rendered_turn_by_turn": 1})
+
+
+def test_turn_by_turn_leaves_out_the_turns_that_are_too_long_or_not_trained_on(thinking):
+    messages = [user("a"), {**bot("b"), "train": False}, user("c"), bot("d"), user("e" * 60), bot("f")]
+    examples = [parse_row({"messages": messages, "id": "x"}, "sft"), parse_row({"messages": messages[:2]}, "sft"),
+                parse_row({"messages": [user("e" * 60), *messages[1:]]}, "sft")]
+    funnel = Funnel(read=3)
+    groups = render_all(examples, Renderer(thinking, max_length=60, overlong="drop"), funnel)
+    assert [group.prompt_id for group in groups] == ["x/2"]
+    assert (funnel.dropped, funnel.invalid) == ({"prompt_too_long": 1}, {"nothing_trained": 1})
+    assert funnel.notes == {"rendered_turn_by_turn": 1, "turn_prompt_too_long": 1}
+
+
+def test_one_trained_turn_of_several_is_learned_behind_the_others(thinking):
+    messages = [user("a"), {**bot("b"), "train": False}, user("c"), bot("d")]
+    (group,) = render_all([parse_row({"messages": messages}, "sft")], Renderer(thinking), Funnel(read=1))
+    whole = thinking.apply_chat_template(messages, return_dict=False)[:-1]
+    assert [*group.prompt_ids, *group.responses[0].ids] == whole
+
+
+def test_no_thinking_is_learned_behind_the_empty_thought_that_is_then_given(thinking):
+    messages = [user("a"), bot("b"), user("c"), bot("d")]
+    row = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}}
+    groups = render_all([parse_row(row, "sft")], Renderer(thinking), Funnel(read=1))
+    assert [thinking.decode(g.responses[0].ids) for g in groups] == ["b<|im_end|>", "d<|im_end|>"]
+    assert all(thinking.decode(g.prompt_ids).endswith("<think>\n\n</think>\n\n") for g in groups)
+
+
+def test_turns_that_say_so_are_seen_and_not_trained_on(chatml):
+    renderer = Renderer(chatml)
+    messages = [user("a"), {**bot("b"), "weight": 0}, user("c"), {**bot("d e"), "weight": 1}]
+    group = renderer.render(parse_row({"messages": messages}, "sft"))
+    plain = renderer.render(parse_row({"messages": [user("a"), *MULTI]}, "sft"))
+    response = group.responses[0]
+    assert response.ids.tolist() == plain.responses[0].ids.tolist()
+    assert decode(renderer, response.ids, response.loss_mask) == "d e<|im_end|>"
+    masked = {"messages": [user("a"), {**bot("b"), "mask": True}]}
+    assert reason(renderer, parse_row(masked, "sft")) == "nothing_trained"
+
+
+CALL = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+
+
+def test_thoughts_tool_calls_and_tools_reach_a_template_that_writes_them(thinking):
+    messages = [user("a"), {**bot("b"), "reasoning_content": "hmm", "tool_calls": CALL}]
+    group = Renderer(thinking).render(parse_row({"messages": messages, "tools": TOOLS}, "sft"))
+    assert thinking.decode(group.responses[0].ids) == (
+        '<think>\nhmm\n</think>\n\nb\n{"name": "add", "arguments": {"a": 1}}<|im_end|>')
+    assert '"name": "add"' in thinking.decode(group.prompt_ids)
+
+
+def test_what_tools_answer_is_seen_and_not_trained_on(thinking):
+    messages = [user("a"), {**bot(""), "tool_calls": CALL}, {"role": "tool", "content": "3"}, bot("three")]
+    renderer = Renderer(thinking)
+    (response,) = renderer.render(parse_row({"messages": messages}, "sft")).responses
+    seen = decode(renderer, response.ids, ~response.loss_mask)
+    assert seen == "\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
+    assert decode(renderer, response.ids, response.loss_mask).endswith("three<|im_end|>")
+
+
+@pytest.mark.parametrize(("row", "key"), [
+    ({"messages": [user("a"), {**bot("b"), "reasoning_content": "hmm"}]}, "reasoning_content_not_rendered"),
+    ({"messages": [user("a"), {**bot("b"), "thinking": "hmm"}]}, "thinking_not_rendered"),
+    ({"messages": [user("a"), {**bot("b"), "tool_calls": CALL}]}, "tool_calls_not_rendered"),
+    ({"messages": [user("a"), {**bot("b"), "function_call": {"name": "add"}}]}, "function_call_not_rendered"),
+    ({"messages": [user("a"), bot("b")], "tools": TOOLS}, "tools_not_rendered"),
+    ({"messages": [user("a"), bot("b")], "chat_template_kwargs": {"mood": "glad"}}, "mood_not_rendered"),
+    ({"messages": [user("a"), bot("b")], "chat_template_kwargs": {"role": "user"}}, "role_not_rendered"),
+    ({"prompt": "a", "completion": "b", "tools": TOOLS}, "tools_not_rendered"),
+    ({"prompt": "a", "completion": "b", "chat_template_kwargs": {"messages_": 1}}, "messages__not_rendered"),
+])
+def test_what_a_template_does_not_write_is_refused_by_name(chatml, row, key):
+    assert reason(Renderer(chatml), parse_row(row, "sft")) == key
+
+
+@pytest.mark.parametrize("given", ["{% if not day is defined %}{% set day = 'now' %}{% endif %}{{ day }}",
+                                   "{{ day | default('now') }}", "{% set day = day or 'now' %}{{ day }}",
+                                   "{% generation %}{{ day if day is defined else 'now' }}{% endgeneration %}"])
+def test_variables_that_a_template_has_a_value_for_can_be_given(make_tokenizer, given):
+    renderer = Renderer(make_tokenizer(given + "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"))
+    row = {"prompt": [user("hi")], "chat_template_kwargs": {"day": "then"}}
+    assert decode(renderer, renderer.render(parse_row(row, "prompt")).prompt_ids) == "thenhi</s>"
+
+
+def test_messages_without_a_chat_template_end_the_command(plain_text):
+    for more in ({}, {"tools": TOOLS}, {"chat_template_kwargs": {"mood": 1}}, {"system": "s"}):
+        with pytest.raises(ValueError, match="no chat template, so messages cannot be rendered; set") as caught:
+            Renderer(plain_text).render(parse_row({"prompt": [user("a")], **more}, "prompt"))
+        assert not isinstance(caught.value, BadRow)
+
+
+def test_a_template_that_passes_over_whole_turns_is_seen(make_tokenizer):
+    """Some write user and assistant alone; some write a tool call in the place of the text beside it."""
+    template = ("{% for m in messages %}{% if m.role in ['user', 'assistant'] %}{{ '<|im_start|>' + m.role + '\n' }}"
+                "{{ (m.tool_calls | tojson) if m.tool_calls else m.content }}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+    renderer = Renderer(make_tokenizer(template))
+    assert reason(renderer, parse_row({"prompt": [user("a")], "system": "s"}, "prompt")) == "system_not_rendered"
+    called = [user("a"), {**bot(""), "tool_calls": CALL}]
+    assert renderer.render(parse_row({"messages": called}, "sft"))
+    assert reason(renderer, parse_row({"messages": [user("a"), {**called[1], "content": "b"}]}, "sft")) == (
+        "content_not_rendered")
+    answered = {"messages": [*called, {"role": "tool", "content": "3"}, bot("c")]}
+    assert reason(renderer, parse_row(answered, "sft")) == "tool_not_rendered"
+
+
+def test_fields_about_a_message_that_no_template_writes_are_noted(chatml):
+    row = {"messages": [{**user("a"), "name": "Ann", "[country]": "X"}, bot("b")]}
+    funnel = Funnel(read=1)
+    render_all([parse_row(row, "sft")], Renderer(chatml), funnel)
+    assert funnel.notes == {"unread_name": 1, "unread__country_": 1}
+
+
+def test_a_row_that_cannot_be_rendered_is_a_bad_row_with_its_number(chatml, tmp_path):
+    rows = [{"messages": [user("a"), bot("b")]}, {"messages": [user("a"), {**bot("b"), "tool_calls": CALL}]}]
+    path, quarantine = tmp_path / "rows.jsonl", tmp_path / "quarantine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples, funnel = load_examples(str(path), "sft", max_bad_rows=1, quarantine_path=quarantine)
+    assert len(render_all(examples, Renderer(chatml), funnel)) == funnel.kept == 1
+    (row,) = read_jsonl(quarantine)
+    assert (row["source"], row["row_number"], row["reason"], row["row"]) == (
+        str(path), 2, "tool_calls_not_rendered", rows[1])
+    for budget in (0, 0.1):
+        examples, funnel = load_examples(str(path), "sft", max_bad_rows=budget, quarantine_path=quarantine)
+        with pytest.raises(TooManyBadRows, match="row 2: the chat template does not write 'tool_calls'"):
+            render_all(examples, Renderer(chatml), funnel)
+
+
+def test_errors_inside_a_template_are_the_rows_fault(make_tokenizer):
+    template = "{% for m in messages %}{{ m.content + eos_token + (tools[0].name + '' if tools else '') }}{% endfor %}"
+    renderer = Renderer(make_tokenizer(template))
+    row = {"prompt": [user("a")], "tools": [{"name": 3}]}
+    assert reason(renderer, parse_row(row, "prompt")) == "template_refused"
+
+
 DIGITS = Example("0123456789", ("abcde", "fgh"), pairs=((0, 1),))  # 1 + 10 prompt tokens, 6 and 4 response tokens
 
 
@@ -169,6 +334,32 @@ def test_nothing_of_the_assistants_own_left(chatml):
     assert decode(renderer, response.ids, response.loss_mask) == "b<|im_end|>"
 
 
+@pytest.mark.parametrize("text_as_chat", [False, True])
+@pytest.mark.parametrize("overlong", ["drop", "truncate_prompt_left", "truncate_response"])
+def test_texts_beyond_any_limit_are_cut_or_left_out_before_they_are_tokenised(chatml, monkeypatch, overlong,
+                                                                              text_as_chat):
+    """200 MB in one line took 6 GB; here at most 4 x 16 tokens x the longest token's 17 characters are looked at."""
+    renderer = Renderer(chatml, max_length=16, overlong=overlong, text_as_chat=text_as_chat)
+    huge, longest = "cat " * 100_000, []
+    tokenise = type(chatml)._encode_plus
+
+    def watched(self, text, *args, **kwargs):
+        longest.append(len(text))
+        return tokenise(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(type(chatml), "_encode_plus", watched)
+    for example, key in ((Example(huge, ("the",)), "prompt_too_long"), (Example("the", (huge,)), "response_too_long")):
+        fits = overlong == "truncate_prompt_left" or (overlong, key) == ("truncate_response", "response_too_long")
+        if fits:
+            group = renderer.render(example)
+            assert len(group.prompt_ids) + len(group.responses[0].ids) == 16
+        else:
+            assert reason(renderer, example) == key
+    with pytest.raises(BadRow, match="no tokenizer brings within 16 tokens"):
+        renderer.render_prompt(huge)
+    assert max(longest, default=0) < 4 * 16 * len("<|start_header_id|>") + 100
+
+
 def test_bad_settings(plain_text):
     with pytest.raises(ValueError, match="must be one of error, drop"):
         Renderer(plain_text, overlong="keep_end")
@@ -181,7 +372,7 @@ def test_render_all_counts(plain_text):
     funnel = Funnel(read=3)
     groups = render_all(examples, Renderer(plain_text, max_length=11, overlong="drop"), funnel)
     assert len(groups) == funnel.kept == 1
-    assert funnel.dropped == {"prompt_too_long": 1, "zero_token_response": 1}
+    assert (funnel.dropped, funnel.invalid) == ({"prompt_too_long": 1}, {"zero_token_response": 1})
     funnel = Funnel(read=1)
     render_all(examples[:1], Renderer(plain_text, max_length=8, overlong="truncate_prompt_left"), funnel)
     assert funnel.notes == {"truncated_prompt": 1, "truncated_response": 1}

@@ -42,7 +42,7 @@ def test_graded_sources():
     assert (graded.prompt_id, graded.scores, graded.extra["baseline"]) == ("koala-3", (0.1, 0.9), "x")
     samples = [{"k": 0, "text": "a", "score": 0.5}, {"k": 1, "text": "b", "score": None}]
     best = converted("bon_graded", "graded", {"prompt": "p", "samples": samples})
-    assert (best.responses, best.scores, best.extra["left_out_responses"]) == (("a",), (0.5,), 1)
+    assert (best.responses, best.scores, best.notes["left_out_responses"]) == (("a",), (0.5,), 1)
     with pytest.raises(BadRow, match="no_responses"):
         CONVERTERS["bon_graded"]({"prompt": "p", "samples": samples[1:]})
     steer = {"prompt": "p", "response": "r", "helpfulness": 4, "correctness": 3}
@@ -56,6 +56,33 @@ def test_sharegpt():
     chosen, rejected = ({"from": "gpt", "value": text} for text in "xy")
     pair = {"conversations": turns[1:2], "chosen": chosen, "rejected": rejected}
     assert converted("sharegpt", "preference", pair).responses == ([bot("x")], [bot("y")])
+
+
+@pytest.mark.parametrize(("name", "kind", "row"), [
+    ("alpaca", "sft", {"instruction": "do", "input": "", "output": "done", "text": "Instruction: do ..."}),
+    ("alpaca_pairs", "preference", {"instruction": "do", "chosen": "a", "rejected": "b"}),
+    ("sharegpt", "sft", {"conversations": [{"from": "human", "value": "do"}, {"from": "gpt", "value": "b"}]}),
+    ("ultrafeedback_binarized", "preference", {"prompt": "do", "chosen": "a", "rejected": "b", "messages": []}),
+    ("webgpt", "preference", {"prompt": "do", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 0}]}),
+    ("bon_graded", "graded", {"prompt": "do", "samples": [{"text": "a", "score": 1}]}),
+    ("helpsteer", "graded", {"prompt": "do", "response": "a", "helpfulness": 1, "correctness": 1}),
+    ("story_prompt", "prompt", {"prompt": "do"}),
+])
+def test_no_converter_loses_the_system_message(name, kind, row):
+    example = converted(name, kind, {**row, "system": "Be brief.", "id": "x"})
+    assert example.prompt == [{"role": "system", "content": "Be brief."}, user("do")]
+    assert "system" not in example.extra
+
+
+def test_columns_that_instructions_do_not_use_are_kept_for_scorers_and_templates():
+    row = {"instruction": "do", "output": "done", "source": "web", "tools": "[]"}
+    assert converted("alpaca", "sft", row).extra == {"source": "web", "tools": "[]"}
+
+
+def test_greetings_that_sharegpt_leaves_out_are_counted():
+    turns = [{"from": "gpt", "value": "hello"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    assert converted("sharegpt", "sft", {"conversations": turns}).notes == {"left_out_greetings": 1}
+    assert converted("sharegpt", "sft", {"conversations": turns[1:]}).notes == {}
 
 
 def test_ultrafeedback_binarized():

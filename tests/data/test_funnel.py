@@ -70,6 +70,39 @@ def test_converters(source):
         load_examples(source, "sft", converter=lambda row: [], max_bad_rows=1.0)
 
 
+@pytest.mark.parametrize(("converter", "row"), [
+    ("alpaca", {"instruction": "a", "output": "b", "history": [["only one"]]}),
+    ("alpaca", {"instruction": "a", "output": "b", "history": 7}),
+    ("webgpt", {"prompt": 7, "responses": []}),
+    ("bon_graded", {"prompt": "a", "samples": [7]}),
+    ("bon_graded", {"prompt": "a", "samples": None}),
+    (None, {"prompt": "a", "tools": "none"}),
+    (None, {"prompt": "a", "x": json.loads("[" * 200 + "]" * 200)}),
+    (None, {"prompt": "a", "id": "\ud83d"}),
+])
+def test_one_row_that_is_not_as_expected_is_that_rows_fault(tmp_path, converter, row):
+    good = {"alpaca": {"instruction": "p", "output": "o"}, "webgpt": {"prompt": "p", "responses": []},
+            "bon_graded": {"prompt": "p", "samples": [{"text": "t", "score": 1}]}}.get(converter, {"prompt": "p"})
+    path, quarantine = tmp_path / "rows.jsonl", tmp_path / "quarantine.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (good, row, good)))
+    kind = "sft" if converter == "alpaca" else "prompt"
+    examples, funnel = load_examples(str(path), kind, converter=converter, max_bad_rows=1, quarantine_path=quarantine)
+    assert (len(examples), funnel.read, funnel.invalid.total()) == (2, 3, 1)
+    assert [(kept["row_number"], kept["source"]) for kept in read_jsonl(quarantine)] == [(2, str(path))]
+
+
+def test_columns_named_as_the_funnels_notes_are_columns_like_others(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "joined_rows": "many", "left_out_responses": -3}))
+    (example,), funnel = load_examples(str(path), "prompt")
+    assert (example.extra, funnel.notes) == ({"joined_rows": "many", "left_out_responses": -3}, {})
+
+
+def test_answers_under_different_system_messages_are_not_joined(helpsteer):
+    rows = [{**graded("p", f"answer {i}", i), "system": system} for i, system in enumerate(("a", "b", "a"))]
+    assert [e.responses for e in helpsteer(rows, "graded")[0]] == [("answer 0", "answer 2"), ("answer 1",)]
+
+
 def graded(prompt, response, score):
     return {"prompt": prompt, "response": response, "helpfulness": score, "correctness": score}
 

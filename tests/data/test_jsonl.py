@@ -65,6 +65,21 @@ def test_scan_numbers_lines_and_marks_bad_ones(tmp_path):
         read_jsonl(path)
 
 
+def test_lines_that_json_readers_choke_on_are_those_lines_fault(tmp_path):
+    path = tmp_path / "x.jsonl"
+    deep = '{"a": ' + "[" * 200_000 + "]" * 200_000 + "}"
+    path.write_text(f'{{"a": 1}}\n{deep}\n{{"a": {"9" * 5000}}}\n{{"a": 1e999}}\n')
+    scanned = [(number, getattr(row, "reason", row)) for number, row in scan_jsonl(path)]
+    assert scanned == [(1, {"a": 1}), (2, "nested_too_deep"), (3, "number_too_long"), (4, {"a": float("inf")})]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_text_that_was_read_can_be_written(tmp_path, name):
+    rows = [{"é": "\ud83d", "\udc00": ["é\udfff"]}, {"b": "é"}]
+    write_jsonl_atomic(tmp_path / name, rows)
+    assert read_jsonl(tmp_path / name) == rows
+
+
 def test_cut_off_gzip_and_missing_file(tmp_path):
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:-20])

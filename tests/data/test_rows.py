@@ -1,4 +1,5 @@
 import contextlib
+import datetime
 import os
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_an_empty_graded_response_is_left_out_alone():
     cells = [{"text": t, "score": s, "model": t} for t, s in (("a", 1), (" ", 0), ("b", 3))]
     example = parse_row({"prompt": "p", "responses": cells}, "graded")
     assert example.scores == (1.0, 3.0)
-    assert example.extra == {"response_models": ["a", "b"], "left_out_responses": 1}
+    assert (example.extra, example.notes) == ({"response_models": ["a", "b"]}, {"left_out_responses": 1})
     assert reason({"prompt": "p", "responses": cells[1:2]}, "graded") == "empty_response"
 
 
@@ -170,6 +171,70 @@ def test_prompt_ids():
     plain, spaced, other = (parse_row({"prompt": p}, "prompt").prompt_id for p in ("a b", " a  b\n", "a c"))
     assert plain == spaced != other
     assert parse_row({"text": "a"}, "sft").prompt_id != parse_row({"text": "b"}, "sft").prompt_id
+
+
+def test_prompts_that_differ_in_what_a_tool_was_asked_have_different_ids():
+    calls = [{"function": {"name": name, "arguments": {}}} for name in ("add", "sub")]
+    asked = [[user("a"), {**bot("b"), "tool_calls": [call]}, {"role": "tool", "content": "3"}] for call in calls]
+    first, second = (parse_row({"prompt": prompt}, "prompt") for prompt in asked)
+    assert first.prompt_id != second.prompt_id
+    assert first.prompt == asked[0]
+
+
+def test_columns_that_json_cannot_hold_are_kept_as_it_can():
+    day = datetime.datetime(2024, 5, 1, 12)
+    row = {"x": float("nan"), "y": [float("inf"), 2.5], "when": day, "raw": b"\xff", "z": {"k": (1, day)}}
+    example = parse_row({"prompt": "p", **row}, "prompt")
+    assert example.extra == {"x": None, "y": [None, 2.5], "when": "2024-05-01T12:00:00", "raw": "\\xff",
+                             "z": {"k": [1, "2024-05-01T12:00:00"]}}
+    assert example.notes == {"non_finite_as_null": 2}
+
+
+@pytest.mark.parametrize(("row", "kind", "key"), [
+    ({"prompt": "p", "tools": "none"}, "prompt", "bad_tools"),
+    ({"prompt": "p", "tools": 7}, "prompt", "bad_tools"),
+    ({"prompt": "p", "tools": {"name": "x"}}, "prompt", "bad_tools"),
+    ({"prompt": "p", "tools": ["x"]}, "prompt", "bad_tools"),
+    ({"prompt": "p", "tools": "[" * 200_000}, "prompt", "bad_tools"),
+    ({"prompt": "p", "tools": [{"name": "\ud83d"}]}, "prompt", "lone_surrogate"),
+    ({"prompt": "p", "chat_template_kwargs": "thinking"}, "prompt", "bad_chat_template_kwargs"),
+    ({"prompt": "p", "chat_template_kwargs": ["thinking"]}, "prompt", "bad_chat_template_kwargs"),
+    ({"prompt": "p", "chat_template_kwargs": {"add_generation_prompt": False}}, "prompt", "bad_chat_template_kwargs"),
+    ({"prompt": "p", "chat_template_kwargs": {"x": float("nan")}}, "prompt", "non_finite_number"),
+    ({"prompt": "p", "id": "\ud83d"}, "prompt", "lone_surrogate"),
+    ({"prompt": "p", "responses": ["a", "b"], "rewards": [1, 0], "index": "\ud83d"}, "preference", "lone_surrogate"),
+    ({"prompt": "p", "system": 3}, "prompt", "not_text_content"),
+    ({"prompt": "p", "system": "\ud83d"}, "prompt", "lone_surrogate"),
+    ({"prompt": "p", "system": "a", "system_prompt": "b"}, "prompt", "two_system_messages"),
+    ({"messages": [{"role": "system", "content": "a"}, user("b"), bot("c")], "system": "d"}, "sft",
+     "two_system_messages"),
+    ({"text": "whole", "system": "a"}, "sft", "system_beside_text"),
+    ({"prompt": "p", "images": ["a.png"]}, "prompt", "media_not_rendered"),
+    ({"prompt": "p", "chosen": "a", "rejected": "b", "image": {"path": "a.png"}}, "preference", "media_not_rendered"),
+    ({"prompt": "p", "responses": ["a"], "rewards": [10**400]}, "graded", "not_a_number"),
+])
+def test_columns_beside_the_texts_that_cannot_be_meant(row, kind, key):
+    assert reason(row, kind) == key
+
+
+@pytest.mark.parametrize(("row", "kind"), [
+    ({"prompt": "p", "chosen": "a", "rejected": "b"}, "preference"),
+    ({"chosen": HH + "blue.", "rejected": HH + "black."}, "preference"),
+    ({"prompt": "p", "completion": "a"}, "sft"),
+    ({"prompt": "p", "completion": "a", "label": True}, "unpaired"),
+])
+def test_a_system_column_is_the_first_message(row, kind):
+    example = parse_row({**row, "system": "Be brief."}, kind)
+    assert example.prompt[0] == {"role": "system", "content": "Be brief."}
+    assert example.prompt[1]["role"] == "user"
+    assert parse_row({**row, "system": "Be brief.", "prompt_id": "x"}, kind).responses == example.responses
+    assert parse_row({**row, "system": "", "images": [], "tools": None}, kind) == parse_row(
+        {**row, "tools": None, "images": []}, kind)
+
+
+def test_a_system_column_that_repeats_the_system_message_is_one():
+    messages = [{"role": "system", "content": "a"}, user("b"), bot("c")]
+    assert parse_row({"messages": messages, "system": " a\n"}, "sft").prompt == messages[:2]
 
 
 def test_result_does_not_depend_on_the_hash_seed():

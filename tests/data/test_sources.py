@@ -4,9 +4,9 @@ import json
 import numpy as np
 import pytest
 
+from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.data.sources import list_files, locate_rows, plain_values, read_rows
-from rlhf_jax.data.turns import BadRow
 
 ROWS = [{"prompt": f"p{i}", "n": i} for i in range(10)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -90,6 +90,48 @@ def test_splits_of_a_folder(tmp_path):
         list(read_rows(str(tmp_path / "valid.jsonl"), split="test"))
 
 
+def test_the_layout_of_a_hub_snapshot(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("a card")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    for name in ("train_sft-00000-of-00002", "train_sft-00001-of-00002", "train_prefs-00000-of-00001"):
+        write_parquet(tmp_path / "data" / f"{name}.parquet")
+    assert [n for n, _ in read_rows(str(tmp_path), split="train_sft")] == [*range(1, 11), *range(1, 11)]
+    assert len(list(read_rows(str(tmp_path), split="train_prefs[:30%]"))) == 3
+    with pytest.raises(SourceError, match="splits train_prefs, train_sft; say which"):
+        list(read_rows(str(tmp_path)))
+    with pytest.raises(SourceError, match="no file of split 'train'"):  # it must not mix the two
+        list(read_rows(str(tmp_path), split="train"))
+
+
+def test_a_snapshot_of_train_and_test(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "data" / f"{split}-00000-of-00001.jsonl").write_text(json.dumps({"f": split}) + "\n")
+    assert [row["f"] for _, row in read_rows(str(tmp_path), split="test")] == ["test"]
+    with pytest.raises(SourceError, match="splits test, train; say which"):
+        list(read_rows(str(tmp_path)))
+
+
+TOOLS = [{"name": "add", "parameters": {"a": {"type": "int"}}}, {"name": "hi", "parameters": {"b": {"enum": [None]}}}]
+CALLS = [[{"function": {"name": "add", "arguments": {"a": 1}}}], [{"function": {"name": "hi", "arguments": {"b": 2}}}]]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
+def test_what_arrow_pads_tools_with_is_not_read(tmp_path, kind):
+    import datasets
+
+    rows = [{"tools": [tool], "messages": [{"role": "assistant", "content": "", "tool_calls": calls}], "x": {"y": None}}
+            for tool, calls in zip(TOOLS, CALLS, strict=True)]
+    table = datasets.Dataset.from_list(rows)
+    assert table[0]["tools"][0]["parameters"]["b"] is None
+    table.to_parquet(str(tmp_path / "a.parquet"))
+    table.save_to_disk(str(tmp_path / "saved"))
+    source = {"parquet": tmp_path / "a.parquet", "saved": tmp_path / "saved",
+              "arrow": next((tmp_path / "saved").glob("*.arrow"))}[kind]
+    assert [row for _, row in read_rows(str(source))] == rows
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("a.jsonl", b"", "holds no rows"),
     ("a.json", b"", "holds no rows"),
@@ -100,6 +142,9 @@ def test_splits_of_a_folder(tmp_path):
     ("a.json", b'{"a": 1}', "JSON array"),
     ("a.jsonl.gz", b"\x1f\x8b\x08", "cut off"),
     ("a.csv", b"a,b\n\xff,1\n", "cannot read"),
+    ("a.csv", b"a,b,a\n1,2,3\n", "two columns of the name 'a'"),
+    ("a.json", b"[" * 200_000, "too deep inside one another"),
+    ("a.json", b"[" + b"1" * 5000 + b"]", "too many digits"),
 ])
 def test_files_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -113,6 +158,12 @@ def test_bad_lines_come_in_place(tmp_path):
     lines = [(n, getattr(row, "reason", None)) for n, row in read_rows(str(tmp_path / "a.jsonl"))]
     assert lines == [(1, None), (2, "not_an_object"), (3, None), (4, "truncated_json")]
     assert isinstance(list(read_rows(str(tmp_path / "a.json")))[1][1], BadRow)
+
+
+def test_a_line_of_text_that_is_not_utf8_is_that_lines_fault(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\n\xff\ntwo\n")
+    rows = [(n, getattr(row, "reason", row)) for n, row in read_rows(str(tmp_path / "a.txt"))]
+    assert rows == [(1, {"text": "one"}), (2, "not_utf8"), (3, {"text": "two"})]
 
 
 def test_missing_files(tmp_path):
@@ -183,5 +234,6 @@ def test_unknown_tfds_name(tmp_path):
 
 
 def test_plain_values():
+    assert plain_values({"picture": b"\xff\xd8"}) == {"picture": b"\xff\xd8"}
     assert plain_values({"a": b"x", "m": {"role": [b"u"], "content": [b"c"]}, "d": {"x": 1}}) == {
         "a": "x", "m": [{"role": "u", "content": "c"}], "d": {"x": 1}}

@@ -1,6 +1,7 @@
 import pytest
 
-from rlhf_jax.data.turns import BadRow, as_dialogue, as_messages, as_text, check_alternation, parse_hh, split_pair
+from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.turns import as_dialogue, as_messages, as_text, check_alternation, parse_hh, split_pair
 
 
 def user(text):
@@ -29,6 +30,10 @@ def test_messages_in_three_notations_are_one():
     ([{"role": "wizard", "content": "hi"}], "unknown_role"),
     ([{"role": "user", "content": None}], "not_text_content"),
     ([{"role": "user", "content": "\ud83d"}], "lone_surrogate"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "not_text_content"),
+    ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "not_text_content"),
+    ([{"role": "user", "content": [{"type": "image", "path": "a.png"}]}], "not_text_content"),
+    ([{"role": ["user"], "content": "a"}], "unknown_role"),
 ])
 def test_cells_that_are_no_messages(cell, key):
     assert reason(as_messages, cell, "prompt") == key
@@ -42,6 +47,9 @@ def test_error_names_column_and_remedy():
 def test_alternation():
     check_alternation([{"role": "system", "content": "s"}, user("a"), bot("b")], "c")
     check_alternation([bot("b"), user("a"), bot("b")], "c", first="assistant")
+    check_alternation([user("a"), bot("b"), *[{"role": "tool", "content": "3"}] * 2, bot("c"), user("d")], "c")
+    assert reason(check_alternation, [{"role": "tool", "content": "3"}, bot("c")], "c") == "not_alternating"
+    assert reason(check_alternation, [user("a"), {"role": "tool", "content": "3"}, bot("c")], "c") == "not_alternating"
     assert reason(check_alternation, [user("a"), user("b")], "c") == "not_alternating"
     assert reason(check_alternation, [bot("a")], "c") == "not_alternating"
 

@@ -73,6 +73,22 @@ def test_every_pair_of_a_row_becomes_one_comparison_with_its_own_name_and_count(
     funnel = Funnel()
     found = letter_examples([row], 0, funnel)
     assert len({e.prompt_id for e in found}) == 2 == funnel.notes["comparisons"]
+    assert [e.origin for e in found] == [row.origin] * 2
+
+
+def test_a_row_whose_tool_calls_a_comparison_would_not_hold_is_a_bad_row():
+    called = [{"role": "assistant", "content": "b", "tool_calls": [{"function": {"name": "add"}}]}]
+    funnel = Funnel(read=2)
+    rows = [Example("q", ("a", called), ((0, 1),), prompt_id="q"), Example("q", ("a", "b"), ((0, 1),), prompt_id="r")]
+    assert [e.prompt_id for e in letter_examples(rows, 0, funnel)] == ["r/0"]
+    assert (funnel.kept, funnel.invalid) == (1, {"tool_calls_not_rendered": 1})
+
+
+def test_comparisons_are_counted_as_rows_so_that_the_sums_hold():
+    funnel = Funnel(read=1)
+    letter_examples([Example("q", ("a", "b", "c"), ((0, 1), (2, 1), (0, 2)), prompt_id="q")], 0, funnel)
+    funnel.dropped["prompt_too_long"] += 2
+    assert funnel.kept == 1
 
 
 def test_the_letters_are_single_and_different_tokens_where_the_reply_begins(policy_tokenizer, other_tokenizer):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import BradleyTerryScoring
 from rlhf_jax.config.training import BradleyTerryOptions
+from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import DecoderConfig, Params, as_classifier
@@ -46,9 +47,9 @@ def objective(options: BradleyTerryOptions) -> Callable[[Compute], Objective]:
                    use_margin=options.use_margin)
 
 
-def as_they_are(examples: list[Example], seed: int, funnel: Funnel) -> list[Example]:
+def as_they_are(seed: int, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
     """Pairs are trained on as pairs."""
-    del seed, funnel
+    del seed, funnel, renderer
     return examples
 
 

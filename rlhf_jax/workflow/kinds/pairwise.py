@@ -9,8 +9,11 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import PairwiseScoring
 from rlhf_jax.config.training import PairwiseOptions
+from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.rows import Example
 from rlhf_jax.models import DecoderConfig, Params
-from rlhf_jax.scoring import PairwiseScorer, letter_examples
+from rlhf_jax.scoring import PairwiseScorer, letter_examples, letter_ids
 from rlhf_jax.scoring.pairwise import letter_outputs
 from rlhf_jax.training.objectives import Compute, Objective, Sft
 from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model
@@ -32,6 +35,12 @@ def language_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Pa
     return params, config
 
 
+def letters(seed: int, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+    """Pairs as questions that a letter answers."""
+    letter_ids(renderer)  # that they cannot be told apart is said now, not when the trained model is asked
+    return letter_examples(examples, seed, funnel)
+
+
 def objective(options: PairwiseOptions) -> Callable[[Compute], Objective]:
     """Fine-tuning on the letter."""
     del options
@@ -47,6 +56,6 @@ def passes(options: PairwiseScoring, responses: int) -> Passes:
 KIND = Kind(
     options=PairwiseScoring, open=open_scorer, passes=passes,
     outputs=lambda compute: partial(letter_outputs, compute, (0, 1)),
-    training=TrainedKind(options=PairwiseOptions, examples=letter_examples, model=language_model,
+    training=TrainedKind(options=PairwiseOptions, examples=letters, model=language_model,
                          shape=lambda config: config, objective=objective, responses=1, quoted=2,
                          served=PairwiseScoring))

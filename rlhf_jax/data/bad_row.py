@@ -1,0 +1,33 @@
+"""The fault of one row of data, and the check that a text is text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class BadRow(ValueError):
+    """One row of data cannot be used.
+
+    Attributes:
+      reason: short snake_case key, counted by the funnel.
+      message: what was given, why it cannot work, what to do.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(f"{message} [{reason}]")
+        self.reason = reason
+        self.message = message
+
+
+def checked_text(text: str, column: str) -> str:
+    """The text itself; a lone surrogate (half of an escaped emoji), which no tokenizer accepts, raises BadRow."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise BadRow("lone_surrogate", f"column {column!r} holds half a surrogate pair, which is not valid text; "
+                                       "repair the file's escapes")
+    return text
+
+
+def short(value: Any, length: int = 60) -> str:
+    """A value as an error message shows it."""
+    shown = repr(value)
+    return shown if len(shown) <= length else shown[:length] + "..."

@@ -1,0 +1,81 @@
+"""The Example: what every layout of rows becomes, before it is turned into token ids."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rlhf_jax.config.data import PairRule
+from rlhf_jax.data.groups import Text
+from rlhf_jax.data.message_fields import TRAIN
+from rlhf_jax.data.sources import SourceRow
+
+Kind = Literal["prompt", "sft", "preference", "graded", "unpaired"]
+
+
+class NotedRow(dict[str, Any]):
+    """A row and what a converter did to it, for the funnel: name -> count."""
+
+    def __init__(self, row: Mapping[str, Any], **notes: int):
+        super().__init__(row)
+        self.notes = {name: count for name, count in notes.items() if count}
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """What a PromptGroup is before tokenisation.
+
+    Attributes:
+      prompt: text, or messages that end before the response.
+      responses: each text, or messages that begin with an assistant turn.
+      pairs: (chosen, rejected) indices into `responses`.
+      margins: one number a pair (score gap), or empty.
+      scores: graded data, one a response; None where nobody graded it.
+      labels: unpaired data, one a response: desirable or not.
+      prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
+      extra: the other columns of the row, as JSON can hold them.
+      notes: what was done to the row in reading it, for the funnel.
+      origin: where the row stood; None where it was read from nowhere.
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...] = ()
+    pairs: tuple[tuple[int, int], ...] = ()
+    margins: tuple[float, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    labels: tuple[bool, ...] = ()
+    prompt_id: str = ""
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    origin: SourceRow | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+def turn_by_turn(example: Example) -> list[Example]:
+    """An example per turn of the assistant's in the one response of this one, prompted by what was said before it.
+
+    Turns that are not trained on make none. Empty where there is no one response of several turns.
+    """
+    if len(example.responses) != 1 or isinstance(example.prompt, str) or isinstance(example.responses[0], str):
+        return []
+    prompt, response = example.prompt, example.responses[0]
+    return [dataclasses.replace(example, prompt=[*prompt, *response[:place]], responses=([message],),
+                                prompt_id=f"{example.prompt_id}/{place}")
+            for place, message in enumerate(response) if message["role"] == "assistant" and message.get(TRAIN, True)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParseOptions:
+    """How rows are read where a row leaves a choice.
+
+    Attributes:
+      pair_rule: graded rows read as preferences: all unequal pairs, best against worst, or best against a random one.
+      min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
+      seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
+      allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
+    """
+
+    pair_rule: PairRule = "all"
+    min_gap: float = 0.0
+    seed: int = 0
+    allow_empty_prompt: bool = False

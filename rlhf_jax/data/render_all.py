@@ -1,0 +1,76 @@
+"""All examples of a data set as prompt groups, every one that is left out counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import get_args
+
+from rlhf_jax.config.data import Overlong
+from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.example import Example, turn_by_turn
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.limits import LEFT_OUT, TOO_LONG
+
+
+def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
+    """The groups of all examples that can be rendered.
+
+    What the limits leave out or cut is counted in `funnel`; an example that cannot be rendered is a bad row of it.
+
+    Raises:
+      BadRow: a row is too long and `renderer.overlong` is "error".
+      TooManyBadRows: more rows cannot be rendered than `max_bad_rows` allows.
+      ValueError: no row is left.
+    """
+    groups, last = [], "there was none"
+    for example in examples:
+        try:
+            made, notes = rendered(renderer, example)
+        except BadRow as error:
+            if renderer.overlong == "error" and error.reason in TOO_LONG:
+                raise BadRow(error.reason, f"prompt {example.prompt_id!r}: {error.message}. Raise the limit, or set "
+                                           f"overlong to {', '.join(get_args(Overlong)[1:])}") from error
+            last = error.message
+            if error.reason in LEFT_OUT:
+                funnel.dropped[error.reason] += 1
+            else:
+                funnel.refuse(example.origin, error)
+            continue
+        funnel.notes.update(notes)
+        groups += made
+    if funnel.quarantine is not None:
+        funnel.quarantine.close(funnel.read)
+    if not groups:
+        raise ValueError(f"no row is left after rendering (of the last: {last}):\n{funnel}")
+    return groups
+
+
+def rendered(renderer: Renderer, example: Example) -> tuple[list[PromptGroup], list[str]]:
+    """The group of an example, or one per turn of the assistant's where the template rewrites earlier turns.
+
+    Qwen3's takes the thoughts out of all turns but the last. Each turn is then learned as it would be written: behind
+    the conversation before it, as the template shows that conversation then.
+    """
+    try:
+        group, notes = renderer.render_noted(example)
+        return [group], notes
+    except BadRow as error:
+        turns = turn_by_turn(example) if error.reason == "template_not_prefix_preserving" else []
+        if not turns:
+            raise
+    groups: list[PromptGroup] = []
+    notes, left_out = ["rendered_turn_by_turn"], None
+    for turn in turns:
+        try:
+            group, about = renderer.render_noted(turn)
+        except BadRow as error:
+            if error.reason not in LEFT_OUT or renderer.overlong == "error":
+                raise
+            notes, left_out = [*notes, f"turn_{error.reason}"], error
+            continue
+        groups, notes = [*groups, group], [*notes, *about]
+    if left_out is not None and not groups:
+        raise left_out
+    return groups, notes

@@ -1,0 +1,61 @@
+"""Evaluating a scorer: what was judged, what was not, and why."""
+
+import pytest
+
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.rows import Example
+from rlhf_jax.scoring import FunctionScorer
+from rlhf_jax.workflow.stages.evaluate import evaluate_scorer
+
+
+def none_for_one_word(prompts, completions, **columns):
+    return [float(len(c)) if " " in c else None for c in completions]
+
+
+def never(prompts, completions, **columns):
+    return [None] * len(completions)
+
+
+PAIRS = [Example("q", ("a b", "c d e"), ((1, 0),), prompt_id="both"),
+         Example("q", ("one", "c d"), ((1, 0),), prompt_id="one failed"),
+         Example("q", ("a b", "one", "c d e"), ((2, 0), (2, 1)), prompt_id="a pair of two"),
+         Example("q", ("one", "two"), ((1, 0),), prompt_id="none")]
+
+
+def test_pairs_that_were_not_judged_are_counted_by_reason_beside_those_that_were():
+    before = Funnel(read=6)
+    before.invalid["missing_column"] = 2
+    report, verdicts = evaluate_scorer(FunctionScorer(none_for_one_word, name="proxy"), PAIRS, before, seed=0)
+    assert (report["pairs_read"], report["pairs"], report["failures"]) == (5, 2, {"no_score": 4})
+    assert report["funnel"] == {"read": 6, "valid": 4, "kept": 2, "invalid": {"missing_column": 2},
+                                "dropped": {"no_score": 2}, "notes": {}}
+    assert before.kept == 4
+    assert [(v.prompt_id, v.pair, dict(v.scores), v.result) for v in verdicts] == [
+        ("both", (1, 0), {"chosen": 5.0, "rejected": 3.0}, 1.0), ("one failed", (1, 0), {}, None),
+        ("a pair of two", (2, 0), {"chosen": 5.0, "rejected": 3.0}, 1.0), ("a pair of two", (2, 1), {}, None),
+        ("none", (1, 0), {}, None)]
+
+
+def word_is_nan(prompts, completions, **columns):
+    return [float("nan") if c == "two" else float(len(c)) if " " in c else None for c in completions]
+
+
+def test_rows_lost_for_several_reasons_are_not_judged_and_the_reasons_are_listed():
+    report, _ = evaluate_scorer(FunctionScorer(word_is_nan, name="proxy"), PAIRS, Funnel(read=4), seed=0)
+    assert report["failures"] == {"no_score": 3, "non_finite_score": 1}
+    assert report["funnel"]["dropped"] == {"not_judged": 2}
+
+
+def test_a_scorer_that_judges_no_pair_says_why():
+    with pytest.raises(ValueError, match=r"none of the 5 pairs could be judged.*'no_score': 9.*max_length"):
+        evaluate_scorer(FunctionScorer(never, name="proxy"), PAIRS, Funnel(read=4), seed=0)
+
+
+def saw_answer(prompts, completions, answer, **columns):
+    return [float(c == a) for c, a in zip(completions, answer, strict=True)]
+
+
+def test_a_reward_function_gets_the_columns_of_held_out_pairs_too():
+    pair = Example("q", ("3", "4"), ((1, 0),), prompt_id="p", extra={"answer": "4"})
+    report, _ = evaluate_scorer(FunctionScorer(saw_answer, name="proxy"), [pair], Funnel(read=1), seed=0)
+    assert report["accuracy"]["value"] == 1.0
