@@ -185,6 +185,28 @@ def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, g
     equal(run(tmp_path, consume=consume).params, whole.params)
 
 
+@pytest.mark.parametrize("on_host", [("score",), ("embed", "final_norm", "score"), ()], ids=str)
+@pytest.mark.parametrize("consume", [False, True])
+def test_a_start_with_weights_on_the_host_resumes_as_it_began(on_host, consume, bigram, groups, lone_mesh, tmp_path,
+                                                              equal):
+    """A fresh scalar head is a numpy array among device arrays; whoever made it keeps it."""
+    compute, model = bigram(classifier=True)
+    config = dataclasses.replace(BASE, save_steps=4)
+    plan = make_plan(groups, config, lone_mesh)
+
+    def run(folder=None, **options):
+        start = {name: jax.device_get(x) if name in on_host else jnp.copy(x) for name, x in model.trained.items()}
+        result = fit(dataclasses.replace(model, trained=start), BradleyTerry(compute), plan, config, lone_mesh,
+                     folder=folder, consume=consume, **options)
+        assert all(x.is_deleted() == consume for x in start.values() if isinstance(x, jax.Array))
+        return result
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(tmp_path, report=dies_at(6))
+    equal(run(tmp_path).params, whole.params)
+
+
 def test_training_fits(train):
     log = train(dataclasses.replace(BASE, num_train_epochs=10.0, warmup_steps=0)).log_history
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
