@@ -30,7 +30,7 @@ def write_jsonl_atomic(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> i
       ValueError: a row holds NaN or infinity, which JSON has no word for.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # of a killed run: replaced, as it is written again
     renamed = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

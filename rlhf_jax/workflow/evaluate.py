@@ -14,7 +14,7 @@ import numpy as np
 from rlhf_jax import losses
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Response
-from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.preference import PreferenceReport, pair_margins, preference_accuracy
 from rlhf_jax.models import Params
@@ -23,7 +23,7 @@ from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import PairwiseScorer, Scorer
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.iterate import Policy, sample
-from rlhf_jax.workflow.sample import read_shards
+from rlhf_jax.workflow.sample import read_made, read_shards
 from rlhf_jax.workflow.stage import Stage
 
 JUDGED = "judged.jsonl"
@@ -93,7 +93,7 @@ def evaluate_policy(context: Context, policy: Policy, start: Policy, prompts: Se
     sampled = sample(context, f"evaluate/{policy.label}/sample", policy, prompts, sampling, dtype,
                      EVALUATION_SHARD)
     judged = judge(context, f"evaluate/{policy.label}/judge", sampled, scorers, start, dtype)
-    return read_groups(judged.folder / JUDGED)
+    return read_made(judged.folder / JUDGED)
 
 
 def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], seed: int) -> PreferenceReport:

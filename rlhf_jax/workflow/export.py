@@ -31,6 +31,7 @@ from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import shaped, spec_shardings
 from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.workflow.products import INPUTS
 from rlhf_jax.workflow.train import CHECKPOINTS, MODEL, published
 
 
@@ -95,7 +96,7 @@ def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, D
 
 
 def _lora_of(folder: Path) -> LoraConfig:
-    options = json.loads((folder / "inputs.json").read_text())["inputs"]["options"]
+    options = json.loads((folder / INPUTS).read_text())["inputs"]["options"]
     return LoraConfig(options["lora_r"], options["lora_alpha"], tuple(options["lora_target_modules"]))
 
 

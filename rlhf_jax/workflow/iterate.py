@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups, write_groups
+from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.models import Params, save_hf
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig, rounded_up
@@ -22,7 +22,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.options import PairOptions, PreferenceOptions, SftOptions
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
 from rlhf_jax.workflow.policy import Checkpoint, groups_key
-from rlhf_jax.workflow.sample import Progress, read_shards, sample_stage, score_stage
+from rlhf_jax.workflow.sample import Progress, read_made, read_shards, sample_stage, score_stage
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.train import MODEL, dpo_stage, sft_stage
 
@@ -176,7 +176,7 @@ def train_pairs(context: Context, name: str, label: str, start: Policy, referenc
               "data": [key for key, _ in data], "options": options, "eval": groups_key(eval_groups)}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        groups = [group for _, path in data for group in read_groups(path)]
+        groups = [group for _, path in data for group in read_made(path)]
         return dpo_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config,
                          reference=lambda: context.params(reference.checkpoint, reference.key),
@@ -194,7 +194,7 @@ def train_best(context: Context, name: str, label: str, start: Policy, data: Seq
     inputs = {"start": start.key, "data": [key for key, _ in data], "options": options}
 
     def body(folder: Path) -> Mapping[str, Any]:
-        groups = [group for _, path in data for group in read_groups(path)]
+        groups = [group for _, path in data for group in read_made(path)]
         return sft_stage(folder, options=options, params=context.params(start.checkpoint, start.key),
                          config=start.checkpoint.config, groups=groups, tokenizer_from=start.folder,
                          base=str(start.folder), chat_template=start.checkpoint.chat_template,

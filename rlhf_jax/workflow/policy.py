@@ -21,7 +21,7 @@ from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
-from rlhf_jax.workflow.stage import fingerprint, hash_path
+from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
 VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
 """The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
@@ -78,7 +78,8 @@ class Checkpoint:
         return self
 
     def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
-        """The weights, sharded over the mesh."""
+        """The weights, sharded over the mesh. Raises DamagedProduct where a stage made them and they were changed."""
+        check_made(self.folder)
         return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
 
     def renderer(self, data: DataOptions) -> Renderer:

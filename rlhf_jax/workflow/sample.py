@@ -24,6 +24,7 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow.stage import check_made
 
 Progress = Callable[[int, int], None]
 """(prompts done, prompts in all) -> None."""
@@ -38,16 +39,32 @@ def shard_name(number: int) -> str:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The finished shards of a stage, in order. Raises ValueError where there is none."""
-    found = sorted(folder.glob("shard-*.jsonl"))
+    """The finished shards of a stage, in order.
+
+    Raises:
+      ValueError: where there is none, where one is missing between others, or where the stage's record has others.
+      DamagedProduct: where one is no longer what the stage made.
+    """
+    record, found = check_made(folder), sorted(folder.glob("shard-*.jsonl"))
     if not found:
         raise ValueError(f"{folder} holds no shard-*.jsonl; give the output_dir of a finished `generate` or `score`")
+    made = [name for name in (record or {}).get("products", ()) if name.startswith("shard-")]
+    odd = {path.name for path in found} ^ {*(made or map(shard_name, range(len(found))))}
+    if odd:
+        raise ValueError(f"{folder} does not hold the shards of one stage: {min(odd)} is missing or was added. Bring "
+                         "back what belongs there, or make them again in another folder")
     return found
 
 
 def read_shards(folder: Path) -> list[PromptGroup]:
     """All groups of a stage."""
     return [group for path in shards(folder) for group in read_groups(path)]
+
+
+def read_made(path: Path) -> list[PromptGroup]:
+    """The groups of a file that a stage made. Raises DamagedProduct where it is no longer that."""
+    check_made(path)
+    return read_groups(path)
 
 
 def shards_here(shards: int, notice: Notice) -> Iterator[int]:

@@ -50,6 +50,7 @@ from rlhf_jax.workflow.policy import (
     read_data,
     sources_key,
 )
+from rlhf_jax.workflow.products import INPUTS, RECORD
 from rlhf_jax.workflow.sample import read_shards, score_stage, shards
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
@@ -158,7 +159,14 @@ def run_generate(command: GenerateCommand, context: Context) -> Stage:
 
 
 def _shards_key(folder: Path) -> list[str]:
-    """What identifies a stage's samples in the inputs of another: its shards alone, no record or report beside them."""
+    """What identifies a stage's samples in the inputs of another: its shards alone, no record or report beside them.
+
+    Raises:
+      ValueError: if the stage was begun and not ended: prompts whose shards are still to come would be left out.
+    """
+    if (folder / INPUTS).is_file() and not (folder / RECORD).is_file():
+        raise ValueError(f"the stage in {folder} is not finished, and prompts of the shards that it has not written "
+                         "yet would be left out; give its command again first")
     return [hash_path(path) for path in shards(folder)]
 
 

@@ -107,6 +107,21 @@ def test_a_leftover_temporary_record_is_no_record(tmp_path):
     assert len(calls) == 1
 
 
+def test_what_a_killed_run_left_half_written_is_gone_when_its_stage_starts_again(tmp_path):
+    def dies(folder):
+        for name in (".shard-00000.jsonl.tmp", "model/.config.json.tmp", "shard-00001.jsonl", "notes.tmp"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "s", "sample", INPUTS, dies)
+    calls, body = counting()
+    run_stage(tmp_path / "s", "sample", INPUTS, body)
+    assert calls == [["inputs.json", "model", "notes.tmp", "shard-00001.jsonl"]]
+    assert not list((tmp_path / "s" / "model").iterdir())
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     write_json_atomic(path, {"a": 1})
