@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
+from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
 from rlhf_jax.workflow.commands import EvaluateCommand
 from rlhf_jax.workflow.context import Context, Tick
@@ -119,7 +119,9 @@ def _context(folder: str, config: Any, console: Console, tick: Tick) -> Context:
     trackers = config.trackers if isinstance(config, TrackerOptions) else ()
     for name in trackers:
         package(name)  # that it is missing is said now, not when training begins
-    run = Run(_writable(folder), config, announce=console.print if is_main_process() else lambda _: None)
+    path = _writable(folder)
+    check_shared(path)
+    run = Run(path, config, announce=console.print if is_main_process() else lambda _: None)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")

@@ -64,9 +64,9 @@ def micro_run():
 
 class Launched:
     """`rlhf-jax iterate --config CONFIG --output_dir FOLDER`, or another command with that FOLDER, in one or several
-    processes; their output in files."""
+    processes; their output in files. `folders`: each process's own FOLDER, where it is not one for all."""
 
-    def __init__(self, config, folder, processes=1, devices=1, command=None):
+    def __init__(self, config, folder, processes=1, devices=1, command=None, folders=None):
         command = command or ["iterate", "--config", config]
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -82,7 +82,8 @@ class Launched:
                         "JAX_PROCESS_ID": str(i), "NPROC": "16"}
             with self.logs[i].open("a") as log:
                 self.processes.append(subprocess.Popen(
-                    [sys.executable, "-m", "rlhf_jax.cli.main", *map(str, command), "--output_dir", str(folder)],
+                    [sys.executable, "-m", "rlhf_jax.cli.main", *map(str, command), "--output_dir",
+                     str(folders[i] if folders else folder)],
                     env=env, stdout=log, stderr=log))
 
     def wait(self, timeout=300):
