@@ -31,8 +31,8 @@ from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import shaped, spec_shardings
 from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.products import INPUTS
-from rlhf_jax.workflow.train import CHECKPOINTS, MODEL, published
+from rlhf_jax.workflow.products import CHECKPOINTS, INPUTS
+from rlhf_jax.workflow.train import MODEL, published
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -14,10 +16,12 @@ import jax
 
 INPUTS, RECORD = "inputs.json", "stage.json"
 """What a stage writes down when it begins, and when it is done."""
+CHECKPOINTS = "checkpoints"
+"""What a training continues from until it is done."""
 SMALL = 64 << 20
 """Bytes up to which a file's hash is checked whenever its stage is reused; of a larger one only when it is read."""
-_NO_PRODUCTS = (".*", INPUTS, RECORD, "trackers.json", "events.out.tfevents.*", "quarantine*", "README.md",
-                "reference_cache")
+_NO_PRODUCTS = (".*", INPUTS, RECORD, CHECKPOINTS, "trackers.json", "events.out.tfevents.*", "quarantine*",
+                "README.md", "reference_cache")
 """Files and folders that no later stage reads, or that are kept by content."""
 
 
@@ -64,6 +68,15 @@ def check_products(folder: Path, products: Mapping[str, Mapping[str, Any]], *, r
             f"what lies in {folder} is not what its stage made: {said}. Something else changed it. Bring back the "
             f"files, or remove what is left of them and {folder / RECORD}, and give the command that made them "
             "again: it keeps what is whole and makes the rest once more")
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Removes a finished training's checkpoints: a half-deleted one is never found again."""
+    done = folder / f".{CHECKPOINTS}.done"
+    if (folder / CHECKPOINTS).is_dir():
+        shutil.rmtree(done, ignore_errors=True)
+        os.replace(folder / CHECKPOINTS, done)
+    shutil.rmtree(done, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

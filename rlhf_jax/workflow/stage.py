@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
-from rlhf_jax.workflow.products import INPUTS, RECORD, check_products, list_products
+from rlhf_jax.workflow.products import INPUTS, RECORD, check_products, drop_checkpoints, list_products
 
 _TIMED = (RECORD, INPUTS, "trainer_state.json")
 """What stages write about themselves, seconds included; no part of what they made."""
@@ -133,6 +133,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
         record = {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds,
                   "products": list_products(folder)}
         write_json_atomic(folder / RECORD, record)
+        drop_checkpoints(folder)  # not before: a run that dies in between has nothing to do again
         return {"report": report, "seconds": seconds}
 
     record = on_main(finish)
@@ -150,6 +151,7 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
     if done.is_file():
         record = _read_record(done)
         check_products(folder, record.get("products", {}))
+        drop_checkpoints(folder)
         return record
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote

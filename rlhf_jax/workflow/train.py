@@ -39,11 +39,12 @@ from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer
 from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
 from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
+from rlhf_jax.workflow.products import CHECKPOINTS
 from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.stage import to_plain
 from rlhf_jax.workflow.trackers import tracking
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+MODEL = "model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,14 +207,7 @@ def train_stage(
     setting.keep(export(folder, result.params, model.frozen, config, options.lora, tokenizer_from, base,
                         model_card(made_by.__name__, base, options, len(groups), result.steps), chat_template))
 
-    def tidy() -> None:
-        write_trainer_state(folder / MODEL, result, plan)
-        done = folder / ".checkpoints.done"
-        shutil.rmtree(done, ignore_errors=True)
-        os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
-        shutil.rmtree(done, ignore_errors=True)
-
-    on_main(tidy)
+    on_main(lambda: write_trainer_state(folder / MODEL, result, plan))
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]
     return {"steps": result.steps, "groups": len(groups), "packing_efficiency": round(result.efficiency, 4),

@@ -73,6 +73,28 @@ def test_what_is_no_product_may_change(tmp_path):
     assert made(tmp_path / "s").reused
 
 
+def test_checkpoints_are_removed_once_the_record_is_there_and_whoever_dies_meanwhile_has_nothing_to_do_again(
+        tmp_path, monkeypatch):
+    folder, calls = tmp_path / "s", []
+
+    def body(folder):
+        calls.append(write(folder, FILES | {"checkpoints/4/state": b"weights"}))
+        return {}
+
+    def die(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rlhf_jax.workflow.stage.drop_checkpoints", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(folder, "sft", {}, body)
+    write(folder, {".checkpoints.done/2/state": b"half of an older one"})
+    assert list(json.loads((folder / RECORD).read_text())["products"]) == sorted(FILES)
+    assert run_stage(folder, "sft", {}, body).reused
+    assert len(calls) == 1
+    assert sorted(p.name for p in folder.iterdir()) == ["inputs.json", "model", "shard-00000.jsonl", RECORD]
+
+
 def test_only_what_is_read_is_looked_at_beside_other_damage(tmp_path):
     made(tmp_path / "s")
     (tmp_path / "s" / "shard-00000.jsonl").unlink()
