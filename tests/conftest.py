@@ -163,3 +163,18 @@ def exact_matmul():
 
     with jax.default_matmul_precision("highest"):
         yield
+
+
+@pytest.fixture(scope="session")
+def watch_arrays():
+    """watch_arrays() -> made(): the living device arrays made since the watch began, whatever neighbours leave behind.
+
+    Earlier arrays are held, so that none of them goes meanwhile and none of their ids is given again.
+    """
+    import jax
+
+    def watch():
+        before = {id(array): array for array in jax.live_arrays()}
+        return lambda: [array for array in jax.live_arrays() if id(array) not in before]
+
+    return watch

@@ -19,7 +19,7 @@ from rlhf_jax.config.commands import CompareCommand, ReportCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
+from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
 from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.experiment import Experiment
@@ -118,8 +118,9 @@ def _check_trackers(config: Any) -> tuple[str, ...]:
 
 def _context(config: Any, console: Console, tick: Tick, *, single: bool = False) -> Context:
     trackers = _check_trackers(config)
-    run = Run(_writable(config.output_dir), config, announce=console.print if is_main_process() else lambda _: None,
-              single=single)
+    path = _writable(config.output_dir)
+    check_shared(path)
+    run = Run(path, config, announce=console.print if is_main_process() else lambda _: None, single=single)
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")

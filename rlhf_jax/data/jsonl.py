@@ -32,7 +32,7 @@ def write_jsonl_atomic(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> i
     Lone surrogates, which UTF-8 cannot hold, are written as JSON's escapes.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # of a killed run: replaced, as it is written again
     renamed = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

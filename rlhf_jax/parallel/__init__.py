@@ -2,7 +2,15 @@
 
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
-from rlhf_jax.parallel.distributed import divided, gather, gather_counts, initialize, is_main_process, on_main
+from rlhf_jax.parallel.distributed import (
+    check_shared,
+    divided,
+    gather,
+    gather_counts,
+    initialize,
+    is_main_process,
+    on_main,
+)
 from rlhf_jax.parallel.mesh import (
     PRESETS,
     Rules,
@@ -40,6 +48,7 @@ __all__ = [
     "auto_inside",
     "batch_sharding",
     "batch_ways",
+    "check_shared",
     "choose_mesh",
     "constrainer",
     "data_parallel",

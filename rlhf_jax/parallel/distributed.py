@@ -6,10 +6,18 @@ one may do (writing a record, renaming a folder) is done by the main process ins
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
+import socket
+import sys
+import threading
+import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +26,10 @@ from jax.experimental import multihost_utils
 
 _CLUSTER_MARKS = ("SLURM_JOB_ID", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES",
                   "OMPI_COMM_WORLD_SIZE", "RLHF_JAX_CLUSTER")
+BARRIER_SECONDS = 7200.0
+"""How long a process waits for the others where all must come; RLHF_JAX_BARRIER_SECONDS replaces it. The death of one
+ends the waiting within two minutes anyway."""
+_barriers = itertools.count()
 
 
 def initialize() -> None:
@@ -36,12 +48,50 @@ def initialize() -> None:
     if address is None:
         jax.distributed.initialize()
         return
-    missing = [name for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID") if name not in os.environ]
-    if missing:
+    processes, number = _numbers(address)
+    if number == 0:
+        _check_port(os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address))
+    waiting = threading.Timer(20.0, lambda: print(
+        f"process {number} of {processes} is here and waits for the others to join at {address}; it gives up after "
+        "five minutes. See that all are started, and that process 0 can be reached there", file=sys.stderr, flush=True))
+    waiting.daemon = True
+    waiting.start()
+    try:
+        jax.distributed.initialize(address, processes, number, cluster_detection_method="deactivate")
+    finally:
+        waiting.cancel()
+
+
+def _numbers(address: str) -> tuple[int, int]:
+    """(processes, number of this one) from the environment.
+
+    Raises:
+      ValueError: if one of the three variables is missing or is no address or number.
+    """
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if missing := [name for name in names if name not in os.environ]:
         raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is set and {' and '.join(missing)} is not; every "
                          "process needs all three: the address of process 0, how many there are, and its own number")
-    jax.distributed.initialize(address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]),
-                               cluster_detection_method="deactivate")
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS = {address!r} is no HOST:PORT with a port from 1 to 65535; give the "
+                         "address of process 0, such as 10.0.0.1:8476")
+    processes, number = (os.environ[name] for name in names)
+    if not processes.isdecimal() or not number.isdecimal() or int(number) >= int(processes):
+        raise ValueError(f"JAX_NUM_PROCESSES = {processes!r} and JAX_PROCESS_ID = {number!r}: give every process the "
+                         "number of all, and its own, which counts from 0")
+    return int(processes), int(number)
+
+
+def _check_port(address: str) -> None:
+    """Raises ValueError if nobody can listen at the port of `address` here: JAX would end without a word."""
+    port, both = int(address.rpartition(":")[2]), socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise ValueError(f"port {port} of JAX_COORDINATOR_ADDRESS cannot be used on this machine ({error.strerror}); "
+                         "has an earlier run not ended? End it, or give all processes another port") from error
 
 
 def is_main_process() -> bool:
@@ -49,10 +99,32 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def _wait_for_all() -> None:
+    """Returns once every process has come here. Raises RuntimeError, after `BARRIER_SECONDS`, naming who has not."""
+    from orbax.checkpoint import multihost
+
+    seconds = float(os.environ.get("RLHF_JAX_BARRIER_SECONDS", BARRIER_SECONDS))
+    try:
+        multihost.get_barrier_sync_fn()(key=f"rlhf_jax/{next(_barriers)}", timeout_ms=int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        late = re.findall(r"(\d+)\s*$", str(error).partition("timed out task names:")[2].partition("RPC:")[0], re.M)
+        if not late:
+            raise
+        raise RuntimeError(
+            f"process {jax.process_index()} of {jax.process_count()} has waited {seconds:g} seconds for process "
+            f"{', '.join(late)}; see the log of that one. Where it only needs longer, set RLHF_JAX_BARRIER_SECONDS on "
+            "all processes, and give the same command again") from error
+
+
 def gather(value: Any) -> list[Any]:
-    """Every process's `value` (anything JSON holds), in order of the processes, on all of them. All must call it."""
+    """Every process's `value` (anything JSON holds), in order of the processes, on all of them. All must call it.
+
+    Raises:
+      RuntimeError: if one has not come in time; names it.
+    """
     if jax.process_count() == 1:
         return [value]
+    _wait_for_all()
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
     width = 1 << (int(sizes.max()) - 1).bit_length()  # few sizes, so that few programs are compiled
@@ -86,6 +158,30 @@ def on_main(fn: Callable[[], Any]) -> Any:
     if "error" in outcome:
         raise RuntimeError(outcome["error"])
     return outcome["value"]
+
+
+def check_shared(folder: Path, patience: float = 10.0) -> None:
+    """Raises ValueError on all processes unless a file that the main one puts into `folder` is there for all of them.
+
+    patience: seconds that the storage may take to show it.
+    """
+    if jax.process_count() == 1:
+        return
+    name = f".shared-{uuid.uuid4().hex}.tmp"
+
+    def put() -> str:
+        (folder / name).touch()
+        return name
+
+    path, end = folder / str(on_main(put)), time.monotonic() + patience
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = [str(process) for process, seen in enumerate(gather(path.exists())) if not seen]
+    on_main(lambda: path.unlink())
+    if blind:
+        raise ValueError(f"{folder} is not one folder for all processes: what process 0 writes there, process "
+                         f"{', '.join(blind)} does not find. Give all of them the same output_dir on storage that they "
+                         "share")
 
 
 def divided(items: Sequence[Any], fn: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:

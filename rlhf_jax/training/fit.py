@@ -141,8 +141,8 @@ def fit(
     Args:
       on_row: gets the rows of the log as they are made; after a restart those of the checkpoint come first, again.
       flops: what training on some groups takes; metric lines then say how much of it a device does a second.
-      consume: the arrays of `model.trained` are this fit's own and are deleted; else they are copied, and the copy
-        takes four more bytes a weight throughout.
+      consume: if true, `fit` takes ownership of `model.trained` and deletes its device arrays; otherwise it keeps a
+        copy, at 4 extra bytes per weight. Leaves may lie on the host (numpy), as a fresh head does.
 
     Raises:
       NonFiniteLoss: at the first step whose loss is not a finite number.
@@ -168,7 +168,8 @@ def fit(
                 like = shaped(jax.eval_shape(partial(fresh_state, program.optimizer), model.trained), program.shardings)
                 if consume:  # the start and what is read back need not both fit
                     for array in jax.tree.leaves(model.trained):
-                        array.delete()
+                        if isinstance(array, jax.Array):  # a fresh head or adapter is made on the host
+                            array.delete()
                 state, log, unlogged = checkpoints.restore(last, like)
             else:
                 state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)

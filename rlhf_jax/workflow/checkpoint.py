@@ -16,7 +16,7 @@ from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
 from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import param_shardings
-from rlhf_jax.workflow.stage import fingerprint, hash_path
+from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
 VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
 """The vocabulary's rows are padded to a multiple of this, so that any usual mesh divides them; files keep the rows
@@ -83,7 +83,8 @@ class Checkpoint:
         return self
 
     def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
-        """The weights, sharded over the mesh."""
+        """The weights, sharded over the mesh. Raises DamagedProduct where a stage made them and they were changed."""
+        check_made(self.folder)
         return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
 
     def renderer(self, options: RenderOptions) -> Renderer:

@@ -17,7 +17,8 @@ from rlhf_jax.sampling import Sampler, shape_settings
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
-from rlhf_jax.workflow.stage import MODEL, Finished, Run, Stage, stage_key
+from rlhf_jax.workflow.products import MODEL
+from rlhf_jax.workflow.stage import Finished, Run, Stage, stage_key
 
 Tick = Callable[[str, int, int, str], None]
 """(stage name, done, total, a few words) -> None: shows where a stage stands."""

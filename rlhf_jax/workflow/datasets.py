@@ -21,7 +21,7 @@ from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
-from rlhf_jax.workflow.stage import fingerprint, hash_path
+from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
 
 class GroupSource(Protocol):
@@ -63,6 +63,8 @@ class GroupFile:
         return self.stage_key or hash_path(self.path)
 
     def read(self) -> list[PromptGroup]:
+        """Raises DamagedProduct where it is no longer what a stage made."""
+        check_made(self.path)
         return read_groups(self.path)
 
 

@@ -22,7 +22,7 @@ from rlhf_jax.workflow.datasets import Preview, RenderedRows, check_named, check
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
-from rlhf_jax.workflow.stage import MODEL
+from rlhf_jax.workflow.products import MODEL
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.pairs import LabelledPairsStage

@@ -17,7 +17,8 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GivenGroups, GroupFile
-from rlhf_jax.workflow.stage import PAIRS, Finished, Stage
+from rlhf_jax.workflow.products import PAIRS
+from rlhf_jax.workflow.stage import Finished, Stage
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.mix import MixStage
 from rlhf_jax.workflow.stages.pairs import PairsStage

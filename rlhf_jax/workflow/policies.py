@@ -12,14 +12,13 @@ from rlhf_jax.config.commands import CompareCommand
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GivenGroups, Preview, RenderedRows
+from rlhf_jax.workflow.datasets import GivenGroups, GroupFile, Preview, RenderedRows
 from rlhf_jax.workflow.iterate import shards_of
 from rlhf_jax.workflow.kinds import open_scorer
-from rlhf_jax.workflow.stage import JUDGED
+from rlhf_jax.workflow.products import JUDGED
 from rlhf_jax.workflow.stages.judge import JudgeStage, unchanged
 from rlhf_jax.workflow.stages.sample import SampleStage
 
@@ -65,7 +64,7 @@ def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[Prom
         found = context.do(f"evaluate/{entry.label}/judge", JudgeStage(
             source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype,
             own=unchanged(sampling)))
-        judged[entry.label] = read_groups(found.folder / JUDGED)
+        judged[entry.label] = GroupFile(found.folder / JUDGED).read()
     return judged
 
 

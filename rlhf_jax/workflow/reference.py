@@ -71,31 +71,39 @@ def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGro
     """Per group and response, float32 log-probs of the trained tokens under `params`.
 
     Found in `cache` if the same model, weights, tokens and dtype were seen before, else computed and stored there.
+
+    Raises:
+      ValueError: if the file in the cache is damaged.
     """
     parts = params_fingerprint(params), groups_fingerprint(groups), jnp.dtype(dtype), compute.config
     key = hashlib.sha256(" ".join(map(str, parts)).encode())
-    path = cache / f"reference-{key.hexdigest()[:20]}.npz"
+    path = cache / f"reference-{key.hexdigest()[:20]}.f32"
     sizes = [[int(r.loss_mask.sum()) for r in group.responses] for group in groups]
     if on_main(path.is_file):
-        with np.load(path) as stored:
-            flat = stored["logps"]
-        return _cut(flat, sizes)
+        return _cut(path, sizes)
     found = logps_map(compute, mesh, rows_per_batch=rows, row_length=row_length)(cast(params, dtype), groups)
 
     def store() -> None:
         cache.mkdir(parents=True, exist_ok=True)
+        for leftover in cache.glob(".*.tmp"):  # of a run that was killed while it wrote
+            leftover.unlink()
         temporary = path.with_name(f".{path.name}.tmp")
+        data = np.concatenate([x for group in found for x in group]).astype("<f4").tobytes()
         with temporary.open("wb") as stream:
-            np.savez(stream, logps=np.concatenate([x for group in found for x in group]).astype(np.float32))
+            stream.write(hashlib.sha256(data).digest() + data)
         os.replace(temporary, path)
 
     on_main(store)
     return found
 
 
-def _cut(flat: np.ndarray, sizes: list[list[int]]) -> list[list[np.ndarray]]:
-    edges = np.cumsum([0, *(n for group in sizes for n in group)])
-    if edges[-1] != len(flat):
-        raise ValueError("a cached reference file has another number of tokens than the data; delete the cache folder")
+def _cut(path: Path, sizes: list[list[int]]) -> list[list[np.ndarray]]:
+    """The log-probs of a file in the cache (their sha256 and then they), by group and response."""
+    edges, content = np.cumsum([0, *(n for group in sizes for n in group)]), path.read_bytes()
+    digest, data = content[:32], content[32:]
+    if hashlib.sha256(data).digest() != digest or len(data) != 4 * edges[-1]:
+        raise ValueError(f"the log-probs of the reference in {path} are not what was written there; delete that file, "
+                         "and give the same command again to compute them anew")
+    flat = np.frombuffer(data, "<f4")
     pieces = iter([flat[a:b] for a, b in itertools.pairwise(edges)])
     return [[next(pieces) for _ in group] for group in sizes]

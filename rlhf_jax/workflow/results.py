@@ -13,7 +13,8 @@ from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
 from rlhf_jax.evaluation.win_rate import score_difference
 from rlhf_jax.workflow.policies import Outcome
-from rlhf_jax.workflow.stage import MODEL, Run, to_plain
+from rlhf_jax.workflow.products import MODEL
+from rlhf_jax.workflow.stage import Run, to_plain
 
 PACKAGES = ("rlhf_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
 

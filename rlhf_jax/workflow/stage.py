@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.fields import Options, flattened
 from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
+from rlhf_jax.workflow.products import INPUTS, RECORD, check_products, drop_checkpoints, list_products
 
 if TYPE_CHECKING:
     from rlhf_jax.workflow.context import Context
     from rlhf_jax.workflow.datasets import Preview
 
-MODEL, CHECKPOINTS, RECORD = "model", "checkpoints", "stage.json"
-PAIRS, JUDGED, ROWS = "pairs.jsonl", "judged.jsonl", "rows.jsonl"
-"""What stages leave in their folders: a model, checkpoints while it is trained, the record of the end, groups as pairs
-or with verdicts, and one line per evaluated row."""
-_TIMED = (RECORD, "inputs.json", "trainer_state.json")
+_TIMED = (RECORD, INPUTS, "trainer_state.json")
 """What stages write about themselves, seconds included; no part of what they made."""
 
 
@@ -98,8 +95,10 @@ def hash_path(path: str | Path) -> str:
 
     Raises:
       FileNotFoundError: if there is no such path.
+      DamagedProduct: if a stage made it and it is no longer what the stage made.
     """
     path = Path(path).expanduser()
+    check_made(path)  # first: of what a stage made it is known that it is missing
     digest = hashlib.sha256()
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r}; the working folder is {Path.cwd()}")
@@ -110,6 +109,26 @@ def hash_path(path: str | Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def check_made(path: Path) -> dict[str, Any] | None:
+    """Checks a file or folder that is about to be read against the record of the stage that made it, if one did.
+
+    Returns:
+      That record, if `path` is a finished stage's folder, or lies in one.
+
+    Raises:
+      DamagedProduct: if it is no longer what the stage made.
+    """
+    path = path.resolve()
+    folder = next((folder for folder in (path, *path.parents[:3])
+                   if (folder / RECORD).is_file() and (folder / INPUTS).is_file()), None)
+    if folder is None:
+        return None
+    record, within = _read_record(folder / RECORD), path.relative_to(folder)
+    check_products(folder, {name: made for name, made in record.get("products", {}).items()
+                            if Path(name).is_relative_to(within)}, read=True)
+    return record
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -133,6 +152,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
 
     Raises:
       StageConflict: if the folder belongs to other inputs, or processes disagree on what the inputs are.
+      DamagedProduct: if the stage is done and a file that it made is gone or changed.
     """
     key = stage_key(name, inputs)
     if len(set(gather(key))) > 1:
@@ -146,8 +166,10 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
 
     def finish() -> dict[str, Any]:
         seconds = round(time.perf_counter() - start, 3)
-        record = {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds}
+        record = {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds,
+                  "products": list_products(folder)}
         write_json_atomic(folder / RECORD, record)
+        drop_checkpoints(folder)  # not before: a run that dies in between has nothing to do again
         return {"report": report, "seconds": seconds}
 
     record = on_main(finish)
@@ -156,15 +178,20 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
 
 def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record of the stage if it is done; else None, and its folder is there with its inputs written down."""
-    started, done = folder / "inputs.json", folder / RECORD
+    started, done = folder / INPUTS, folder / RECORD
     for path in (done, started) if done.is_file() or _work(folder) else ():
         if path.is_file() and (found := _read_record(path))["key"] != key:
             changed = _differences(found["inputs"], to_plain(inputs))
             raise StageConflict(f"{folder} holds the {found['stage']} stage of another configuration; these inputs "
                                 f"differ: {', '.join(changed) or 'stage'}. Choose another output_dir or remove it")
     if done.is_file():
-        return _read_record(done)
+        record = _read_record(done)
+        check_products(folder, record.get("products", {}))
+        drop_checkpoints(folder)
+        return record
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+        leftover.unlink()
     Notice(folder).clear()
     write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs})
     return None
@@ -176,13 +203,14 @@ def _check_record(record: dict[str, Any], done: bool) -> None:
     for name, kind in (kinds | {"report": dict, "seconds": int | float} if done else kinds).items():
         if not isinstance(record[name], kind):
             raise TypeError(f"{name} is {type(record[name]).__name__}")
+    _ = [(made["bytes"] + 0, made["sha256"] + "") for made in record.get("products", {}).values()]
 
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         _check_record(record, done=path.name == RECORD)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageConflict(f"{path} is damaged ({error}), so what {path.parent} holds cannot be told. It is "
                             "written whole or not at all: something else changed it. Remove that folder and run again"
                             ) from error
@@ -191,7 +219,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _work(folder: Path) -> list[Path]:
     """Files of an unfinished stage that took work to make: all but its inputs and the rows it put aside."""
-    return [p for p in folder.rglob("*") if p.is_file() and p.name != "inputs.json" and "quarantine" not in p.name]
+    return [p for p in folder.rglob("*") if p.is_file() and p.name != INPUTS and "quarantine" not in p.name]
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -146,22 +146,25 @@ def worker(tmp_path):
 
 def test_worker_runs_the_command_and_ends_with_its_status(worker, tmp_path):
     first = worker("bash -c 'echo $RUN_FOLDER $RLHF_JAX_CLUSTER; exit 75'", 1)
-    output, _ = first.communicate(timeout=30)
+    output, _ = first.communicate(timeout=300)
     assert output == f"{tmp_path} 1\n"
     assert first.returncode == 75
 
 
 def test_worker_outlives_its_connection(worker, tmp_path):
-    command = f"bash -c 'echo once >> {tmp_path}/starts; echo at work; sleep 2; echo done'"
+    command = (f"bash -c 'echo once >> {tmp_path}/starts; echo at work; "
+               f"until [ -e {tmp_path}/enough ]; do sleep 0.1; done; echo done'")
     connection = worker(command, 1)
     assert connection.stdout.readline() == "at work\n"
     connection.send_signal(signal.SIGKILL)
     connection.wait()
     second = worker("false", 2)  # another launch, while that runs: it is followed, and nothing is started
-    assert second.communicate(timeout=30)[0] == "at work\ndone\n"
+    assert second.stdout.readline() == "at work\n"
+    (tmp_path / "enough").touch()
+    assert second.communicate(timeout=300)[0] == "done\n"
     assert second.returncode == 0
     again = worker("false", 1)  # gcloud repeats the first call once it can connect again
-    assert again.communicate(timeout=30)[0] == "at work\ndone\n"
+    assert again.communicate(timeout=300)[0] == "at work\ndone\n"
     assert again.returncode == 0
     assert (tmp_path / "starts").read_text() == "once\n"
 

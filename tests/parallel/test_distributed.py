@@ -1,4 +1,6 @@
+import socket
 from collections import Counter
+from contextlib import nullcontext
 
 import jax
 import pytest
@@ -39,6 +41,67 @@ def test_a_coordinator_without_numbers_is_an_error_that_says_what_is_missing(joi
     with pytest.raises(ValueError, match=r"'a:1' is set and JAX_NUM_PROCESSES is not"):
         distributed.initialize()
     assert joined == []
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    *(({"JAX_COORDINATOR_ADDRESS": address}, f"{address!r} is no HOST:PORT")
+      for address in ("abc", "", "abc:", ":8476", "abc:x", "abc:0", "abc:70000", "abc:-1")),
+    *(({"JAX_PROCESS_ID": number}, f"JAX_PROCESS_ID = {number!r}") for number in ("2", "-1", "one", "")),
+    *(({"JAX_NUM_PROCESSES": count}, f"JAX_NUM_PROCESSES = {count!r}") for count in ("1", "0", "two", "2.0")),
+])
+def test_nonsense_in_the_environment_of_a_process_is_an_error_that_names_it(joined, monkeypatch, changes, words):
+    sound = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    for name, value in {**sound, **changes}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words):
+        distributed.initialize()
+    assert joined == []
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_a_port_that_is_taken_is_an_error_of_process_0_before_it_joins(joined, monkeypatch, family):
+    if family == socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server(("", 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        address = f"localhost:{port}"
+        for name, value in {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("JAX_PROCESS_ID", "0")
+        with pytest.raises(ValueError, match=f"port {port} .*give all processes another port"):
+            distributed.initialize()
+        monkeypatch.setenv("JAX_PROCESS_ID", "1")  # for that one it should be taken
+        distributed.initialize()
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    distributed.initialize()
+    assert joined == [(address, 2, number, {"cluster_detection_method": "deactivate"}) for number in (1, 0)]
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    ("1\n", "process 1;"), ("1\n3\n", "process 1, 3;"),
+    ("/job:jax_worker/replica:0/task:7\n/job:jax_worker/replica:0/task:2\n", "process 7, 2;")])
+def test_who_has_not_come_in_time_is_named(monkeypatch, names, said):
+    def wait(key, timeout_ms):
+        raise jax.errors.JaxRuntimeError(
+            f"DEADLINE_EXCEEDED: Barrier timed out. Id: {key}::0. The first task at the barrier: 0. Some timed out "
+            f"task names:\n{names}\n\nRPC: /xla.coordination.CoordinationService/Barrier")
+
+    monkeypatch.setattr("orbax.checkpoint.multihost.get_barrier_sync_fn", lambda: wait)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setenv("RLHF_JAX_BARRIER_SECONDS", "12.5")
+    with pytest.raises(RuntimeError, match=rf"process 0 of 4 has waited 12\.5 seconds for {said}"):
+        distributed.gather("here")
+
+
+@pytest.mark.parametrize("seen", [[True, True, True], [True, False, True], [True, False, False]])
+def test_a_folder_that_is_not_the_same_for_all_is_refused_by_all(monkeypatch, tmp_path, seen):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(distributed, "on_main", lambda fn: fn())
+    monkeypatch.setattr(distributed, "gather", lambda value: [value, *seen[1:]])
+    blind = ", ".join(str(i) for i, sees in enumerate(seen) if not sees)
+    with pytest.raises(ValueError, match=f"process {blind} does not find") if blind else nullcontext():
+        distributed.check_shared(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_alone_what_processes_tell_each_other_is_what_this_one_says():

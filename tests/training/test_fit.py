@@ -1,5 +1,4 @@
 import dataclasses
-import gc
 import itertools
 import json
 import math
@@ -163,7 +162,8 @@ def test_the_callers_weights_survive_the_fit(bigram, groups, lone_mesh, equal):
 
 
 @pytest.mark.parametrize("consume", [False, True])
-def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, groups, lone_mesh, tmp_path, equal):
+def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, groups, lone_mesh, tmp_path, equal,
+                                                              watch_arrays):
     compute, model = bigram()
     config = dataclasses.replace(BASE, save_steps=4)
     plan = make_plan(groups, config, lone_mesh)
@@ -177,13 +177,34 @@ def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, g
         return result
 
     whole, grown = run(), []
-    gc.collect()
-    before = sum(x.nbytes for x in jax.live_arrays())
-    run(report=lambda *_: grown.append((sum(x.nbytes for x in jax.live_arrays()) - before) / size), consume=consume)
+    made = watch_arrays()
+    run(report=lambda *_: grown.append(sum(x.nbytes for x in made()) / size), consume=consume)
     assert max(grown) == pytest.approx(3 if consume else 4, abs=0.1)  # weights and two moments, or what they were too
     with pytest.raises(Killed):
         run(tmp_path, report=dies_at(5), consume=consume)
     equal(run(tmp_path, consume=consume).params, whole.params)
+
+
+@pytest.mark.parametrize("on_host", [("score",), ("embed", "final_norm", "score"), ()], ids=str)
+@pytest.mark.parametrize("consume", [False, True])
+def test_a_start_with_weights_on_the_host_resumes_as_it_began(on_host, consume, bigram, groups, lone_mesh, tmp_path,
+                                                              equal):
+    """A fresh scalar head is a numpy array among device arrays; whoever made it keeps it."""
+    compute, model = bigram(classifier=True)
+    config = dataclasses.replace(BASE, save_steps=4)
+    plan = make_plan(groups, config, lone_mesh)
+
+    def run(folder=None, **options):
+        start = {name: jax.device_get(x) if name in on_host else jnp.copy(x) for name, x in model.trained.items()}
+        result = fit(dataclasses.replace(model, trained=start), BradleyTerry(compute), plan, config, lone_mesh,
+                     folder=folder, consume=consume, **options)
+        assert all(x.is_deleted() == consume for x in start.values() if isinstance(x, jax.Array))
+        return result
+
+    whole = run()
+    with pytest.raises(Killed):
+        run(tmp_path, report=dies_at(6))
+    equal(run(tmp_path).params, whole.params)
 
 
 def test_training_fits(train):

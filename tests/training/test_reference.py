@@ -135,16 +135,33 @@ def test_the_cache_is_used_for_the_same_question_and_for_no_other(model, make_gr
     assert ask(groups=groups[:4])[1]
     assert ask(dtype=jnp.bfloat16)[1]
     assert ask(config=dataclasses.replace(config, rope=Rope(500.0)))[1]
-    assert len(list(tmp_path.glob("reference-*.npz"))) == 5
+    assert len(list(tmp_path.glob("reference-*.f32"))) == 5
     assert not ask()[1]
 
 
 def test_a_damaged_cache_file_is_an_error_that_says_what_to_do(model, make_groups, lone_mesh, tmp_path):
     config, params = model
     groups = make_groups(2, 4)
-    options = {"dtype": jnp.float32, "cache": tmp_path, "rows": 2}
-    reference_logps(Compute(config), params, groups, lone_mesh, **options)
-    path, = tmp_path.glob("reference-*.npz")
-    np.savez(path, logps=np.zeros(3, np.float32))
-    with pytest.raises(ValueError, match="delete the cache folder"):
-        reference_logps(Compute(config), params, groups, lone_mesh, **options)
+
+    def ask():
+        return reference_logps(Compute(config), params, groups, lone_mesh, dtype=jnp.float32, cache=tmp_path, rows=2)
+
+    ask()
+    path, = tmp_path.glob("reference-*.f32")
+    sound = path.read_bytes()
+    expected = np.concatenate([x for group in ask() for x in group])
+
+    def refused():
+        with pytest.raises(ValueError, match=f"{path.name}.*delete that file"):
+            ask()
+
+    for size in (0, 1, len(sound) // 2, len(sound) - 1):
+        path.write_bytes(sound[:size])
+        refused()
+    for place in range(0, len(sound), 7):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        refused()
+    path.unlink()
+    (tmp_path / ".reference-x.f32.tmp").write_bytes(b"")  # of a run that was killed
+    np.testing.assert_array_equal(np.concatenate([x for group in ask() for x in group]), expected)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

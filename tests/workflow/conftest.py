@@ -65,9 +65,13 @@ def micro_run():
 
 class Launched:
     """`rlhf-jax iterate --config CONFIG --output_dir FOLDER`, or another command with that FOLDER, in one or several
-    processes; their output in files."""
+    processes; their output in files.
 
-    def __init__(self, config, folder, processes=1, devices=1, command=None):
+    folders: each process's own FOLDER, where it is not one for all. dying: how it dies, as mortal.py reads it.
+    """
+
+    def __init__(self, config, folder, processes=1, devices=1, command=None, folders=None, dying=None):
+        program = ["-m", "rlhf_jax.cli.main"] if dying is None else [str(Path(__file__).parent / "mortal.py")]
         command = command or ["iterate", "--config", config]
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -77,14 +81,14 @@ class Launched:
         for i in range(processes):
             env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
                    "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
-                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+                   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **(dying or {})}
             if processes > 1:  # NPROC: XLA's thread pool must be larger than two cores make it, or Gloo starves
                 env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes),
                         "JAX_PROCESS_ID": str(i), "NPROC": "16"}
             with self.logs[i].open("a") as log:
-                self.processes.append(subprocess.Popen(
-                    [sys.executable, "-m", "rlhf_jax.cli.main", *map(str, command), "--output_dir", str(folder)],
-                    env=env, stdout=log, stderr=log))
+                where = ["--output_dir", str(folders[i] if folders else folder)]
+                self.processes.append(subprocess.Popen([sys.executable, *program, *map(str, command), *where],
+                                                       env=env, stdout=log, stderr=log))
 
     def wait(self, timeout=300):
         """Exit statuses; a process that hangs is killed and the test fails."""

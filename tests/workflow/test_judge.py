@@ -12,8 +12,8 @@ from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.report import write_markdown
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.policies import Entry, Outcome
+from rlhf_jax.workflow.products import JUDGED
 from rlhf_jax.workflow.results import NO_KL, gather_results
-from rlhf_jax.workflow.stage import JUDGED
 from rlhf_jax.workflow.stages.judge import JudgeStage, add_kl, unchanged
 from rlhf_jax.workflow.stages.shards import ShardFolder, shard_name
 

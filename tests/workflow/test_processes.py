@@ -156,6 +156,14 @@ def test_an_error_of_any_kind_on_one_ends_all(process, launch, home, by_two, mon
     assert "KeyError: 'no such key'" in run.logs[process].read_text()
 
 
+def test_folders_that_are_not_one_are_told_at_once(launch, home, model):
+    folders = [home / "here", home / "there"]
+    run = launch(home / "config.yaml", home / "unshared", 2, 1, ["export", model], folders=folders)
+    assert 0 not in run.wait()  # far less than the 600 seconds of a checkpoint's barrier
+    assert "is not one folder for all processes: what process 0 writes there, process 1 does not find" in run.output()
+    assert [path for folder in folders for path in folder.iterdir()] == []
+
+
 def _until(folder, pattern):
     deadline = time.monotonic() + 120
     while not list(folder.glob(pattern)):

@@ -12,17 +12,8 @@ from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import data_key
-from rlhf_jax.workflow.stage import (
-    MODEL,
-    RECORD,
-    Run,
-    Stage,
-    StageConflict,
-    fingerprint,
-    hash_path,
-    run_stage,
-    write_json_atomic,
-)
+from rlhf_jax.workflow.products import MODEL, RECORD
+from rlhf_jax.workflow.stage import Run, Stage, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
 
@@ -123,6 +114,21 @@ def test_a_leftover_temporary_record_is_no_record(tmp_path):
     calls, body = counting()
     assert not run_stage(folder, "sample", INPUTS, body).reused
     assert len(calls) == 1
+
+
+def test_what_a_killed_run_left_half_written_is_gone_when_its_stage_starts_again(tmp_path):
+    def dies(folder):
+        for name in (".shard-00000.jsonl.tmp", "model/.config.json.tmp", "shard-00001.jsonl", "notes.tmp"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path / "s", "sample", INPUTS, dies)
+    calls, body = counting()
+    run_stage(tmp_path / "s", "sample", INPUTS, body)
+    assert calls == [["inputs.json", "model", "notes.tmp", "shard-00001.jsonl"]]
+    assert not list((tmp_path / "s" / "model").iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -8,7 +8,7 @@ from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.data.world import CHAT_TEMPLATE
 from rlhf_jax.models import save_hf
 from rlhf_jax.workflow.experiment import Experiment
-from rlhf_jax.workflow.stage import MODEL
+from rlhf_jax.workflow.products import MODEL
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.sft import SftStage

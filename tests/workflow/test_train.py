@@ -1,4 +1,4 @@
-"""What a training stage refuses before any work: data that its loss cannot learn from."""
+"""Training stages: what is refused before any work, and that an interrupted one ends in the same bytes."""
 
 import dataclasses
 from functools import partial
@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf_jax.cli.verbs import VERBS, named
+from rlhf_jax.config.build import build
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.training import BradleyTerryOptions
 from rlhf_jax.losses import PreferenceLoss
@@ -14,6 +16,7 @@ from rlhf_jax.workflow.datasets import GivenGroups
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.train import Training, train
+from rlhf_jax.workflow.verbs import STAGES
 
 MARGIN_LOSSES = ("rev_kl", "kl", "tv", "hellinger", ("sigmoid", "tv"))
 
@@ -94,3 +97,50 @@ def test_margins_are_asked_for_only_where_they_are_read(options, lacking, job, c
     groups = [*without_margins(make_groups(4), lacking), *make_groups(2, pairs="none")]
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, job(options, groups, groups), context)
+
+
+class Killed(Exception):
+    pass
+
+
+LORA = {"use_peft": True, "lora_r": 2, "lora_alpha": 4.0, "lora_target_modules": ("q_proj",)}
+TRAININGS = {
+    "sft": ("sft", "sft", {}),
+    "sft-lora": ("sft", "sft", LORA),
+    "reward": ("reward", "preference", {}),
+    "reward-lora": ("reward", "preference", LORA),
+    "reward-from-a-reward-model": ("reward", "preference", {"start": "classifier"}),
+    "pairwise": ("reward", "preference", {"kind": "pairwise"}),
+    "dpo": ("dpo", "preference", {"dtype": "bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_training_interrupted_behind_a_checkpoint_ends_in_the_same_bytes(name, make_context, make_model, model, world,
+                                                                           tmp_path):
+    verb, data, changes = TRAININGS[name]
+    changes, start = dict(changes), model
+    if changes.pop("start", None):
+        start = make_model(tmp_path / "start", num_labels=1, tie_embeddings=False)
+    changes["learning_rate"] = 1e-3
+
+    def run(folder, dies_at=0):
+        def tick(stage, done, total, words):
+            if done == dies_at:
+                raise Killed
+
+        command = build(named(VERBS[verb].options), {
+            "model_name_or_path": str(start), "output_dir": str(folder),
+            "dataset_name": str(world / f"{data}.jsonl[:8]"), "train_batch_size": 2, "micro_rows": 2,
+            "row_length": 160, "max_steps": 4, "save_steps": 2, **changes})
+        context = make_context(folder, tick=tick)
+        context.run.single = True
+        context.do(verb, STAGES[verb](command, context))
+        return {path.relative_to(folder): path.read_bytes() for path in (folder / "model").rglob("*")
+                if path.is_file() and path.name != "trainer_state.json"}
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", dies_at=3)
+    assert (tmp_path / "killed" / "checkpoints" / "2").is_dir()
+    assert run(tmp_path / "killed") == whole

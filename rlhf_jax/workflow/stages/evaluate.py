@@ -22,7 +22,8 @@ from rlhf_jax.parallel import divided, gather_counts, is_main_process
 from rlhf_jax.scoring import Comparing, Scorer
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, data_key, read_data
-from rlhf_jax.workflow.stage import ROWS, Stage
+from rlhf_jax.workflow.products import ROWS
+from rlhf_jax.workflow.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,8 @@ from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
-from rlhf_jax.workflow.stage import CHECKPOINTS, MODEL, Stage, hash_path
+from rlhf_jax.workflow.products import CHECKPOINTS, INPUTS, MODEL
+from rlhf_jax.workflow.stage import Stage, hash_path
 from rlhf_jax.workflow.stages.train import atomic_model_dir
 
 
@@ -140,7 +141,7 @@ def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, D
 
 
 def _lora_of(folder: Path) -> LoraConfig:
-    options = json.loads((folder / "inputs.json").read_text())["inputs"]["options"]
+    options = json.loads((folder / INPUTS).read_text())["inputs"]["options"]
     return LoraConfig(True, options["lora_r"], options["lora_alpha"], tuple(options["lora_target_modules"]))
 
 

@@ -19,7 +19,8 @@ from rlhf_jax.parallel import divided, gather_counts, is_main_process
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.stage import JUDGED, Stage
+from rlhf_jax.workflow.products import JUDGED
+from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import ShardFolder
 
 

@@ -12,7 +12,8 @@ import jax
 from rlhf_jax.models import Params, save_hf
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.stage import MODEL, Stage
+from rlhf_jax.workflow.products import MODEL
+from rlhf_jax.workflow.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

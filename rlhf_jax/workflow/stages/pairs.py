@@ -17,7 +17,8 @@ from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
-from rlhf_jax.workflow.stage import PAIRS, Stage
+from rlhf_jax.workflow.products import PAIRS
+from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import ShardFolder
 
 

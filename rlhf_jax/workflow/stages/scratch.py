@@ -13,7 +13,8 @@ from rlhf_jax.config.run import ScratchOptions
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.stage import MODEL, Stage
+from rlhf_jax.workflow.products import MODEL
+from rlhf_jax.workflow.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import jax
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.parallel import Notice
-from rlhf_jax.workflow.stage import fingerprint, hash_path
+from rlhf_jax.workflow.products import INPUTS, RECORD
+from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,17 @@ class ShardFolder:
 
     @cached_property
     def key(self) -> str:
-        """Their contents alone; no record or report beside them."""
-        return self.stage_key or fingerprint([hash_path(path) for path in shards(self.folder)])
+        """Their contents alone; no record or report beside them.
+
+        Raises:
+          ValueError: if the stage was begun and not ended: prompts whose shards are still to come would be left out.
+        """
+        if self.stage_key is not None:
+            return self.stage_key
+        if (self.folder / INPUTS).is_file() and not (self.folder / RECORD).is_file():
+            raise ValueError(f"the stage in {self.folder} is not finished, and prompts of the shards that it has not "
+                             "written yet would be left out; give its command again first")
+        return fingerprint([hash_path(path) for path in shards(self.folder)])
 
     def read(self) -> list[PromptGroup]:
         return read_shards(self.folder)
@@ -40,10 +50,20 @@ def shard_name(number: int) -> str:
 
 
 def shards(folder: Path) -> list[Path]:
-    """The finished shards of a stage, in order. Raises ValueError where there is none."""
-    found = sorted(folder.glob("shard-*.jsonl"))
+    """The finished shards of a stage, in order.
+
+    Raises:
+      ValueError: where there is none, where one is missing between others, or where the stage's record has others.
+      DamagedProduct: where one is no longer what the stage made.
+    """
+    record, found = check_made(folder), sorted(folder.glob("shard-*.jsonl"))
     if not found:
         raise ValueError(f"{folder} holds no shard-*.jsonl; give the output_dir of a finished `generate` or `score`")
+    made = [name for name in (record or {}).get("products", ()) if name.startswith("shard-")]
+    odd = {path.name for path in found} ^ {*(made or map(shard_name, range(len(found))))}
+    if odd:
+        raise ValueError(f"{folder} does not hold the shards of one stage: {min(odd)} is missing or was added. Bring "
+                         "back what belongs there, or make them again in another folder")
     return found
 
 

@@ -42,7 +42,8 @@ from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview, RenderedRows
-from rlhf_jax.workflow.stage import CHECKPOINTS, MODEL, to_plain
+from rlhf_jax.workflow.products import CHECKPOINTS, MODEL
+from rlhf_jax.workflow.stage import to_plain
 from rlhf_jax.workflow.trackers import tracking
 
 Trained = SftOptions | BradleyTerryOptions | PairwiseOptions | PreferenceOptions
@@ -214,14 +215,7 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     if job.keep:
         context.latest.keep(context.key, params)
 
-    def tidy() -> None:
-        write_trainer_state(folder / MODEL, result, plan)
-        done = folder / ".checkpoints.done"
-        shutil.rmtree(done, ignore_errors=True)
-        os.replace(folder / CHECKPOINTS, done)  # at once: a half-deleted checkpoint must never be found again
-        shutil.rmtree(done, ignore_errors=True)
-
-    on_main(tidy)
+    on_main(lambda: write_trainer_state(folder / MODEL, result, plan))
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]
     return {"steps": result.steps, "groups": len(job.groups), "packing_efficiency": round(result.efficiency, 4),
