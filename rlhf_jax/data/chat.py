@@ -63,6 +63,7 @@ class Renderer:
       eos_id: stop token put after plain-text responses; None: the tokenizer's EOS. (The story models stop with BOS.)
       add_bos: plain-text prompts begin with BOS; None: see `tokenizer.has_bos_for_text`.
       text_as_chat: string prompts and responses are rendered as a user and an assistant message, not as plain text.
+      rows: of the model's embedding; an id beyond them is a fault of the row. None: any id will do.
     """
 
     tokenizer: Any
@@ -72,6 +73,7 @@ class Renderer:
     eos_id: int | None = None
     add_bos: bool | None = None
     text_as_chat: bool = False
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in get_args(Overlong):
@@ -96,7 +98,7 @@ class Renderer:
         """[p] int32 ids of a prompt, not cut, with BOS and, for messages, the header of the assistant's turn.
 
         Raises:
-          BadRow: zero_token_prompt, doubled_bos, template_refused.
+          BadRow: zero_token_prompt, doubled_bos, template_refused, token_without_row.
         """
         return np.asarray(_prompt_ids(self, self._chat(prompt), {}), np.int32)
 
@@ -105,7 +107,7 @@ class Renderer:
 
         Raises:
           BadRow: prompt_too_long, response_too_long, zero_token_response, zero_token_prompt, doubled_bos,
-            template_not_prefix_preserving, template_refused, identical_after_truncation.
+            template_not_prefix_preserving, template_refused, token_without_row, identical_after_truncation.
           ValueError: the tokenizer lacks a chat template, or the template a stop token.
         """
         return _render(self, example)[0]
@@ -195,7 +197,15 @@ def _prompt_ids(renderer: Renderer, prompt: Text, variables: dict[str, Any]) -> 
         raise BadRow("zero_token_prompt", "the prompt has no token, and the tokenizer no BOS to start from")
     if bos is not None and ids[:2] == [bos, bos]:
         raise BadRow("doubled_bos", "the prompt begins with two BOS tokens; remove BOS from the text or the template")
+    _check_rows(renderer, ids)
     return ids
+
+
+def _check_rows(renderer: Renderer, ids: list[int]) -> None:
+    if ids and renderer.rows is not None and max(ids) >= renderer.rows:
+        token = renderer.tokenizer.convert_ids_to_tokens(max(ids))
+        raise BadRow("token_without_row", f"the text holds the token {token!r} ({max(ids)}), and the model's embedding "
+                                          f"has {renderer.rows:,} rows; take it out of the text")
 
 
 def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response: Text,
@@ -213,6 +223,7 @@ def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response:
                                    variables)
     if not ids:
         raise BadRow("zero_token_response", "a response has no token; there is nothing to learn from")
+    _check_rows(renderer, ids)
     return Response(np.asarray(ids, np.int32), np.asarray(mask, bool))
 
 

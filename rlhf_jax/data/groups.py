@@ -7,7 +7,7 @@ by the chat template or by the sampler, and never re-tokenised afterwards.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -122,3 +122,13 @@ class PromptGroup:
             for r, s in zip(self.responses, scores, strict=True)
         )
         return dataclasses.replace(self, responses=responses)
+
+
+def check_ids(groups: Iterable[PromptGroup], rows: int) -> None:
+    """Raises ValueError, naming the prompt, for a token id that an embedding of `rows` rows has no row for."""
+    for group in groups:
+        for ids in (group.prompt_ids, *(response.ids for response in group.responses)):
+            if len(ids) and not 0 <= ids.min() <= ids.max() < rows:
+                raise ValueError(f"prompt {group.prompt_id!r} has token ids from {ids.min()} to {ids.max()}; the "
+                                 f"model's embedding has {rows:,} rows. They are another tokenizer's: render or sample "
+                                 "the data anew with this model's")

@@ -8,8 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from rlhf_jax.models.folder import TOKENIZER_CONFIG, find_model, own_template, read_json
 
 TEMPLATES = {
     "chatml": (
@@ -77,12 +80,11 @@ class EndOfTurn:
 
 
 def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
-    """The tokenizer in a local folder (nothing is fetched), or of a hub name where there is a hub.
+    """The tokenizer in a local folder (nothing is fetched), or of a hub name where there is a hub. No code of it runs.
 
     Args:
       path: folder with tokenizer.json and tokenizer_config.json, or a hub name.
-      chat_template_path: replaces the tokenizer's chat template: a name in TEMPLATES, a .jinja file, or a folder with
-        chat_template.jinja.
+      chat_template_path: replaces the tokenizer's chat template: see `load_template`.
 
     A missing padding token, or one equal to a stop token, is replaced by a spare special token where there is one.
 
@@ -92,13 +94,15 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
-    local = Path(path).expanduser().is_dir()
+    folder = find_model(path, weights=False)
+    if (folder / TOKENIZER_CONFIG).is_file():
+        read_json(folder / TOKENIZER_CONFIG)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(Path(path).expanduser()) if local else path,
-                                                  local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer can be loaded from {path!r}: {str(error).rstrip('. ')}. Give a folder that "
-                         "holds tokenizer.json and tokenizer_config.json; a hub name needs a network") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
+        reason = f"{type(error).__name__}: {str(error).rstrip('. ')[:500]}"
+        raise ValueError(f"no tokenizer can be loaded from {path!r}: {_why_not(folder) or reason}. Give a folder that "
+                         "holds tokenizer.json and tokenizer_config.json") from error
     if chat_template_path is not None:
         tokenizer.chat_template = load_template(chat_template_path)
     pad = pad_token_id(tokenizer)
@@ -107,16 +111,50 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
     return tokenizer
 
 
+def _why_not(folder: Path) -> str | None:
+    """The cause that transformers' own words hide, if it is one of those."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    lacking = [name for name in ("sentencepiece", "google.protobuf") if find_spec(name) is None]
+    if lacking and any(folder.glob("*.model")):
+        packages = " ".join(name.removeprefix("google.") for name in lacking)
+        return f"it is a sentencepiece model without tokenizer.json, which is read with: pip install {packages}"
+    config = folder / TOKENIZER_CONFIG
+    if any(folder.glob("*.py")) or (config.is_file() and "auto_map" in read_json(config)):
+        return "it is read by code in its own folder, and code from model folders is never run; convert it elsewhere"
+    return None
+
+
 def load_template(source: str) -> str:
-    """The text of a chat template: a name in TEMPLATES, a .jinja file, or a folder that holds chat_template.jinja."""
+    """The text of a chat template: a name in TEMPLATES, a .jinja file, or the template of a model's or adapter's
+    folder."""
     if source in TEMPLATES:
         return TEMPLATES[source]
     path = Path(source).expanduser()
-    path = path / "chat_template.jinja" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"there is no chat template {source!r}: it is neither a file, a folder with "
-                         f"chat_template.jinja, nor one of {', '.join(TEMPLATES)}")
-    return path.read_text(encoding="utf-8")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = own_template(path) if path.is_dir() else None
+    if found is None:
+        raise ValueError(f"there is no chat template {source!r}: it is neither a file, a folder with a chat template, "
+                         f"nor one of {', '.join(TEMPLATES)}")
+    return found
+
+
+def check_vocabulary(tokenizer: Any, rows: int, where: Path) -> None:
+    """Raises ValueError unless every token that text can be made of has a row in the embedding table of `rows` rows.
+
+    A special token beyond them is let pass if it neither begins, ends nor stands for the unknown: Gemma 3's smaller
+    models have one for images, which no text holds. A text that does hold it is refused where it is rendered.
+    """
+    reserved = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    beyond = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items()
+                    if token_id >= rows and (token_id not in reserved or token_id in used))
+    if beyond:
+        names = ", ".join(f"{token!r} ({token_id})" for token_id, token in beyond[:5])
+        raise ValueError(f"the tokenizer of {where} has {len(beyond)} tokens without a row in the model's embedding of "
+                         f"{rows:,} rows: {names}. The model cannot read or write them: use the tokenizer it was "
+                         "trained with, or give it rows for them (transformers' resize_token_embeddings)")
 
 
 def template_ids(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool, **variables: Any) -> list[int]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rlhf_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from rlhf_jax.models import (
     CheckpointError,
     DecoderConfig,
@@ -25,7 +26,7 @@ from rlhf_jax.models import (
     param_specs,
     save_hf,
 )
-from rlhf_jax.models.hf import CHAT_TEMPLATE
+from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, holds_tokenizer, own_template
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import shaped, spec_shardings
@@ -45,6 +46,11 @@ class Source:
     adapter: Path | None = None
     checkpoint: Path | None = None
 
+    @property
+    def tokenizer_from(self) -> Path:
+        """The folder of the tokenizer: the adapter's, which it was trained with, where it has one of its own."""
+        return self.adapter if self.adapter is not None and holds_tokenizer(self.adapter) else self.base.folder
+
 
 def find_source(model_name_or_path: str, base_model: str | None, checkpoint: str | None) -> Source:
     """Tells a model from an adapter.
@@ -53,8 +59,7 @@ def find_source(model_name_or_path: str, base_model: str | None, checkpoint: str
       CheckpointError: if there is no such model, or a base is given where none is needed.
     """
     folder = find_model(model_name_or_path)
-    named = adapter_base(folder)
-    if named is None or (folder / "config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / CONFIG).is_file():
         if base_model is not None:
             raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
         if checkpoint is None:
@@ -63,13 +68,17 @@ def find_source(model_name_or_path: str, base_model: str | None, checkpoint: str
     if checkpoint is not None:
         raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
                               "of them")
-    return Source(Checkpoint.find(base_model or named, _template(folder)), adapter=folder)
+    base = base_model or adapter_base(folder)
+    if base is None:
+        raise CheckpointError(f"{folder} is an adapter that does not name its base; give the model as base_model")
+    source = Source(Checkpoint.find(base, _template(folder)), adapter=folder)
+    check_vocabulary(load_tokenizer(str(source.tokenizer_from)), source.base.config.vocab_size, source.tokenizer_from)
+    return source
 
 
 def _template(folder: Path) -> str | None:
     """The chat template beside an adapter or an unfinished training: what it was trained with, if not its base's."""
-    path = folder / CHAT_TEMPLATE
-    return str(path) if path.is_file() else None
+    return None if own_template(folder) is None else str(folder)
 
 
 def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, DecoderConfig, str]:
@@ -135,8 +144,9 @@ def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_sh
         params = {**merge_lora(params, adapter.params, adapter.lora.scale), **score}
         what = f"`{name}` with the adapter `{source.adapter.name}` (rank {adapter.lora.lora_r}) merged"
     with published(folder) as new:
-        save_hf(new, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
-                chat_template=source.base.chat_template, max_shard_bytes=max_shard_bytes,
+        save_hf(new, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.tokenizer_from,
+                generation_from=source.base.folder, chat_template=source.base.chat_template,
+                max_shard_bytes=max_shard_bytes,
                 card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
     again = Checkpoint(folder / MODEL)
     loaded = again.params(mesh, jnp.dtype(dtype))  # raises where a tensor is missing or of another shape

@@ -17,8 +17,9 @@ from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
-from rlhf_jax.data.tokenizer import load_template
+from rlhf_jax.data.tokenizer import check_vocabulary, load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
+from rlhf_jax.models.folder import CONFIG
 from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
 from rlhf_jax.workflow.stage import fingerprint, hash_path
@@ -61,7 +62,11 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(str(self.folder), self.chat_template_path)
+        """The tokenizer, held against the model's embedding where the folder is more than a tokenizer's."""
+        tokenizer = load_tokenizer(str(self.folder), self.chat_template_path)
+        if (self.folder / CONFIG).is_file():
+            check_vocabulary(tokenizer, self.config.vocab_size, self.folder)
+        return tokenizer
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -86,7 +91,8 @@ class Checkpoint:
         eos = self.tokenizer.eos_token_id
         longest = min(data.max_length or self.config.max_position, self.config.max_position)
         return Renderer(self.tokenizer, data.max_prompt_length, longest, data.overlong,
-                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=data.text_as_chat)
+                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=data.text_as_chat,
+                        rows=self.config.vocab_size)
 
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:

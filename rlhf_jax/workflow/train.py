@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from jax.sharding import Mesh
 
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import PromptGroup, check_ids
 from rlhf_jax.models import (
     DecoderConfig,
     LoraConfig,
@@ -31,8 +31,8 @@ from rlhf_jax.models import (
     save_hf,
     with_lora,
 )
+from rlhf_jax.models.folder import write_chat_template
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.models.save import write_chat_template
 from rlhf_jax.parallel import gather, on_main
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.training.fit import Model, Reporter, fit, make_plan, write_trainer_state
@@ -186,9 +186,11 @@ def train_stage(
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: the loss reads margins that a pair lacks, or sorts all pairs of a batch that is cut.
+      ValueError: the loss reads margins that a pair lacks, or sorts all pairs of a batch that is cut; or a token id
+        has no row in the model's embedding.
     """
     check_margins(options, groups, eval_groups)
+    check_ids([*groups, *eval_groups], config.vocab_size)
     model = trainable(params, config, options.lora, train.seed)
     plan = make_plan(list(groups), train, setting.mesh, reference=reference)
     if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.options import PreferenceOptions, RewardOptions
+from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.train import bradley_terry_stage, dpo_stage, objective_of, train_stage
 
 MARGIN_LOSSES = ("rev_kl", "kl", "tv", "hellinger", ("sigmoid", "tv"))
@@ -64,3 +66,23 @@ def test_margins_are_asked_for_only_where_they_are_read(options, lacking, make_g
     with pytest.raises(ZeroDivisionError):
         train_stage(tmp_path, options=options, params={}, config=tiny(), groups=groups, tokenizer_from=tmp_path,
                     base="m", setting=None, train=options, objective=objective_of(options), eval_groups=groups)
+
+
+@pytest.mark.parametrize("token", [48, 127, -1, 10**6])
+@pytest.mark.parametrize("where", ["prompt", "response", "held out"])
+def test_a_token_without_a_row_in_the_embedding_is_refused(token, where, make_groups, tmp_path, tiny):
+    """Rows that pad the vocabulary in memory would swallow it."""
+    groups, held_out, options = make_groups(3), make_groups(1), PreferenceOptions()
+    changed = (held_out if where == "held out" else groups)[-1]
+    (changed.prompt_ids if where == "prompt" else changed.responses[1].ids)[0] = token
+    with pytest.raises(ValueError, match=rf"prompt '{changed.prompt_id}' .* {token}.*embedding has 48 rows"):
+        train_stage(tmp_path, options=options, params={}, config=tiny(vocab_multiple=128), groups=groups,
+                    tokenizer_from=tmp_path, base="m", setting=None, train=options, objective=objective_of(options),
+                    eval_groups=held_out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reference_needs_a_row_for_every_token_too(make_groups, tmp_path, tiny, lone_mesh):
+    compute = Compute(tiny(vocab_size=20), mesh=lone_mesh)
+    with pytest.raises(ValueError, match="embedding has 20 rows"):
+        reference_logps(compute, {}, make_groups(4), lone_mesh, dtype="float32", cache=tmp_path, rows=1)
