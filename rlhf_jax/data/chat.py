@@ -18,10 +18,9 @@ import numpy as np
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import LENGTH, Message, PromptGroup, Response, Text
 from rlhf_jax.data.rows import Example
+from rlhf_jax.data.templates import TEMPLATES, TemplateRefused
 from rlhf_jax.data.tokenizer import (
-    TEMPLATES,
     EndOfTurn,
-    TemplateRefused,
     end_of_turn,
     has_bos_for_text,
     load_tokenizer,

@@ -12,58 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.templates import TEMPLATES, rendered
 from rlhf_jax.models.folder import TOKENIZER_CONFIG, find_model, own_template, read_json
-
-TEMPLATES = {
-    "chatml": (
-        "{% if bos_token and bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"
-        " + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "llama3": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-        " + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-    ),
-    "zephyr": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + eos_token"
-        " + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-    ),
-    "mistral": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-        "{{ ' ' + message['content'] | trim + eos_token }}"
-        "{% else %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}{% endif %}{% endfor %}"
-    ),
-    "gemma": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
-        "{% else %}{% set role = message['role'] %}{% endif %}"
-        "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-    ),
-    "plain": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] | trim }}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-    ),
-}
-"""Chat templates by name. `plain` needs no special token but EOS, so it suits base models."""
 
 PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
                   "<|endoftext|>", "<unk>")
 """Special tokens that may serve as padding, first found first taken, when the tokenizer names none of its own."""
 
 _PROBE = "zqjx"
-
-
-class TemplateRefused(ValueError):
-    """A chat template cannot render these messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,19 +118,13 @@ def template_ids(tokenizer: Any, messages: list[dict[str, str]], *, generation: 
 
     Raises:
       TemplateRefused: the template does not take these messages (no system turn, say).
-      ValueError: the tokenizer has no chat template.
+      ValueError: the tokenizer has no chat template, or the template takes too long.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
                          f"to a file or to one of {', '.join(TEMPLATES)}")
-    try:
-        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=generation, tokenize=True,
-                                                  return_dict=False, **variables))
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise TemplateRefused(f"the chat template cannot render the turns {roles}: {error}") from error
+    text = rendered(tokenizer, messages, {**variables, "add_generation_prompt": generation})
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def end_of_turn(tokenizer: Any) -> EndOfTurn:
@@ -186,7 +136,7 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn:
     """
     user, assistant = ({"role": role, "content": _PROBE} for role in ("user", "assistant"))
     template_ids(tokenizer, [user], generation=True)
-    text = tokenizer.apply_chat_template([user, assistant], add_generation_prompt=False, tokenize=False)
+    text = rendered(tokenizer, [user, assistant], {"add_generation_prompt": False})
     ending = text[text.rindex(_PROBE) + len(_PROBE) :]
     ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
     special = _special_ids(tokenizer)

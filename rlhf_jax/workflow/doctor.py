@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import BadRow, Example
-from rlhf_jax.data.tokenizer import TEMPLATES, end_of_turn, has_bos_for_text
+from rlhf_jax.data.templates import TEMPLATES
+from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer

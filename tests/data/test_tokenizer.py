@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from rlhf_jax.data.templates import TemplateRefused
 from rlhf_jax.data.tokenizer import (
     TEMPLATES,
-    TemplateRefused,
     adds_leading_space,
     check_vocabulary,
     end_of_turn,
