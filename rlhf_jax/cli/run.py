@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_jax.cli.terminal import printable
 from rlhf_jax.data.chat import describe
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import initialize, is_main_process, make_mesh, watch_for_preemption
@@ -177,7 +178,7 @@ def report(command: ReportCommand) -> None:
     results = json.loads(path.read_text())
     page = write_report(results, folder)
     (folder / "report.md").write_text(write_markdown(results))
-    print(write_markdown(results) if results["policies"] else "\n".join(headline(results)))
+    print(printable(write_markdown(results) if results["policies"] else "\n".join(headline(results))))
     print(f"\nreport: {page}")
 
 
@@ -198,6 +199,6 @@ def dry_run(command: Any) -> None:
             print("this verb reads no training data; the config above is all there is to show")
             return
         config = data.checkpoint.config
-        print(f"model: {config.family}, {count_params(config):,} parameters\n\n{data.funnel}\n")
+        print(printable(f"model: {config.family}, {count_params(config):,} parameters\n\n{data.funnel}\n"))
         for group in data.groups[:3]:
-            print(describe(group, data.checkpoint.tokenizer), end="\n\n")
+            print(printable(describe(group, data.checkpoint.tokenizer)), end="\n\n")
