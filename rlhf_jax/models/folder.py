@@ -80,7 +80,7 @@ def find_model(name_or_path: str | Path, weights: bool = True) -> Path:
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
-    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", str(name_or_path))
+    match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", str(name_or_path))
     if match is None:
         raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine and no hub name (owner/model or "
                               "owner/model@revision)")

@@ -167,7 +167,7 @@ def data_key(data: DataOptions) -> dict[str, Any]:
 def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:
     """Of each source its slice and the hashes of the files it is read from.
 
-    A hub or tfds name stands for itself: what it names is pinned by its revision, not by us.
+    A hub or tfds name stands for itself, with the revision that it carries (`owner/name@revision`).
     """
     found = []
     for source in sources:

@@ -200,10 +200,10 @@ def test_a_dry_run_and_an_error_write_out_the_escapes_of_the_data(world, rlhf_ja
     assert status == 0, err
     assert r"\x1b[31m" in out
     assert not set("\x1b\x07\r") & set(out + err)
-    (tmp_path / "\x1b[31mred").mkdir()
-    status, _, err = rlhf_jax("inspect", tmp_path / "\x1b[31mred")
+    (tmp_path / "back\u202ewards").mkdir()
+    status, _, err = rlhf_jax("inspect", tmp_path / "back\u202ewards")
     assert status == 1
-    assert r"\x1b[31mred holds no config.json" in err
+    assert r"back\u202ewards holds no config.json" in err
 
 
 def test_verbs_are_listed_and_a_misspelt_one_is_named(rlhf_jax):

@@ -278,3 +278,24 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch, tmp
         find_model("./missing")
     with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder on this machine, and the hub"):
         find_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(("asked", "revision"), [("owner/name", None), ("owner/name@main", "main"),
+                                                 ("owner/na.me@refs/pr/3", "refs/pr/3"), ("owner/name@0ab1", "0ab1")])
+def test_a_hub_name_may_carry_its_revision_and_no_code_is_fetched(asked, revision, monkeypatch, tmp_path):
+    def fetch(name, *, revision, ignore_patterns):
+        calls.append((name, revision, ignore_patterns))
+        return str(tmp_path)
+
+    calls = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_model(asked) == find_model(asked, weights=False) == tmp_path
+    assert [call[:2] for call in calls] == [(asked.split("@")[0], revision)] * 2
+    assert "*.py" in calls[0][2]
+    assert ("*.safetensors" in calls[0][2], "*.safetensors" in calls[1][2]) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["owner/name@", "owner/name@a b", "owner@main", "@main", "owner/name@-x"])
+def test_a_revision_that_is_none_is_no_name(name):
+    with pytest.raises(CheckpointError, match="no hub name"):
+        find_model(name)
