@@ -93,9 +93,9 @@ def _indexed(index: Path) -> dict[str, Path]:
     """Tensor name -> file, of an index whose files are all there."""
     weight_map = read_json(index)["weight_map"]
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not file or Path(file).is_absolute() or ".." in Path(file).parts:
-            raise CheckpointError(f"{index} says that {name} lies in {file!r}; the files of a model lie in its own "
-                                  "folder. Do not use an index that points elsewhere")
+        if not isinstance(file, str) or not file or file == ".." or Path(file).name != file:
+            raise CheckpointError(f"{index} says that {name} lies in {file!r}; the files of a model lie beside its "
+                                  "index. Do not use one that points elsewhere")
     missing = sorted(file for file in set(weight_map.values()) if not (index.parent / file).is_file())
     if missing:
         raise CheckpointError(f"{index.parent} lacks {len(missing)} of the {len(set(weight_map.values()))} files that "

@@ -20,7 +20,8 @@ def check_scorer(options: ScorerOptions) -> None:
     if options.function is not None:
         load_function(options.function)
     if options.model_name_or_path is not None:
-        _ = Checkpoint.find(options.model_name_or_path).config
+        checkpoint = Checkpoint.find(options.model_name_or_path, options.chat_template_path)
+        _ = checkpoint.config, checkpoint.tokenizer
 
 
 def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:

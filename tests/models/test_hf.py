@@ -206,7 +206,8 @@ def test_a_missing_shard_is_named(sharded):
         load_params(sharded)
 
 
-@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors", "a/../../b", "", 5])
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors", "a/../../b", "..",
+                                  "linked/model.safetensors", "", 5])
 def test_an_index_that_points_out_of_its_folder_is_refused(file, sharded):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.norm.weight"] = file

@@ -8,7 +8,8 @@ from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.experiment_config import ExperimentConfig
 from rlhf_jax.workflow.iterate import LoopOptions, round_prompts
 from rlhf_jax.workflow.options import DataOptions, PromptOptions, ScorerOptions
-from rlhf_jax.workflow.policy import read_data
+from rlhf_jax.workflow.policy import Checkpoint, check_vocabularies, read_data
+from rlhf_jax.workflow.scorers import check_scorer, open_scorer
 
 TEXTS = ("Tell me of the sea.", "A story.", " Tell me\nof the  sea.", "Another story.", "A story.", "The end.")
 JUDGE = ScorerOptions("function", function="m:f")
@@ -44,3 +45,16 @@ def test_rounds_share_no_prompt_however_often_the_file_repeats_it(source, start,
     assert first | second == {" ".join(text.split()) for text in TEXTS}
     assert not first & second
     assert experiment.funnels["prompts"].dropped == {"duplicate_prompt": 2}
+
+
+def test_a_model_with_fewer_rows_than_tokens_is_refused_wherever_it_is_opened(make_model, lone_mesh, tmp_path):
+    tokens = len(Checkpoint(make_model(tmp_path / "whole")).tokenizer)
+    short = make_model(tmp_path / "short", vocab_size=tokens - 2)
+    make_model(tmp_path / "scorer", vocab_size=tokens - 2, num_labels=1)
+    options = ScorerOptions(model_name_or_path=str(tmp_path / "scorer"))
+    for opened in (lambda: Checkpoint(short).renderer(DataOptions()), lambda: Checkpoint(short).stop_ids,
+                   lambda: check_vocabularies(Checkpoint(tmp_path / "whole"), Checkpoint(short), "because"),
+                   lambda: check_scorer(options), lambda: open_scorer(options, lone_mesh, "proxy")):
+        with pytest.raises(ValueError, match=rf"2 tokens without a row .* of {tokens - 2:,} rows"):
+            opened()
+    assert Checkpoint(make_model(tmp_path / "roomy", vocab_size=tokens + 20)).stop_ids
