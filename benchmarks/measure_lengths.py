@@ -26,7 +26,7 @@ def main():
     for name in ("--tokenizer", "--hh", "--graded"):
         parser.add_argument(name, required=True)
     args = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer, trust_remote_code=False)
 
     def count(text):
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -48,7 +48,8 @@ def inspect(verb: str, command: InspectCommand) -> None:
     console.print(facts)
     console.print("\non one device, whatever the batch:")
     console.print(memory)
-    for what, names in (("missing", found.missing), ("unexpected", found.unexpected), ("passed over", found.ignored)):
+    for what, names in (("missing", found.missing), ("unexpected", found.unexpected), ("passed over", found.ignored),
+                        ("wrong", found.wrong)):
         if names:
             console.print(f"\n{len(names)} tensors {what}: {', '.join(names[:5])}{' ...' * (len(names) > 5)}")
     if not found.loads:

@@ -38,6 +38,7 @@ def main() -> None:
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
     prepare_environment()
+    from rlhf_jax.cli.terminal import printable
     from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Preempted
 
     try:
@@ -52,7 +53,7 @@ def main() -> None:
         # the message of these says it all; of any other, in a user's function or here, the traceback is needed
         expected = isinstance(error, ValueError | RuntimeError | OSError)
         if expected and not os.environ.get("RLHF_JAX_TRACEBACK"):
-            print(f"rlhf-jax {verb}: {error}", file=sys.stderr)
+            print(printable(f"rlhf-jax {verb}: {error}"), file=sys.stderr)
             print("(set RLHF_JAX_TRACEBACK=1 to see where)", file=sys.stderr)
         else:
             traceback.print_exception(error)

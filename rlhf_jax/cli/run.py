@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_jax.cli.terminal import printable
 from rlhf_jax.config.commands import CompareCommand, ReportCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.chat import describe
@@ -195,7 +196,7 @@ def report(verb: str, command: ReportCommand) -> None:
 def _draw(results: dict[str, Any], folder: Path) -> None:
     page = write_report(results, folder)
     (folder / "report.md").write_text(write_markdown(results))
-    print(write_markdown(results) if results["policies"] else "\n".join(headline(results)))
+    print(printable(write_markdown(results) if results["policies"] else "\n".join(headline(results))))
     print(f"\nreport: {page}")
 
 
@@ -220,7 +221,7 @@ def preview(verb: str, command: Any) -> None:
             config = found.checkpoint.config
             print(f"model: {config.family}, {count_params(config):,} parameters\n")
         if found.counts is not None:
-            print(f"{found.counts}\n")
+            print(printable(f"{found.counts}\n"))
         for group in found.groups[:3]:
             assert found.checkpoint is not None
-            print(describe(group, found.checkpoint.tokenizer), end="\n\n")
+            print(printable(describe(group, found.checkpoint.tokenizer)), end="\n\n")

@@ -22,10 +22,9 @@ from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.template_reading import TemplateReading, unrendered
+from rlhf_jax.data.templates import TEMPLATES, TemplateRefused
 from rlhf_jax.data.tokenizer import (
-    TEMPLATES,
     EndOfTurn,
-    TemplateRefused,
     end_of_turn,
     has_bos_for_text,
     load_tokenizer,
@@ -64,6 +63,7 @@ class Renderer:
       eos_id: stop token put after plain-text responses; None: the tokenizer's EOS. (The story models stop with BOS.)
       add_bos: plain-text prompts begin with BOS; None: see `tokenizer.has_bos_for_text`.
       text_as_chat: string prompts and responses are rendered as a user and an assistant message, not as plain text.
+      rows: of the model's embedding; an id beyond them is a fault of the row. None: any id will do.
     """
 
     tokenizer: Any
@@ -73,6 +73,7 @@ class Renderer:
     eos_id: int | None = None
     add_bos: bool | None = None
     text_as_chat: bool = False
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in get_args(Overlong):
@@ -110,7 +111,8 @@ class Renderer:
         """[p] int32 ids of a prompt, not cut, with BOS and, for messages, the header of the assistant's turn.
 
         Raises:
-          BadRow: zero_token_prompt, doubled_bos, template_refused; prompt_too_long where that is sure from its letters.
+          BadRow: zero_token_prompt, doubled_bos, template_refused, token_without_row; prompt_too_long where that is
+            sure from its letters.
         """
         dataclasses.replace(self.limits, overlong="drop").within_reach(Example(prompt), self.longest_token)
         return np.asarray(_prompt_ids(self, self._chat(prompt), {}), np.int32)
@@ -120,7 +122,8 @@ class Renderer:
 
         Raises:
           BadRow: prompt_too_long, response_too_long, zero_token_response, zero_token_prompt, doubled_bos,
-            template_not_prefix_preserving, template_refused, nothing_trained, NAME_not_rendered, and LEFT_OUT.
+            template_not_prefix_preserving, template_refused, token_without_row, nothing_trained, NAME_not_rendered,
+            and LEFT_OUT.
           ValueError: the tokenizer lacks a chat template, or the template a stop token.
         """
         return self.render_noted(example)[0]
@@ -204,7 +207,15 @@ def _prompt_ids(renderer: Renderer, prompt: Text, variables: dict[str, Any]) -> 
                                           "(one that opens the turns of a chat template is none); give a prompt")
     if bos is not None and ids[:2] == [bos, bos]:
         raise BadRow("doubled_bos", "the prompt begins with two BOS tokens; remove BOS from the text or the template")
+    _check_rows(renderer, ids)
     return ids
+
+
+def _check_rows(renderer: Renderer, ids: list[int]) -> None:
+    if ids and renderer.rows is not None and max(ids) >= renderer.rows:
+        token = renderer.tokenizer.convert_ids_to_tokens(max(ids))
+        raise BadRow("token_without_row", f"the text holds the token {token!r} ({max(ids)}), and the model's embedding "
+                                          f"has {renderer.rows:,} rows; take it out of the text")
 
 
 def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response: Text,
@@ -222,6 +233,7 @@ def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response:
                                    variables)
     if not ids:
         raise BadRow("zero_token_response", "a response has no token; there is nothing to learn from")
+    _check_rows(renderer, ids)
     return Response(np.asarray(ids, np.int32), np.asarray(mask, bool))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,3 +201,13 @@ def _pair(value: Any, count: int) -> tuple[int, int]:
     if not isinstance(value, list) or len(value) != 2 or not all(type(i) is int and 0 <= i < count for i in value):
         raise ValueError(f"pairs holds {value!r}; a pair is the places of two of the {count} responses, from 0")
     return value[0], value[1]
+
+
+def check_ids(groups: Iterable[PromptGroup], rows: int) -> None:
+    """Raises ValueError, naming the prompt, for a token id that an embedding of `rows` rows has no row for."""
+    for group in groups:
+        for ids in (group.prompt_ids, *(response.ids for response in group.responses)):
+            if len(ids) and not 0 <= ids.min() <= ids.max() < rows:
+                raise ValueError(f"prompt {group.prompt_id!r} has token ids from {ids.min()} to {ids.max()}; the "
+                                 f"model's embedding has {rows:,} rows. They are another tokenizer's: render or sample "
+                                 "the data anew with this model's")

@@ -6,7 +6,7 @@
 | a folder, or a glob such as `d/*.jsonl`  | its files in sorted order; a `save_to_disk` folder through `datasets` |
 | the snapshot of a hub data set           | the files in its `data/`, of one split                               |
 | `tfds:name[:config]`, `tfds:/builder/dir` | a TFDS data source, with no TensorFlow                               |
-| `owner/name`                             | `datasets.load_dataset`                                              |
+| `owner/name`, `owner/name@revision`      | `datasets.load_dataset`; a branch, a tag or a commit                 |
 
 Any source may end in a slice, `a.jsonl[:1000]`, and so may a split, `train[:10%]`.
 """
@@ -268,8 +268,9 @@ def _hub_rows(source: str, split: str | None, name: str | None) -> Iterator[Mapp
     import datasets
 
     load: Callable[..., Any] = datasets.load_dataset
+    dataset, _, revision = source.partition("@")
     try:
-        loaded = load(source, name)
+        loaded = load(dataset, name, **({"revision": revision} if revision else {}))
     except (ConnectionError, FileNotFoundError, ValueError) as error:
         raise SourceError(
             f"{source!r} is no local file, and as a name on the Hugging Face hub it cannot be loaded: {error}. "

@@ -13,7 +13,8 @@ from typing import Any
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.groups import Message
 from rlhf_jax.data.message_fields import TRAIN
-from rlhf_jax.data.tokenizer import TemplateRefused, template_of, template_text
+from rlhf_jax.data.templates import TemplateRefused
+from rlhf_jax.data.tokenizer import template_of, template_text
 
 _SAID = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 """What the speaker said, in whatever form. Other fields are about the message; that they are not written is noted."""

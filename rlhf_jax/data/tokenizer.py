@@ -8,61 +8,18 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.template_date import at_fixed_date
-
-TEMPLATES = {
-    "chatml": (
-        "{% if bos_token and bos_token != '<|im_start|>' %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim"
-        " + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "llama3": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-        " + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-    ),
-    "zephyr": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + eos_token"
-        " + '\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-    ),
-    "mistral": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-        "{{ ' ' + message['content'] | trim + eos_token }}"
-        "{% else %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}{% endif %}{% endfor %}"
-    ),
-    "gemma": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
-        "{% else %}{% set role = message['role'] %}{% endif %}"
-        "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-    ),
-    "plain": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{{ message['role'] | capitalize + ':\n' + message['content'] | trim }}"
-        "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-    ),
-}
-"""Chat templates by name. `plain` needs no special token but EOS, so it suits base models."""
+from rlhf_jax.data.templates import TEMPLATES, rendered
+from rlhf_jax.models.folder import TOKENIZER_CONFIG, find_model, own_template, read_json
 
 PAD_CANDIDATES = ("<pad>", "[PAD]", "<|pad|>", "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>",
                   "<|endoftext|>", "<unk>")
 """Special tokens that may serve as padding, first found first taken, when the tokenizer names none of its own."""
 
 _PROBE = "zqjx"
-
-
-class TemplateRefused(ValueError):
-    """A chat template cannot render these messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +36,11 @@ class EndOfTurn:
 
 
 def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
-    """The tokenizer in a local folder (nothing is fetched), or of a hub name where there is a hub.
+    """The tokenizer in a local folder (nothing is fetched), or of a hub name where there is a hub. No code of it runs.
 
     Args:
       path: folder with tokenizer.json and tokenizer_config.json, or a hub name.
-      chat_template_path: replaces the tokenizer's chat template: a name in TEMPLATES, a .jinja file, or a folder with
-        chat_template.jinja.
+      chat_template_path: replaces the tokenizer's chat template: see `load_template`.
 
     A missing padding token, or one equal to a stop token, is replaced by a spare special token where there is one.
 
@@ -94,13 +50,15 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
-    local = Path(path).expanduser().is_dir()
+    folder = find_model(path, weights=False)
+    if (folder / TOKENIZER_CONFIG).is_file():
+        read_json(folder / TOKENIZER_CONFIG)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(Path(path).expanduser()) if local else path,
-                                                  local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer can be loaded from {path!r}: {str(error).rstrip('. ')}. Give a folder that "
-                         "holds tokenizer.json and tokenizer_config.json; a hub name needs a network") from error
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
+        reason = f"{type(error).__name__}: {str(error).rstrip('. ')[:500]}"
+        raise ValueError(f"no tokenizer can be loaded from {path!r}: {_why_not(folder) or reason}. Give a folder that "
+                         "holds tokenizer.json and tokenizer_config.json") from error
     if chat_template_path is not None:
         tokenizer.chat_template = load_template(chat_template_path)
     pad = pad_token_id(tokenizer)
@@ -109,16 +67,50 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
     return tokenizer
 
 
+def _why_not(folder: Path) -> str | None:
+    """The cause that transformers' own words hide, if it is one of those."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    lacking = [name for name in ("sentencepiece", "google.protobuf") if find_spec(name) is None]
+    if lacking and any(folder.glob("*.model")):
+        packages = " ".join(name.removeprefix("google.") for name in lacking)
+        return f"it is a sentencepiece model without tokenizer.json, which is read with: pip install {packages}"
+    config = folder / TOKENIZER_CONFIG
+    if any(folder.glob("*.py")) or (config.is_file() and "auto_map" in read_json(config)):
+        return "it is read by code in its own folder, and code from model folders is never run; convert it elsewhere"
+    return None
+
+
 def load_template(source: str) -> str:
-    """The text of a chat template: a name in TEMPLATES, a .jinja file, or a folder that holds chat_template.jinja."""
+    """The text of a chat template: a name in TEMPLATES, a .jinja file, or the template of a model's or adapter's
+    folder."""
     if source in TEMPLATES:
         return TEMPLATES[source]
     path = Path(source).expanduser()
-    path = path / "chat_template.jinja" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"there is no chat template {source!r}: it is neither a file, a folder with "
-                         f"chat_template.jinja, nor one of {', '.join(TEMPLATES)}")
-    return path.read_text(encoding="utf-8")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = own_template(path) if path.is_dir() else None
+    if found is None:
+        raise ValueError(f"there is no chat template {source!r}: it is neither a file, a folder with a chat template, "
+                         f"nor one of {', '.join(TEMPLATES)}")
+    return found
+
+
+def check_vocabulary(tokenizer: Any, rows: int, where: Path) -> None:
+    """Raises ValueError unless every token that text can be made of has a row in the embedding table of `rows` rows.
+
+    A special token beyond them is let pass if it neither begins, ends nor stands for the unknown: Gemma 3's smaller
+    models have one for images, which no text holds. A text that does hold it is refused where it is rendered.
+    """
+    reserved = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    beyond = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items()
+                    if token_id >= rows and (token_id not in reserved or token_id in used))
+    if beyond:
+        names = ", ".join(f"{token!r} ({token_id})" for token_id, token in beyond[:5])
+        raise ValueError(f"the tokenizer of {where} has {len(beyond)} tokens without a row in the model's embedding of "
+                         f"{rows:,} rows: {names}. The model cannot read or write them: use the tokenizer it was "
+                         "trained with, or give it rows for them (transformers' resize_token_embeddings)")
 
 
 def template_of(tokenizer: Any, tools: Any = None) -> str:
@@ -134,28 +126,16 @@ def template_ids(tokenizer: Any, messages: list[dict[str, Any]], *, generation: 
 
     Raises:
       TemplateRefused: the template does not take these messages (no system turn, say).
-      ValueError: the tokenizer has no chat template.
+      ValueError: the tokenizer has no chat template, or the template takes too long.
     """
-    return list(_applied(tokenizer, messages, True, generation, variables))
+    text = template_text(tokenizer, messages, generation=generation, **variables)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def template_text(tokenizer: Any, messages: list[dict[str, Any]], *, generation: bool, **variables: Any) -> str:
     """The text that `template_ids` makes tokens of. Errors as there."""
-    return str(_applied(tokenizer, messages, False, generation, variables))
-
-
-def _applied(tokenizer: Any, messages: list[dict[str, Any]], tokenize: bool, generation: bool,
-             variables: Mapping[str, Any]) -> Any:
-    from jinja2 import TemplateError
-
-    template = template_of(tokenizer, variables.get("tools"))
-    try:
-        return tokenizer.apply_chat_template(messages, chat_template=at_fixed_date(template),
-                                             add_generation_prompt=generation, tokenize=tokenize, return_dict=False,
-                                             **variables)
-    except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise TemplateRefused(f"the chat template cannot render the turns {roles}: {error}") from error
+    template_of(tokenizer, variables.get("tools"))
+    return rendered(tokenizer, messages, {**variables, "add_generation_prompt": generation})
 
 
 def end_of_turn(tokenizer: Any) -> EndOfTurn:

@@ -4,8 +4,9 @@ from rlhf_jax.models.attention import RowAttention
 from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward
 from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
+from rlhf_jax.models.folder import CheckpointError, find_model
 from rlhf_jax.models.heads import GatedScores, gated_scores, score_heads, vocab_logits
-from rlhf_jax.models.hf import CheckpointError, find_model, read_config
+from rlhf_jax.models.hf import read_config
 from rlhf_jax.models.load import load_params
 from rlhf_jax.models.lora import init_lora, merge_lora, with_lora
 from rlhf_jax.models.params import Params, as_classifier, cast, count_params, init_params, output_head, param_specs

@@ -7,6 +7,7 @@ resolved by transformers' own config classes, so that an absent key means what i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,7 @@ _ROPE_KEYS = {"default": ("rope_theta",), "linear": ("rope_theta", "factor"),
 
 
 def _rope_from_hf(parameters: Mapping[str, Any]) -> Rope:
+    _check_numbers(parameters)
     kind = parameters.get("rope_type", "default")
     if kind not in _ROPE_KEYS:
         raise ValueError(f"config.json asks for rope type {kind!r}; supported are {sorted(_ROPE_KEYS)}")
@@ -146,6 +148,7 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(_unsupported(raw))
+    _check_numbers(raw)
     given = {key: value for key, value in raw.items() if key != "model_type"}
     return {**AutoConfig.for_model(family, **given).to_dict(), "architectures": raw.get("architectures"),
             "num_labels": raw.get("num_labels")}
@@ -166,11 +169,39 @@ def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     return {"num_labels": int(raw.get("num_objectives") or _ARMO_OBJECTIVES), "gate": gate}
 
 
+_COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts_per_tok", "gating_n_hidden", "num_objectives")
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "sliding_window", "max_position_embeddings", "num_labels",
+          "gating_hidden_dim", "original_max_position_embeddings")
+_POSITIVE = ("rms_norm_eps", "initializer_range", "gating_temperature", *_GEMMA2_KEYS, *_ROPE)
+_TOKENS = ("bos_token_id", "pad_token_id", "eos_token_id")
+
+
+def _check_numbers(raw: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the key, for a number of config.json that no model has."""
+    for key, value in raw.items():
+        if value is None:
+            continue
+        if key in (*_COUNTS, *_SIZES):  # tensors are counted and named before the files are looked at
+            most = 4096 if key in _COUNTS else 2**31 - 1
+            fine, wanted = type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most:,}"
+        elif key in _POSITIVE:
+            fine, wanted = type(value) in (int, float) and 0 < value < math.inf, "a number above 0"
+        elif key in _TOKENS:
+            ids = value if isinstance(value, list) else [value]
+            fine, wanted = all(type(i) is int and 0 <= i < 2**31 for i in ids), "a token id (or a list of stop ids)"
+        else:
+            continue
+        if not fine:
+            raise ValueError(f"{key} is {value!r:.80}, which is not {wanted}")
+
+
 def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     """Reads a Hugging Face config.json, old or new layout.
 
     Raises:
-      ValueError: for an architecture or a switch that this decoder does not implement, naming both.
+      ValueError: for an architecture or a switch that this decoder does not implement, or a number that no model has,
+        naming them.
     """
     raw = _resolved(raw)
     name = raw["model_type"]

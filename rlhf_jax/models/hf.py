@@ -5,7 +5,6 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -14,66 +13,46 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.families import config_from_hf
+from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, INDEX, CheckpointError, read_json
 from rlhf_jax.models.params import ParamSpec, is_spec
 
-CHAT_TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
-TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG, "special_tokens_map.json", CHAT_TEMPLATE, "tokenizer.model",
-                   "vocab.json", "merges.txt")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-class CheckpointError(ValueError):
-    """A folder that is not the checkpoint it is asked to be: says what was found, what was expected, what to do."""
-
-
-def find_model(name_or_path: str | Path) -> Path:
-    """The folder of a model: a local one, else the files of a hub name, fetched into Hugging Face's own cache.
-
-    Raises:
-      CheckpointError: if there is neither.
-    """
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name_or_path)):
-        raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine and no hub name (owner/model)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(str(name_or_path), allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES]))
-    except (OSError, HFValidationError, HfHubHTTPError) as error:
-        raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine, and the hub did not give it: "
-                              f"{error}") from error
+WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(folder: str | Path) -> DecoderConfig:
     """The `DecoderConfig` of a Hugging Face folder; stop ids of generation_config.json take precedence."""
     folder = Path(folder)
-    path = folder / "config.json"
+    path = folder / CONFIG
     if not path.is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             raise CheckpointError(f"{folder} holds a LoRA adapter, not a whole model; merge it into its base first: "
                                   f"rlhf-jax export --model_name_or_path {folder} --output_dir MERGED")
         raise CheckpointError(f"{folder} holds no config.json, so it is no Hugging Face model folder; "
                               "give a folder written by save_pretrained or by `rlhf-jax`")
-    raw = json.loads(path.read_text())
-    generation = folder / "generation_config.json"
+    raw = read_json(path)
+    generation = folder / GENERATION_CONFIG
     if generation.is_file():
-        stop = json.loads(generation.read_text()).get("eos_token_id")
+        stop = read_json(generation).get("eos_token_id")
         raw["eos_token_id"] = raw.get("eos_token_id") if stop is None else stop
-    return config_from_hf(raw)
+    try:
+        return config_from_hf(raw)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path}: {' '.join(reason.split())}") from error
 
 
 def open_tensors(file: Path) -> Any:
-    """A safetensors file opened to read tensors by name; CheckpointError if it is not whole."""
+    """A safetensors file opened to read tensors by name; CheckpointError if it is not there or not whole."""
     try:
         return safe_open(file, framework="numpy")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {file}; copy or download it again") from error
     except SafetensorError as error:
         raise CheckpointError(f"{file} cannot be read ({error}); it was probably cut off while being copied: copy or "
                               "download it again") from error
@@ -92,10 +71,14 @@ _OTHER_PARTS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.|rotary_
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Tensor name, as the text model alone would have it -> where it lies."""
+    """Tensor name, as the text model alone would have it -> where it lies.
+
+    Raises:
+      CheckpointError: if the folder has no weights, or its index names a file that is missing or not in the folder.
+    """
     index = folder / INDEX
     if index.is_file():
-        files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        files = _indexed(index)
     elif (folder / WEIGHTS).is_file():
         with open_tensors(folder / WEIGHTS) as reader:
             files = dict.fromkeys(reader.keys(), folder / WEIGHTS)
@@ -106,20 +89,68 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     return {plain[name]: Stored(file, name) for name, file in files.items()}
 
 
+def _indexed(index: Path) -> dict[str, Path]:
+    """Tensor name -> file, of an index whose files are all there."""
+    weight_map = read_json(index)["weight_map"]
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file or file == ".." or Path(file).name != file:
+            raise CheckpointError(f"{index} says that {name} lies in {file!r}; the files of a model lie beside its "
+                                  "index. Do not use one that points elsewhere")
+    missing = sorted(file for file in set(weight_map.values()) if not (index.parent / file).is_file())
+    if missing:
+        raise CheckpointError(f"{index.parent} lacks {len(missing)} of the {len(set(weight_map.values()))} files that "
+                              f"its index names: {', '.join(missing[:5])}; copy or download them again")
+    return {name: index.parent / file for name, file in weight_map.items()}
+
+
 class Differences(NamedTuple):
-    """Tensors a config asks for and a folder lacks; those the folder has beyond them; those that are passed over."""
+    """Tensors a config asks for and a folder lacks; those the folder has beyond them; those that are passed over; and
+    what is wrong with those that are there."""
 
     missing: list[str]
     unexpected: list[str]
     ignored: list[str]
+    wrong: list[str]
+
+    def __bool__(self) -> bool:
+        """Whether the folder is refused."""
+        return bool(self.missing or self.unexpected or self.wrong)
+
+    def __str__(self) -> str:
+        wrong = f", {len(self.wrong)} wrong: {'; '.join(self.wrong[:3])}" if self.wrong else ""
+        return (f"{len(self.missing)} missing {self.missing[:3]}, {len(self.unexpected)} unexpected "
+                f"{self.unexpected[:3]}{wrong}")
 
 
 def compare_tensors(specs: dict[str, Any], found: dict[str, Stored]) -> Differences:
-    expected = set(tensor_names(specs))
-    extra = sorted(set(found) - expected)
+    """Holds the headers of a folder's files against what its config asks for; no weight is read."""
+    expected = tensor_shapes(specs)
+    extra = sorted(set(found) - set(expected))
     tied = "head" not in specs and "score" not in specs  # the output embedding is the input's, stored twice
     ignored = [name for name in extra if _OTHER_PARTS.search(name) or (name == "lm_head.weight" and tied)]
-    return Differences(sorted(expected - set(found)), [name for name in extra if name not in ignored], ignored)
+    return Differences(sorted(set(expected) - set(found)), [name for name in extra if name not in ignored], ignored,
+                       _wrong_tensors({name: stored for name, stored in found.items() if name in expected}, expected))
+
+
+def _wrong_tensors(found: dict[str, Stored], expected: dict[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with each tensor that is not the one its config or its index describes."""
+    files: dict[Path, list[str]] = {}
+    for name, stored in found.items():
+        files.setdefault(stored.file, []).append(name)
+    wrong = []
+    for file, names in files.items():
+        with open_tensors(file) as reader:
+            there = set(reader.keys())
+            for name in names:
+                if found[name].name not in there:
+                    wrong.append(f"{name} is not in {file.name}, where the index says it is")
+                    continue
+                header = reader.get_slice(found[name].name)
+                if (shape := tuple(header.get_shape())) != expected[name]:
+                    wrong.append(f"{name} in {file.name} has shape {shape}; config.json implies {expected[name]}")
+                elif (dtype := header.get_dtype()) not in _FLOATS:
+                    wrong.append(f"{name} in {file.name} is stored as {dtype}; weights are {', '.join(_FLOATS)}")
+    return wrong
 
 
 def parts(spec: ParamSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -129,9 +160,9 @@ def parts(spec: ParamSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield spec.hf_name.format(**dict(zip(counted, index, strict=True))), index
 
 
-def tensor_names(specs: dict[str, Any]) -> list[str]:
-    """Every Hugging Face tensor name of a spec tree, once."""
-    return list(dict.fromkeys(name for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name, _ in parts(spec)))
+def tensor_shapes(specs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every Hugging Face tensor name of a spec tree, with its shape in the file."""
+    return {name: hf_shape(spec) for spec in jax.tree.leaves(specs, is_leaf=is_spec) for name, _ in parts(spec)}
 
 
 def hf_shape(spec: ParamSpec) -> tuple[int, ...]:

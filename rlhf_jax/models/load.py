@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.folder import CheckpointError
 from rlhf_jax.models.hf import (
-    CheckpointError,
     Stored,
     compare_tensors,
     from_hf,
-    hf_shape,
     open_tensors,
     parts,
     read_config,
@@ -27,7 +26,7 @@ _Block = tuple[slice, ...]
 
 
 class TensorReader:
-    """Tensors of a folder by name, one in memory at a time."""
+    """Tensors of a folder by name, one in memory at a time; `compare_tensors` has found them as they should be."""
 
     def __init__(self, stored: dict[str, Stored]):
         self._stored = stored
@@ -35,11 +34,7 @@ class TensorReader:
 
     def __call__(self, name: str, spec: ParamSpec) -> np.ndarray:
         file, in_file = self._stored[name]
-        tensor = self._files[file].get_tensor(in_file)
-        if tensor.shape != (expected := hf_shape(spec)):
-            raise CheckpointError(f"{in_file} in {file} has shape {tensor.shape}; config.json implies {expected}. "
-                                  "The weights belong to another configuration")
-        return from_hf(tensor, spec)
+        return from_hf(self._files[file].get_tensor(in_file), spec)
 
 
 def _read_blocks(spec: ParamSpec, blocks: list[_Block], read: TensorReader, dtype: Any) -> list[np.ndarray]:
@@ -79,17 +74,16 @@ def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: 
         shards and one tensor of the file. None gives numpy arrays, whole.
 
     Raises:
-      CheckpointError: if a tensor is missing, unexpected, or of another shape than the config says.
+      CheckpointError: if a file or a tensor is missing, or a tensor is unexpected or of another shape than the config
+        says.
     """
     folder = Path(folder)
     config = config or read_config(folder)
     stored, specs = stored_tensors(folder), param_specs(config)
-    missing, unexpected, _ = compare_tensors(specs, stored)
-    if missing or unexpected:
+    if differences := compare_tensors(specs, stored):
         kind = "reward model (sequence classifier)" if config.is_classifier else "language model"
         raise CheckpointError(
-            f"{folder} does not hold the tensors of a {config.family} {kind}: "
-            f"{len(missing)} missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}. "
+            f"{folder} does not hold the tensors of a {config.family} {kind}: {differences}. "
             "Check that config.json belongs to these weights and that the checkpoint is of the kind you ask for")
     read = TensorReader(stored)
     if shardings is None:

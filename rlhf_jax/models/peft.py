@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,63 +12,80 @@ import numpy as np
 
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.models.config import DecoderConfig
-from rlhf_jax.models.hf import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CheckpointError, Stored, compare_tensors, open_tensors
+from rlhf_jax.models.folder import ADAPTER_CONFIG, CheckpointError, read_json, write_chat_template, write_json
+from rlhf_jax.models.hf import ADAPTER_WEIGHTS, Stored, compare_tensors, open_tensors
 from rlhf_jax.models.load import TensorReader, read_whole
 from rlhf_jax.models.lora import TARGETS, lora_specs
 from rlhf_jax.models.params import Params, ParamSpec, is_spec
-from rlhf_jax.models.save import hf_tensors, on_host, write_chat_template, write_json, write_tensors
+from rlhf_jax.models.save import hf_tensors, on_host, write_tensors
 
 
 class Adapter(NamedTuple):
-    """A LoRA adapter as PEFT keeps it: the base it belongs to, its settings, weights, and a classifier's own head."""
+    """A LoRA adapter as PEFT keeps it: its settings, weights, and a classifier's own head."""
 
-    base: str
     lora: LoraConfig
     params: Params
     score: np.ndarray | None
 
 
-_PLAIN_LORA: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "bias": ("none", None), "use_dora": (False, None), "use_rslora": (False, None),
-    "fan_in_fan_out": (False, None), "rank_pattern": ({}, None), "alpha_pattern": ({}, None),
-    "modules_to_save": (["score"], [], None), "layers_to_transform": (None,),
+_ANY = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "target_modules", "lora_alpha",
+        "lora_dropout", "use_rslora", "peft_version", "auto_mapping", "megatron_core", "qalora_group_size",
+        "runtime_config", "loftq_config", "eva_config", "corda_config", "layers_pattern")
+"""Settings of adapter_config.json that are read, or that change nothing of what a trained adapter computes."""
+_SOME: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",), "bias": ("none",),
+    "modules_to_save": (["score"], ["classifier", "score"], ["score", "classifier"]),  # PEFT writes both of classifiers
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),  # the others change the base: PiSSA, OLoRA, LoftQ ...
 }
+"""Settings of which some values are known. Of all others only "not set" is: null, false, or empty."""
+_MERGE = "Merge the adapter into its base with PEFT (merge_and_unload, save_pretrained) and give the result"
 _SCORE = "base_model.model.score.weight"
 
 
 def adapter_base(folder: str | Path) -> str | None:
-    """The base model an adapter folder names; None if the folder holds no adapter."""
+    """The base model that an adapter folder names, a hub name with its revision; None if it names none."""
     path = Path(folder) / ADAPTER_CONFIG
-    return json.loads(path.read_text())["base_model_name_or_path"] if path.is_file() else None
+    raw = read_json(path) if path.is_file() else {}
+    name, revision = raw.get("base_model_name_or_path"), raw.get("revision")
+    return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
+
+
+def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an adapter_config.json with which it may compute something else than plain LoRA."""
+    return {key: value for key, value in raw.items()
+            if key not in _ANY and value not in (None, False, {}, [], *_SOME.get(key, ()))}
 
 
 def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Adapter:
     """A LoRA adapter written by PEFT, TRL or `save_adapter`, for the model of `config`, as numpy arrays.
 
+    Rank-stabilised LoRA (use_rslora), whose update is scaled by alpha / sqrt(r), is read as plain LoRA of another
+    alpha.
+
     Raises:
-      CheckpointError: if the adapter has settings beyond plain LoRA, or its tensors are not those of this model.
+      CheckpointError: if the adapter has settings beyond that, or its tensors are not those of this model.
     """
     folder = Path(folder)
-    raw = json.loads((folder / ADAPTER_CONFIG).read_text())
-    odd = {key: raw[key] for key, known in _PLAIN_LORA.items() if key in raw and raw[key] not in known}
-    targets = raw["target_modules"]
-    if odd or isinstance(targets, str) or not set(targets) <= set(TARGETS):
-        raise CheckpointError(f"{folder} adapts {targets} with {odd or 'plain settings'}; supported is plain LoRA on "
-                              f"{sorted(TARGETS)}. Merge the adapter with PEFT (merge_and_unload) and give the result")
-    lora = LoraConfig(True, raw["r"], raw["lora_alpha"], tuple(sorted(targets)))
-    specs = lora_specs(config, lora)
+    raw = read_json(folder / ADAPTER_CONFIG)
+    targets, rank = raw["target_modules"], raw["r"]
+    if isinstance(targets, str) or not targets or not set(map(str, targets)) <= set(TARGETS):
+        raise CheckpointError(f"{folder} adapts {targets}; supported are {sorted(TARGETS)}. {_MERGE}")
+    if odd := _unknown_settings(raw):
+        said = ", ".join(f"{key} = {value!r}" for key, value in odd.items())
+        raise CheckpointError(f"{folder} is an adapter with {said}; supported is plain LoRA over the base as it was "
+                              f"published. {_MERGE}")
+    alpha = raw["lora_alpha"] * math.sqrt(rank) if raw.get("use_rslora") else raw["lora_alpha"]
+    lora = LoraConfig(True, rank, alpha, tuple(sorted(targets)))
+    specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
-    missing, unexpected, _ = compare_tensors(specs, stored)
-    extra = [name for name in unexpected if name != _SCORE]
-    if missing or extra:
-        raise CheckpointError(f"{folder} is no adapter of this {config.family} model: {len(missing)} tensors missing "
-                              f"{missing[:3]}, unexpected {extra[:3]}")
+    if _SCORE in stored:
+        specs["score"] = ParamSpec((config.num_labels, config.embed), ("labels", "embed"), "normal", _SCORE)
+    if differences := compare_tensors(specs, stored):
+        raise CheckpointError(f"{folder} is no adapter of this {config.family} model: {differences}")
     read = TensorReader(stored)
     params = jax.tree.map(lambda spec: read_whole(spec, read, dtype), specs, is_leaf=is_spec)
-    score = ParamSpec((config.num_labels, config.embed), ("labels", "embed"), "normal", _SCORE)
-    return Adapter(raw["base_model_name_or_path"], lora, params,
-                   read_whole(score, read, dtype) if _SCORE in stored else None)
+    return Adapter(lora, params["lora"], params.get("score"))
 
 
 def fused_modules(config: DecoderConfig, lora: LoraConfig) -> list[str]:

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,17 +18,17 @@ from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.families import config_from_hf, config_to_hf
-from rlhf_jax.models.hf import (
-    CHAT_TEMPLATE,
+from rlhf_jax.models.folder import (
+    CONFIG,
+    GENERATION_CONFIG,
     INDEX,
-    TOKENIZER_CONFIG,
-    TOKENIZER_FILES,
-    WEIGHTS,
     CheckpointError,
-    hf_shape,
-    parts,
-    to_hf,
+    copy_companions,
+    read_json,
+    write_chat_template,
+    write_json,
 )
+from rlhf_jax.models.hf import WEIGHTS, hf_shape, parts, to_hf
 from rlhf_jax.models.params import Params, ParamSpec, count_params, is_spec, param_specs
 
 _Source = tuple[Any, tuple[int, ...], ParamSpec]
@@ -82,8 +80,11 @@ def _planned_files(sources: dict[str, list[_Source]], max_shard_bytes: int) -> l
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a file and reads it back: what is on disk is what was meant."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    """Writes a file, with the rights that the umask gives, and reads it back: what is on disk is what was meant."""
+    path.touch()
+    rights = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})  # puts a file of its own in the place, of mode 0600
+    path.chmod(rights)
     back = load_file(path)
     wrong = [name for name, tensor in tensors.items()
              if name not in back or back[name].dtype != tensor.dtype or back[name].tobytes() != tensor.tobytes()]
@@ -93,14 +94,19 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokenizer_from: str | Path | None = None,
-            chat_template: str | None = None, max_shard_bytes: int = 4 << 30, card: str = "") -> None:
+            generation_from: str | Path | None = None, chat_template: str | None = None,
+            max_shard_bytes: int = 4 << 30, card: str = "") -> None:
     """Writes a Hugging Face model folder: safetensors (sharded above `max_shard_bytes`), config, tokenizer, card.
 
     The caller gives a folder that does not exist yet and renames it when this returns, so nothing half-written is
     ever taken for a model. One file's tensors are in memory at a time; with several processes each writes every n-th
-    file. Each file is read back and compared. `tokenizer_from` is the folder the tokenizer files are copied from,
-    `chat_template` the text that replaces the template among them, `card` what the model card says of how the model
-    came about (Markdown).
+    file. Each file is read back and compared.
+
+    Args:
+      tokenizer_from: folder whose tokenizer, and what else lies beside its weights, is copied (`copy_companions`).
+      generation_from: folder whose generation_config.json gives the sampling defaults; None for `tokenizer_from`.
+      chat_template: text that replaces the template among the copied files.
+      card: what the model card says of how the model came about (Markdown).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,35 +134,22 @@ def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokeni
             write_json(folder / INDEX, {
                 "metadata": {"total_size": count_params(config) * jax.tree.leaves(params)[0].dtype.itemsize},
                 "weight_map": {name: file for file, members in zip(names, planned, strict=True) for name in members}})
-        write_json(folder / "config.json", raw)
+        write_json(folder / CONFIG, raw)
         if not config.is_classifier:
-            write_json(folder / "generation_config.json", {
+            defaults = Path(generation_from or tokenizer_from or "") / GENERATION_CONFIG
+            write_json(folder / GENERATION_CONFIG, {
+                **(read_json(defaults) if defaults.is_file() else {}),
                 "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids),
                 "pad_token_id": config.pad_token_id})
         if card:
             (folder / "README.md").write_text(_card(config, card))
-        for name in TOKENIZER_FILES if tokenizer_from is not None else ():
-            source = Path(tokenizer_from or "") / name
-            if source.is_file():
-                shutil.copyfile(source, folder / name)
+        if tokenizer_from is not None:
+            copy_companions(Path(tokenizer_from), folder)
         if chat_template is not None:
             write_chat_template(folder, chat_template)
-
-
-def write_chat_template(folder: Path, text: str) -> None:
-    """Puts a chat template in the place of a tokenizer's own: a file, and in its config if that holds one."""
-    (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
-    config = folder / TOKENIZER_CONFIG
-    if config.is_file() and "chat_template" in (raw := json.loads(config.read_text(encoding="utf-8"))):
-        write_json(config, {**raw, "chat_template": text})
 
 
 def _card(config: DecoderConfig, text: str) -> str:
     task = "text-classification" if config.is_classifier else "text-generation"
     head = f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- rlhf_jax\n---\n\n"
     return f"{head}{text.rstrip()}\n\n{count_params(config):,} parameters, family {config.family}.\n"
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Indented JSON, as transformers writes it."""
-    path.write_text(json.dumps(value, indent=2) + "\n")

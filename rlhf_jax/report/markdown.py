@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def joined(parts: Sequence[str]) -> str:
+    """Paragraphs of text as Markdown in which no HTML is meant."""
+    return html.escape("\n\n".join(part for part in parts if part), quote=False) + "\n"
+
+
 def write_markdown(results: Mapping[str, Any]) -> str:
-    """Title, what the numbers say, and the table of policies with 95 % intervals; ends with a newline."""
+    """Title, what the numbers say, and the table of policies with 95 % intervals; ends with a newline.
+
+    What stands in the results is text: HTML in it is shown, not obeyed.
+    """
     policies = read_policies(results)
     columns = present_columns(policies)
     parts = [f"## {results['title']}"]
@@ -32,4 +41,4 @@ def write_markdown(results: Mapping[str, Any]) -> str:
         parts.append(table(["policy", *(c.title for c in columns)], rows))
         parts.append(f"Means over {max(p.prompts for p in policies):,} prompts; in brackets, 95 % bootstrap intervals "
                      "over prompts.")
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined(parts)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.evaluation import MEASURES, Estimate, PolicySummary, across_seeds
-from rlhf_jax.report.markdown import table
+from rlhf_jax.report.markdown import joined, table
 from rlhf_jax.report.policies import COLUMNS, CONTROLS, FAMILIES, MATCHED, ONLINE, Column, last_of, read_policies
 
 
@@ -66,7 +66,7 @@ def write_seeds_markdown(aggregate: Mapping[str, Any]) -> str:
     if aggregate["differences"]:
         parts += [_difference_table(aggregate["differences"], columns),
                   "Taken within each seed; in brackets, 95 % t intervals over seeds."]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return joined(parts)
 
 
 def _conclusion(differences: Sequence[Mapping[str, Any]]) -> str:

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
-from rlhf_jax.data.tokenizer import load_template
+from rlhf_jax.data.tokenizer import check_vocabulary, load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
+from rlhf_jax.models.folder import CONFIG
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
@@ -66,7 +67,11 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return load_tokenizer(str(self.folder), self.chat_template_path)
+        """The tokenizer, held against the model's embedding where the folder is more than a tokenizer's."""
+        tokenizer = load_tokenizer(str(self.folder), self.chat_template_path)
+        if (self.folder / CONFIG).is_file():
+            check_vocabulary(tokenizer, self.config.vocab_size, self.folder)
+        return tokenizer
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -92,7 +97,8 @@ class Checkpoint:
         eos = self.tokenizer.eos_token_id
         longest = min(options.max_length or self.config.max_position, self.config.max_position)
         return Renderer(self.tokenizer, options.max_prompt_length, longest, options.overlong,
-                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=options.text_as_chat)
+                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=options.text_as_chat,
+                        rows=self.config.vocab_size)
 
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:

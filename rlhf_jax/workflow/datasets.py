@@ -42,10 +42,7 @@ class GivenGroups:
     @cached_property
     def key(self) -> str:
         """All they hold, so also pairs, margins and the columns for scorers."""
-        digest = hashlib.sha256()
-        for group in self.groups:
-            digest.update(fingerprint(group.to_json()).encode())
-        return digest.hexdigest()
+        return groups_key(self.groups)
 
     def read(self) -> list[PromptGroup]:
         return list(self.groups)
@@ -203,7 +200,7 @@ def data_key(kind: Kind, rows: RowOptions, graded: GradedOptions, render: Render
 def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[str, Any]]:
     """Of each source its slice and the hashes of the files it is read from.
 
-    A hub or tfds name stands for itself: what it names is pinned by its revision, not by us.
+    A hub or tfds name stands for itself, with the revision that it carries (`owner/name@revision`).
     """
     found = []
     for source in sources:

@@ -13,7 +13,8 @@ from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.render_all import rendered
 from rlhf_jax.data.rows import BadRow, Example
-from rlhf_jax.data.tokenizer import TEMPLATES, end_of_turn, has_bos_for_text
+from rlhf_jax.data.templates import TEMPLATES
+from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
@@ -73,19 +74,19 @@ def examine(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup] = 
 
 
 def _weights(checkpoint: Checkpoint) -> Finding:
-    missing, unexpected, ignored = compare_tensors(param_specs(checkpoint.config), stored_tensors(checkpoint.folder))
-    if missing or unexpected:
-        return Finding("weights", "fail", f"{len(missing)} tensors missing {missing[:2]}, {len(unexpected)} unexpected "
-                       f"{unexpected[:2]}", "config.json does not belong to these weights")
+    differences = compare_tensors(param_specs(checkpoint.config), stored_tensors(checkpoint.folder))
+    if differences:
+        return Finding("weights", "fail", f"tensors: {differences}", "config.json does not belong to these weights")
     return Finding("weights", "ok", f"{checkpoint.config.family}: all tensors present"
-                   + (f", {len(ignored)} passed over" if ignored else ""))
+                   + (f", {len(differences.ignored)} passed over" if differences.ignored else ""))
 
 
 def _vocabulary(checkpoint: Checkpoint) -> Finding:
     tokens, rows = len(checkpoint.tokenizer), checkpoint.config.vocab_size
-    if tokens > rows:
-        return Finding("vocabulary", "fail", f"the tokenizer has {tokens:,} tokens, the model {rows:,} rows",
-                       "ids beyond the last row have no embedding; use the tokenizer the model was trained with")
+    beyond = [token for token, token_id in checkpoint.tokenizer.get_vocab().items() if token_id >= rows]
+    if beyond:
+        return Finding("vocabulary", "note", f"{tokens:,} tokens in {rows:,} rows: {', '.join(sorted(beyond)[:5])} "
+                       "without one", "special tokens that no text should hold; rows that do are refused")
     return Finding("vocabulary", "ok", f"{tokens:,} tokens in {rows:,} rows")
 
 
@@ -158,7 +159,8 @@ def _stop_trained(checkpoint: Checkpoint) -> Finding:
 def _padding(checkpoint: Checkpoint) -> Finding:
     from transformers import AutoTokenizer
 
-    plain = AutoTokenizer.from_pretrained(str(checkpoint.folder), local_files_only=True)  # as other software sees it
+    plain = AutoTokenizer.from_pretrained(  # as other software sees it
+        str(checkpoint.folder), local_files_only=True, trust_remote_code=False)
     if plain.pad_token_id is not None and plain.pad_token_id in checkpoint.stop_ids:
         return Finding("padding", "note", f"the tokenizer's pad token is the stop token {plain.pad_token!r}",
                        "harmless here, where masks come from lengths; other trainers then never teach the stop token")

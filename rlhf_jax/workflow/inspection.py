@@ -30,7 +30,7 @@ class Inspection:
     Attributes:
       facts: name -> value, in the order a reader wants them.
       missing, unexpected, ignored: tensors the config asks for and the files lack; those that would be refused; those
-        that are passed over.
+        that are passed over. wrong: what is wrong with others.
       memory: what -> bytes of one device.
     """
 
@@ -38,11 +38,12 @@ class Inspection:
     missing: list[str]
     unexpected: list[str]
     ignored: list[str]
+    wrong: list[str]
     memory: dict[str, int]
 
     @property
     def loads(self) -> bool:
-        return not (self.missing or self.unexpected)
+        return not (self.missing or self.unexpected or self.wrong)
 
 
 def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import PromptGroup, check_ids
 from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import on_main, replicated
 from rlhf_jax.training.evaluate import logps_map
@@ -75,6 +75,7 @@ def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGro
     Raises:
       ValueError: if the file in the cache is damaged.
     """
+    check_ids(groups, compute.config.vocab_size)
     parts = params_fingerprint(params), groups_fingerprint(groups), jnp.dtype(dtype), compute.config
     key = hashlib.sha256(" ".join(map(str, parts)).encode())
     path = cache / f"reference-{key.hexdigest()[:20]}.f32"

@@ -163,6 +163,33 @@ def test_a_model_is_inspected_examined_and_exported_without_a_flag_before_its_na
     assert "neither model.safetensors nor" in err
 
 
+def test_a_dry_run_shows_the_mask_and_writes_nothing(world, rlhf_jax, tmp_path):
+    status, out, err = rlhf_jax("dpo", "--dry-run", "--model_name_or_path", world / "base", "--dataset_name",
+                                world / "preference.jsonl", "--output_dir", tmp_path / "none")
+    assert status == 0, err
+    assert "parameters" in out
+    assert "kept" in out
+    assert out.count("prompt pair-") == 3
+    assert "<|end|>]" in out
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_and_an_error_write_out_the_escapes_of_the_data(world, rlhf_jax, tmp_path):
+    row = {"prompt": [{"role": "user", "content": "a \x1b[31mred\x1b]0;title\x07 one"}],
+           "completion": [{"role": "assistant", "content": "b\x1b[2J\r"}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    command = ("sft", "--dry-run", "--model_name_or_path", world / "base", "--dataset_name", tmp_path / "rows.jsonl",
+               "--output_dir", tmp_path / "none")
+    status, out, err = rlhf_jax(*command)
+    assert status == 0, err
+    assert r"\x1b[31m" in out
+    assert not set("\x1b\x07\r") & set(out + err)
+    (tmp_path / "back\u202ewards").mkdir()
+    status, _, err = rlhf_jax("inspect", tmp_path / "back\u202ewards")
+    assert status == 1
+    assert r"back\u202ewards holds no config.json" in err
+
+
 def test_verbs_are_listed_and_a_misspelt_one_is_named(rlhf_jax):
     status, out, _ = rlhf_jax("--help")
     assert status == 0

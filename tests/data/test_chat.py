@@ -465,3 +465,17 @@ def test_real_story_tokenizer(real_tokenizer):
     assert group.responses[0].ids[-1] == 1
     joined = [*group.prompt_ids, *group.responses[0].ids[:-1]]
     assert joined == tokenizer("Once upon a time there was a cat.")["input_ids"]
+
+
+def test_a_token_without_a_row_in_the_embedding_is_a_fault_of_the_row_that_holds_it(make_tokenizer):
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    user = [{"role": "user", "content": "hi"}]
+    render = Renderer(tokenizer, rows=320).render
+    assert render(Example(user, ("fine",))).responses[0].ids.max() < 320
+    for example in (Example(user, ("an <image>",)), Example([{"role": "user", "content": "an <image>"}], ("fine",)),
+                    Example("plain <image>", ("fine",)), Example("plain", ("an <image>",))):
+        with pytest.raises(BadRow, match=r"'<image>' \(320\), and the model's embedding has 320 rows") as fault:
+            render(example)
+        assert fault.value.reason == "token_without_row"
+    assert Renderer(tokenizer).render(Example(user, ("an <image>",))).responses[0].ids.max() == 320

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.jsonl import SourceError
-from rlhf_jax.data.sources import list_files, locate_rows, plain_values, read_rows
+from rlhf_jax.data.sources import list_files, locate_rows, plain_values, read_rows, source_paths
 
 ROWS = [{"prompt": f"p{i}", "n": i} for i in range(10)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -196,6 +196,21 @@ def test_hub_name(monkeypatch):
     loaded = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
     monkeypatch.setattr(datasets, "load_dataset", lambda source, name: loaded)
     assert [row for _, row in read_rows("owner/name", split="train[:20%]")] == ROWS[:2]
+
+
+@pytest.mark.parametrize(("source", "asked"), [
+    ("owner/name", {}), ("owner/name@main", {"revision": "main"}), ("owner/name@v1.0[:2]", {"revision": "v1.0"}),
+    ("owner/name@refs/pr/3", {"revision": "refs/pr/3"})])
+def test_a_hub_name_may_carry_its_revision(source, asked, monkeypatch):
+    import datasets
+
+    def load(name, config, **more):
+        assert (name, more) == ("owner/name", asked)
+        return datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert next(iter(read_rows(source, split="train")))[1] == ROWS[0]
+    assert source_paths(source)[0] is None
 
 
 def test_tfds_builder_folder(tmp_path):

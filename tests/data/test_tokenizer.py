@@ -1,9 +1,14 @@
+import importlib.util
+import json
+import sys
+
 import pytest
 
+from rlhf_jax.data.templates import TemplateRefused
 from rlhf_jax.data.tokenizer import (
     TEMPLATES,
-    TemplateRefused,
     adds_leading_space,
+    check_vocabulary,
     end_of_turn,
     has_bos_for_text,
     load_template,
@@ -86,6 +91,87 @@ def test_load_tokenizer(make_tokenizer, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"(?s)no tokenizer can be loaded from .*tokenizer\.json"):
         load_tokenizer(str(tmp_path / "empty"))
+
+
+def test_a_token_that_text_can_hold_needs_a_row_in_the_embedding(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer("chatml")
+    check_vocabulary(tokenizer, 320, tmp_path)
+    check_vocabulary(tokenizer, 1000, tmp_path)
+    with pytest.raises(ValueError, match=r"has 2 tokens without a row in the model's embedding of 318 rows: .*\(319\)"):
+        check_vocabulary(tokenizer, 318, tmp_path)
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(ValueError, match=r"1 tokens without a row .*'<new>' \(320\).*resize_token_embeddings"):
+        check_vocabulary(tokenizer, 320, tmp_path)
+
+
+def test_a_special_token_beyond_the_rows_is_let_pass_unless_it_opens_or_ends_texts(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer("chatml")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+    check_vocabulary(tokenizer, 320, tmp_path)
+    for name in ("bos_token", "eos_token", "unk_token"):
+        tokenizer = make_tokenizer("chatml")
+        tokenizer.add_special_tokens({name: "<new>"})
+        with pytest.raises(ValueError, match="'<new>'"):
+            check_vocabulary(tokenizer, 320, tmp_path)
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("[]", "list"), ('{"chat_template": 5}', "chat_template is 5"),
+    ('{"added_tokens_decoder": []}', "added_tokens_decoder"), ("{", "no JSON")])
+def test_a_tokenizer_config_of_another_shape_is_named(text, named, make_tokenizer, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json.*{named}"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', '{"added_tokens": [], "model": {"type": "BPE"}}',
+                                  '{"added_tokens": [{"id": "x"}], "model": {}}'])
+def test_a_tokenizer_that_cannot_be_read_is_an_error_with_its_folder(text, make_tokenizer, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"no tokenizer can be loaded from .*holds tokenizer.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_added_tokens_and_named_templates_that_come_in_files_of_their_own_are_read(make_tokenizer, tmp_path):
+    tokenizer = make_tokenizer("chatml")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).chat_template == {"default": TEMPLATES["chatml"], "tool_use": "tools"}
+
+
+@pytest.mark.parametrize("auto_map", [{"AutoTokenizer": ["own.Own", None]}, ["own.Own", None]], ids=str)
+def test_code_in_a_model_folder_is_never_run(auto_map, make_tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", "auto_map": auto_map}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    with pytest.raises(ValueError, match="code from model folders is never run"):
+        load_tokenizer(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_code_of_a_model_with_a_config_of_its_own_is_not_run_for_its_tokenizer(make_tokenizer, monkeypatch,
+                                                                                  tmp_path):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    assert load_tokenizer(str(tmp_path)).eos_token == "</s>"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_sentencepiece_model_alone_asks_for_what_reads_it(shared, monkeypatch, tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes((shared / "tokenizers" / "llama-2" / "tokenizer.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    real = importlib.util.find_spec
+    monkeypatch.setattr("rlhf_jax.data.tokenizer.find_spec", lambda n: None if n == "sentencepiece" else real(n))
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ValueError, match="which is read with: pip install sentencepiece"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_plain_text_has_no_special_tokens(make_tokenizer):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.models import CheckpointError, as_classifier, cast, find_model, load_params, read_config, save_hf
-from rlhf_jax.models.hf import tensor_names
+from rlhf_jax.models.hf import stored_tensors, tensor_shapes
 from rlhf_jax.models.params import count_params, param_specs
 from rlhf_jax.models.save import hf_tensors
 
@@ -55,7 +56,7 @@ def test_shards_keep_their_size_and_the_index_names_every_tensor(tiny, weights, 
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(tmp_path.glob("*.safetensors"))
     assert [f.name for f in files] == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    assert set(index["weight_map"]) == set(tensor_names(param_specs(config)))
+    assert set(index["weight_map"]) == set(tensor_shapes(param_specs(config)))
     assert index["metadata"]["total_size"] == 4 * count_params(config)
     for file in files:
         tensors = load_file(file)
@@ -97,14 +98,39 @@ def test_stop_ids_of_the_generation_config_take_precedence(saved):
     assert read_config(folder) == config
 
 
-def test_tokenizer_files_come_along(tiny, weights, tmp_path):
-    (tmp_path / "from").mkdir()
-    for name in ("tokenizer.json", "chat_template.jinja", "notes.txt"):
+def test_whatever_lies_beside_the_weights_comes_along_unless_the_new_model_has_its_own(tiny, weights, tmp_path):
+    kept = ["tokenizer.json", "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model",
+            "LICENSE", "additional_chat_templates/tool_use.jinja"]
+    left = ["pytorch_model.bin", "model.safetensors.index.json", "model-00001-of-00002.safetensors", "tokenizer.py",
+            "adapter_config.json", "optimizer.pt", "onnx/config.json", "checkpoint-5/config.json", ".gitattributes"]
+    for name in kept + left:
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_text(name)
-    save_hf(tmp_path / "to", weights(tiny()), tiny(), tokenizer_from=tmp_path / "from")
-    copied = {p.name for p in (tmp_path / "to").iterdir()}
-    assert copied == {"tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json",
-                      "model.safetensors"}
+    (tmp_path / "from" / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.6, "top_p": 0.9, "do_sample": True, "eos_token_id": 40}))
+    save_hf(tmp_path / "to", weights(tiny()), tiny(eos_token_ids=(5,)), tokenizer_from=tmp_path / "from")
+    copied = {str(p.relative_to(tmp_path / "to")) for p in (tmp_path / "to").rglob("*") if p.is_file()}
+    assert copied == {*kept, "config.json", "generation_config.json", "model.safetensors"}
+    assert json.loads((tmp_path / "to" / "generation_config.json").read_text()) == {
+        "temperature": 0.6, "top_p": 0.9, "do_sample": True, "bos_token_id": None, "eos_token_id": [5],
+        "pad_token_id": None}
+
+
+def test_a_template_that_takes_the_place_of_the_own_leaves_no_named_ones(tiny, weights, tmp_path):
+    (tmp_path / "from" / "additional_chat_templates").mkdir(parents=True)
+    (tmp_path / "from" / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+    save_hf(tmp_path / "to", weights(tiny()), tiny(), tokenizer_from=tmp_path / "from", chat_template="new")
+    assert not (tmp_path / "to" / "additional_chat_templates").exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_rights_that_the_umask_gives(umask, tiny, weights, tmp_path):
+    before = os.umask(umask)
+    try:
+        save_hf(tmp_path, weights(tiny()), tiny(), max_shard_bytes=5000)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 
 @pytest.mark.parametrize("source", [{}, {"chat_template": "old"}, {"chat_template": [{"name": "default"}]}], ids=str)
@@ -167,6 +193,71 @@ def test_a_language_model_is_no_reward_model_and_back(tiny, weights, tmp_path):
         load_params(tmp_path / "rm", config)
 
 
+@pytest.fixture
+def sharded(tiny, weights, tmp_path):
+    save_hf(tmp_path, weights(tiny()), tiny(), max_shard_bytes=5000)
+    return tmp_path
+
+
+def test_a_missing_shard_is_named(sharded):
+    first, *others = sorted(sharded.glob("*.safetensors"))
+    first.unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of the {len(others) + 1} files .*: {first.name}; copy"):
+        load_params(sharded)
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors", "a/../../b", "..",
+                                  "linked/model.safetensors", "", 5])
+def test_an_index_that_points_out_of_its_folder_is_refused(file, sharded):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    index["weight_map"]["model.norm.weight"] = file
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index.json says that model.norm.weight lies in"):
+        stored_tensors(sharded)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(sharded):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    first = next(iter(index["weight_map"].values()))
+    index["weight_map"] = dict.fromkeys(index["weight_map"], first)
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=rf"lm_head.weight is not in {first}, where the index says it is"):
+        load_params(sharded)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.int32, "I32"), (np.int8, "I8"), (np.bool_, "BOOL")])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype, name, saved):
+    rewrite(saved[1], lambda t: t.update({"model.norm.weight": np.ones(16, dtype)}))
+    with pytest.raises(CheckpointError, match=rf"model.norm.weight in model.safetensors is stored as {name}"):
+        load_params(saved[1])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"text"', "[" * 100_000, '{"vocab_size": %s}' % ("9" * 5000)])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_file_that_is_no_json_object_is_named(file, text, saved):
+    (saved[1] / file).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{file}"):
+        read_config(saved[1])
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("vocab_size", "48"), ("vocab_size", 48.0), ("vocab_size", -1), ("vocab_size", True), ("vocab_size", None),
+    ("num_hidden_layers", 0), ("num_hidden_layers", 10**9), ("num_hidden_layers", [2]), ("hidden_size", {}),
+    ("num_attention_heads", 3), ("head_dim", "8"), ("rms_norm_eps", "small"), ("rms_norm_eps", float("nan")),
+    ("rope_parameters", 5), ("rope_parameters", {"rope_type": ["l"]}), ("rope_parameters", {"rope_type": "llama3"}),
+    ("rope_parameters", {"rope_type": "default", "rope_theta": "big"}), ("eos_token_id", "</s>"),
+    ("eos_token_id", [5, None]), ("eos_token_id", -3), ("bos_token_id", [1, {}]), ("architectures", 5),
+    ("architectures", [["Qwen3ForCausalLM"]]), ("model_type", None), ("model_type", ["qwen3"]), ("layer_types", "full"),
+    ("sliding_window", -4), ("hidden_act", 7), ("tie_word_embeddings", "yes"), ("id2label", [1]),
+    ("max_position_embeddings", 10**40), ("num_key_value_heads", "2"), ("initializer_range", -1)], ids=str)
+def test_a_config_that_no_model_has_is_refused_with_its_name(key, value, saved):
+    raw = json.loads((saved[1] / "config.json").read_text())
+    (saved[1] / "config.json").write_text(json.dumps(raw | {key: value}))
+    (saved[1] / "generation_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_params(saved[1])
+
+
 def test_folders_that_hold_no_model_say_so(saved, tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no config.json"):
         read_config(tmp_path / "nothing")
@@ -188,3 +279,24 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch, tmp
         find_model("./missing")
     with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder on this machine, and the hub"):
         find_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(("asked", "revision"), [("owner/name", None), ("owner/name@main", "main"),
+                                                 ("owner/na.me@refs/pr/3", "refs/pr/3"), ("owner/name@0ab1", "0ab1")])
+def test_a_hub_name_may_carry_its_revision_and_no_code_is_fetched(asked, revision, monkeypatch, tmp_path):
+    def fetch(name, *, revision, ignore_patterns):
+        calls.append((name, revision, ignore_patterns))
+        return str(tmp_path)
+
+    calls = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert find_model(asked) == find_model(asked, weights=False) == tmp_path
+    assert [call[:2] for call in calls] == [(asked.split("@")[0], revision)] * 2
+    assert "*.py" in calls[0][2]
+    assert ("*.safetensors" in calls[0][2], "*.safetensors" in calls[1][2]) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["owner/name@", "owner/name@a b", "owner@main", "@main", "owner/name@-x"])
+def test_a_revision_that_is_none_is_no_name(name):
+    with pytest.raises(CheckpointError, match="no hub name"):
+        find_model(name)

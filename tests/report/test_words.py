@@ -92,6 +92,14 @@ def test_markdown_table(results):
     assert write_markdown({"title": "x", "policies": []}) == "## x\n"
 
 
+def test_html_in_titles_and_labels_is_text_in_markdown(results):
+    results = {**results, "title": "<script>a & b</script>", "subtitle": "<img src=x>", "policies": [
+        {**policy, "label": f"<b>{policy['label']}"} for policy in results["policies"]]}
+    for text in (write_markdown(results), write_seeds_markdown(aggregate([results]))):
+        assert "&lt;script&gt;a &amp; b&lt;/script&gt;" in text
+        assert "<" not in text
+
+
 def seeds(results, golds):
     runs = []
     for gold in golds:

@@ -5,12 +5,15 @@ import json
 import pytest
 
 from rlhf_jax.config.build import build
-from rlhf_jax.config.data import RowOptions
+from rlhf_jax.config.data import RenderOptions, RowOptions
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.run import ExperimentConfig
+from rlhf_jax.config.scorer import BradleyTerryScoring
+from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.datasets import read_data
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.iterate import round_prompts
+from rlhf_jax.workflow.kinds import open_scorer
 
 TEXTS = ("Tell me of the sea.", "A story.", " Tell me\nof the  sea.", "Another story.", "A story.", "The end.")
 
@@ -47,3 +50,16 @@ def test_rounds_share_no_prompt_however_often_the_file_repeats_it(source, start,
     assert first | second == {" ".join(text.split()) for text in TEXTS}
     assert not first & second
     assert experiment.funnels["prompts"].dropped == {"duplicate_prompt": 2}
+
+
+def test_a_model_with_fewer_rows_than_tokens_is_refused_wherever_it_is_opened(make_model, lone_mesh, tmp_path):
+    tokens = len(Checkpoint(make_model(tmp_path / "whole")).tokenizer)
+    short = make_model(tmp_path / "short", vocab_size=tokens - 2)
+    make_model(tmp_path / "scorer", vocab_size=tokens - 2, num_labels=1)
+    options = build(BradleyTerryScoring, {"model_name_or_path": str(tmp_path / "scorer")})
+    for opened in (lambda: Checkpoint(short).renderer(RenderOptions()), lambda: Checkpoint(short).stop_ids,
+                   lambda: check_vocabularies(Checkpoint(tmp_path / "whole"), Checkpoint(short), "because"),
+                   lambda: open_scorer(options, lone_mesh, "proxy")):
+        with pytest.raises(ValueError, match=rf"2 tokens without a row .* of {tokens - 2:,} rows"):
+            opened()
+    assert Checkpoint(make_model(tmp_path / "roomy", vocab_size=tokens + 20)).stop_ids

@@ -60,6 +60,53 @@ def test_an_adapter_is_merged_into_the_base_it_names(model, export, tmp_path):
     assert "adapter `adapter` (rank 2)" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
+@pytest.fixture
+def bare_adapter(model, tmp_path):
+    """An adapter of the model, with nothing beside it."""
+    config = read_config(model)
+    save_adapter(tmp_path / "adapter", init_lora(jax.random.key(1), config, LORA), config, LORA, str(model))
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("written", ["own", [{"name": "tool_use", "template": "t"}, {"name": "default",
+                                                                                    "template": "own"}]], ids=str)
+def test_the_template_inside_an_adapters_tokenizer_config_is_kept(written, bare_adapter, export, tmp_path):
+    (bare_adapter / "tokenizer_config.json").write_text(json.dumps({"chat_template": written}))
+    export(source(bare_adapter), tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == "own"
+
+
+def test_an_adapters_own_tokenizer_and_the_sampling_defaults_of_its_base_are_kept(model, bare_adapter, export,
+                                                                                  tmp_path):
+    tokenizer = Checkpoint(model).tokenizer
+    tokenizer.eos_token = tokenizer.pad_token
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(bare_adapter)
+    (model / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
+    export(source(bare_adapter), tmp_path / "out")
+    written = tmp_path / "out" / "model"
+    assert json.loads((written / "tokenizer_config.json").read_text())["eos_token"] == tokenizer.pad_token
+    assert json.loads((written / "generation_config.json").read_text())["temperature"] == 0.6
+    assert not any("chat_template" in path.name or "message" in path.read_text() for path in written.glob("tok*"))
+    assert not (written / "adapter_config.json").exists()
+
+
+def test_an_adapters_tokenizer_with_tokens_that_its_base_has_no_rows_for_is_refused(model, bare_adapter):
+    tokenizer = Checkpoint(model).tokenizer
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(bare_adapter)
+    with pytest.raises(ValueError, match=r"adapter has 1 tokens without a row .*'<new>'"):
+        source(bare_adapter)
+
+
+def test_an_adapter_that_names_no_base_needs_one(model, bare_adapter):
+    raw = json.loads((bare_adapter / "adapter_config.json").read_text())
+    (bare_adapter / "adapter_config.json").write_text(json.dumps(raw | {"base_model_name_or_path": None}))
+    with pytest.raises(CheckpointError, match="does not name its base; give the model as base_model"):
+        source(bare_adapter)
+    assert source(bare_adapter, base_model=str(model)).adapter == bare_adapter
+
+
 def test_dtype_and_file_size_are_what_was_asked_for(model, export, tmp_path):
     export(source(model, dtype="float16", max_shard_size=5e-6), tmp_path / "out")
     files = sorted((tmp_path / "out" / "model").glob("*.safetensors"))
@@ -96,8 +143,28 @@ def test_inspect_counts_what_there_is_and_what_one_device_holds(model):
     assert (wrong.missing, wrong.unexpected, wrong.loads) == (["model.norm.weight"], ["extra.weight"], False)
 
 
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x.astype(np.int32)], ids=["shape", "dtype"])
+def test_inspect_and_doctor_see_a_wrong_shape_and_a_wrong_dtype(change, model, lone_mesh):
+    tensors = load_file(model / "model.safetensors")
+    save_file(tensors | {"model.norm.weight": change(tensors["model.norm.weight"])}, model / "model.safetensors")
+    found = inspect_model(model, MeshConfig(), 1)
+    assert not found.loads
+    assert found.wrong[0].startswith("model.norm.weight in model.safetensors")
+    assert verdicts(Checkpoint(model), lone_mesh)["weights"] == "fail"
+
+
+def test_inspect_and_doctor_name_a_missing_shard(model, export, lone_mesh, tmp_path):
+    export(source(model, max_shard_size=3e-6), tmp_path / "out")
+    first = min((tmp_path / "out" / "model").glob("model-*.safetensors"))
+    first.unlink()
+    with pytest.raises(CheckpointError, match=first.name):
+        inspect_model(tmp_path / "out" / "model", MeshConfig(), 1)
+    finding = next(f for f in examine(Checkpoint(tmp_path / "out" / "model"), lone_mesh) if "weights" in f.check)
+    assert (finding.verdict, first.name in finding.seen) == ("fail", True)
+
+
 def verdicts(checkpoint, mesh):
-    return {one.check: one.verdict for one in examine(checkpoint, mesh)}
+    return {check: one.verdict for one in examine(checkpoint, mesh) for check in one.check.split(", ")}
 
 
 def test_a_sound_model_passes_every_check_and_an_untrained_one_is_noted(model, lone_mesh):

@@ -18,7 +18,7 @@ from rlhf_jax.config.training import BradleyTerryOptions, PairwiseOptions
 from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError
-from rlhf_jax.workflow.kinds import KINDS, check_scorer, open_scorer, trainable_kind
+from rlhf_jax.workflow.kinds import KINDS, open_scorer, trainable_kind
 
 
 def test_a_scorers_key_follows_its_weights_and_settings_and_not_its_place(make_model, lone_mesh, tmp_path):
@@ -66,7 +66,7 @@ def test_each_kind_is_the_row_of_its_own_options():
 
 def test_a_kind_that_is_not_in_the_table_or_not_trained_here_is_an_error_everywhere(lone_mesh):
     unknown = SimpleNamespace(kind="oracle")
-    for ask in (check_scorer, trainable_kind, lambda options: open_scorer(options, lone_mesh, "proxy")):
+    for ask in (trainable_kind, lambda options: open_scorer(options, lone_mesh, "proxy")):
         with pytest.raises(ValueError, match="kind = 'oracle'; choose one of bradley_terry, pairwise, "):
             ask(unknown)
     for options in (FunctionScoring("m:f"), MultiObjectiveScoring(ScorerModel("m"))):
@@ -85,6 +85,6 @@ def test_what_a_kind_trains_is_served_under_the_same_kind(options):
     (BradleyTerryScoring(ScorerModel("no/such/model")), CheckpointError, "no/such/model"),
     (PairwiseScoring(ScorerModel("no/such/model")), CheckpointError, "no/such/model"),
 ])
-def test_a_scorer_that_is_not_there_is_found_without_opening_it(options, error, words):
+def test_a_scorer_that_is_not_there_is_found_when_it_is_opened(options, error, words, lone_mesh):
     with pytest.raises(error, match=words):
-        check_scorer(options)
+        open_scorer(options, lone_mesh, "proxy")

@@ -11,8 +11,9 @@ from rlhf_jax.config.build import build
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.training import BradleyTerryOptions
 from rlhf_jax.losses import PreferenceLoss
-from rlhf_jax.training.objectives import Sft
+from rlhf_jax.training.objectives import Compute, Sft
 from rlhf_jax.workflow.datasets import GivenGroups
+from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.train import Training, train
@@ -47,9 +48,9 @@ def refused(tmp_path, context):
 
 @pytest.fixture
 def job(start):
-    """job(options, groups, eval_groups): a training without weights."""
-    return lambda options, groups, eval_groups: Training(
-        start=start, params={}, config=start.config, objective=Sft, options=options, groups=groups,
+    """job(options, groups, eval_groups, config=None): a training without weights."""
+    return lambda options, groups, eval_groups, config=None: Training(
+        start=start, params={}, config=config or start.config, objective=Sft, options=options, groups=groups,
         eval_groups=eval_groups)
 
 
@@ -132,7 +133,7 @@ def test_a_training_interrupted_behind_a_checkpoint_ends_in_the_same_bytes(name,
         command = build(named(VERBS[verb].options), {
             "model_name_or_path": str(start), "output_dir": str(folder),
             "dataset_name": str(world / f"{data}.jsonl[:8]"), "train_batch_size": 2, "micro_rows": 2,
-            "row_length": 160, "max_steps": 4, "save_steps": 2, **changes})
+            "row_length": 192, "max_steps": 4, "save_steps": 2, **changes})
         context = make_context(folder, tick=tick)
         context.run.single = True
         context.do(verb, STAGES[verb](command, context))
@@ -144,3 +145,21 @@ def test_a_training_interrupted_behind_a_checkpoint_ends_in_the_same_bytes(name,
         run(tmp_path / "killed", dies_at=3)
     assert (tmp_path / "killed" / "checkpoints" / "2").is_dir()
     assert run(tmp_path / "killed") == whole
+
+
+@pytest.mark.parametrize("token", [48, 127, -1, 10**6])
+@pytest.mark.parametrize("where", ["prompt", "response", "held out"])
+def test_a_token_without_a_row_in_the_embedding_is_refused(token, where, job, context, make_groups, tmp_path, tiny):
+    """Rows that pad the vocabulary in memory would swallow it."""
+    groups, held_out, options = make_groups(3), make_groups(1), PreferenceOptions()
+    changed = (held_out if where == "held out" else groups)[-1]
+    (changed.prompt_ids if where == "prompt" else changed.responses[1].ids)[0] = token
+    with pytest.raises(ValueError, match=rf"prompt '{changed.prompt_id}' .* {token}.*embedding has 48 rows"):
+        train(tmp_path, job(options, groups, held_out, tiny(vocab_multiple=128)), context)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_reference_needs_a_row_for_every_token_too(make_groups, tmp_path, tiny, lone_mesh):
+    compute = Compute(tiny(vocab_size=20), mesh=lone_mesh)
+    with pytest.raises(ValueError, match="embedding has 20 rows"):
+        reference_logps(compute, {}, make_groups(4), lone_mesh, dtype="float32", cache=tmp_path, rows=1)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.commands import ExportCommand
 from rlhf_jax.config.lora import LoraConfig
+from rlhf_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from rlhf_jax.models import (
     CheckpointError,
     DecoderConfig,
@@ -27,7 +28,7 @@ from rlhf_jax.models import (
     param_specs,
     save_hf,
 )
-from rlhf_jax.models.hf import CHAT_TEMPLATE
+from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, holds_tokenizer, own_template
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import shaped, spec_shardings
@@ -68,8 +69,9 @@ class ExportStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         params, config, what = self._source(context.mesh)
         with atomic_model_dir(folder) as new:
-            save_hf(new, cast(params, jnp.dtype(self.dtype)), config, tokenizer_from=self.base.folder,
-                    chat_template=self.base.chat_template, max_shard_bytes=int(self.max_shard_size * 1e9),
+            save_hf(new, cast(params, jnp.dtype(self.dtype)), config, tokenizer_from=self.tokenizer_from,
+                    generation_from=self.base.folder, chat_template=self.base.chat_template,
+                    max_shard_bytes=int(self.max_shard_size * 1e9),
                     card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {self.dtype}.\n")
         again = Checkpoint(folder / MODEL)
         loaded = again.params(context.mesh, jnp.dtype(self.dtype))  # raises for a tensor missing or of another shape
@@ -89,6 +91,11 @@ class ExportStage(Stage):
         merged = {**merge_lora(params, adapter.params, adapter.lora.scale), **score}
         return merged, config, f"`{name}` with the adapter `{self.adapter.name}` (rank {adapter.lora.lora_r}) merged"
 
+    @property
+    def tokenizer_from(self) -> Path:
+        """The folder of the tokenizer: the adapter's, which it was trained with, where it has one of its own."""
+        return self.adapter if self.adapter is not None and holds_tokenizer(self.adapter) else self.base.folder
+
 
 def find_source(command: ExportCommand) -> ExportStage:
     """The export of a model, an adapter or a checkpoint, whichever `command` names.
@@ -99,8 +106,7 @@ def find_source(command: ExportCommand) -> ExportStage:
     folder = find_model(command.model_name_or_path)
     export = partial(ExportStage, dtype=command.dtype, max_shard_size=command.max_shard_size)
     checkpoint = None if command.checkpoint is None else Path(command.checkpoint)
-    named = adapter_base(folder)
-    if named is None or (folder / "config.json").is_file():
+    if not (folder / ADAPTER_CONFIG).is_file() or (folder / CONFIG).is_file():
         if command.base_model is not None:
             raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
         if checkpoint is None:
@@ -109,13 +115,17 @@ def find_source(command: ExportCommand) -> ExportStage:
     if checkpoint is not None:
         raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
                               "of them")
-    return export(base=Checkpoint.find(command.base_model or named, _template(folder)), adapter=folder)
+    base = command.base_model or adapter_base(folder)
+    if base is None:
+        raise CheckpointError(f"{folder} is an adapter that does not name its base; give the model as base_model")
+    stage = export(base=Checkpoint.find(base, _template(folder)), adapter=folder)
+    check_vocabulary(load_tokenizer(str(stage.tokenizer_from)), stage.base.config.vocab_size, stage.tokenizer_from)
+    return stage
 
 
 def _template(folder: Path) -> str | None:
     """The chat template beside an adapter or an unfinished training: what it was trained with, if not its base's."""
-    path = folder / CHAT_TEMPLATE
-    return str(path) if path.is_file() else None
+    return None if own_template(folder) is None else str(folder)
 
 
 def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, DecoderConfig, str]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config.lora import LoraConfig, adapter_of
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.training import BradleyTerryOptions, PairwiseOptions, SftOptions, TrainConfig
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import PromptGroup, check_ids
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import group_length, pack_rows
 from rlhf_jax.models import (
@@ -33,8 +33,8 @@ from rlhf_jax.models import (
     save_hf,
     with_lora,
 )
+from rlhf_jax.models.folder import write_chat_template
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.models.save import write_chat_template
 from rlhf_jax.parallel import gather, on_main
 from rlhf_jax.training.fit import Model, fit, make_plan, write_trainer_state
 from rlhf_jax.training.mfu import flops_counter
@@ -194,10 +194,11 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: as `check_margins` and `checked_plan`.
+      ValueError: as `check_margins`, `check_ids` and `checked_plan`.
     """
     options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
     check_margins(options, job.groups, job.eval_groups)
+    check_ids([*job.groups, *job.eval_groups], config.vocab_size)
     model = trainable(job.params, config, lora, options.train.seed)
     job.params = {}
     plan = checked_plan(options, job.groups, mesh, job.reference)
