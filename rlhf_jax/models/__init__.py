@@ -1,7 +1,7 @@
 """Models: one decoder for all families, described by a table of `ParamSpec`s; weights are a plain tree."""
 
 from rlhf_jax.models.attention import RowAttention
-from rlhf_jax.models.config import DecoderConfig, Gate, Rope
+from rlhf_jax.models.config import DecoderConfig, Gate, Rope, ScoreAt
 from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward
 from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
 from rlhf_jax.models.heads import GatedScores, gated_scores, score_heads, vocab_logits
@@ -23,6 +23,7 @@ __all__ = [
     "Params",
     "Rope",
     "RowAttention",
+    "ScoreAt",
     "adapter_base",
     "as_classifier",
     "cast",

@@ -23,6 +23,7 @@ from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection,
 from rlhf_jax.workflow.iterate import Policy, iterate, round_prompts, train_pairs
 from rlhf_jax.workflow.options import DataOptions, ScorerOptions
 from rlhf_jax.workflow.policy import Checkpoint, Loaded, check_sources, data_key, prompt_groups, read_data
+from rlhf_jax.workflow.reward_model import reading_key
 from rlhf_jax.workflow.scorers import AnyScorer, check_scorer, open_scorer
 from rlhf_jax.workflow.stage import hash_path
 from rlhf_jax.workflow.train import MODEL, bradley_terry_stage, sft_stage
@@ -52,12 +53,13 @@ class Experiment:
         name = source.removeprefix("world:")
         return str(self._world_folder / (name if name == "tokenizer" else f"{name}.jsonl"))
 
-    def groups(self, name: str, data: DataOptions, kind: Any, checkpoint: Checkpoint) -> list[PromptGroup]:
-        """Rows of a data set as groups in a model's ids; counts go to the funnel `name`."""
+    def groups(self, name: str, data: DataOptions, kind: Any, checkpoint: Checkpoint, *, scores: bool = False
+               ) -> list[PromptGroup]:
+        """Rows of a data set as groups in a model's ids; counts go to the funnel `name`. scores: for a reward model."""
         located = self.located(data)
         examples, funnel = read_data(located, kind, self.folder / "quarantine" / f"{name.replace('/', '-')}.jsonl")
         make = prompt_groups if kind == "prompt" else render_all
-        groups = make(examples, checkpoint.renderer(located), funnel)
+        groups = make(examples, checkpoint.renderer(located, scores=scores), funnel)
         self.funnels[name] = funnel
         return groups
 
@@ -195,13 +197,14 @@ class Experiment:
             groups = render_all(letter_examples(examples, train.seed, funnel), checkpoint.renderer(located), funnel)
             self.funnels["reward"] = funnel
         else:
-            groups = self.groups("reward", section.data, "preference", checkpoint)
-        inputs = {"base": base_key, "data": self._data_key(section.data), "train": train}
+            groups = self.groups("reward", section.data, "preference", checkpoint, scores=True)
         stage_of: Any = sft_stage if train.kind == "pairwise" else bradley_terry_stage
+        config = checkpoint.config if train.kind == "pairwise" else checkpoint.reward_model
+        inputs = {"base": base_key, "data": self._data_key(section.data), "train": train, **reading_key(config)}
 
         def body(folder: Path) -> Mapping[str, Any]:
             return stage_of(folder, options=train, params=checkpoint.params(self.context.mesh),
-                            config=checkpoint.config, groups=groups, tokenizer_from=checkpoint.folder,
+                            config=config, groups=groups, tokenizer_from=checkpoint.folder,
                             base=str(checkpoint.folder), chat_template=checkpoint.chat_template,
                             setting=self.context.setting("reward"))
 

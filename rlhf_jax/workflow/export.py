@@ -25,12 +25,13 @@ from rlhf_jax.models import (
     param_specs,
     save_hf,
 )
-from rlhf_jax.models.hf import CHAT_TEMPLATE
+from rlhf_jax.models.hf import CHAT_TEMPLATE, TOKENIZER_CONFIG
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
-from rlhf_jax.parallel import shaped, spec_shardings
+from rlhf_jax.parallel import on_main, shaped, spec_shardings
 from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.policy import Checkpoint
+from rlhf_jax.workflow.reward_model import pad_as_config, reading_note
 from rlhf_jax.workflow.train import CHECKPOINTS, MODEL, published
 
 
@@ -134,10 +135,14 @@ def export_stage(folder: Path, *, source: Source, mesh: Mesh, dtype: str, max_sh
         score = {} if adapter.score is None else {"score": jnp.asarray(adapter.score)}
         params = {**merge_lora(params, adapter.params, adapter.lora.scale), **score}
         what = f"`{name}` with the adapter `{source.adapter.name}` (rank {adapter.lora.lora_r}) merged"
+    if config.is_classifier and (source.base.folder / TOKENIZER_CONFIG).is_file():
+        config = dataclasses.replace(config, pad_token_id=source.base.reward_model.pad_token_id)
     with published(folder) as new:
         save_hf(new, cast(params, jnp.dtype(dtype)), config, tokenizer_from=source.base.folder,
                 chat_template=source.base.chat_template, max_shard_bytes=max_shard_bytes,
-                card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n")
+                card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {dtype}.\n"
+                + reading_note(config, source.base.folder))
+        on_main(lambda: pad_as_config(new, config))
     again = Checkpoint(folder / MODEL)
     loaded = again.params(mesh, jnp.dtype(dtype))  # raises where a tensor is missing or of another shape
     return {"exported": what, "dtype": dtype, "parameters": sum(x.size for x in jax.tree.leaves(loaded)),

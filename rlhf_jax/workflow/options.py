@@ -8,7 +8,7 @@ from typing import Any, Literal
 from rlhf_jax.data.chat import Overlong
 from rlhf_jax.data.graded_pairs import PairRule
 from rlhf_jax.losses import PreferenceLoss
-from rlhf_jax.models import LoraConfig
+from rlhf_jax.models import LoraConfig, ScoreAt
 from rlhf_jax.training.config import TrainConfig
 from rlhf_jax.workflow.trackers import tracker_names
 
@@ -199,6 +199,9 @@ class ScorerOptions:
       function: "package.module:function" with the signature f(prompts, completions, **columns) -> scores.
       method: tournament of the pairwise model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
+      score_at: where the head of a classifier is read: "last_token" of the rendered conversation that is no padding, as
+        transformers and TRL do, or "end_of_turn", its stop token; None for what the model's config.json says
+        (rlhf_jax_score_at), else the last token.
       chat_template_path: replaces the template of the scorer's own tokenizer.
       text_as_chat: string prompts become user messages instead of plain text.
       max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
@@ -210,6 +213,7 @@ class ScorerOptions:
     function: str | None = None
     method: Literal["round_robin", "knock_out"] = "round_robin"
     output: int | None = None
+    score_at: ScoreAt | None = None
     chat_template_path: str | None = None
     text_as_chat: bool = False
     max_length: int | None = 1024
@@ -227,6 +231,9 @@ class ScorerOptions:
         if self.dtype != "float32" and self.kind == "function":
             raise ValueError(f"dtype = {self.dtype!r} has no effect on kind 'function', which has no weights; leave it "
                              "out")
+        if self.score_at is not None and self.kind not in ("bradley_terry", "multi_objective"):
+            raise ValueError(f"score_at = {self.score_at!r} says where a classifier's head is read and has no effect "
+                             f"on kind {self.kind!r}, which has none; leave it out")
         if self.output is not None and self.kind != "bradley_terry":
             raise ValueError(f"output = {self.output} chooses an output of a classifier (kind: bradley_terry) and has "
                              f"no effect on kind {self.kind!r}; leave it out")

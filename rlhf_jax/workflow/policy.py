@@ -17,10 +17,11 @@ from rlhf_jax.data.funnel import Funnel, load_examples
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
-from rlhf_jax.data.tokenizer import load_template
+from rlhf_jax.data.tokenizer import classifier_pad_id, load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.parallel import is_main_process, param_shardings
 from rlhf_jax.workflow.options import DataOptions
+from rlhf_jax.workflow.reward_model import reward_config
 from rlhf_jax.workflow.stage import fingerprint, hash_path
 
 VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
@@ -81,12 +82,32 @@ class Checkpoint:
         """The weights, sharded over the mesh."""
         return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
 
-    def renderer(self, data: DataOptions) -> Renderer:
-        """How rows become ids: within the data's limits, and never beyond the model's own positions."""
+    @cached_property
+    def reward_model(self) -> DecoderConfig:
+        """The reward model that is trained from this checkpoint: its head, where that is read, and the padding id.
+
+        A classifier goes on as it is read; a language model's padding id is replaced where a conversation ends with it,
+        since transformers would read the head before it.
+        """
+        config, own = self.config, None
+        if config.is_classifier:
+            own = config.pad_token_id
+        else:
+            config = reward_config(config)
+        return dataclasses.replace(config, pad_token_id=classifier_pad_id(self.tokenizer, own))
+
+    def renderer(self, data: DataOptions, *, scores: bool = False) -> Renderer:
+        """How rows become ids: within the data's limits, and never beyond the model's own positions.
+
+        scores: for training a reward model from this checkpoint; a classifier's rows always end where it is read.
+        """
         eos = self.tokenizer.eos_token_id
         longest = min(data.max_length or self.config.max_position, self.config.max_position)
-        return Renderer(self.tokenizer, data.max_prompt_length, longest, data.overlong,
-                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=data.text_as_chat)
+        renderer = Renderer(self.tokenizer, data.max_prompt_length, longest, data.overlong,
+                            eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=data.text_as_chat)
+        if not scores and not self.config.is_classifier:
+            return renderer
+        return renderer.for_scores(self.reward_model.score_at, self.reward_model.pad_token_id)
 
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax.numpy as jnp
@@ -40,7 +41,10 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> AnyScorer:
     settings = {name: value for name, value in to_plain(options).items() if name not in places}
     key = fingerprint({"options": settings, "model": checkpoint.key})
     weights = partial(checkpoint.params, mesh, jnp.dtype(options.dtype))  # read for each stage that scores
-    model = weights, checkpoint.config, checkpoint.renderer(data), mesh
+    config = checkpoint.config
+    if options.score_at is not None:
+        config = dataclasses.replace(config, score_at=options.score_at)
+    model = weights, config, checkpoint.renderer(data), mesh
     if options.kind == "pairwise":
         return PairwiseScorer(*model, name=name, fingerprint=key, method=options.method)
     if options.kind == "multi_objective":

@@ -40,6 +40,7 @@ from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective, Preference, Sft
 from rlhf_jax.workflow.options import LoraOptions, PreferenceOptions, RewardOptions, SftOptions
 from rlhf_jax.workflow.reference import reference_logps
+from rlhf_jax.workflow.reward_model import pad_as_config, reading_note
 from rlhf_jax.workflow.stage import to_plain
 from rlhf_jax.workflow.trackers import tracking
 
@@ -128,7 +129,9 @@ def export(folder: Path, params: Params, frozen: Params, config: DecoderConfig, 
                              chat_template)
             score = {"score": params["score"]} if "score" in params else {}
             params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
-        save_hf(new, params, config, tokenizer_from=tokenizer_from, chat_template=chat_template, card=card)
+        save_hf(new, params, config, tokenizer_from=tokenizer_from, chat_template=chat_template,
+                card=card + reading_note(config, tokenizer_from))
+        on_main(lambda: pad_as_config(new, config))
     return params
 
 
@@ -229,11 +232,6 @@ def sft_stage(folder: Path, *, options: SftOptions, params: Params, config: Deco
                        eval_groups=eval_groups, chat_template=chat_template)
 
 
-def reward_config(config: DecoderConfig) -> DecoderConfig:
-    """The shape of a Bradley-Terry model on a language model's backbone."""
-    return dataclasses.replace(config, num_labels=1, tie_embeddings=False)
-
-
 def objective_of(options: LoraOptions) -> Callable[[Compute], Objective]:
     """What a training stage with these options minimises."""
     match options:
@@ -249,9 +247,12 @@ def objective_of(options: LoraOptions) -> Callable[[Compute], Objective]:
 def bradley_terry_stage(folder: Path, *, options: RewardOptions, params: Params, config: DecoderConfig,
                         groups: Sequence[PromptGroup], tokenizer_from: Path, base: str, setting: Setting,
                         eval_groups: Sequence[PromptGroup] = (), chat_template: str | None = None) -> Mapping[str, Any]:
-    """A Bradley-Terry reward model on the backbone of `params` (a language model gets a fresh scalar head)."""
-    if not config.is_classifier:
-        config = reward_config(config)
+    """A Bradley-Terry reward model on the backbone of `params` (a language model gets a fresh scalar head).
+
+    config: the reward model's, whose head is read where the groups' responses end (`Checkpoint.reward_model`).
+    """
+    check_margins(options, groups, eval_groups)
+    if "score" not in params:
         params = as_classifier(params, jax.random.key(options.seed), config)
     if config.num_labels != 1:
         raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {config.num_labels}; start "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.data.rows import Kind
+from rlhf_jax.models import DecoderConfig
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.sampling import SamplingConfig
 from rlhf_jax.scoring import letter_examples
@@ -50,6 +52,7 @@ from rlhf_jax.workflow.policy import (
     read_data,
     sources_key,
 )
+from rlhf_jax.workflow.reward_model import reading_key
 from rlhf_jax.workflow.sample import read_shards, score_stage, shards
 from rlhf_jax.workflow.scorers import open_scorer
 from rlhf_jax.workflow.stage import Stage, hash_path, run_stage
@@ -62,7 +65,8 @@ def load(command: Any, kind: Kind, *, letters: bool = False) -> Loaded:
     checkpoint = Checkpoint.find(command.model_name_or_path, data.chat_template_path)
     if letters or not isinstance(command, RewardCommand):
         checkpoint.as_policy()
-    renderer, folder = checkpoint.renderer(data), Path(command.output_dir)
+    scores = isinstance(command, RewardCommand) and not letters
+    renderer, folder = checkpoint.renderer(data, scores=scores), Path(command.output_dir)
 
     def rendered(data: DataOptions, name: str) -> tuple[list[PromptGroup], Funnel]:
         examples, funnel = read_data(data, kind, folder / f"quarantine-{name}.jsonl")
@@ -96,17 +100,19 @@ def loaded(command: Any) -> Loaded | None:
     return None
 
 
-def _train(command: Any, context: Context, name: str, options: Any, body: Any, **inputs: Any) -> Stage:
+def _train(command: Any, context: Context, name: str, options: Any, body: Any,
+           config_of: Callable[[Checkpoint], DecoderConfig] = attrgetter("config"), **inputs: Any) -> Stage:
     """Runs a training stage in the command's output folder, keyed by its base model, data and options."""
     data = loaded(command)
     assert data is not None
+    config = config_of(data.checkpoint)
     keys = {"base": hash_path(data.checkpoint.folder), "data": data_key(part(command, DataOptions)),
             "eval": sources_key(DataOptions(command.eval_dataset_name).sources, command.split),
-            "options": options, **inputs}
+            "options": options, **reading_key(config), **inputs}
 
     def run(folder: Path) -> Mapping[str, Any]:
         report = body(folder, options=options, params=data.checkpoint.params(context.mesh),
-                      config=data.checkpoint.config, groups=data.groups, eval_groups=data.eval_groups,
+                      config=config, groups=data.groups, eval_groups=data.eval_groups,
                       tokenizer_from=data.checkpoint.folder, base=str(data.checkpoint.folder),
                       chat_template=data.checkpoint.chat_template,
                       setting=context.setting(name))
@@ -122,8 +128,10 @@ def run_sft(command: SftCommand, context: Context) -> Stage:
 
 def run_reward(command: RewardCommand, context: Context) -> Stage:
     """`rlhf-jax reward`."""
-    body = sft_stage if command.kind == "pairwise" else bradley_terry_stage
-    return _train(command, context, "reward", part(command, RewardOptions), body)
+    options = part(command, RewardOptions)
+    if command.kind == "pairwise":
+        return _train(command, context, "reward", options, sft_stage)
+    return _train(command, context, "reward", options, bradley_terry_stage, attrgetter("reward_model"))
 
 
 def run_dpo(command: DpoCommand, context: Context) -> Stage:

@@ -43,6 +43,8 @@ MODEL = {"model_name_or_path": "m", "output_dir": "o"}
     (ScorerOptions, {"model_name_or_path": "m", "method": "knock_out"}, "no effect on kind 'bradley_terry'"),
     (ScorerOptions, {**FUNCTION, "method": "knock_out"}, "no effect on kind 'function'"),
     (ScorerOptions, {**FUNCTION, "dtype": "bfloat16"}, "no effect on kind 'function'"),
+    (ScorerOptions, {**FUNCTION, "score_at": "last_token"}, "no effect on kind 'function'"),
+    (ScorerOptions, {"kind": "pairwise", "model_name_or_path": "m", "score_at": "end_of_turn"}, "kind 'pairwise'"),
     (PairOptions, {"min_gap": -0.1}, "min_gap"),
     (PairOptions, {"length_unit": "tokens"}, "length_unit has no effect"),
     (LoopOptions, {"rounds": 0}, "rounds = 0"),

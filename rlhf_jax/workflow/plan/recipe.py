@@ -30,7 +30,7 @@ from rlhf_jax.workflow.plan.stages import (
     train_stage,
 )
 from rlhf_jax.workflow.policy import Checkpoint
-from rlhf_jax.workflow.train import reward_config
+from rlhf_jax.workflow.reward_model import reward_config
 
 DATA_FACTOR = {"fresh": lambda rounds, window: rounds, "accumulate": lambda rounds, window: rounds * (rounds + 1) / 2,
                "window": lambda rounds, window: sum(min(i, window) for i in range(1, rounds + 1))}
