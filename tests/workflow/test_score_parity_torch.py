@@ -25,9 +25,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("exact_matmul")]
 
-SPECIAL = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>",
-           "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-EOS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 REAL = {"smollm2": None, "llama-3": None, "llama-3.1": None, "gpt2": "plain"}
 """Tokenizers of ../shared/data, and the template of one that has none."""
 CASES = [*TEMPLATES, *(pytest.param(name, marks=pytest.mark.slow) for name in REAL)]
@@ -36,19 +33,6 @@ ANSWERS = ["A library.", "Red, I think.", "It is 4, of course.", "No idea!"]
 CONVERSATIONS = [([{"role": "user", "content": QUESTIONS[i]}, {"role": "assistant", "content": ANSWERS[3 - i]},
                    {"role": "user", "content": QUESTIONS[(i + 1) % 3]}][: 1 + 2 * (i % 2)], ANSWERS[i:] + ANSWERS[:i])
                  for i in range(3)]
-
-
-def tiny_tokenizer(template, special=SPECIAL, bos="<s>"):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.train_from_iterator(["the cat"], trainers.BpeTrainer(
-        vocab_size=280, special_tokens=list(special), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False))
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=bos, eos_token=EOS.get(template, "</s>"), chat_template=TEMPLATES[template])
 
 
 def real_tokenizer(name, folder):
@@ -65,7 +49,7 @@ def real_tokenizer(name, folder):
 
 
 @pytest.fixture
-def make_start(tmp_path, weights):
+def make_start(tmp_path, weights, tiny_tokenizer):
     """make_start(case, pad): folder of a tiny random model, its padding token the stop token or another."""
 
     def make(case, pad, **special):

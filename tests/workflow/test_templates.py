@@ -8,6 +8,7 @@ from rlhf_jax.models import save_hf
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.experiment_config import ExperimentConfig, RewardSection, SftSection
 from rlhf_jax.workflow.options import DataOptions, PreferenceOptions, RewardOptions, SftOptions
+from rlhf_jax.workflow.policy import Checkpoint
 from rlhf_jax.workflow.train import MODEL
 
 TRAIN = {"train_batch_size": 2, "micro_rows": 2, "row_length": 160, "num_train_epochs": 1}
@@ -46,8 +47,8 @@ def redone(experiment):
 
 
 def test_another_template_makes_every_stage_of_a_run_anew(make_experiment, monkeypatch, tmp_path):
-    def train(folder, *, params, config, tokenizer_from, **_):
-        save_hf(folder / MODEL, params, config, tokenizer_from=tokenizer_from)
+    def train(folder, *, params, tokenizer_from, **_):
+        save_hf(folder / MODEL, params, Checkpoint(tokenizer_from).config, tokenizer_from=tokenizer_from)
         return {}
 
     for name in ("experiment.sft_stage", "experiment.bradley_terry_stage", "iterate.dpo_stage"):
