@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from rlhf_jax.fields import COUNT, Flat, Options, at_least
 
+ScoreAt = Literal["last_token", "end_of_turn"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ScorerModel(Options):
@@ -35,11 +37,15 @@ class BradleyTerryScoring(Options):
       kind: bradley_terry, pairwise or multi_objective (models), or function (Python).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
+      score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
+        and TRL do, or "end_of_turn", its stop token; None for what the model's config.json says (rlhf_jax_score_at),
+        else the last token.
     """
 
     model: Flat[ScorerModel]
     kind: Literal["bradley_terry"] = "bradley_terry"
     output: Annotated[int | None, at_least(0)] = None
+    score_at: ScoreAt | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +70,12 @@ class MultiObjectiveScoring(Options):
     Attributes:
       kind: "multi_objective".
       model: the reward model.
+      score_at: where the head is read, as of kind bradley_terry.
     """
 
     model: Flat[ScorerModel]
     kind: Literal["multi_objective"] = "multi_objective"
+    score_at: ScoreAt | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 Messages are rendered by the tokenizer's chat template; plain text is tokenised as it stands. Either way the prompt
 has at most one BOS, the stop token lies inside the loss mask of the last turn, what a template writes after it is cut
-off, and masks come from lengths, never from token ids.
+off unless scores are read there, and masks come from lengths, never from token ids.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, get_args
@@ -64,6 +65,9 @@ class Renderer:
       add_bos: plain-text prompts begin with BOS; None: see `tokenizer.has_bos_for_text`.
       text_as_chat: string prompts and responses are rendered as a user and an assistant message, not as plain text.
       rows: of the model's embedding; an id beyond them is a fault of the row. None: any id will do.
+      to_last_token: messages are rendered whole, with what the template writes behind the last stop token, so that a
+        response ends where transformers and TRL read a sequence classifier.
+      skipped_id: taken off the ends of responses: transformers reads no head at its padding token.
     """
 
     tokenizer: Any
@@ -74,6 +78,8 @@ class Renderer:
     add_bos: bool | None = None
     text_as_chat: bool = False
     rows: int | None = None
+    to_last_token: bool = False
+    skipped_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in get_args(Overlong):
@@ -106,6 +112,16 @@ class Renderer:
         if wanted and self.tokenizer.bos_token_id is None:
             raise ValueError("add_bos is set and the tokenizer has no BOS token; unset it")
         return self.tokenizer.bos_token_id if wanted else None
+
+    @property
+    def text_end(self) -> int | None:
+        """The stop token behind plain-text responses."""
+        return self.tokenizer.eos_token_id if self.eos_id is None else self.eos_id
+
+    def for_scores(self, score_at: str, pad_token_id: int | None) -> Renderer:
+        """This renderer for a sequence classifier: responses end where its head is read (`DecoderConfig.score_at`)."""
+        last = score_at == "last_token"
+        return dataclasses.replace(self, to_last_token=last, skipped_id=pad_token_id if last else None)
 
     def render_prompt(self, prompt: Text) -> np.ndarray:
         """[p] int32 ids of a prompt, not cut, with BOS and, for messages, the header of the assistant's turn.
@@ -148,7 +164,10 @@ def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str
         prompt_ids, rendered = _whole_text(renderer, example.responses[0])
     else:
         prompt_ids = _prompt_ids(renderer, prompt, variables)
-        rendered = [_response(renderer, prompt, prompt_ids, response, variables) for response in example.responses]
+        if renderer.to_last_token and not isinstance(prompt, str):
+            prompt_ids, rendered = _conversations(renderer, prompt, prompt_ids, example.responses, variables)
+        else:
+            rendered = [_response(renderer, prompt, prompt_ids, response, variables) for response in example.responses]
     prompt_ids, rendered, notes = renderer.limits.fit(prompt_ids, rendered, renderer.tokenizer.bos_token_id)
     for chosen, rejected in example.pairs:
         if rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist():
@@ -223,11 +242,13 @@ def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response:
     if isinstance(prompt, str) and isinstance(response, str):
         ids = plain_ids(renderer.tokenizer, response, continues=prompt != "")
         mask = [True] * len(ids)
-        eos = renderer.tokenizer.eos_token_id if renderer.eos_id is None else renderer.eos_id
+        eos = renderer.text_end
         if eos is None:
             raise ValueError("the tokenizer has no EOS token, so a model could not learn to stop; set eos_id")
         if ids and ids[-1] != eos:
             ids, mask = [*ids, eos], [*mask, True]
+        ids = _unpadded(ids, renderer.skipped_id)
+        mask = mask[: len(ids)]
     else:
         ids, mask = _chat_response(renderer, _messages(prompt, "user"), prompt_ids, _messages(response, "assistant"),
                                    variables)
@@ -235,6 +256,33 @@ def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response:
         raise BadRow("zero_token_response", "a response has no token; there is nothing to learn from")
     _check_rows(renderer, ids)
     return Response(np.asarray(ids, np.int32), np.asarray(mask, bool))
+
+
+def _conversations(renderer: Renderer, prompt: list[Message], prompt_ids: list[int], responses: Sequence[Text],
+                   variables: dict[str, Any]) -> tuple[list[int], list[Response]]:
+    """What all conversations begin with, at most the prompt with its header, and the rest of each (`to_last_token`).
+
+    Prompt and response together are `apply_chat_template` of the whole conversation, whatever the template does.
+    """
+    whole = [_template_ids(renderer, [*prompt, *_messages(response, "assistant")], False, variables)
+             for response in responses]
+    whole = [_unpadded(ids, renderer.skipped_id) for ids in whole]
+    for ids in whole:
+        _check_rows(renderer, ids)
+    columns = zip(prompt_ids, *(ids[:-1] for ids in whole), strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    if not shared:
+        raise BadRow("template_not_prefix_preserving", "the rendered conversations of this prompt have no token in "
+                                                       "common; use a template that begins with BOS or the prompt")
+    return prompt_ids[:shared], [Response(np.asarray(ids[shared:], np.int32), np.ones(len(ids) - shared, bool))
+                                 for ids in whole]
+
+
+def _unpadded(ids: list[int], skipped_id: int | None) -> list[int]:
+    """The ids without the skipped ones at their end."""
+    while ids and ids[-1] == skipped_id:
+        ids = ids[:-1]
+    return ids
 
 
 def _chat_response(renderer: Renderer, prompt: list[Message], prompt_ids: list[int], response: list[Message],

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -28,11 +29,15 @@ class EndOfTurn:
 
     Attributes:
       stop_id: the token by which the assistant stops, e.g. `<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`.
-      trailing: number of tokens the template writes after it, e.g. 1 for the newline after `<|im_end|>`.
+      trailing_ids: what the template writes after it, e.g. the newline after `<|im_end|>`.
     """
 
     stop_id: int
-    trailing: int
+    trailing_ids: tuple[int, ...] = ()
+
+    @property
+    def trailing(self) -> int:
+        return len(self.trailing_ids)
 
 
 def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
@@ -156,7 +161,7 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn:
     special = _special_ids(tokenizer)
     for place, token in enumerate(ids):
         if token in special:
-            return EndOfTurn(token, len(ids) - place - 1)
+            return EndOfTurn(token, tuple(ids[place + 1 :]))
     raise ValueError(f"the chat template ends an assistant turn with {ending!r}, in which the tokenizer knows no "
                      "special token; the model could not learn to stop. Use a template whose end of turn is in the "
                      "vocabulary")
@@ -177,13 +182,49 @@ def stop_token_ids(tokenizer: Any, generation_config: Mapping[str, Any] | None =
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """An id to fill rows with that is no stop token. Masks come from lengths, so any other id does."""
-    stops = {tokenizer.eos_token_id}
-    if tokenizer.chat_template:
-        stops.add(end_of_turn(tokenizer).stop_id)
+    """An id to fill rows with that ends no response. Masks come from lengths, so any other id does."""
+    ends = _last_ids(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    candidates = [tokenizer.pad_token_id, *(vocabulary.get(token) for token in PAD_CANDIDATES), *range(len(stops) + 1)]
-    return next(int(i) for i in candidates if i is not None and i not in stops)
+    candidates = [tokenizer.pad_token_id, *(vocabulary.get(token) for token in PAD_CANDIDATES), *range(len(ends) + 1)]
+    return next(int(i) for i in candidates if i is not None and i not in ends)
+
+
+def classifier_pad_id(tokenizer: Any, configured: int | None = None) -> int | None:
+    """The padding id of a sequence classifier, whose head transformers reads at the last token of another id.
+
+    It is `configured` (a classifier's own, part of how it is read) where that is a special token, else a special token
+    that ends no conversation, BOS where there is no other; EOS where every special token ends one.
+    """
+    special, vocabulary = _special_ids(tokenizer), tokenizer.get_vocab()
+    if configured in special:
+        return configured
+    spare = special - _last_ids(tokenizer)
+    candidates = [tokenizer.pad_token_id, *(vocabulary.get(token) for token in PAD_CANDIDATES), tokenizer.bos_token_id]
+    return next((int(i) for i in candidates if i in spare), tokenizer.eos_token_id)
+
+
+def write_pad_token(folder: Path, pad_id: int) -> None:
+    """Makes `pad_id` the padding token of the tokenizer files in `folder`, if it is not already."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if tokenizer.pad_token_id == pad_id:
+        return
+    token = tokenizer.convert_ids_to_tokens(pad_id)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.is_file():
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps({**raw, "pad_token": token}, indent=2, ensure_ascii=False) + "\n",
+                            encoding="utf-8")
+
+
+def _last_ids(tokenizer: Any) -> set[int | None]:
+    """Ids that a response, or the text a template writes behind it, ends with."""
+    if not tokenizer.chat_template:
+        return {tokenizer.eos_token_id}
+    end = end_of_turn(tokenizer)
+    return {tokenizer.eos_token_id, end.stop_id, *end.trailing_ids}
 
 
 def has_bos_for_text(tokenizer: Any) -> bool:

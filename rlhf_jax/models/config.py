@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from rlhf_jax.config.scorer import ScoreAt
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -53,6 +55,9 @@ class DecoderConfig:
       experts, experts_per_token, normalize_experts: mixture of experts in place of the one MLP; 0 for none.
         `normalize_experts` makes the chosen experts' weights sum to one.
       num_labels: 0 for a language model, 1 or more for a sequence classifier (reward model).
+      score_at: where a classifier's head is read. "last_token": the last token of the rendered conversation that is
+        not `pad_token_id`, as transformers and TRL do; "end_of_turn": the stop token, as models that were trained here
+        before config.json had a key for it.
       gate: of a classifier whose outputs are objectives that a gate over the prompt weighs (ArmoRM).
       vocab_multiple: the vocabulary's rows are padded to a multiple of it, so that a mesh can divide them.
     """
@@ -85,6 +90,7 @@ class DecoderConfig:
     experts_per_token: int = 0
     normalize_experts: bool = True
     num_labels: int = 0
+    score_at: ScoreAt = "last_token"
     gate: Gate | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
+from rlhf_jax.config.scorer import ScoreAt
 from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 
 
@@ -96,6 +97,8 @@ _KEYS = {
 }
 """config.json keys of all families -> `DecoderConfig` fields of the same meaning."""
 
+SCORE_AT = "rlhf_jax_score_at"
+"""config.json key of a classifier; transformers keeps it and reads nothing from it."""
 _GATE = {"gating_hidden_dim": "hidden", "gating_n_hidden": "layers", "gating_temperature": "temperature"}
 _ARMO_OBJECTIVES = 19
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -155,7 +158,7 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The fields `num_labels` and `gate`, from the architecture that config.json names."""
+    """The fields `num_labels`, `score_at` and `gate`, from the architecture that config.json names."""
     known = family.architectures
     architecture = (raw["architectures"] or [known["causal"]])[0]
     if architecture not in known.values():
@@ -163,10 +166,14 @@ def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
                          f"{list(known.values())} are supported, which differ in the head that sits on the decoder")
     if architecture == known["causal"]:
         return {}
+    score_at = raw.get(SCORE_AT) or "last_token"
+    if score_at not in get_args(ScoreAt):
+        raise ValueError(f"config.json has {SCORE_AT} = {score_at!r}; known are {', '.join(get_args(ScoreAt))}")
     if architecture == known["scores"]:
-        return {"num_labels": int(raw["num_labels"] or len(raw.get("id2label") or "01"))}  # absent: transformers' 2
+        return {"num_labels": int(raw["num_labels"] or len(raw.get("id2label") or "01")),  # absent: transformers' 2
+                "score_at": score_at}
     gate = Gate(**{field: raw[key] for key, field in _GATE.items() if key in raw})
-    return {"num_labels": int(raw.get("num_objectives") or _ARMO_OBJECTIVES), "gate": gate}
+    return {"num_labels": int(raw.get("num_objectives") or _ARMO_OBJECTIVES), "gate": gate, "score_at": score_at}
 
 
 _COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts_per_tok", "gating_n_hidden", "num_objectives")
@@ -276,7 +283,8 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
     raw |= {key: value for key, value in some_have.items() if key in known}
     if config.is_classifier:
         raw |= {"id2label": {str(i): f"LABEL_{i}" for i in range(config.num_labels)},
-                "label2id": {f"LABEL_{i}": i for i in range(config.num_labels)}, "num_labels": config.num_labels}
+                "label2id": {f"LABEL_{i}": i for i in range(config.num_labels)}, "num_labels": config.num_labels,
+                SCORE_AT: config.score_at}
     if config.gate is not None:
         raw |= {key: getattr(config.gate, field) for key, field in _GATE.items()}
         raw["num_objectives"] = config.num_labels

@@ -75,8 +75,9 @@ def rerender(groups: Sequence[PromptGroup], renderer: Renderer, failures: Counte
              ) -> tuple[list[PromptGroup], list[tuple[int, list[int]]]]:
     """Groups in the ids of the scorer's own tokenizer and template.
 
-    A response that ran out of budget gets no stop token, as it had none when it was sampled. Responses that cannot
-    be rendered are left out and counted in `failures` by reason.
+    A chat template closes every turn, also that of a response that ran out of budget, as in TRL. Plain text is closed
+    by the stop token alone, which a response that ran out of budget does not get. Responses that cannot be rendered
+    are left out and counted in `failures` by reason.
 
     Returns:
       The groups that have a response left, and for each: (its index in `groups`, the indices of its responses).
@@ -85,7 +86,7 @@ def rerender(groups: Sequence[PromptGroup], renderer: Renderer, failures: Counte
     for index, group in enumerate(groups):
         kept = _rendered(group, renderer, failures)
         if kept:
-            responses = tuple(_unstopped(new.responses[0], group.responses[i]) for i, new in kept)
+            responses = tuple(_unstopped(new, group.responses[i], renderer.text_end) for i, new in kept)
             out.append(dataclasses.replace(kept[0][1], responses=responses))
             places.append((index, [i for i, _ in kept]))
     return out, places
@@ -115,7 +116,10 @@ def _example(group: PromptGroup, texts: tuple[Text, ...]) -> Example:
     return Example(group.prompt, texts, prompt_id=group.prompt_id, extra=tools)
 
 
-def _unstopped(rendered: Response, original: Response) -> Response:
-    if original.finish_reason != LENGTH or len(rendered.ids) < 2:
+def _unstopped(group: PromptGroup, original: Response, stop_id: int | None) -> Response:
+    """The one response of `group`, without its stop token where it is plain text and was cut off."""
+    rendered = group.responses[0]
+    plain = isinstance(group.prompt, str) and isinstance(original.text, str)
+    if original.finish_reason != LENGTH or not plain or rendered.ids[-1] != stop_id or len(rendered.ids) < 2:
         return rendered
     return dataclasses.replace(rendered, ids=rendered.ids[:-1], loss_mask=rendered.loss_mask[:-1])

@@ -1,4 +1,4 @@
-"""A reward model as a scorer: one number at a response's last token."""
+"""A reward model as a scorer: one number at the last token of the conversation, where transformers and TRL read it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class BradleyTerryScorer:
         self._check(config)
         self.name, self._key = name, key
         self.failures: Counter[str] = Counter()
-        self._weights, self._renderer = Weights(params), renderer
+        self._weights = Weights(params)
+        self._renderer = renderer.for_scores(config.score_at, config.pad_token_id)
         self._compute = Compute(config, mesh=mesh)
         self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
-from rlhf_jax.data.tokenizer import check_vocabulary, load_template
+from rlhf_jax.data.tokenizer import check_vocabulary, classifier_pad_id, load_template
 from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
 from rlhf_jax.models.folder import CONFIG
 from rlhf_jax.parallel import param_shardings
+from rlhf_jax.workflow.reward_model import reward_config
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
 VOCAB_MULTIPLE, LARGE_VOCAB_MULTIPLE = 128, 256
@@ -92,13 +93,29 @@ class Checkpoint:
         check_made(self.folder)
         return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
 
-    def renderer(self, options: RenderOptions) -> Renderer:
-        """How rows become ids: within the limits given, and never beyond the model's own positions."""
+    @cached_property
+    def reward_model(self) -> DecoderConfig:
+        """The reward model that is trained from this checkpoint: its head, where that is read, and the padding id.
+
+        A classifier goes on as it is read; a language model's padding id is replaced where a conversation ends with it,
+        since transformers would read the head before it.
+        """
+        own = self.config.pad_token_id if self.config.is_classifier else None
+        return dataclasses.replace(reward_config(self.config), pad_token_id=classifier_pad_id(self.tokenizer, own))
+
+    def renderer(self, options: RenderOptions, *, scores: bool = False) -> Renderer:
+        """How rows become ids: within the limits given, and never beyond the model's own positions.
+
+        scores: for training a reward model from this checkpoint; a classifier's rows always end where it is read.
+        """
         eos = self.tokenizer.eos_token_id
         longest = min(options.max_length or self.config.max_position, self.config.max_position)
-        return Renderer(self.tokenizer, options.max_prompt_length, longest, options.overlong,
-                        eos_id=eos if eos in self.stop_ids else self.stop_ids[0], text_as_chat=options.text_as_chat,
-                        rows=self.config.vocab_size)
+        renderer = Renderer(self.tokenizer, options.max_prompt_length, longest, options.overlong,
+                            eos_id=eos if eos in self.stop_ids else self.stop_ids[0],
+                            text_as_chat=options.text_as_chat, rows=self.config.vocab_size)
+        if not scores and not self.config.is_classifier:
+            return renderer
+        return renderer.for_scores(self.reward_model.score_at, self.reward_model.pad_token_id)
 
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:

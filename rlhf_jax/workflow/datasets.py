@@ -124,6 +124,7 @@ class RenderedRows:
     Attributes:
       quarantine: file for the rows that cannot be used.
       prepare: what examples become before they are rendered, and counts about it.
+      scores: a reward model is trained on them, see `Checkpoint.renderer`.
       announce: is told the funnel, before anything is made of the rows.
     """
 
@@ -134,6 +135,7 @@ class RenderedRows:
     graded: GradedOptions = GradedOptions()
     quarantine: Path | None = None
     prepare: Callable[[list[Example], Funnel, Renderer], list[Example]] = _as_they_are
+    scores: bool = False
     announce: Callable[[str], None] = lambda text: None
 
     @cached_property
@@ -144,7 +146,7 @@ class RenderedRows:
     def _read(self) -> tuple[list[PromptGroup], Funnel]:
         examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
         make = prompt_groups if self.kind == "prompt" else render_all
-        renderer = self.checkpoint.renderer(self.render)
+        renderer = self.checkpoint.renderer(self.render, scores=self.scores)
         groups = make(self.prepare(examples, funnel, renderer), renderer, funnel)
         self.announce(str(funnel))
         return groups, funnel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,7 +14,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.render_all import rendered
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text
+from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text, template_ids
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
@@ -142,8 +142,9 @@ def _stop_token(checkpoint: Checkpoint) -> Finding:
     return Finding("stop token", "ok", f"{_names(checkpoint, (stop,))} ends turns and is in generation_config.json")
 
 
-def _names(checkpoint: Checkpoint, ids: Sequence[int]) -> str:
-    return ", ".join(f"{checkpoint.tokenizer.convert_ids_to_tokens(int(i))!r} ({i})" for i in ids) or "none"
+def _names(checkpoint: Checkpoint, ids: Sequence[int | None]) -> str:
+    named = [i for i in ids if i is not None]
+    return ", ".join(f"{checkpoint.tokenizer.convert_ids_to_tokens(int(i))!r} ({i})" for i in named) or "none"
 
 
 def _stop_trained(checkpoint: Checkpoint) -> Finding:
@@ -161,10 +162,29 @@ def _padding(checkpoint: Checkpoint) -> Finding:
 
     plain = AutoTokenizer.from_pretrained(  # as other software sees it
         str(checkpoint.folder), local_files_only=True, trust_remote_code=False)
+    if checkpoint.config.is_classifier:
+        return _classifier_padding(checkpoint, plain)
     if plain.pad_token_id is not None and plain.pad_token_id in checkpoint.stop_ids:
         return Finding("padding", "note", f"the tokenizer's pad token is the stop token {plain.pad_token!r}",
-                       "harmless here, where masks come from lengths; other trainers then never teach the stop token")
+                       "harmless here, where masks come from lengths and a reward model made of it gets another pad "
+                       "token; other trainers then never teach the stop token")
     return Finding("padding", "ok", f"pad token {checkpoint.tokenizer.pad_token!r} is no stop token")
+
+
+def _classifier_padding(checkpoint: Checkpoint, plain: Any) -> Finding:
+    """Whether all software reads the head at one token: transformers looks for the last one that is not padding."""
+    pad = checkpoint.config.pad_token_id
+    prompt = [*CONVERSATION, {"role": "assistant", "content": ANSWERS[0]}]
+    last = template_ids(plain, prompt, generation=False)[-1] if plain.chat_template else plain.eos_token_id
+    if pad is not None and pad == last:
+        return Finding("padding", "note", f"config.json pads with {_names(checkpoint, (pad,))}, with which a rendered "
+                       "conversation ends", "transformers reads the head at the token before it, and so do we; vLLM "
+                       "reads it at the last token and gives other scores")
+    if plain.pad_token_id != pad:
+        return Finding("padding", "note", f"the tokenizer pads with {_names(checkpoint, (plain.pad_token_id,))}, "
+                       f"config.json says {_names(checkpoint, (pad,))}", "harmless here; transformers takes the "
+                       "tokenizer's padding for text and reads a padded batch at the wrong token. Export the model")
+    return Finding("padding", "ok", f"pad token {plain.pad_token!r} ends no conversation")
 
 
 def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]) -> Finding:

@@ -157,7 +157,7 @@ class Experiment:
             section.init, section.data.render.chat_template_path)
         kind, seed = trainable_kind(section.train), section.train.train.seed
         rows = self.rows("reward", section.data, "preference", origin,
-                         prepare=partial(kind.examples, seed))
+                         prepare=partial(kind.examples, seed), scores=kind.reads_head)
         return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 
     def _evaluate_reward(self, scorer: Scorer, data: ScorerData) -> Mapping[str, Any]:

@@ -71,7 +71,7 @@ def sft(command: SftCommand, context: Context) -> SftStage:
 def reward(command: RewardCommand, context: Context) -> RewardStage:
     """`rlhf-jax reward`."""
     kind, seed = trainable_kind(command.options), command.options.train.seed
-    rows = _Rows(command, context, "preference", prepare=partial(kind.examples, seed))
+    rows = _Rows(command, context, "preference", prepare=partial(kind.examples, seed), scores=kind.reads_head)
     return RewardStage(start=rows.model, data=(rows.train,), options=command.options,
                        evaluation=rows.held_out(command.eval_dataset_name))
 

@@ -71,6 +71,31 @@ def test_messages(chatml):
     assert mixed.prompt == "a"
 
 
+@pytest.mark.parametrize("template", [*TEMPLATES, "think"])
+def test_for_scores_prompt_and_response_are_the_whole_rendered_conversation(template, make_tokenizer):
+    """Also where a template drops a part of the prompt once it is answered, as some do with thoughts."""
+    think = "{% if add_generation_prompt %}assistant: <think>{% endif %}"
+    if template == "think":
+        template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '</s>\n' }}{% endfor %}" + think
+    tokenizer = make_tokenizer(template)
+    renderer = Renderer(tokenizer).for_scores("last_token", None)
+    for prompt, answers in (([user("a")], ("b", "b c")), ([user("a"), bot("b"), user("c")], ([bot("d")], MULTI))):
+        group = renderer.render(Example(prompt, answers))
+        for answer, response in zip(answers, group.responses, strict=True):
+            turns = [*prompt, *([bot(answer)] if isinstance(answer, str) else answer)]
+            assert [*group.prompt_ids, *response.ids] == tokenizer.apply_chat_template(turns, return_dict=False)
+    if template in TEMPLATES:  # the prompt is the one that answers are sampled from
+        assert group.prompt_ids.tolist() == Renderer(tokenizer).render(Example(prompt, ())).prompt_ids.tolist()
+
+
+def test_for_scores_padding_is_taken_off_the_end_and_at_the_end_of_turn_nothing_changes(chatml):
+    example = Example([user("a")], ("b", "c"))
+    newline = chatml("\n")["input_ids"][0]
+    assert Renderer(chatml).for_scores("last_token", newline).render(example).responses[0].ids.tolist() == \
+        Renderer(chatml).render(example).responses[0].ids.tolist()
+    assert Renderer(chatml).for_scores("end_of_turn", newline) == Renderer(chatml)
+
+
 def test_text_as_chat(chatml):
     renderer = Renderer(chatml, text_as_chat=True)
     group, expected = renderer.render(Example("a", ("b",))), renderer.render(Example([user("a")], ([bot("b")],)))

@@ -3,12 +3,14 @@ import json
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from rlhf_jax.data.templates import TemplateRefused
 from rlhf_jax.data.tokenizer import (
     TEMPLATES,
     adds_leading_space,
     check_vocabulary,
+    classifier_pad_id,
     end_of_turn,
     has_bos_for_text,
     load_template,
@@ -17,6 +19,7 @@ from rlhf_jax.data.tokenizer import (
     plain_ids,
     stop_token_ids,
     template_ids,
+    write_pad_token,
 )
 
 USER = [{"role": "user", "content": "hi"}]
@@ -75,6 +78,34 @@ def test_padding_is_never_a_stop_token(make_tokenizer):
         assert tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer)) == "<pad>"
     tokenizer = make_tokenizer("chatml", pad_token="<|im_end|>")
     assert pad_token_id(tokenizer) not in stop_token_ids(tokenizer)
+
+
+@pytest.mark.parametrize(("template", "special", "configured", "expected"), [
+    ("chatml", {}, None, "<pad>"),
+    ("chatml", {"pad_token": "</s>"}, None, "<pad>"),
+    ("llama3", {"pad_token": "<|eot_id|>"}, None, "<pad>"),
+    ("{% for m in messages %}{{ m['content'] + '</s><pad>' }}{% endfor %}", {"pad_token": "<pad>"}, None, "<s>"),
+    ("llama3", {}, "<|eot_id|>", "<|eot_id|>"),  # of a classifier that was trained with it
+    ("llama3", {}, "cat", "<pad>"),  # text cannot be padding
+    (None, {"eos_token": "<s>", "bos_token": "<s>", "pad_token": "<s>"}, None, "<pad>"),
+])
+def test_a_classifiers_padding_is_a_special_token_that_ends_no_conversation(template, special, configured, expected,
+                                                                            make_tokenizer):
+    tokenizer = make_tokenizer(template, **special)
+    configured = configured and tokenizer.convert_tokens_to_ids(configured)
+    assert tokenizer.convert_ids_to_tokens(classifier_pad_id(tokenizer, configured)) == expected
+
+
+def test_a_pad_token_is_written_into_the_files_and_nothing_else_changes(make_tokenizer, tmp_path):
+    before = make_tokenizer("chatml", pad_token="<|im_end|>")
+    before.save_pretrained(tmp_path)
+    write_pad_token(tmp_path, 0)
+    after = AutoTokenizer.from_pretrained(tmp_path)
+    assert (after.pad_token, after.eos_token, after.chat_template) == ("<pad>", before.eos_token, before.chat_template)
+    assert after("the cat<|im_end|>")["input_ids"] == before("the cat<|im_end|>")["input_ids"]
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_pad_token(tmp_path, 0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 def test_load_tokenizer(make_tokenizer, tmp_path):

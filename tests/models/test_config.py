@@ -68,6 +68,7 @@ def test_published_configs_are_read_in_both_layouts(family, layout):
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("changes", [
     {}, {"rope": SCALED}, {"num_labels": 1}, {"num_labels": 2}, {"num_labels": 7},
+    {"num_labels": 1, "score_at": "end_of_turn"},
     {"tie_embeddings": True}, {"eos_token_ids": (3, 4)}, {"eos_token_ids": (3,), "bos_token_id": 1, "pad_token_id": 0},
     {"window": None}, {"window": 9}, {"norm_eps": 1e-6, "max_position": 77, "initializer_range": 0.5},
     {"heads": 3, "kv_heads": 1, "head_dim": 4, "mlp": 24, "layers": 5, "vocab_size": 33, "embed": 24},
@@ -92,6 +93,8 @@ def test_what_is_written_reads_back_as_the_same_config(family, changes, tiny):
     ("llama", {"model_type": None}, "model_type None"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
     ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'yarn'"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"], "rlhf_jax_score_at": "first"},
+     "rlhf_jax_score_at = 'first'; known are last_token, end_of_turn"),
     ("llama", {"num_key_value_heads": 5}, "heads = 32 is no multiple of kv_heads = 5"),
 ])
 def test_what_the_decoder_cannot_do_is_refused_by_name(family, change, message):

@@ -1,5 +1,6 @@
 """A Bradley-Terry model scores n responses as it would score each alone, in its own tokens."""
 
+import copy
 import dataclasses
 from collections import Counter
 
@@ -10,6 +11,8 @@ import pytest
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import LENGTH, STOP
+from rlhf_jax.data.rows import Example
+from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError, packed_forward, score_heads
 from rlhf_jax.scoring import BradleyTerryScorer, rerender
 
@@ -37,17 +40,51 @@ def test_sharing_the_prompt_gives_the_scores_of_one_response_at_a_time(scorer, g
     assert np.std(together) > 1e-3
 
 
-def test_the_score_is_the_head_at_the_last_token_of_the_scorers_own_rendering(scorer, groups, other_tokenizer):
-    group = groups[0]
-    messages = [*group.prompt, {"role": "assistant", "content": ANSWERS[2]}]
-    ids = other_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    assert ids[-2] == other_tokenizer.eos_token_id  # the template writes a newline after it, which is cut off
-    tokens = np.array([ids[:-1]])
+def heads_of(params, config, tokenizer, prompt, answer):
+    """Ids of a conversation, and the head's output at each of them, the conversation in a row of its own."""
+    ids = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=True,
+                                        return_dict=False)
+    tokens = np.array([ids])
     ones = np.ones_like(tokens)
-    positions = np.arange(tokens.size)[None]
-    hidden = packed_forward(scorer._weights(), scorer._compute.config, tokens, positions, ones, 0 * ones)
-    expected = float(score_heads(scorer._weights(), hidden)[0, -1, 0])
-    np.testing.assert_allclose(scorer.score([group])[0][2], expected, atol=1e-5)
+    hidden = packed_forward(params, config, tokens, np.arange(tokens.size)[None], ones, 0 * ones)
+    return ids, np.asarray(score_heads(params, hidden))[0, :, 0]
+
+
+@pytest.mark.parametrize(("changes", "place"), [
+    ({}, -1), ({"pad_token_id": 0}, -1),  # the newline that ChatML writes behind the stop token
+    ({"score_at": "end_of_turn"}, -2), ({"score_at": "end_of_turn", "pad_token_id": 3}, -2),
+    ({"pad_token_id": "newline"}, -2),  # transformers passes over padding
+])
+def test_the_score_is_the_head_where_the_config_says(changes, place, groups, other_tokenizer, make_config, make_params,
+                                                    mesh):
+    if changes.get("pad_token_id") == "newline":
+        changes = {"pad_token_id": other_tokenizer("\n")["input_ids"][0]}
+    config = make_config(other_tokenizer, num_labels=1, **changes)
+    params, renderer = make_params(config), Renderer(other_tokenizer, max_length=512, overlong="drop")
+    ids, heads = heads_of(params, config, other_tokenizer, groups[0].prompt, ANSWERS[2])
+    assert ids[-2] == other_tokenizer.eos_token_id
+    assert abs(heads[-1] - heads[-2]) > 1e-2
+    found = BradleyTerryScorer(params, config, renderer, mesh).score(groups[:1])[0][2]
+    np.testing.assert_allclose(found, heads[place], atol=1e-5)
+
+
+@pytest.mark.parametrize(("pad", "last"), [(None, "<|im_end|>"), (3, ".")])
+def test_plain_text_is_read_at_its_stop_token_or_before_it_where_that_is_padding(pad, last, other_tokenizer):
+    renderer = Renderer(other_tokenizer).for_scores("last_token", pad)
+    group = renderer.render(Example("The cat", (" sat.",)))
+    assert other_tokenizer.decode(group.responses[0].ids[-1:]) == last
+    assert len(group.responses[0].ids) == len(group.responses[0].loss_mask)
+
+
+def test_a_response_of_nothing_but_padding_is_read_in_the_prompt_as_transformers_does(other_tokenizer):
+    other_tokenizer = copy.deepcopy(other_tokenizer)
+    other_tokenizer.chat_template = TEMPLATES["llama3"].replace("<|eot_id|>", "<|im_end|>")
+    prompt = [{"role": "user", "content": "?"}]
+    group = Renderer(other_tokenizer).for_scores("last_token", 3).render(Example(prompt, ("", "a")))
+    whole = other_tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": ""}], tokenize=True,
+                                                return_dict=False)
+    assert [*group.prompt_ids, *group.responses[0].ids] == whole[:-1]
+    assert len(group.responses[0].ids) == 1
 
 
 def test_the_policys_own_ids_are_not_looked_at(scorer, groups):
@@ -56,23 +93,31 @@ def test_the_policys_own_ids_are_not_looked_at(scorer, groups):
     assert scorer.score(wrong) == scorer.score(groups)
 
 
-def test_a_truncated_sample_gets_no_stop_token(make_group, other_tokenizer):
-    group = make_group("Write.", "The cat", "The cat")
+def truncated_and_finished(group):
     cut, ended = (dataclasses.replace(r, finish_reason=reason)
                   for r, reason in zip(group.responses, (LENGTH, STOP), strict=True))
-    (found,), places = rerender([dataclasses.replace(group, responses=(cut, ended))], Renderer(other_tokenizer),
-                                Counter())
+    return dataclasses.replace(group, responses=(cut, ended))
+
+
+@pytest.mark.parametrize("score_at", ["last_token", "end_of_turn"])
+def test_the_chat_template_closes_the_turn_of_a_truncated_sample_too_as_in_trl(score_at, make_group, other_tokenizer):
+    group = truncated_and_finished(make_group("Write.", "The cat", "The cat"))
+    renderer = Renderer(other_tokenizer).for_scores(score_at, None)
+    (found,), places = rerender([group], renderer, Counter())
     assert places == [(0, [0, 1])]
-    assert found.responses[1].ids[-1] == other_tokenizer.eos_token_id
-    assert found.responses[0].ids.tolist() == found.responses[1].ids[:-1].tolist()
+    assert found.responses[0].ids.tolist() == found.responses[1].ids.tolist()
+    assert other_tokenizer.decode(found.responses[0].ids) == "The cat<|im_end|>" + (
+        "\n" if score_at == "last_token" else "")
+
+
+@pytest.mark.parametrize("pad", [None, 3])
+def test_plain_text_that_was_truncated_gets_no_stop_token(pad, make_group, other_tokenizer):
+    group = truncated_and_finished(make_group("Write.", " the cat", " the cat"))
+    group = dataclasses.replace(group, prompt="Write")
+    (found,), _ = rerender([group], Renderer(other_tokenizer).for_scores("last_token", pad), Counter())
+    assert [other_tokenizer.decode(r.ids) for r in found.responses] == [
+        " the cat", " the cat<|im_end|>" if pad is None else " the cat"]
     assert len(found.responses[0].loss_mask) == len(found.responses[0].ids)
-
-
-def test_a_truncated_sample_scores_otherwise_than_a_finished_one_of_the_same_text(scorer, make_group):
-    group = make_group("Write.", "The cat", "The cat")
-    cut = dataclasses.replace(group.responses[0], finish_reason=LENGTH)
-    first, second = scorer.score([dataclasses.replace(group, responses=(cut, group.responses[1]))])[0]
-    assert first != second
 
 
 def test_a_response_that_cannot_be_rendered_gets_none_and_is_counted(scorer, make_group):

@@ -49,7 +49,7 @@ def groups(make_group):
 def by_hand(params, config, tokenizer, group, answer):
     """One response in a row of its own; the gate written out in numpy."""
     messages = [*group.prompt, {"role": "assistant", "content": answer}]
-    ids = np.array(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)[:-1])
+    ids = np.array(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False))
     ones = np.ones_like(ids)[None]
     hidden = np.asarray(packed_forward(params, config, ids[None], np.arange(ids.size)[None], ones, 0 * ones))[0]
     stops = np.flatnonzero(ids == tokenizer.eos_token_id)
@@ -162,7 +162,7 @@ def test_the_score_is_that_of_the_layout_in_torch(model, scorer, groups, other_t
         for response, score in zip(group.responses, scores, strict=True):
             text = response.text if isinstance(response.text, str) else response.text[-1]["content"]
             messages = [*group.prompt, {"role": "assistant", "content": text}]
-            ids = torch.tensor([other_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)[:-1]])
+            ids = torch.tensor([other_tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)])
             with torch.no_grad():
                 hidden = theirs.model(ids).last_hidden_state[0]
                 at = torch.nonzero(ids[0] == other_tokenizer.eos_token_id)[-2, 0]

@@ -9,17 +9,23 @@ from pathlib import Path
 import jax
 import pytest
 
+from rlhf_jax.cli.verbs import VERBS, named
+from rlhf_jax.config.build import build
 from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
+from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.data.world import world_rows, write_world
 from rlhf_jax.models import DecoderConfig, save_hf
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import prompt_groups
 from rlhf_jax.workflow.stage import Run
+from rlhf_jax.workflow.verbs import STAGES
 
+MARKERS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>",
+           "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 WORLD = WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=24, eval_prompts=4)
 
 
@@ -111,6 +117,18 @@ def launch():
 
 
 @pytest.fixture(scope="session")
+def do_verb(make_context):
+    """do_verb(verb, folder, **options): the stage of `rlhf-jax VERB --output_dir FOLDER`, keys as there."""
+
+    def do(verb, folder, **options):
+        command = build(named(VERBS[verb].options), {"output_dir": str(folder), **options})
+        context = make_context(folder, run=Run(folder, command, single=True))
+        return context.do(verb, STAGES[verb](command, context))
+
+    return do
+
+
+@pytest.fixture(scope="session")
 def products():
     """products(folder): everything of a run that a later stage or a user reads: samples, scores, pairs, weights."""
 
@@ -120,6 +138,26 @@ def products():
         return {str(p.relative_to(folder)): p.read_bytes() for p in files if ".model.partial" not in str(p)}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """tiny_tokenizer(template, special, bos): bytes and `special` as tokens, under a template of `TEMPLATES`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template, special=MARKERS, bos="<s>"):
+        core = Tokenizer(models.BPE())
+        core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        core.decoder = decoders.ByteLevel()
+        core.train_from_iterator(["the cat"], trainers.BpeTrainer(
+            vocab_size=280, special_tokens=list(special), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False))
+        eos = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}.get(template, "</s>")
+        return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos,
+                                       chat_template=TEMPLATES[template])
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -223,6 +223,26 @@ def test_each_fault_is_found_by_its_check(damage, check, verdict, model, lone_me
     assert verdicts(Checkpoint(tmp_path / "damaged"), lone_mesh)[check] == verdict
 
 
+@pytest.mark.parametrize(("special", "configured", "advice"), [
+    ("eos_token", "eos_token", "vLLM reads it at the last token"),
+    ("eos_token", "pad_token", "reads a padded batch at the wrong token"),
+    ("pad_token", "pad_token", ""),
+])
+def test_the_padding_of_a_classifier_is_not_called_harmless(special, configured, advice, make_model, lone_mesh,
+                                                            tmp_path):
+    folder = make_model(tmp_path / "model", num_labels=1)
+    (folder / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}")
+    tokenizer = Checkpoint(folder).tokenizer
+    names = {name: getattr(tokenizer, name) for name in ("eos_token", "pad_token")}
+    change_json(folder / "tokenizer_config.json", pad_token=names[special])
+    change_json(folder / "config.json", pad_token_id=tokenizer.convert_tokens_to_ids(names[configured]))
+    found = next(one for one in examine(Checkpoint(folder), lone_mesh) if one.check == "padding")
+    assert advice in found.advice
+    assert found.verdict == ("note" if advice else "ok")
+
+
 class Killed(Exception):
     """Stands for the end of a process."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config.data import RenderOptions
-from rlhf_jax.config.scorer import ScorerModel
+from rlhf_jax.config.scorer import ScoreAt, ScorerModel
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
@@ -47,6 +47,7 @@ class TrainedKind:
       passes: what one example takes of a row.
       responses: of a group that is trained on.
       served: (folder, how rows were rendered) -> the options of the scorer that the trained model is.
+      reads_head: it is a classifier, and rows end where its head is read.
     """
 
     options: type
@@ -57,6 +58,7 @@ class TrainedKind:
     responses: int
     quoted: int
     served: Callable[[ScorerModel], Any]
+    reads_head: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,11 @@ class OpenModel(NamedTuple):
 def find_model_of(options: ScorerModel) -> Checkpoint:
     """The checkpoint of a scorer."""
     return Checkpoint.find(options.model_name_or_path, options.chat_template_path)
+
+
+def read_at(config: DecoderConfig, score_at: ScoreAt | None) -> DecoderConfig:
+    """The config of a classifier whose head is read where the options say, if they do."""
+    return config if score_at is None else dataclasses.replace(config, score_at=score_at)
 
 
 def open_model(options: Any, mesh: Mesh) -> OpenModel:

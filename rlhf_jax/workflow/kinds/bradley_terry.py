@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -18,28 +17,23 @@ from rlhf_jax.models import DecoderConfig, Params, as_classifier
 from rlhf_jax.scoring import BradleyTerryScorer
 from rlhf_jax.scoring.bradley_terry import slot_score
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model
+from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model, read_at
+from rlhf_jax.workflow.reward_model import reward_config
 
 
 def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str) -> BradleyTerryScorer:
     """The reward model as a scorer."""
     model = open_model(options, mesh)
-    return BradleyTerryScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key,
-                              output=options.output)
-
-
-def classifier(config: DecoderConfig) -> DecoderConfig:
-    """The shape of a reward model on a language model's backbone; a classifier keeps its own."""
-    return config if config.is_classifier else dataclasses.replace(config, num_labels=1, tie_embeddings=False)
+    return BradleyTerryScorer(model.weights, read_at(model.config, options.score_at), model.renderer, mesh, name=name,
+                              key=model.key, output=options.output)
 
 
 def as_reward_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
-    """A language model with a fresh scalar head, or the reward model it already is."""
-    shape = classifier(config)
-    if shape.num_labels != 1:
-        raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {shape.num_labels}; start "
+    """A language model with a fresh scalar head, or the reward model it already is. config: the reward model's."""
+    if config.num_labels != 1:
+        raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {config.num_labels}; start "
                          "from a language model or from a reward model with one output")
-    return (params if config.is_classifier else as_classifier(params, jax.random.key(seed), shape)), shape
+    return (params if "score" in params else as_classifier(params, jax.random.key(seed), config)), config
 
 
 def objective(options: BradleyTerryOptions) -> Callable[[Compute], Objective]:
@@ -54,8 +48,9 @@ def as_they_are(seed: int, examples: list[Example], funnel: Funnel, renderer: Re
 
 
 KIND = Kind(
-    options=BradleyTerryScoring, open=open_scorer, shape=classifier,
+    options=BradleyTerryScoring, open=open_scorer, shape=reward_config,
     passes=lambda options, responses: Passes(1, responses),
     outputs=lambda compute: partial(slot_score, compute, None),
-    training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model, shape=classifier,
-                         objective=objective, responses=2, quoted=0, served=BradleyTerryScoring))
+    training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model, shape=reward_config,
+                         objective=objective, responses=2, quoted=0, reads_head=True,
+                         served=BradleyTerryScoring))

@@ -9,16 +9,17 @@ from jax.sharding import Mesh
 from rlhf_jax.config.scorer import MultiObjectiveScoring
 from rlhf_jax.scoring import MultiObjectiveScorer
 from rlhf_jax.scoring.bradley_terry import slot_score
-from rlhf_jax.workflow.kinds.base import Kind, Passes, open_model
-from rlhf_jax.workflow.kinds.bradley_terry import classifier
+from rlhf_jax.workflow.kinds.base import Kind, Passes, open_model, read_at
+from rlhf_jax.workflow.reward_model import reward_config
 
 
 def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str) -> MultiObjectiveScorer:
     """The model as a scorer."""
     model = open_model(options, mesh)
-    return MultiObjectiveScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key)
+    return MultiObjectiveScorer(model.weights, read_at(model.config, options.score_at), model.renderer, mesh, name=name,
+                                key=model.key)
 
 
-KIND = Kind(options=MultiObjectiveScoring, open=open_scorer, shape=classifier,
+KIND = Kind(options=MultiObjectiveScoring, open=open_scorer, shape=reward_config,
             passes=lambda options, responses: Passes(1, responses),
             outputs=lambda compute: partial(slot_score, compute, None))  # the gate's product is too small to count

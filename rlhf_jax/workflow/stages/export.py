@@ -28,15 +28,16 @@ from rlhf_jax.models import (
     param_specs,
     save_hf,
 )
-from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, holds_tokenizer, own_template
+from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, TOKENIZER_CONFIG, holds_tokenizer, own_template
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
-from rlhf_jax.parallel import shaped, spec_shardings
+from rlhf_jax.parallel import on_main, shaped, spec_shardings
 from rlhf_jax.training.checkpoints import restore_params, saved_params
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import CHECKPOINTS, INPUTS, MODEL
+from rlhf_jax.workflow.reward_model import pad_as_config, reading_note
 from rlhf_jax.workflow.stage import Stage, hash_path
 from rlhf_jax.workflow.stages.train import atomic_model_dir
 
@@ -68,11 +69,15 @@ class ExportStage(Stage):
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         params, config, what = self._source(context.mesh)
+        if config.is_classifier and (self.base.folder / TOKENIZER_CONFIG).is_file():
+            config = dataclasses.replace(config, pad_token_id=self.base.reward_model.pad_token_id)
         with atomic_model_dir(folder) as new:
             save_hf(new, cast(params, jnp.dtype(self.dtype)), config, tokenizer_from=self.tokenizer_from,
                     generation_from=self.base.folder, chat_template=self.base.chat_template,
                     max_shard_bytes=int(self.max_shard_size * 1e9),
-                    card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {self.dtype}.\n")
+                    card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {self.dtype}.\n"
+                    + reading_note(config, self.base.folder))
+            on_main(lambda: pad_as_config(new, config))
         again = Checkpoint(folder / MODEL)
         loaded = again.params(context.mesh, jnp.dtype(self.dtype))  # raises for a tensor missing or of another shape
         return {"exported": what, "dtype": self.dtype, "parameters": sum(x.size for x in jax.tree.leaves(loaded)),

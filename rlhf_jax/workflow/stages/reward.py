@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.training import RewardOptions
+from rlhf_jax.models import DecoderConfig
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.kinds import trainable_kind
+from rlhf_jax.workflow.reward_model import reading_key
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.train import Training, funnels, preview_training, read_all, train
+from rlhf_jax.workflow.stages.train import Training, check_margins, funnels, preview_training, read_all, train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +34,20 @@ class RewardStage(Stage):
     options: RewardOptions
     evaluation: GroupSource | None = None
 
+    def _shape(self) -> DecoderConfig:
+        return self.start.reward_model if trainable_kind(self.options).reads_head else self.start.config
+
+    def inputs(self) -> dict[str, Any]:
+        return {**super().inputs(), **reading_key(self._shape())}
+
     def preview(self, context: Context) -> Preview:
         return preview_training(self, context)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         kind = trainable_kind(self.options)
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
-        params, config = kind.model(context.params(self.start), self.start.config, self.options.train.seed)
+        check_margins(self.options, groups, held_out)
+        params, config = kind.model(context.params(self.start), self._shape(), self.options.train.seed)
         job = Training(start=self.start, params=params, config=config, objective=kind.objective(self.options),
                        options=self.options, groups=groups, eval_groups=held_out)
         del params

@@ -43,6 +43,7 @@ from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview, RenderedRows
 from rlhf_jax.workflow.products import CHECKPOINTS, MODEL
+from rlhf_jax.workflow.reward_model import pad_as_config, reading_note
 from rlhf_jax.workflow.stage import to_plain
 from rlhf_jax.workflow.trackers import tracking
 
@@ -137,7 +138,9 @@ def export(folder: Path, job: Training, params: Params, frozen: Params, card: st
                              chat_template)
             score = {"score": params["score"]} if "score" in params else {}
             params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
-        save_hf(new, params, config, tokenizer_from=job.start.folder, chat_template=chat_template, card=card)
+        save_hf(new, params, config, tokenizer_from=job.start.folder, chat_template=chat_template,
+                card=card + reading_note(config, job.start.folder))
+        on_main(lambda: pad_as_config(new, config))
     return params
 
 
