@@ -5,6 +5,7 @@
 
 import json
 import sys
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -24,18 +25,19 @@ Tokens are useful tokens: each prompt once, each response once; of sampling and 
 the peak of the process (on a CPU) or of the device. On one core seconds are the worker's processor time, which others
 that use the machine lengthen little; on several they are the clock's. "Load" is how many cores others kept busy.
 """
-COLUMNS = """| work | framework | seconds a step | tokens/s | ours is | target | peak memory | steps | load |
+COLUMNS = """| work | framework | seconds per step | tokens/s | ours is | target | peak memory | steps | load |
 |---|---|---:|---:|---:|---:|---:|---:|---:|"""
 MEMORY = """### Memory of a DPO step under a vocabulary of {vocabulary:,}
 
-{options}. Beyond is the peak of the whole process, imports included, less twelve bytes a parameter (float32
-weights and Adam's two moments; {parameters:,} parameters). Gradients, the reference and logits are in it.
+{options}. Beyond is the peak of the whole process, imports
+included, less twelve bytes per parameter (float32 weights and Adam's two moments; {parameters:,} parameters).
+Gradients, the reference and logits are in it.
 
 | framework | peak | beyond | ours needs | target |
 |---|---:|---:|---:|---:|"""
 REMAT = """### Recomputation and logits chunk, `{shape}`
 
-Seconds of a DPO step (median of {steps}) and bytes that the compiled step keeps beside its arguments.
+Seconds of a DPO step (median of {steps}) and bytes that the compiled step keeps in addition to its arguments.
 
 | remat | logits_chunk | seconds | temporary memory |
 |---|---:|---:|---:|"""
@@ -103,8 +105,8 @@ def remat_table(lines):
 
 def measured(lines):
     versions = {name: value for line in lines for name, value in line["versions"].items()}
-    print(f"\nMeasured on {max(line['date'] for line in lines)}: "
-          + ", ".join(f"{name} {value}" for name, value in versions.items()) + ".\n")
+    print("\n" + textwrap.fill(f"Measured on {max(line['date'] for line in lines)}: "
+                               + ", ".join(f"{name} {value}" for name, value in versions.items()) + ".", 120) + "\n")
 
 
 def cores_of(machine):

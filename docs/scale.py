@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from rlhf_jax.plan.report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds
@@ -76,15 +77,15 @@ links) takes at the vendor's peak, and *useful* the share of the arithmetic peak
 _SCALING_WORDS = """## From 8 to 256 chips
 
 One DPO step of Llama-3-8B at the paper's batch of 128 pairs on v5p, long answers (a pair fills a row of 2,048 tokens),
-`mesh: auto`. The batch stays the same, so arithmetic a device halves as chips double. What it receives halves too as
+`mesh: auto`. The batch stays the same, so arithmetic per device halves as chips double. What it receives halves too as
 long as there are micro-batches to halve, since weights are gathered once in each. At 256 chips two share a row.
 
-At 64 and 128 chips the program holds all-reduces only. That is the TPU's compiler, not the step: a slice of 4x4x4 or
-more is a torus in all three directions, and there it writes every collective over the whole slice, `jax.lax.all_gather`
-and `psum_scatter` by themselves too, as an all-reduce (a gather: of zeros around each part), which runs in six one-way
-rings at once, two along each direction. The gathers it writes on smaller slices run in one ring. So twice the bytes are
-received, but not in twice the time. What is lost is the overlap: up to 32 chips some three quarters of the traffic are
-steps of rings that run beside the products, while these all-reduces run by themselves, so that arithmetic and links add
+At 64 and 128 chips the program holds all-reduces only. That is the TPU's compiler, not the step. A slice of 4x4x4 or
+more is a torus in all three directions. There the compiler writes every collective over the whole slice as an
+all-reduce, a lone `jax.lax.all_gather` or `psum_scatter` too (a gather: an all-reduce of zeros around each part). It
+runs in six one-way rings at once, two along each direction; the gathers on smaller slices run in one ring. So twice the
+bytes are received, but not in twice the time. What is lost is the overlap: up to 32 chips about three quarters of the
+traffic are steps of rings that run beside the products. These all-reduces run alone, so that arithmetic and links add
 up where the last column says the larger of the two."""
 
 
@@ -101,8 +102,15 @@ def scaling_rows(plans: dict[int, Report]) -> list[tuple[str, ...]]:
     return rows
 
 
-SCALING_COLUMNS = ("chips", "mesh", "peak + held, GiB", "PFLOP a device", "received, GiB", "arithmetic", "links",
+SCALING_COLUMNS = ("chips", "mesh", "peak + held, GiB", "PFLOP per device", "received, GiB", "arithmetic", "links",
                    "share of links", "step")
+
+
+def wrapped(text: str) -> str:
+    """Prose at 120 columns; tables and code as they are."""
+    return "\n".join(line if line.startswith(("|", "    ")) else textwrap.fill(
+        line, 120, subsequent_indent="  " * line.startswith("- "), break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n"))
 
 
 def page(folder: Path) -> str:
@@ -125,7 +133,7 @@ def page(folder: Path) -> str:
                      f"{gib(halves.peak + halves.held)} GiB instead of {gib(stage.peak + stage.held)}, as each half "
                      "holds the whole state. Its gathers run in one ring, and by themselves as well; which of the two "
                      f"is faster only a slice can tell.\n\n    rlhf-jax plan {PLANS[_HALVES]}")
-    return "\n\n".join(parts) + "\n"
+    return wrapped("\n\n".join(parts)) + "\n"
 
 
 def main() -> None:
