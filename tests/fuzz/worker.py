@@ -27,6 +27,10 @@ from cases import GENERATORS, sound_commands, write_world
 from rlhf_jax.cli import main as cli
 
 SECONDS, MAX_BYTES = 60, 2 << 30
+BARE = re.compile(r"rlhf-jax \w+: ('?\w+'? object |maximum recursion|Exceeds the limit|Expecting |Extra data|"
+                  r"unhashable|list index|string ind|'?\w+'? codec|invalid literal|could not convert|argument of type|must be |"
+                  r"\w+ indices|cannot unpack|too many values|not enough values|'\w*'$|\w+\(\) )", re.MULTILINE)
+"""Messages of Python itself, with no word of what was read."""
 
 
 def run(words):
@@ -64,8 +68,8 @@ def wrong(words, counts):
         return err[-1500:]
     if status not in (0, 1, 2):
         return f"status {status!r}: {err[-500:]}"
-    if status and not err.strip():
-        return f"status {status} without a word"
+    if status and (not err.strip() or BARE.search(err)):
+        return f"status {status} and no clear word: {err[:500]!r}"
     for read, lost, kept in counted(out) if counts else ():
         if read != lost + kept:
             return f"of {read} rows {lost} are said to be lost and {kept} kept"
