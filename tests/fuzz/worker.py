@@ -28,8 +28,8 @@ from rlhf_jax.cli import main as cli
 
 SECONDS, MAX_BYTES = 60, 2 << 30
 BARE = re.compile(r"rlhf-jax \w+: ('?\w+'? object |maximum recursion|Exceeds the limit|Expecting |Extra data|"
-                  r"unhashable|list index|string ind|'?\w+'? codec|invalid literal|could not convert|argument of type|must be |"
-                  r"\w+ indices|cannot unpack|too many values|not enough values|'\w*'$|\w+\(\) )", re.MULTILINE)
+                  r"unhashable|list index|string ind|'?\w+'? codec|invalid literal|could not convert|argument of|"
+                  r"must be |\w+ indices|cannot unpack|too many values|not enough values|'\w*'$|\w+\(\) )", re.M)
 """Messages of Python itself, with no word of what was read."""
 
 
