@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -79,11 +79,7 @@ class SamplingConfig:
                              f"{self.top_k}: need temperature >= 0, 0 < top_p <= 1, 0 <= min_p < 1, top_k >= 0")
 
     def capacity(self, longest: int, positions: int) -> int:
-        """Tokens that prompts of up to `longest` tokens are given in the cache of a model of so many positions.
-
-        Raises:
-          ValueError: if the longest prompt or its response has no room.
-        """
+        """Cache tokens of prompts of up to `longest`. Raises ValueError where one or its response has no room."""
         capacity = self.prompt_length or rounded_up(longest)
         if longest > capacity:
             raise ValueError(f"a prompt has {longest} tokens and prompt_length is {capacity}; raise prompt_length or "
@@ -212,7 +208,8 @@ class Sampler:
         Raises:
           ValueError: if a prompt plus `max_new_tokens` passes the model's maximum position, or exceeds `prompt_length`.
         """
-        capacity = self._capacity(prompts)
+        longest = max(len(prompt.prompt_ids) for prompt in prompts)
+        capacity = max(self.sampling.capacity(longest, self.config.max_position), 2)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
                        self.sampling.max_new_tokens, self._cache_dtype)
         state = jax.jit(make, out_shardings=self.shardings())()
@@ -238,9 +235,6 @@ class Sampler:
         rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
         return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
                     rows if self._skips_idle and rows < len(slots) * self._lanes else None)
-
-    def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
-        return max(self.sampling.capacity(max(len(p.prompt_ids) for p in prompts), self.config.max_position), 2)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
                 capacity: int) -> Refill | None:
