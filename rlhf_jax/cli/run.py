@@ -188,7 +188,7 @@ def report(verb: str, command: ReportCommand) -> None:
         raise ValueError(f"{folder} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
     try:
         _draw(json.loads(path.read_text()), folder)
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path} is not as a run writes it ({type(error).__name__}: {error}); give the command of the "
                          "run again, which writes it anew") from error
 

@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -133,7 +133,8 @@ class Sampler:
         Raises:
           ValueError: if a prompt plus `max_new_tokens` passes the model's maximum position, or exceeds `prompt_length`.
         """
-        capacity = self._capacity(prompts)
+        longest = max(len(prompt.prompt_ids) for prompt in prompts)
+        capacity = max(self.sampling.capacity(longest, self.config.max_position), 2)
         make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
                        self.sampling.max_new_tokens, self._cache_dtype)
         state = jax.jit(make, out_shardings=self.shardings())()
@@ -159,9 +160,6 @@ class Sampler:
         rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
         return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
                     rows if self._skips_idle and rows < len(slots) * self._lanes else None)
-
-    def _capacity(self, prompts: Iterable[PromptGroup]) -> int:
-        return max(self.sampling.capacity(max(len(p.prompt_ids) for p in prompts), self.config.max_position), 2)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
                 capacity: int) -> Refill | None:

@@ -210,7 +210,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         _check_record(record, done=path.name == RECORD)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StageConflict(f"{path} is damaged ({error}), so what {path.parent} holds cannot be told. It is "
                             "written whole or not at all: something else changed it. Remove that folder and run again"
                             ) from error

@@ -256,7 +256,8 @@ def test_two_commands_at_once_into_one_folder_are_one_too_many(rlhf_jax, sampled
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    ("{", "JSONDecodeError"), ("[]", "results.json is not as a run writes it"), ("{}", "KeyError: 'title'"),
+    ("{", "JSONDecodeError"), ("[" * 100_000, "RecursionError"),
+    ("[]", "results.json is not as a run writes it"), ("{}", "KeyError: 'title'"),
     ('{"policies": [{"label": 3}]}', "not as a run writes it"), ('{"policies": 1}', "not as a run writes it")])
 def test_results_that_no_run_wrote_are_named(content, said, rlhf_jax, tmp_path):
     (tmp_path / "results.json").write_text(content)
@@ -268,11 +269,11 @@ def test_results_that_no_run_wrote_are_named(content, said, rlhf_jax, tmp_path):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"report": 1}, "report is int"), ({"seconds": "1"}, "seconds is str"), ({"stage": None}, "stage is NoneType"),
-    ({"inputs": []}, "inputs is list"), ({"key": 3}, "key is int")])
+    ({"inputs": []}, "inputs is list"), ({"key": 3}, "key is int"), (None, "maximum recursion depth")])
 def test_a_record_of_another_shape_is_damaged(change, said, rlhf_jax, sampled, tmp_path):
     assert score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")[0] == 0
     path = tmp_path / "scored" / "stage.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text("[" * 100_000 if change is None else json.dumps({**json.loads(path.read_text()), **change}))
     status, _, err = score(rlhf_jax, sampled, tmp_path / "scored", "some_not_finite")
     assert status == 1
-    assert f"stage.json is damaged ({said})" in err
+    assert f"stage.json is damaged ({said}" in err

@@ -14,7 +14,8 @@ import pytest
 WORKER = Path(__file__).with_name("worker.py")
 SOAK = bool(os.environ.get("RLHF_JAX_SOAK"))
 CASES = 2_000 if SOAK else 40
-GENERATORS = ("config_values", "config_texts", "flags", "shards", "records")
+GENERATORS = ("config_values", "config_texts", "flags", "records", "row_bytes", "row_tables",
+              "templates")
 """Those of `cases.GENERATORS` whose faults are mended."""
 
 pytestmark = pytest.mark.slow

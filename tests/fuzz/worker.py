@@ -27,6 +27,10 @@ from cases import GENERATORS, sound_commands, write_world
 from rlhf_jax.cli import main as cli
 
 SECONDS, MAX_BYTES = 60, 2 << 30
+BARE = re.compile(r"rlhf-jax \w+: ('?\w+'? object |maximum recursion|Exceeds the limit|Expecting |Extra data|"
+                  r"unhashable|list index|string ind|'?\w+'? codec|invalid literal|could not convert|argument of|"
+                  r"must be |\w+ indices|cannot unpack|too many values|not enough values|'\w*'$|\w+\(\) )", re.M)
+"""Messages of Python itself, with no word of what was read."""
 
 
 def run(words):
@@ -64,8 +68,8 @@ def wrong(words, counts):
         return err[-1500:]
     if status not in (0, 1, 2):
         return f"status {status!r}: {err[-500:]}"
-    if status and not err.strip():
-        return f"status {status} without a word"
+    if status and (not err.strip() or BARE.search(err)):
+        return f"status {status} and no clear word: {err[:500]!r}"
     for read, lost, kept in counted(out) if counts else ():
         if read != lost + kept:
             return f"of {read} rows {lost} are said to be lost and {kept} kept"
@@ -102,6 +106,7 @@ def main():
         for words in sound_commands(world):
             status, out, err = run(words)
             assert status == 0, out + err
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * MAX_BYTES, 4 * MAX_BYTES))  # for what is faster than `watch` looks
     now = {}  # nothing is timed until the libraries are imported
     run(["sft", "--dry-run", "--model_name_or_path", world / "base", "--dataset_name", world / "sft.jsonl",
          "--output_dir", world / "none"])
