@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 import socket
 import sys
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,36 +99,50 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def _wait_for_all() -> None:
-    """Returns once every process has come here. Raises RuntimeError, after `BARRIER_SECONDS`, naming who has not."""
+@contextmanager
+def _time_limit() -> Iterator[None]:
+    """Ends this process after `BARRIER_SECONDS` in which not all have come here, and says which have not.
+
+    What waits inside can be neither interrupted nor told a time; it ends by itself, at once, where the connection to
+    another process breaks.
+    """
     from orbax.checkpoint import multihost
 
+    client, place = multihost.get_jax_distributed_client(), f"rlhf_jax/{next(_barriers)}/"
+    here, count = jax.process_index(), jax.process_count()
     seconds = float(os.environ.get("RLHF_JAX_BARRIER_SECONDS", BARRIER_SECONDS))
+
+    def give_up() -> None:
+        came = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(place)}
+        late = ", ".join(str(process) for process in range(count) if process not in came)
+        print(f"process {here} of {count} has waited {seconds:g} seconds for process {late or 'none that is late'}; "
+              "see the log of that one. Where it only needs longer, set RLHF_JAX_BARRIER_SECONDS on all processes. The "
+              "same command continues the run", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    client.key_value_set(f"{place}{here}", "")
+    watch = threading.Timer(seconds, give_up)
+    watch.daemon = True
+    watch.start()
     try:
-        multihost.get_barrier_sync_fn()(key=f"rlhf_jax/{next(_barriers)}", timeout_ms=int(1000 * seconds))
-    except jax.errors.JaxRuntimeError as error:
-        late = re.findall(r"(\d+)\s*$", str(error).partition("timed out task names:")[2].partition("RPC:")[0], re.M)
-        if not late:
-            raise
-        raise RuntimeError(
-            f"process {jax.process_index()} of {jax.process_count()} has waited {seconds:g} seconds for process "
-            f"{', '.join(late)}; see the log of that one. Where it only needs longer, set RLHF_JAX_BARRIER_SECONDS on "
-            "all processes, and give the same command again") from error
+        yield
+    finally:
+        watch.cancel()
+        client.key_value_delete(f"{place}{here}")
 
 
 def gather(value: Any) -> list[Any]:
     """Every process's `value` (anything JSON holds), in order of the processes, on all of them. All must call it.
 
-    Raises:
-      RuntimeError: if one has not come in time; names it.
+    Where one does not come within `BARRIER_SECONDS`, the others name it and end.
     """
     if jax.process_count() == 1:
         return [value]
-    _wait_for_all()
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    width = 1 << (int(sizes.max()) - 1).bit_length()  # few sizes, so that few programs are compiled
-    rows = multihost_utils.process_allgather(np.pad(data, (0, width - len(data))))
+    with _time_limit():
+        sizes = multihost_utils.process_allgather(np.int32(len(data)))
+        width = 1 << (int(sizes.max()) - 1).bit_length()  # few sizes, so that few programs are compiled
+        rows = multihost_utils.process_allgather(np.pad(data, (0, width - len(data))))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 

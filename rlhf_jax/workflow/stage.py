@@ -163,6 +163,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
         return Finished(name, folder, key, record["report"], record["seconds"], reused=True)
     start = time.perf_counter()
     report = to_plain(body(folder))
+    gather(None)  # the others may still be writing their files
 
     def finish() -> dict[str, Any]:
         seconds = round(time.perf_counter() - start, 3)

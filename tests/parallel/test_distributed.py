@@ -1,4 +1,5 @@
 import socket
+import threading
 from collections import Counter
 from contextlib import nullcontext
 
@@ -77,20 +78,33 @@ def test_a_port_that_is_taken_is_an_error_of_process_0_before_it_joins(joined, m
     assert joined == [(address, 2, number, {"cluster_detection_method": "deactivate"}) for number in (1, 0)]
 
 
-@pytest.mark.parametrize(("names", "said"), [
-    ("1\n", "process 1;"), ("1\n3\n", "process 1, 3;"),
-    ("/job:jax_worker/replica:0/task:7\n/job:jax_worker/replica:0/task:2\n", "process 7, 2;")])
-def test_who_has_not_come_in_time_is_named(monkeypatch, names, said):
-    def wait(key, timeout_ms):
-        raise jax.errors.JaxRuntimeError(
-            f"DEADLINE_EXCEEDED: Barrier timed out. Id: {key}::0. The first task at the barrier: 0. Some timed out "
-            f"task names:\n{names}\n\nRPC: /xla.coordination.CoordinationService/Barrier")
+class Store(dict):
+    """The coordinator's key-value store."""
 
-    monkeypatch.setattr("orbax.checkpoint.multihost.get_barrier_sync_fn", lambda: wait)
+    key_value_set, key_value_delete = dict.__setitem__, dict.__delitem__
+
+    def key_value_dir_get(self, place):
+        return [item for item in self.items() if item[0].startswith(place)]
+
+
+@pytest.mark.parametrize(("came", "said"), [([], "1, 2, 3;"), ([1, 3], "2;"), ([3, 2, 1], "none that is late;")])
+def test_who_has_not_come_in_time_is_named_and_the_process_ends(monkeypatch, capfd, came, said):
+    store, ended = Store(), threading.Event()
+
+    def never(value):
+        here, = store
+        store.update({f"{here.rpartition('/')[0]}/{process}": "" for process in came} | {"rlhf_jax/999999/2": ""})
+        assert ended.wait(60)
+        raise ConnectionError
+
+    monkeypatch.setattr("orbax.checkpoint.multihost.get_jax_distributed_client", lambda: store)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", never)
+    monkeypatch.setattr(distributed.os, "_exit", lambda status: ended.set())
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    monkeypatch.setenv("RLHF_JAX_BARRIER_SECONDS", "12.5")
-    with pytest.raises(RuntimeError, match=rf"process 0 of 4 has waited 12\.5 seconds for {said}"):
+    monkeypatch.setenv("RLHF_JAX_BARRIER_SECONDS", "0.05")
+    with pytest.raises(ConnectionError):
         distributed.gather("here")
+    assert f"process 0 of 4 has waited 0.05 seconds for process {said}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("seen", [[True, True, True], [True, False, True], [True, False, False]])

@@ -178,7 +178,7 @@ def test_every_verb_and_every_kind_of_training_is_killed(commands):
     assert sum(map(interruptions, NAMES)) >= (100 if SOAK else 24)
 
 
-def test_a_stage_without_its_record_is_done_again_whatever_lies_there(start, products, home, whole):
+def test_a_stage_without_its_record_is_done_again_whatever_lies_there(start, home, whole):
     expected = whole("iterate")[0]
     shutil.copytree(home / "whole" / "iterate", home / "unrecorded" / "iterate", symlinks=True)
     folder = home / "unrecorded" / "iterate"

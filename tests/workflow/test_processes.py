@@ -4,6 +4,9 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -162,6 +165,37 @@ def test_folders_that_are_not_one_are_told_at_once(launch, home, model):
     assert 0 not in run.wait()  # far less than the 600 seconds of a checkpoint's barrier
     assert "is not one folder for all processes: what process 0 writes there, process 1 does not find" in run.output()
     assert [path for folder in folders for path in folder.iterdir()] == []
+
+
+WAITING = """
+import os, time
+from rlhf_jax.parallel import gather, initialize
+
+initialize()
+assert gather(os.environ["JAX_PROCESS_ID"]) == ["0", "1"]
+os.environ["RLHF_JAX_BARRIER_SECONDS"] = "2"
+if os.environ["JAX_PROCESS_ID"] == "1":
+    time.sleep(600)
+gather("here")
+"""
+
+
+def test_a_process_that_does_not_come_is_named_by_the_one_that_waits():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+           "JAX_NUM_PROCESSES": "2", "NPROC": "16"}
+    waits, sleeps = (subprocess.Popen([sys.executable, "-c", WAITING], env={**env, "JAX_PROCESS_ID": str(i)},
+                                      stderr=subprocess.PIPE, text=True) for i in range(2))
+    try:
+        said = waits.communicate(timeout=300)[1]
+    finally:
+        for process in (waits, sleeps):
+            process.kill()
+            process.communicate()
+    assert "process 0 of 2 has waited 2 seconds for process 1; see the log of that one" in said
+    assert waits.returncode == 1
 
 
 def _until(folder, pattern):

@@ -106,6 +106,19 @@ def test_the_record_is_written_after_everything_else(tmp_path):
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["inputs.json", RECORD]
 
 
+def test_the_record_is_written_once_all_processes_are_through(tmp_path, monkeypatch):
+    """Another one may still be writing a file that belongs into the list of products."""
+    def others(value):
+        if value is None:
+            assert not (tmp_path / "s" / RECORD).exists()
+            (tmp_path / "s" / "theirs").write_text("written last")
+        return [value]
+
+    monkeypatch.setattr("rlhf_jax.workflow.stage.gather", others)
+    run_stage(tmp_path / "s", "sample", INPUTS, counting()[1])
+    assert list(json.loads((tmp_path / "s" / RECORD).read_text())["products"]) == ["theirs"]
+
+
 def test_a_leftover_temporary_record_is_no_record(tmp_path):
     folder = tmp_path / "s"
     folder.mkdir()
