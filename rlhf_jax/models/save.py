@@ -80,7 +80,16 @@ def _planned_files(sources: dict[str, list[_Source]], max_shard_bytes: int) -> l
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes a file, with the rights that the umask gives, and reads it back: what is on disk is what was meant."""
+    """Writes a file, with the rights that the umask gives, and reads it back: what is on disk is what was meant.
+
+    Raises:
+      CheckpointError: a tensor holds NaN or infinity, or reads back as another.
+    """
+    if broken := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+        raise CheckpointError(f"{len(broken)} tensors hold NaN or infinity (the first: {broken[0]}, "
+                              f"{tensors[broken[0]].dtype}), so nothing was exported. A training that ends so has "
+                              "diverged: lower learning_rate or max_grad_norm. Weights beyond the range of float16 are "
+                              "exported as bfloat16 or float32")
     path.touch()
     rights = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})  # puts a file of its own in the place, of mode 0600

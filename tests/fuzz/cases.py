@@ -127,7 +127,7 @@ def config_texts(rng, folder, world):
 
 def flags(rng, folder, world):
     """Command lines with odd flags and values."""
-    verb = rng.choice(("sft", "generate", "dpo", "pairs", "export", "inspect", "report", "evaluate", "iterate", "sfd"))
+    verb = rng.choice(("sft", "generate", "dpo", "pairs", "export", "inspect", "report", "evaluate", "compare", "iterate", "sfd"))
     keys = ("seed", "mesh.fsdp", "mesh", "split", "converter", "loss_type", "", ".", "a.b.c", "config", "output_dir",
             "n", "report_to", "dataset_name", "scorer", "scorer.kind", "sampling", "max_bad_rows", "help", "mesh.help")
     values = [json.dumps(value)[:60] for value in ODD] + ["[", "{a: ", "*a", "&a", "!!", "- ", "@", "nowhere", "auto"]
@@ -289,6 +289,6 @@ def sound_commands(world: Path) -> list[list[object]]:
     """What makes the rest of the sound files."""
     return [
         ["pairs", "--input", world / "scored", "--output_dir", world / "pairs"],
-        ["evaluate", "--model_name_or_path", world / "base", "--baseline_model", world / "base", "--dataset_name",
+        ["compare", "--model_name_or_path", world / "base", "--baseline_model", world / "base", "--dataset_name",
          world / "eval_prompts.jsonl", *SCORER, "--sampling.num_generations", "2", "--sampling.max_new_tokens", "4",
          "--sampling.slots", "2", "--output_dir", world / "run"]]

@@ -98,6 +98,16 @@ def test_stop_ids_of_the_generation_config_take_precedence(saved):
     assert read_config(folder) == config
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (-np.inf, "bfloat16"), (1e5, "float16")])
+def test_weights_that_are_not_finite_are_never_published(value, dtype, tiny, weights, tmp_path):
+    config = tiny()
+    params = weights(config)
+    params["final_norm"] = params["final_norm"].at[3].set(value)
+    with pytest.raises(CheckpointError, match=rf"1 tensors hold NaN or infinity .*model.norm.weight, {dtype}"):
+        save_hf(tmp_path / "model", cast(params, jnp.dtype(dtype)), config)
+    assert not list((tmp_path / "model").glob("*.safetensors*"))
+
+
 def test_whatever_lies_beside_the_weights_comes_along_unless_the_new_model_has_its_own(tiny, weights, tmp_path):
     kept = ["tokenizer.json", "chat_template.jinja", "added_tokens.json", "vocab.json", "merges.txt", "spiece.model",
             "LICENSE", "additional_chat_templates/tool_use.jinja"]
