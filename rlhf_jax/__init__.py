@@ -3,4 +3,4 @@
 Importing this package, or `rlhf_jax.losses`, costs one import of jax; every other room is imported by name.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
