@@ -52,24 +52,28 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
     Raises:
       ValueError: the tokenizer or the template cannot be found or read.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers import AutoTokenizer
-
-    folder = find_model(path, weights=False)
-    if (folder / TOKENIZER_CONFIG).is_file():
-        read_json(folder / TOKENIZER_CONFIG)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
-        reason = f"{type(error).__name__}: {str(error).rstrip('. ')[:500]}"
-        raise ValueError(f"no tokenizer can be loaded from {path!r}: {_why_not(folder) or reason}. Give a folder that "
-                         "holds tokenizer.json and tokenizer_config.json") from error
+    tokenizer = read_tokenizer(find_model(path, weights=False))
     if chat_template_path is not None:
         tokenizer.chat_template = load_template(chat_template_path)
     pad = pad_token_id(tokenizer)
     if pad != tokenizer.pad_token_id and pad in _special_ids(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     return tokenizer
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder as other software sees it; ValueError where it cannot be read."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import AutoTokenizer
+
+    if (folder / TOKENIZER_CONFIG).is_file():
+        read_json(folder / TOKENIZER_CONFIG)
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
+        reason = f"{type(error).__name__}: {str(error).rstrip('. ')[:500]}"
+        raise ValueError(f"no tokenizer can be loaded from {str(folder)!r}: {_why_not(folder) or reason}. Give a "
+                         "folder that holds tokenizer.json and tokenizer_config.json") from error
 
 
 def _why_not(folder: Path) -> str | None:
@@ -205,9 +209,7 @@ def classifier_pad_id(tokenizer: Any, configured: int | None = None) -> int | No
 
 def write_pad_token(folder: Path, pad_id: int) -> None:
     """Makes `pad_id` the padding token of the tokenizer files in `folder`, if it is not already."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = read_tokenizer(folder)
     if tokenizer.pad_token_id == pad_id:
         return
     token = tokenizer.convert_ids_to_tokens(pad_id)

@@ -44,7 +44,7 @@ def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256,
       [..., M] float32 log-probabilities in nats. Differentiable in `hidden` and `head`; the gradient of `head` is
       accumulated in float32 over chunks and returned in its own dtype.
     """
-    return _logps(hidden, head, targets, _How(chunk, softcap, vocab_size or head.shape[0], False))[0]
+    return _logps(hidden, head, targets, _Static(chunk, softcap, vocab_size or head.shape[0], False))[0]
 
 
 def token_logps_and_stats(
@@ -59,11 +59,11 @@ def token_logps_and_stats(
     Returns:
       log-probabilities [..., M] float32 in nats, differentiable, and statistics that are not, each [..., M] float32.
     """
-    logps, stats = _logps(hidden, head, targets, _How(chunk, softcap, vocab_size or head.shape[0], True))
+    logps, stats = _logps(hidden, head, targets, _Static(chunk, softcap, vocab_size or head.shape[0], True))
     return logps, jax.tree.map(jax.lax.stop_gradient, stats)
 
 
-class _How(NamedTuple):
+class _Static(NamedTuple):
     """What is static: see the arguments of `token_logps`."""
 
     chunk: int
@@ -72,14 +72,14 @@ class _How(NamedTuple):
     with_stats: bool
 
 
-def _logits(hidden: Array, head: Array, how: _How) -> Array:
+def _logits(hidden: Array, head: Array, how: _Static) -> Array:
     """[..., m, V] float32 logits of one chunk; padding rows of `head` far below all others."""
     logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
     logits = logits if how.softcap is None else how.softcap * jnp.tanh(logits / how.softcap)
     return logits if how.vocab_size == head.shape[0] else jnp.where(_present(head, how), logits, _ABSENT)
 
 
-def _present(head: Array, how: _How) -> Array:
+def _present(head: Array, how: _Static) -> Array:
     return jnp.arange(head.shape[0]) < how.vocab_size
 
 
@@ -114,7 +114,7 @@ def _joined(x: Array, axis: int, length: int) -> Array:
 
 
 def _chunk_forward(
-    hidden: Array, head: Array, targets: Array, how: _How
+    hidden: Array, head: Array, targets: Array, how: _Static
 ) -> tuple[Array, Array, TokenStats | None]:
     logits = _logits(hidden, head, how)  # [..., m, V]
     lse = jax.nn.logsumexp(logits, axis=-1)
@@ -132,12 +132,12 @@ def _chunk_forward(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _logps(hidden: Array, head: Array, targets: Array, how: _How) -> tuple[Array, TokenStats | None]:
+def _logps(hidden: Array, head: Array, targets: Array, how: _Static) -> tuple[Array, TokenStats | None]:
     return _logps_fwd(hidden, head, targets, how)[0]
 
 
 def _logps_fwd(
-    hidden: Array, head: Array, targets: Array, how: _How
+    hidden: Array, head: Array, targets: Array, how: _Static
 ) -> tuple[tuple[Array, TokenStats | None], tuple[Array, Array, Array, Array]]:
     axis, length = targets.ndim - 1, targets.shape[-1]
     chunk = _even(length, how.chunk)
@@ -148,7 +148,7 @@ def _logps_fwd(
 
 
 def _logps_bwd(
-    how: _How,
+    how: _Static,
     saved: tuple[Array, Array, Array, Array],
     cotangents: tuple[Array, TokenStats | None],
 ) -> tuple[Array, Array, None]:

@@ -15,7 +15,7 @@ from rlhf_jax.models.config import DecoderConfig
 _MASKED = -1e30
 
 
-def of_kind(local: bool | Array, windowed: Any, full: Any) -> Any:
+def select_windowed(local: bool | Array, windowed: Any, full: Any) -> Any:
     """The tree meant for this layer: `windowed` if it attends through a window, else `full`.
 
     local: a Python bool where all layers are of one kind (nothing is then computed), else the layer's own scalar.

@@ -31,7 +31,7 @@ class Blocks(NamedTuple):
     seen: Array
 
 
-class _How(NamedTuple):
+class _Static(NamedTuple):
     scale: float
     softcap: float | None
 
@@ -57,7 +57,7 @@ def blocked_attention(q: Array, k: Array, v: Array, blocks: Blocks, *, scale: fl
         x = x.reshape(rows, count, block, kv_heads, -1, head_dim)
         return jnp.transpose(x, (0, 1, 3, 4, 2, 5)).reshape(rows, count, kv_heads, -1, head_dim)
 
-    out = _attend(by_head(q), by_head(k), by_head(v), blocks, _How(scale, softcap))
+    out = _attend(by_head(q), by_head(k), by_head(v), blocks, _Static(scale, softcap))
     out = out.reshape(rows, count, kv_heads, shared, block, head_dim)
     return jnp.transpose(out, (0, 1, 4, 2, 3, 5)).reshape(q.shape)
 
@@ -81,7 +81,7 @@ def _seen(blocks: Blocks, row: Array, query: Array, key: Array) -> Array:
     return jax.lax.dynamic_slice(blocks.seen, (row, query, key, 0, 0), (1, 1, 1, block, block))[0, 0, 0]
 
 
-def _scores(q: Array, k: Array, seen: Array, how: _How) -> tuple[Array, Array]:
+def _scores(q: Array, k: Array, seen: Array, how: _Static) -> tuple[Array, Array]:
     """[K, G C, C] float32 scores, masked; and the slope of the soft cap."""
     raw = jnp.einsum("kqd,kcd->kqc", q, k, preferred_element_type=jnp.float32) * how.scale
     squashed = raw if how.softcap is None else jnp.tanh(raw / how.softcap)
@@ -92,11 +92,11 @@ def _scores(q: Array, k: Array, seen: Array, how: _How) -> tuple[Array, Array]:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: Array, k: Array, v: Array, blocks: Blocks, how: _How) -> Array:
+def _attend(q: Array, k: Array, v: Array, blocks: Blocks, how: _Static) -> Array:
     return _forward(q, k, v, blocks, how)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, blocks: Blocks, how: _How) -> tuple[Array, Any]:
+def _forward(q: Array, k: Array, v: Array, blocks: Blocks, how: _Static) -> tuple[Array, Any]:
     rows, count = q.shape[:2]
 
     def query_block(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -124,7 +124,7 @@ def _forward(q: Array, k: Array, v: Array, blocks: Blocks, how: _How) -> tuple[A
     return out, (q, k, v, blocks, out, norm)
 
 
-def _backward(how: _How, saved: Any, grad: Array) -> tuple[Array, Array, Array, None]:
+def _backward(how: _Static, saved: Any, grad: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, blocks, out, norm = saved
     rows, count = q.shape[:2]
     pull = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)  # [B, Q, K, G C]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import WHOLE_ROWS, RowAttention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.attention import WHOLE_ROWS, RowAttention, packed_mask, score_rule, select_windowed
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.experts import mixture_of_experts
 from rlhf_jax.models.linear import dense
@@ -22,7 +22,7 @@ from rlhf_jax.models.params import Params
 from rlhf_jax.models.rope import rope_tables, rotate
 
 Attend = Callable[[Array, Array, Array, Any, bool | Array], tuple[Array, Any]]
-"""(q [..., H, Dh], k [..., K, Dh], v, this layer's cache, whether it attends through the window: see `of_kind`)
+"""(q [..., H, Dh], k [..., K, Dh], v, this layer's cache, whether it attends through the window: see `select_windowed`)
 -> (output [..., H, Dh], what to keep for this layer)."""
 Constrain = Callable[[Array, tuple[str | None, ...]], Array]
 """Pins an activation's sharding by the logical names of its axes; the identity where there is no mesh."""
@@ -83,7 +83,7 @@ def _layer(
             q, k, v = q + attn["q_bias"], k + attn["k_bias"], v + attn["v_bias"]
         if config.qk_norm != "none":
             q, k = _query_key_norm(q, attn["q_norm"], config), _query_key_norm(k, attn["k_norm"], config)
-        table = of_kind(local, *tables)
+        table = select_windowed(local, *tables)
         out, kept = attend(rotate(q, table), rotate(k, table), v, cache, local)
         x = constrain(x + norm(dense(out, attn["o"], inputs=2), "attention_post_norm"), row_axes)
     with jax.named_scope("mlp"):
@@ -146,6 +146,6 @@ def packed_forward(
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, None]:
         del cache
-        return rows.attend(q, k, v, of_kind(local, *seen), **score_rule(config)), None
+        return rows.attend(q, k, v, select_windowed(local, *seen), **score_rule(config)), None
 
     return forward(params, config, tokens, positions, attend, remat=remat, constrain=constrain)[0]

@@ -4,11 +4,11 @@ from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
 from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
 from rlhf_jax.parallel.distributed import (
     check_shared,
-    divided,
     gather,
     gather_counts,
     initialize,
     is_main_process,
+    map_over_processes,
     on_main,
 )
 from rlhf_jax.parallel.mesh import (
@@ -25,9 +25,9 @@ from rlhf_jax.parallel.mesh import (
 )
 from rlhf_jax.parallel.placement import (
     HandOver,
-    hand_over,
     local_mesh,
     place,
+    reshard_for_sampling,
     rows_here,
     sampling_mesh,
     shaped,
@@ -52,19 +52,19 @@ __all__ = [
     "choose_mesh",
     "constrainer",
     "data_parallel",
-    "divided",
     "gather",
     "gather_counts",
-    "hand_over",
     "initialize",
     "is_main_process",
     "local_mesh",
     "make_mesh",
+    "map_over_processes",
     "on_main",
     "over_rows",
     "param_shardings",
     "place",
     "replicated",
+    "reshard_for_sampling",
     "room_here",
     "rows_here",
     "sampling_mesh",

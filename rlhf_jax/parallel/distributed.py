@@ -198,7 +198,7 @@ def check_shared(folder: Path, patience: float = 10.0) -> None:
                          "share")
 
 
-def divided(items: Sequence[Any], fn: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
+def map_over_processes(items: Sequence[Any], fn: Callable[[Sequence[Any]], Sequence[Any]]) -> list[Any]:
     """`fn(items)`, each process having done every n-th item; results are anything JSON holds, one an item, in order."""
     count = jax.process_count()
     if count == 1:

@@ -91,7 +91,7 @@ class HandOver(NamedTuple):
     bytes: int
 
 
-def hand_over(params: Params, config: DecoderConfig, dtype: Any, mesh: Mesh) -> HandOver:
+def reshard_for_sampling(params: Params, config: DecoderConfig, dtype: Any, mesh: Mesh) -> HandOver:
     """Weights cast and moved to every process's own `sampling_mesh`, from device to device.
 
     Args:

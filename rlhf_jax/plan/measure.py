@@ -103,7 +103,7 @@ def placed(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: Se
     return Place(make_mesh(mesh, devices), accelerator, 1)
 
 
-def beside(stage: Shape, mesh: MeshConfig, accelerator: Accelerator) -> float:
+def resident_bytes(stage: Shape, mesh: MeshConfig, accelerator: Accelerator) -> float:
     """Bytes on a device of what a run holds and the program does not see: float32 weights on the training mesh.
 
     Training consumes what it starts from, but for the weights under an adapter, which is merged into them at the end;
@@ -126,7 +126,7 @@ def measure(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: S
     limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
     plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
-                     compile_s=compiled.seconds, held=beside(stage, mesh, accelerator))
+                     compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator))
     if compiled.memory is None:
         return plan
     module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, where),
@@ -206,7 +206,7 @@ def plan_all(stages: Sequence[Shape], mesh: MeshConfig, accelerator: Accelerator
     found = []
     for stage in stages:
         if known and (before := known.get(stage.name)) is not None:
-            held = beside(stage, mesh, accelerator)
+            held = resident_bytes(stage, mesh, accelerator)
             found.append(dataclasses.replace(before, held=held, fits=before.peak + held <= before.limit))
             continue
         said(f"compiling {stage.name} for {accelerator.name} ({jax.__version__}, {ways} ways) ...")

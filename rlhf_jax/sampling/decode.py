@@ -17,7 +17,15 @@ from flax import struct
 from jax import Array
 
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
-from rlhf_jax.models.attention import KeyValues, Stored, attention, decode_attention, of_kind, packed_mask, score_rule
+from rlhf_jax.models.attention import (
+    KeyValues,
+    Stored,
+    attention,
+    decode_attention,
+    packed_mask,
+    score_rule,
+    select_windowed,
+)
 from rlhf_jax.models.decoder import Constrain, unconstrained
 from rlhf_jax.sampling.cache import append_tokens, empty_cache, first, write_prompts, write_token
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
@@ -102,7 +110,7 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         del cache
-        return attention(q, k, v, of_kind(local, *masks), **score_rule(config)), (k, v)
+        return attention(q, k, v, select_windowed(local, *masks), **score_rule(config)), (k, v)
 
     _, (keys, values) = forward(params, config, tokens, positions, attend, constrain=constrain)  # [L, F, width, K, Dh]
     state = dataclasses.replace(
@@ -214,7 +222,7 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
     seen = _seen(config, block, state, step, recent.k.shape[-1])
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
-        on_prompt, on_suffix, on_recent = of_kind(local, *seen)
+        on_prompt, on_suffix, on_recent = select_windowed(local, *seen)
         prompt, suffix, recent = cache
         out = decode_attention(
             rows.spread(q), rows.spread(k), rows.spread(v), Stored(first(prompt, block.view.prompt), on_prompt),

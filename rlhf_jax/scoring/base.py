@@ -38,7 +38,7 @@ class Scorer(Protocol):
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores: ...
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Called after the last score for a while: weights that can be read again leave the devices."""
         ...
 
@@ -67,7 +67,7 @@ class Weights:
             self._read = self._source()
         return self._read
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._read = None
 
 

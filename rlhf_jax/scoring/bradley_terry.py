@@ -70,8 +70,8 @@ class BradleyTerryScorer:
         """Changes when the scores would."""
         return self._key() if callable(self._key) else self._key
 
-    def let_go(self) -> None:
-        self._weights.let_go()
+    def release(self) -> None:
+        self._weights.release()
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         """Raw float32 rewards; a response that cannot be rendered or scores no finite number gets None."""

@@ -26,7 +26,7 @@ class FunctionScorer:
         self.failures: Counter[str] = Counter()
         self.key = function_key(function)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """A function has nothing to let go of."""
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:

@@ -183,8 +183,8 @@ class PairwiseScorer:
         """Changes when the scores would."""
         return self._key() if callable(self._key) else self._key
 
-    def let_go(self) -> None:
-        self._weights.let_go()
+    def release(self) -> None:
+        self._weights.release()
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
         """Scores of all responses from the games of the configured tournament."""

@@ -56,7 +56,7 @@ def packed_batches(groups: Sequence[PromptGroup], rows: Rows, shape: RowShape, r
         yield some, place(pack(groups, mine, shape, len(here), reference), sharding, rows_per_batch)
 
 
-def one_late(items: Iterable[T]) -> Iterator[T]:
+def overlapped(items: Iterable[T]) -> Iterator[T]:
     """The items, each once the next one is under way: the device works while the host packs, tokenises and unpacks."""
     waiting: list[T] = []
     for item in items:
@@ -96,7 +96,7 @@ class PackedMap:
         found: dict[int, Any] = {}
         done = 0
         batches = packed_batches(split, rows, shape, self.rows, self._mesh)
-        for some, result in one_late((some, self.program(params, batch)) for some, batch in batches):
+        for some, result in overlapped((some, self.program(params, batch)) for some, batch in batches):
             found |= self._cut(np.asarray(result), split, some)
             if progress:
                 before, done = done, len(found) * len(groups) // len(split)
@@ -158,7 +158,7 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
 
     def evaluate(masters: Params, frozen: Params) -> dict[str, float]:
         batches = packed_batches(groups, rows, shape, plan.micro_rows, mesh, reference)
-        parts = [jax.device_get(part) for part in one_late(
+        parts = [jax.device_get(part) for part in overlapped(
             compiled((masters, frozen), batch) for _, batch in batches)]
         sums = [part for part, _ in parts]
         if compared is not None:

@@ -95,7 +95,7 @@ def slot_sums(values: Array, batch: PackedBatch) -> Array:
     return jax.vmap(lambda x, slot: jax.ops.segment_sum(x, slot, num_segments=slots))(masked, batch.target_slot)
 
 
-def of_pairs(values: Array, batch: PackedBatch) -> tuple[Array, Array]:
+def gather_pairs(values: Array, batch: PackedBatch) -> tuple[Array, Array]:
     """Per-slot `values` [B, S] of chosen and rejected: two [B * P] arrays."""
     picked = jnp.take_along_axis(values[:, None, :], batch.pair_slots, axis=-1).reshape(-1, 2)
     return picked[:, 0], picked[:, 1]
@@ -166,7 +166,7 @@ class BradleyTerry:
         return self.compute.slot_scores(params, batch)[..., 0]
 
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
-        chosen, rejected = of_pairs(outputs, batch)
+        chosen, rejected = gather_pairs(outputs, batch)
         mask = batch.pair_mask.reshape(-1)
         weights = mask.astype(jnp.float32)
         margin = batch.pair_margin.reshape(-1) if self.use_margin else None
@@ -210,10 +210,10 @@ class Preference:
 
         def sums(values: Array) -> tuple[Array, Array]:
             if self.ld_alpha is None:
-                return of_pairs(slot_sums(values, batch), batch)
+                return gather_pairs(slot_sums(values, batch), batch)
             return ld_sums(values, lengths, batch, self.ld_alpha)
 
-        logps = PairLogps(*sums(logps), *sums(batch.reference_logps), *of_pairs(lengths, batch))
+        logps = PairLogps(*sums(logps), *sums(batch.reference_logps), *gather_pairs(lengths, batch))
         return Pairs(logps, batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1))
 
     def pair_terms(self, pairs: Pairs) -> tuple[Term, ...]:
@@ -228,11 +228,11 @@ class Preference:
         terms = self.pair_terms(pairs)
         if self.use_weighting:
             adjusted = slot_sums(logps - stats.log_sum_p2, batch) / jnp.maximum(lengths, 1.0)
-            likely, likely_too = of_pairs(losses.wpo_weight(adjusted), batch)
-            terms = tuple(term._replace(values=term.values * likely * likely_too) for term in terms)
+            weight_chosen, weight_rejected = gather_pairs(losses.wpo_weight(adjusted), batch)
+            terms = tuple(term._replace(values=term.values * weight_chosen * weight_rejected) for term in terms)
         chosen, rejected = losses.implicit_rewards(pair, self.loss.beta)
         mean_logits = slot_sums(stats.mean_logit, batch) / jnp.maximum(lengths, 1.0)
-        logits = of_pairs(mean_logits, batch)
+        logits = gather_pairs(mean_logits, batch)
         means = _token_metrics(stats, batch) | {
             "rewards/chosen": _mean(chosen, mask), "rewards/rejected": _mean(rejected, mask),
             "rewards/accuracies": _mean(chosen > rejected, mask), "rewards/margins": _mean(chosen - rejected, mask),

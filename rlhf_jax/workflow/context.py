@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models import DecoderConfig, Params
-from rlhf_jax.parallel import HandOver, hand_over, local_mesh, sampling_mesh
+from rlhf_jax.parallel import HandOver, local_mesh, reshard_for_sampling, sampling_mesh
 from rlhf_jax.sampling import Sampler, shape_settings
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import Compute
@@ -94,7 +94,7 @@ class Context:
     def handed_over(self, checkpoint: Checkpoint, dtype: str) -> HandOver:
         """The same weights where and as the sampler wants them."""
         mesh = sampling_mesh(checkpoint.config, dtype, self.mesh)
-        return hand_over(self.params(checkpoint), checkpoint.config, jnp.dtype(dtype), mesh)
+        return reshard_for_sampling(self.params(checkpoint), checkpoint.config, jnp.dtype(dtype), mesh)
 
     @property
     def local_mesh(self) -> Mesh:

@@ -14,7 +14,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.render_all import rendered
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text, template_ids
+from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text, read_tokenizer, template_ids
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
@@ -158,10 +158,7 @@ def _stop_trained(checkpoint: Checkpoint) -> Finding:
 
 
 def _padding(checkpoint: Checkpoint) -> Finding:
-    from transformers import AutoTokenizer
-
-    plain = AutoTokenizer.from_pretrained(  # as other software sees it
-        str(checkpoint.folder), local_files_only=True, trust_remote_code=False)
+    plain = read_tokenizer(checkpoint.folder)  # as other software sees it
     if checkpoint.config.is_classifier:
         return _classifier_padding(checkpoint, plain)
     if plain.pad_token_id is not None and plain.pad_token_id in checkpoint.stop_ids:

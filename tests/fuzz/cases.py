@@ -127,7 +127,8 @@ def config_texts(rng, folder, world):
 
 def flags(rng, folder, world):
     """Command lines with odd flags and values."""
-    verb = rng.choice(("sft", "generate", "dpo", "pairs", "export", "inspect", "report", "evaluate", "compare", "iterate", "sfd"))
+    verb = rng.choice(("sft", "generate", "dpo", "pairs", "export", "inspect", "report", "evaluate", "compare",
+                       "iterate", "sfd"))
     keys = ("seed", "mesh.fsdp", "mesh", "split", "converter", "loss_type", "", ".", "a.b.c", "config", "output_dir",
             "n", "report_to", "dataset_name", "scorer", "scorer.kind", "sampling", "max_bad_rows", "help", "mesh.help")
     values = [json.dumps(value)[:60] for value in ODD] + ["[", "{a: ", "*a", "&a", "!!", "- ", "@", "nowhere", "auto"]

@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_the_same_for_all_is_refused_by_all(monkeypatch, tm
 def test_alone_what_processes_tell_each_other_is_what_this_one_says():
     assert distributed.gather({"a": 1}) == [{"a": 1}]
     assert distributed.on_main(lambda: 3) == 3
-    assert distributed.divided([1, 2, 3], lambda some: [2 * x for x in some]) == [2, 4, 6]
+    assert distributed.map_over_processes([1, 2, 3], lambda some: [2 * x for x in some]) == [2, 4, 6]
 
 
 def test_counts_of_all_processes_are_added_up(monkeypatch):

@@ -11,9 +11,9 @@ from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models import init_params
 from rlhf_jax.parallel import (
     batch_sharding,
-    hand_over,
     make_mesh,
     param_shardings,
+    reshard_for_sampling,
     rows_here,
     sampling_mesh,
     tensor_ways,
@@ -33,7 +33,7 @@ def test_weights_are_handed_over_to_the_bit_and_counted(shape, dtype, tiny):
     mesh = make_mesh(shape)
     goal = sampling_mesh(config, dtype, mesh)
     assert dict(goal.shape) == {"data": 8, "fsdp": 1, "context": 1, "tensor": 1}
-    handed = hand_over(jax.device_put(params, param_shardings(config, mesh)), config, jnp.dtype(dtype), goal)
+    handed = reshard_for_sampling(jax.device_put(params, param_shardings(config, mesh)), config, jnp.dtype(dtype), goal)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(dtype)), handed.params, params)
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(handed.params))
     assert handed.bytes == 8 * sum(x.size for x in jax.tree.leaves(params)) * jnp.dtype(dtype).itemsize

@@ -19,7 +19,7 @@ from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.plan.hlo import Module
-from rlhf_jax.plan.measure import beside, measure, meshes_to_try, plan_stage
+from rlhf_jax.plan.measure import measure, meshes_to_try, plan_stage, resident_bytes
 from rlhf_jax.plan.programs import build
 from rlhf_jax.plan.recipe import stages_named, tasks_of
 from rlhf_jax.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
@@ -239,11 +239,11 @@ def test_the_best_mesh_comes_first(reports):
 def test_what_a_run_holds_beside_each_program(experiment, model):
     found = {name: task.stage for name, task in tasks(experiment, model).items()}
     one = 4 * count_params(found["dpo"].config) / 8
-    held = {name: beside(stage, MeshConfig(), CPU) for name, stage in found.items()}
+    held = {name: resident_bytes(stage, MeshConfig(), CPU) for name, stage in found.items()}
     assert held == {"sft": 0, "reward": 0, "dpo": 0, "reference": 2 * one, "prefill": one, "decode": one,
                     "score": 4 * count_params(found["score"].config) / 8}
     adapter = dataclasses.replace(found["dpo"], options=build_options(PreferenceOptions, {**TRAIN, "use_peft": True}))
-    assert beside(adapter, MeshConfig(data=2), CPU) == 2 * one  # merged at the end
+    assert resident_bytes(adapter, MeshConfig(data=2), CPU) == 2 * one  # merged at the end
 
 
 def test_a_sweep_compiles_once_what_runs_on_each_host_by_itself(experiment, model, monkeypatch):

@@ -182,5 +182,5 @@ def test_weights_that_can_be_read_again_are_held_only_between_the_first_score_an
     for times in (1, 2):
         assert read.score(groups) == read.score(groups) == expected
         assert (len(reads), held()) == (times, 1)
-        read.let_go()
+        read.release()
         assert held() == 0

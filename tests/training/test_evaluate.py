@@ -7,7 +7,7 @@ from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.data.packing import pack, row_shape, unpack_targets
 from rlhf_jax.losses import PreferenceLoss, weighted_total
 from rlhf_jax.training import evaluate
-from rlhf_jax.training.evaluate import PackedMap, make_evaluator, one_late
+from rlhf_jax.training.evaluate import PackedMap, make_evaluator, overlapped
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Preference, Sft
 
@@ -63,6 +63,6 @@ def test_each_item_is_given_when_the_next_one_is_under_way_and_none_is_lost():
         begun.append(number)
         return number
 
-    seen = [(item, list(begun)) for item in one_late(begin(i) for i in range(3))]
+    seen = [(item, list(begun)) for item in overlapped(begin(i) for i in range(3))]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
-    assert list(one_late([])) == []
+    assert list(overlapped([])) == []

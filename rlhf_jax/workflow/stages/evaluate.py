@@ -18,7 +18,7 @@ from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import preference_accuracy
-from rlhf_jax.parallel import divided, gather_counts, is_main_process
+from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Comparing, Scorer
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, data_key, read_data
@@ -94,13 +94,14 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
     pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
     scores: list[Mapping[str, float]]
     if isinstance(scorer, Comparing):
-        found = divided([(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs], scorer.compare)
+        games = [(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs]
+        found = map_over_processes(games, scorer.compare)
         scores = [{} if p is None else {"p": p} for p in found]
     else:
-        by_group = divided(groups, scorer.score)
+        by_group = map_over_processes(groups, scorer.score)
         sides = [(s[c], s[r]) for g, s in zip(groups, by_group, strict=True) for c, r in g.pairs]
         scores = [{} if c is None or r is None else {"chosen": c, "rejected": r} for c, r in sides]
-    scorer.let_go()
+    scorer.release()
     return [Verdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
             for (g, c, r), s in zip(pairs, scores, strict=True)]
 

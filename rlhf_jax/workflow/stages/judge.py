@@ -15,7 +15,7 @@ from rlhf_jax import losses
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
-from rlhf_jax.parallel import divided, gather_counts, is_main_process
+from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
@@ -45,9 +45,9 @@ class JudgeStage(Stage):
         groups, before = self.source.read(), [Counter(scorer.failures) for scorer in scorers]
         for place, scorer in enumerate(scorers):
             context.tick(context.name, place, len(scorers) + 1, scorer.name)
-            scores = divided(groups, scorer.score)
+            scores = map_over_processes(groups, scorer.score)
             groups = [g.with_scores(scorer.name, s) for g, s in zip(groups, scores, strict=True)]
-            scorer.let_go()
+            scorer.release()
         if any(self.own):
             params = self.start.params(context.mesh, jnp.dtype(self.dtype))
             groups = add_kl(groups, context.logps_map(self.start.config)(params, groups), self.own)

@@ -50,7 +50,7 @@ class ScoreStage(Stage):
                     write_groups(target, scored)
                 done += 1
                 context.progress(min(done * jax.process_count(), len(paths)), len(paths))
-        scorer.let_go()
+        scorer.release()
         groups = read_shards(folder)
         unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
         return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
