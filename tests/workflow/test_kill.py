@@ -17,7 +17,7 @@ import yaml
 
 RUN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 160, "learning_rate": 1e-3, "save_steps": 2}
 WORLD = {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 4}
-TRAIN = ["--train_batch_size", 2, "--micro_rows", 2, "--row_length", 160, "--learning_rate", 1e-3, "--max_steps", 6,
+TRAIN = ["--train_batch_size", 2, "--micro_rows", 2, "--row_length", 192, "--learning_rate", 1e-3, "--max_steps", 6,
          "--save_steps", 2]
 LORA = ["--use_peft", "true", "--lora_r", 2, "--lora_target_modules", '["q_proj","down_proj"]']
 BFLOAT16 = ["--dtype", "bfloat16"]
