@@ -14,9 +14,9 @@ import pytest
 WORKER = Path(__file__).with_name("worker.py")
 SOAK = bool(os.environ.get("RLHF_JAX_SOAK"))
 CASES = 2_000 if SOAK else 40
-GENERATORS = ("config_values", "config_texts", "flags", "records", "row_bytes", "row_tables",
-              "templates")
-"""Those of `cases.GENERATORS` whose faults are mended."""
+GENERATORS = ("config_texts", "config_values", "endless_templates", "flags", "model_bytes", "model_values", "numbers",
+              "records", "row_bytes", "row_tables", "row_values", "shards", "templates")
+"""All of `cases.GENERATORS`."""
 
 pytestmark = pytest.mark.slow
 
