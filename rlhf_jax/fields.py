@@ -135,20 +135,30 @@ def _option_classes(hint: Any) -> Iterator[type]:
 
 
 class Options:
-    """Base of all option classes: looks at every declared range and condition, then at `conflicts`.
+    """Base of all option classes: looks at every declared choice, range and condition, then at `conflicts`.
 
     Raises:
-      ValueError: for a number out of its range, a key without effect, or values that contradict each other.
+      ValueError: for a word that is no choice, a number out of its range, a key without effect, or values that
+        contradict each other.
     """
 
     def __post_init__(self) -> None:
         for field in declared(type(self)):
+            check_choice(field, getattr(self, field.name))
             check_range(field, getattr(self, field.name))
             check_effect(field, self)
         self.conflicts()
 
     def conflicts(self) -> None:
         """Raises ValueError for values that do not go together."""
+
+
+def check_choice(field: Declared, value: Any) -> None:
+    """Raises ValueError if the field is one of some words and `value` is another."""
+    hints = (field.hint, *typing.get_args(field.hint))
+    choices = [word for hint in hints if typing.get_origin(hint) is typing.Literal for word in typing.get_args(hint)]
+    if choices and isinstance(value, str) and value not in choices:
+        raise ValueError(f"{field.name} = {value!r}; choose from {', '.join(map(str, choices))}")
 
 
 def check_range(field: Declared, value: Any) -> None:

@@ -20,7 +20,8 @@ def main() -> None:
     if not args or args[0] in ("-h", "--help"):
         print("usage: rlhf-jax VERB [--config x.yaml] [--key value ...]   (rlhf-jax VERB --help lists the keys)\n")
         print("\n".join(f"  {name:<11} {verb.help}" for name, verb in VERBS.items()))
-        print("\nevery verb takes --dry-run: print the resolved config, the model, the data funnel and three examples")
+        print("\nverbs that write something take --dry-run: print the resolved config, the model, the data funnel and "
+              "three examples")
         raise SystemExit(0)
     verb, rest = args[0], args[1:]
     if verb not in VERBS:

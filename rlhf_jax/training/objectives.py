@@ -1,4 +1,4 @@
-"""What a training step minimises, over packed prompt groups: SFT, Bradley-Terry, the preference family, KTO.
+"""What a training step minimises, over packed prompt groups: SFT, Bradley-Terry, the preference family.
 
 An objective is two pure functions. `outputs` runs the model; `terms` turns its outputs into loss terms, each a list of
 values with weights. A step divides each term's weighted sum by its weight over the *global* batch, once, so that
