@@ -163,17 +163,6 @@ def test_a_model_is_inspected_examined_and_exported_without_a_flag_before_its_na
     assert "neither model.safetensors nor" in err
 
 
-def test_a_dry_run_shows_the_mask_and_writes_nothing(world, rlhf_jax, tmp_path):
-    status, out, err = rlhf_jax("dpo", "--dry-run", "--model_name_or_path", world / "base", "--dataset_name",
-                                world / "preference.jsonl", "--output_dir", tmp_path / "none")
-    assert status == 0, err
-    assert "parameters" in out
-    assert "kept" in out
-    assert out.count("prompt pair-") == 3
-    assert "<|end|>]" in out
-    assert not (tmp_path / "none").exists()
-
-
 def test_a_dry_run_and_an_error_write_out_the_escapes_of_the_data(world, rlhf_jax, tmp_path):
     row = {"prompt": [{"role": "user", "content": "a \x1b[31mred\x1b]0;title\x07 one"}],
            "completion": [{"role": "assistant", "content": "b\x1b[2J\r"}]}
