@@ -62,18 +62,20 @@ def load_tokenizer(path: str, chat_template_path: str | None = None) -> Any:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder as other software sees it; ValueError where it cannot be read."""
+    """The tokenizer of a folder as other software sees it; ValueError where it cannot be read or reads no text."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
     if (folder / TOKENIZER_CONFIG).is_file():
         read_json(folder / TOKENIZER_CONFIG)
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer(_PROBE)  # some settings are looked at when the first text is read, not before
     except Exception as error:  # the tokenizers library raises nothing narrower for a file that it cannot read
         reason = f"{type(error).__name__}: {str(error).rstrip('. ')[:500]}"
         raise ValueError(f"no tokenizer can be loaded from {str(folder)!r}: {_why_not(folder) or reason}. Give a "
                          "folder that holds tokenizer.json and tokenizer_config.json") from error
+    return tokenizer
 
 
 def _why_not(folder: Path) -> str | None:

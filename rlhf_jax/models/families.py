@@ -120,8 +120,11 @@ def _rope_from_hf(parameters: Mapping[str, Any]) -> Rope:
     kind = parameters.get("rope_type", "default")
     if kind not in _ROPE_KEYS:
         raise ValueError(f"config.json asks for rope type {kind!r}; supported are {sorted(_ROPE_KEYS)}")
+    if absent := [key for key in _ROPE_KEYS[kind] if parameters.get(key) is None]:
+        raise ValueError(f"config.json asks for rope type {kind!r} and gives no {', '.join(absent)}, which it reads")
     fields: dict[str, Any] = {_ROPE[key]: parameters[key] for key in _ROPE_KEYS[kind]}
-    return Rope(kind=kind, fraction=parameters.get("partial_rotary_factor", 1.0), **fields)
+    fraction = parameters.get("partial_rotary_factor")
+    return Rope(kind=kind, fraction=1.0 if fraction is None else fraction, **fields)
 
 
 def _rope_to_hf(rope: Rope) -> dict[str, Any]:

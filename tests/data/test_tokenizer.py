@@ -156,6 +156,16 @@ def test_a_tokenizer_config_of_another_shape_is_named(text, named, make_tokenize
         load_tokenizer(str(tmp_path))
 
 
+@pytest.mark.parametrize("setting", [{"model_max_length": "2048"}, {"model_max_length": [7]},
+                                     {"model_input_names": 5}, {"split_special_tokens": "no"}])
+def test_a_setting_with_which_no_text_can_be_read_is_an_error_of_the_tokenizer(setting, make_tokenizer, tmp_path):
+    make_tokenizer("chatml").save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(ValueError, match="no tokenizer can be loaded from"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 3}', '{"added_tokens": [], "model": {"type": "BPE"}}',
                                   '{"added_tokens": [{"id": "x"}], "model": {}}'])
 def test_a_tokenizer_that_cannot_be_read_is_an_error_with_its_folder(text, make_tokenizer, tmp_path):
