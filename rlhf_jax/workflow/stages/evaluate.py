@@ -17,7 +17,7 @@ from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.per_prompt import prompt_name
-from rlhf_jax.evaluation.preference import preference_accuracy
+from rlhf_jax.evaluation.preference import ScorerReport, preference_accuracy
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Comparing, Scorer
 from rlhf_jax.workflow.context import Context
@@ -111,9 +111,7 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt.
 
     Returns:
-      The JSON of PreferenceReport (`pairs` were judged); `pairs_read`; `failures`, of responses or comparisons that got
-      no verdict, by reason; and `funnel`, with the rows of which no pair was judged among the dropped. And the verdict
-      on every pair.
+      The JSON of a ScorerReport, and the verdict on every pair.
 
     Raises:
       ValueError: no pair could be judged.
@@ -135,4 +133,4 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     reason = next(iter(failures)) if len(failures) == 1 else "not_judged"
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
-    return {**report.to_json(), "pairs_read": len(verdicts), "failures": failures, "funnel": funnel.to_json()}, verdicts
+    return ScorerReport(report, len(verdicts), failures, funnel).to_json(), verdicts
