@@ -30,9 +30,9 @@ class Example:
       prompt: text, or messages that end before the response.
       responses: each text, or messages that begin with an assistant turn.
       pairs: (chosen, rejected) indices into `responses`.
-      margins: one number a pair (score gap), or empty.
-      scores: graded data, one a response; None where nobody graded it.
-      labels: unpaired data, one a response: desirable or not.
+      margins: one number per pair (score gap), or empty.
+      scores: graded data, one per response; None where nobody graded it.
+      labels: unpaired data, one per response: desirable or not.
       prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
       extra: the other columns of the row, as JSON can hold them.
       notes: what was done to the row in reading it, for the funnel.
