@@ -55,22 +55,27 @@ class ScorerReport:
       pairs_read: judged or not.
       failures: reason -> responses or comparisons that got no verdict.
       funnel: of the rows, those of which no pair was judged among the dropped; None where it was not kept.
+      benchmark: the numbers of the benchmark that the rows are of; the accuracy of each subset of plain rows.
     """
 
     preference: PreferenceReport
     pairs_read: int | None = None
     failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
     funnel: Funnel | None = None
+    benchmark: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        numbers = {name: estimate.to_json() for name, estimate in self.benchmark.items()}
         return {**self.preference.to_json(), "pairs_read": self.pairs_read, "failures": dict(self.failures),
-                "funnel": None if self.funnel is None else self.funnel.to_json()}
+                "funnel": None if self.funnel is None else self.funnel.to_json(),
+                **({"benchmark": numbers} if numbers else {})}
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> ScorerReport:
         funnel = row.get("funnel")
         return ScorerReport(PreferenceReport.from_json(row), row.get("pairs_read"), row.get("failures") or {},
-                            Funnel.from_json(funnel) if funnel else None)
+                            Funnel.from_json(funnel) if funnel else None,
+                            {name: Estimate.from_json(number) for name, number in row.get("benchmark", {}).items()})
 
 
 def pair_margins(groups: Sequence[PromptGroup], scorer: str) -> tuple[np.ndarray, list[str]]:

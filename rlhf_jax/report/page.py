@@ -17,7 +17,7 @@ from rlhf_jax.data.groups import LENGTH, Text
 from rlhf_jax.evaluation import PAIR_MEASURES, PolicyMeasure, PolicySummary, Results, Sample, ScorerReport, StageTime
 from rlhf_jax.report.drawing import Drawing
 from rlhf_jax.report.headline import headline
-from rlhf_jax.report.policies import best_value, family_of, present_measures, show
+from rlhf_jax.report.policies import best_value, family_of, present_measures, show, written
 from rlhf_jax.report.policy_figures import policy_figures
 from rlhf_jax.report.run_figures import funnel_bars, reliability, training_figures
 
@@ -103,6 +103,7 @@ def _reward_model(report: ScorerReport | None) -> list[tuple[str, str, str, str]
     found = report.preference
     facts = [(measure.title, *show(found.estimates[name], measure), measure.help)
              for name, measure in PAIR_MEASURES.items()]
+    facts += [(name, *written(estimate, percent=True, digits=1), "") for name, estimate in report.benchmark.items()]
     return [*facts, ("Pairs", f"{found.pairs:,}", "", "Pairs that were judged."),
             ("Ties", f"{found.ties:,}", "", "Pairs whose responses got the same score.")]
 

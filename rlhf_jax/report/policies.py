@@ -93,10 +93,13 @@ def best_value(policies: Sequence[PolicySummary], measure: PolicyMeasure) -> flo
 
 def show(estimate: Estimate | None, measure: Measure[Any]) -> tuple[str, str]:
     """A table cell: the number and its interval as text; empty strings where there is none."""
-    if estimate is None:
-        return "", ""
-    scale, unit = (100.0, " %") if measure.percent else (1.0, "")
-    number = f"{estimate.value * scale:.{measure.digits}f}{unit}"
+    return ("", "") if estimate is None else written(estimate, measure.percent, measure.digits)
+
+
+def written(estimate: Estimate, percent: bool, digits: int) -> tuple[str, str]:
+    """A number and its interval as text; an empty interval where one unit alone was measured."""
+    scale, unit = (100.0, " %") if percent else (1.0, "")
+    number = f"{estimate.value * scale:.{digits}f}{unit}"
     if math.isnan(estimate.low):
         return number, ""
-    return number, f"{estimate.low * scale:.{measure.digits}f} to {estimate.high * scale:.{measure.digits}f}"
+    return number, f"{estimate.low * scale:.{digits}f} to {estimate.high * scale:.{digits}f}"

@@ -4,6 +4,7 @@ import pytest
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation import ScorerReport
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.stages.evaluate import evaluate_scorer
 
@@ -59,3 +60,20 @@ def test_a_reward_function_gets_the_columns_of_held_out_pairs_too():
     pair = Example("q", ("3", "4"), ((1, 0),), prompt_id="p", extra={"answer": "4"})
     report, _ = evaluate_scorer(FunctionScorer(saw_answer, name="proxy"), [pair], Funnel(read=1), seed=0)
     assert report["accuracy"]["value"] == 1.0
+
+
+def longer(prompts, completions, **columns):
+    return [float(len(c)) for c in completions]
+
+
+def test_a_column_named_subset_gives_an_accuracy_for_each_subset():
+    pairs = [Example(prompt, answers, ((0, 1),), prompt_id=f"{subset}{prompt}", extra={"subset": subset})
+             for subset, prompt, answers in (("a", "q", ("long", "no")), ("a", "q", ("of", "me")),
+                                             ("a", "r", ("no", "long")), ("b", "q", ("long", "no")))]
+    report, _ = evaluate_scorer(FunctionScorer(longer, name="proxy"), pairs, Funnel(read=4), seed=0)
+    assert {name: (e["value"], e["count"]) for name, e in report["benchmark"].items()} == {
+        "subset/a": (0.5, 2), "subset/b": (1.0, 1)}
+    assert report["accuracy"]["value"] == 2.5 / 4
+    again = ScorerReport.from_json(report)
+    assert again.to_json() == report
+    assert again.benchmark["subset/a"].value == 0.5

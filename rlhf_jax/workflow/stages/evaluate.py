@@ -16,6 +16,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation.benchmarks import BENCHMARKS, JudgedRow, measured_rows
 from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import ScorerReport, preference_accuracy
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
@@ -78,12 +79,20 @@ class Verdict:
                 "result": self.result}
 
     @property
-    def result(self) -> float | None:
-        """1 for the chosen, 0 for the rejected, a half for a tie; None where the scorer failed."""
+    def gap(self) -> float | None:
+        """By how much the chosen response is preferred; None where the scorer failed."""
         if not self.scores:
             return None
-        gap = self.scores["p"] - 0.5 if "p" in self.scores else self.scores["chosen"] - self.scores["rejected"]
-        return 0.5 if gap == 0 else float(gap > 0)
+        return self.scores["p"] - 0.5 if "p" in self.scores else self.scores["chosen"] - self.scores["rejected"]
+
+    @property
+    def row(self) -> JudgedRow:
+        return JudgedRow(self.prompt_id, self.prompt, str(self.subset or ""), (self.pair,), (self.gap,))
+
+    @property
+    def result(self) -> float | None:
+        """1 for the chosen, 0 for the rejected, a half for a tie; None where the scorer failed."""
+        return self.row.wins("half")[0]
 
 
 def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
@@ -133,4 +142,5 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     reason = next(iter(failures)) if len(failures) == 1 else "not_judged"
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
-    return ScorerReport(report, len(verdicts), failures, funnel).to_json(), verdicts
+    numbers = measured_rows(BENCHMARKS["preference"], [verdict.row for verdict in verdicts], seed)
+    return ScorerReport(report, len(verdicts), failures, funnel, numbers).to_json(), verdicts
