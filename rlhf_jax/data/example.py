@@ -73,9 +73,11 @@ class ParseOptions:
       min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
       seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
+      to_judge: pairs are judged as they are and not learned from: a response may be empty, or both be the same.
     """
 
     pair_rule: PairRule = "all"
     min_gap: float = 0.0
     seed: int = 0
     allow_empty_prompt: bool = False
+    to_judge: bool = False
