@@ -197,6 +197,14 @@ def test_the_help_of_a_section_is_printed(rlhf_jax):
     assert "--mesh.tensor" in out
 
 
+@pytest.mark.parametrize(("verb", "section"), [("report", "mesh"), ("pairs", "mesh"), ("sft", "seed"),
+                                               ("iterate", "loop.rounds")])
+def test_help_of_what_is_no_section_says_so(rlhf_jax, verb, section):
+    status, _, err = rlhf_jax(verb, f"--{section}.help")
+    assert status == 2
+    assert f"there is no section {section!r}" in err
+
+
 def test_an_interrupted_command_says_so_and_shows_no_traceback(rlhf_jax, sampled, tmp_path, monkeypatch):
     def interrupt(**_):
         raise KeyboardInterrupt
