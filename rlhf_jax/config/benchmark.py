@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.sampling import CacheDtype
-from rlhf_jax.config.scorer import BradleyTerryScoring, FunctionScoring, MultiObjectiveScoring, PairwiseScoring
+from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.server import Server
 from rlhf_jax.fields import COUNT, SEED, Flat, Options, above, at_least, between, only_if
 
@@ -27,7 +27,7 @@ class OfficialJudging(Options):
     max_tokens: Annotated[int | None, COUNT] = None
 
 
-BenchmarkJudging = OfficialJudging | BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | FunctionScoring
+BenchmarkJudging = OfficialJudging | ScorerOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

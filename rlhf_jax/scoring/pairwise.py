@@ -46,14 +46,20 @@ def comparison(prompt: Text, first: Text, second: Text) -> list[Message]:
     Raises:
       BadRow: tool_calls_not_rendered; a comparison holds texts alone.
     """
-    messages = [message for text in (prompt, first, second) if not isinstance(text, str) for message in text]
-    if any("tool_calls" in message for message in messages):
-        raise unrendered("tool_calls", " (a pairwise comparison holds texts alone)")
-    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {_last(first)} [RESPONSE B] {_last(second)} \n"
+    check_texts_alone(prompt, first, second)
+    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {last_text(first)} [RESPONSE B] {last_text(second)} \n"
     return [{"role": "user", "content": content}]
 
 
-def _last(response: Text) -> str:
+def check_texts_alone(*texts: Text) -> None:
+    """Raises BadRow (tool_calls_not_rendered) for what a question about texts alone cannot hold."""
+    messages = [message for text in texts if not isinstance(text, str) for message in text]
+    if any("tool_calls" in message for message in messages):
+        raise unrendered("tool_calls", " (a pairwise comparison holds texts alone)")
+
+
+def last_text(response: Text) -> str:
+    """The text of a response: of its last turn."""
     return response if isinstance(response, str) else response[-1]["content"]
 
 

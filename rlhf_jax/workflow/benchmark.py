@@ -12,6 +12,7 @@ from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.benchmark_files import Question
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup
+from rlhf_jax.scoring import last_text
 from rlhf_jax.workflow.benchmarks import BENCHMARKS, Benchmark, Judge, OfficialJudge
 from rlhf_jax.workflow.benchmarks.base import user_turn
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -20,14 +21,13 @@ from rlhf_jax.workflow.datasets import GivenGroups, Preview
 from rlhf_jax.workflow.iterate import shards_of
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.policies import EVALUATION_SHARD
-from rlhf_jax.workflow.remote import open_client
+from rlhf_jax.workflow.remote import open_client, with_answers_in
 from rlhf_jax.workflow.stage import fingerprint
 from rlhf_jax.workflow.stages.benchmark import (
     AnswersStage,
     BenchmarkScoreStage,
     JudgementStage,
     OfficialFile,
-    spoken,
 )
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.shards import ShardFolder
@@ -77,9 +77,10 @@ def preview_benchmark(command: BenchmarkCommand, context: Context) -> Preview:
 def open_judge(options: Any, context: Context) -> Judge:
     """A served model that is asked as the benchmark says, or a scorer."""
     if not isinstance(options, OfficialJudging):
-        return open_scorer(options, context.local_mesh, options.kind)
-    key = fingerprint({"asked": options.server.asked, "max_tokens": options.max_tokens})
-    return OfficialJudge(open_client(options.server, context.run.folder), options.server.model, options.max_tokens, key)
+        return open_scorer(options, context.local_mesh, options.kind, context.run.folder)
+    server = with_answers_in(context.run.folder, options).server
+    key = fingerprint({"asked": server.asked, "max_tokens": options.max_tokens})
+    return OfficialJudge(open_client(server), server.model, options.max_tokens, key)
 
 
 def given(path: str | None) -> OfficialFile | None:
@@ -109,7 +110,7 @@ def generated(command: BenchmarkCommand, context: Context, benchmark: Benchmark,
                                 sampling=sampling(command, benchmark, value, longest), shard_size=EVALUATION_SHARD)
             folders.append(shards_of(context.do(f"generate/turn-{turn + 1}/temperature-{value:g}", stage)))
         for group in (group for folder in folders for group in folder.read()):
-            said.setdefault(group.extra["uid"], []).append(spoken(group.responses[0].text))
+            said.setdefault(group.extra["uid"], []).append(last_text(group.responses[0].text))
         turns.append(tuple(folders))
     found = context.do("answers", AnswersStage(benchmark=benchmark, turns=tuple(turns), model=label))
     return OfficialFile(found.folder / benchmark.answers_name(label), found.key)

@@ -100,7 +100,7 @@ def generate(command: GenerateCommand, context: Context) -> SampleStage:
 
 def score(command: ScoreCommand, context: Context) -> ScoreStage:
     """`rlhf-jax score`."""
-    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name),
+    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name, context.run.folder),
                       source=ShardFolder(Path(command.input)))
 
 
@@ -113,7 +113,7 @@ def pairs(command: PairsCommand, context: Context) -> PairsStage:
 def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage:
     """`rlhf-jax evaluate`."""
     rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"))
-    return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy"), data=rows,
+    return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy", context.run.folder), data=rows,
                          seed=command.seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ Answers = Mapping[str, Answer]
 class OfficialJudge:
     """A served model that is asked as the benchmark's protocol says. max_tokens: of a reply; None for the protocol's.
 
-    key: stands for the model and what it is asked.
+    key: stands for the model and what it is asked. progress: (answered, of how many) -> None.
     """
 
     client: Client
@@ -36,6 +37,7 @@ class OfficialJudge:
     max_tokens: int | None
     key: str
     failures: Counter[str] = dataclasses.field(default_factory=Counter)
+    progress: Callable[[int, int], None] = lambda done, total: None
 
     @property
     def name(self) -> str:
@@ -44,9 +46,14 @@ class OfficialJudge:
     def ask(self, conversations: Sequence[Sequence[Mapping[str, str]]], read: Callable[[Mapping[str, Any]], T],
             **settings: Any) -> list[T | None]:
         """What `read` makes of the reply to each conversation, each process asking its share; None without a reply."""
-
         def asked(some: Sequence[Any]) -> list[T | None]:
-            return self.client.ask([chat(self.model, messages, **settings) for messages in some], read, self.failures)
+            questions, answered = [chat(self.model, messages, **settings) for messages in some], itertools.count()
+
+            def one_more(count: int) -> None:
+                done = max(next(answered) for _ in range(count)) + 1
+                self.progress(done, len(questions))
+
+            return self.client.ask(questions, read, self.failures, one_more)
 
         return map_over_processes(list(conversations), asked)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from rlhf_jax.data.benchmark_files import Answer
 from rlhf_jax.parallel import gather_counts, is_main_process
-from rlhf_jax.workflow.benchmarks import Benchmark, Judge, write_rows
+from rlhf_jax.scoring import last_text
+from rlhf_jax.workflow.benchmarks import Benchmark, Judge, OfficialJudge, write_rows
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.products import METRICS
 from rlhf_jax.workflow.stage import Stage, check_made, hash_path, write_json_atomic
@@ -50,7 +51,7 @@ class AnswersStage(Stage):
         texts: dict[str, list[str]] = {}
         for sources in self.turns:
             for group in (group for source in sources for group in source.read()):
-                texts.setdefault(group.extra["uid"], []).append(spoken(group.responses[0].text))
+                texts.setdefault(group.extra["uid"], []).append(last_text(group.responses[0].text))
         answers = {uid: Answer(tuple(said)) for uid, said in texts.items()}
         if is_main_process():
             rows = self.benchmark.answer_rows(answers, self.model)
@@ -58,12 +59,6 @@ class AnswersStage(Stage):
         lengths = [len(said) for answer in answers.values() for said in answer.turns]
         return {"answers": len(lengths), "mean_characters": sum(lengths) / len(lengths),
                 "empty": sum(length == 0 for length in lengths)}
-
-
-def spoken(text: Any) -> str:
-    """A sampled response as text."""
-    return text if isinstance(text, str) else text[-1]["content"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgementStage(Stage):
@@ -75,10 +70,11 @@ class JudgementStage(Stage):
     judge: Judge
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
-        del context
-        before = Counter(self.judge.failures)
+        judge, before = self.judge, Counter(self.judge.failures)
+        if isinstance(judge, OfficialJudge):
+            judge = dataclasses.replace(judge, progress=context.progress)
         answers = self.benchmark.read_answers(self.outputs.checked())
-        judged = self.benchmark.judge(answers, self.model, self.judge)
+        judged = self.benchmark.judge(answers, self.model, judge)
         if is_main_process():
             write_rows(folder / self.benchmark.annotations_name(self.model, self.judge.name), judged.rows)
         return {**judged.report, "failures": gather_counts(self.judge.failures - before)}
