@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 from rlhf_jax.config.server import Server
 from rlhf_jax.remote.answers import Answers
+from rlhf_jax.remote.openai import Question
 
 
 class RemoteError(RuntimeError):
@@ -28,11 +32,11 @@ class Budget:
     """
 
     def __init__(self, server: Server, answers: Answers, count: int):
-        self._answers, self._lock, self._sent, self._next_start = answers, threading.Lock(), 0, 0.0
-        self._before = {"max_requests": answers.requests, "max_total_tokens": answers.tokens}
-        limits = {"max_requests": server.max_requests, "max_total_tokens": server.max_total_tokens}
+        self._answers, self._lock, self._begun, self._next_start = answers, threading.Lock(), 0, 0.0
+        limits = {"requests": server.max_requests, "tokens": server.max_total_tokens}
+        self._keys = {"requests": "max_requests", "tokens": "max_total_tokens"}
         self._limits = {name: limit for name, limit in limits.items() if limit is not None}
-        self._count = count
+        self._before, self._own_before, self._count = Counter(answers.spent), Counter(answers.own), count
         self._interval = 60.0 * count / server.requests_per_minute if server.requests_per_minute else 0.0
 
     def start(self, stop: threading.Event) -> None:
@@ -45,17 +49,22 @@ class Budget:
         with self._lock:
             if stop.is_set():
                 raise Stopped
-            spent = {"max_requests": self._sent,
-                     "max_total_tokens": self._answers.tokens - self._before["max_total_tokens"]}
             for name, limit in self._limits.items():
-                if spent[name] >= (limit - self._before[name]) // self._count:
-                    raise BudgetSpent(f"{name} = {limit} is spent ({self._before[name]} in earlier runs, {spent[name]} "
-                                      "by this process) before every question had an answer. What was answered is "
-                                      f"kept in {self._answers.folder} and not asked again: raise {name} and give the "
-                                      "same command")
-            self._sent += 1
+                spent = self._answers.own[name] - self._own_before[name] + (self._begun if name == "requests" else 0)
+                if spent >= (limit - self._before[name]) // self._count:
+                    raise BudgetSpent(f"{self._keys[name]} = {limit} is spent ({self._before[name]} in earlier runs, "
+                                      f"{spent} by this process) before every question had an answer. What was "
+                                      f"answered is kept in {self._answers.folder} and not asked again: raise "
+                                      f"{self._keys[name]} and give the same command")
+            self._begun += 1
             now = time.monotonic()
             at = max(now, self._next_start)
             self._next_start = at + self._interval
         if stop.wait(at - now):
             raise Stopped
+
+    def write_down(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:
+        """Adds to the kept answers; the requests that it took are counted there from now on."""
+        with self._lock:
+            self._answers.add(key, question, attempts, answer)
+            self._begun -= attempts

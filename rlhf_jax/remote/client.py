@@ -62,7 +62,8 @@ class Client:
         self._stop = threading.Event()
         self._budget, self._in_a_row = Budget(server, self._answers, count), 0
         self._http = httpx2.Client(
-            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            headers={"Content-Type": "application/json",
+                     **({"Authorization": f"Bearer {self._token}"} if self._token else {})},
             timeout=httpx2.Timeout(server.timeout, connect=min(10.0, server.timeout)),
             limits=httpx2.Limits(max_connections=self._workers, max_keepalive_connections=self._workers))
 
@@ -78,6 +79,7 @@ class Client:
           BudgetSpent: before all were answered.
           RemoteError: the server refuses to be asked, or does not answer any more.
         """
+        self._answers.look()
         keys = [question_key(self._url, question) for question in questions]
         distinct = dict(zip(keys, questions, strict=True))
         found: dict[str, T | _Failed] = {}
@@ -167,7 +169,7 @@ class Client:
     def _keep(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:
         with self._lock:
             self._in_a_row = 0 if answer is not None else self._in_a_row + 1
-            self._answers.add(key, question, attempts, answer)
+        self._budget.write_down(key, question, attempts, answer)
 
     def _post(self, question: Question) -> Mapping[str, Any] | _Failed:
         """One attempt. Raises RemoteError where the server will refuse every question."""
@@ -175,7 +177,7 @@ class Client:
         address = f"{self._url}/{question.path.lstrip('/')}"
         content = b""
         try:
-            with self._http.stream("POST", address, json=dict(question.body)) as response:
+            with self._http.stream("POST", address, content=json.dumps(question.body)) as response:
                 for block in response.iter_bytes():
                     content += block
                     if len(content) > LARGEST_ANSWER:

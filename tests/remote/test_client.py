@@ -149,6 +149,23 @@ def test_two_processes_share_a_budget_and_each_others_answers(serve, tmp_path):
     assert len(server.asked) == asked
 
 
+def test_two_clients_of_one_folder_share_answers_and_budget(serve, tmp_path):
+    server = serve(echo)
+    one, other = (Client(options(server, max_requests=5), tmp_path) for _ in range(2))
+    one.ask(questions(3), chat_text, Counter())
+    assert other.ask(questions(4), chat_text, Counter()) == ALL[:4]
+    assert len(server.asked) == 4
+    with pytest.raises(BudgetSpent):
+        one.ask(questions(6), chat_text, Counter())
+    assert len(server.asked) == 5
+
+
+def test_half_a_character_is_asked_about_too(serve, tmp_path):
+    server = serve(echo)
+    asked = [chat("m", [{"role": "user", "content": "\ud83d!"}])]
+    assert Client(options(server), tmp_path).ask(asked, chat_text, Counter()) == ["re: \ud83d!"]
+
+
 def test_requests_keep_to_the_rate(serve, tmp_path):
     server, start = serve(echo), time.monotonic()
     ask(server, tmp_path, count=5, requests_per_minute=1200)  # one in 50 ms
