@@ -61,6 +61,8 @@ class Budget:
             at = max(now, self._next_start)
             self._next_start = at + self._interval
         if stop.wait(at - now):
+            with self._lock:
+                self._begun -= 1
             raise Stopped
 
     def write_down(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:

@@ -175,7 +175,7 @@ class Client:
         """One attempt. Raises RemoteError where the server will refuse every question."""
         end = time.monotonic() + self._server.timeout
         address = f"{self._url}/{question.path.lstrip('/')}"
-        content = b""
+        content = bytearray()
         try:
             with self._http.stream("POST", address, content=json.dumps(question.body)) as response:
                 for block in response.iter_bytes():

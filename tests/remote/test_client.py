@@ -1,6 +1,9 @@
 """The HTTP client against a server that answers rightly, refuses, sends garbage, hangs, and dies half-way."""
 
 import dataclasses
+import subprocess
+import sys
+import threading
 import time
 from collections import Counter
 
@@ -85,6 +88,36 @@ def test_a_run_whose_server_dies_half_way_goes_on_with_what_is_left(serve, tmp_p
     assert ask(server, tmp_path, concurrency=1) == (ALL, {})
     asked_again = {q for q, times in server.questions().items() if times > before.get(q, 0)}
     assert asked_again == {f"q{i}" for i in range(5, 12)}
+
+
+KILLED = """
+import sys
+from collections import Counter
+from pathlib import Path
+from rlhf_jax.config.server import Server
+from rlhf_jax.remote import Client, chat, chat_text
+asked = [chat("m", [{"role": "user", "content": f"q{i}"}], temperature=0.0) for i in range(12)]
+Client(Server(url=sys.argv[1], model="m", concurrency=2), Path(sys.argv[2])).ask(asked, chat_text, Counter())
+"""
+
+
+def test_a_run_that_is_killed_goes_on_and_asks_again_only_what_was_in_flight(serve, tmp_path):
+    killed = threading.Event()
+
+    def behaviour(number, body):
+        if number >= 6 and not killed.is_set():
+            process.kill()
+            process.wait()
+            killed.set()
+        return echo(number, body)
+
+    server = serve(behaviour)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, server.url, str(tmp_path)])
+    assert killed.wait(60)
+    assert ask(server, tmp_path) == (ALL, {})
+    again = [question for question, times in server.questions().items() if times > 1]
+    assert len(again) <= 3  # two were being answered, and one answer may not have reached the disk
+    assert max(server.questions().values()) == 2
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
