@@ -23,7 +23,7 @@ _FIRST_WINS = {"A>B": (1.0, 1), "A>>B": (1.0, STRONG), "A=B": (0.5, 1), "B=A": (
                "A<<B": (0.0, STRONG), "B>A": (0.0, 1), "B>>A": (0.0, STRONG), "B<A": (1.0, 1), "B<<A": (1.0, STRONG)}
 
 
-class Verdict(NamedTuple):
+class Reading(NamedTuple):
     """What a judge's reply says. label: None where it says nothing clear. unfinished: it named no label at all."""
 
     label: str | None
@@ -38,15 +38,15 @@ class Battle(NamedTuple):
     weight: int
 
 
-def verdict(judgement: str, version: Version) -> Verdict:
+def verdict(judgement: str, version: Version) -> Reading:
     """v0.1: the one label between double brackets, none where there are different ones. v2: the last, in any case."""
     if version == "v0.1":
         labels = _LABEL.findall(judgement)
         known = labels[0] if len(set(labels)) == 1 and labels[0] in _FIRST_WINS else None
-        return Verdict(known, not labels)
+        return Reading(known, not labels)
     text = judgement.upper()
     labels = _LABEL.findall(text) or _SINGLE.findall(text)
-    return Verdict(labels[-1] if labels and labels[-1] in _FIRST_WINS else None, not labels)
+    return Reading(labels[-1] if labels and labels[-1] in _FIRST_WINS else None, not labels)
 
 
 def battles(rows: Mapping[str, tuple[str | None, str | None]], version: Version) -> list[Battle]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rlhf_jax.data.groups import PromptGroup, Text
 from rlhf_jax.data.rows import BadRow
 from rlhf_jax.remote import Client, chat, chat_text
-from rlhf_jax.scoring.base import Progress, Scores
+from rlhf_jax.scoring.base import Progress, Verdicts, verdicts_of
 from rlhf_jax.scoring.pairwise import check_texts_alone, context_text, last_text
 from rlhf_jax.scoring.rubric import Rubric
-from rlhf_jax.scoring.tournament import knock_out, round_robin
+from rlhf_jax.scoring.tournament import Method, tournament
 
 NEVER = 8
 """So many replies at once without a single verdict, and the judge does not keep to the format."""
@@ -67,7 +67,7 @@ class JudgeScorer(_Judge):
     """
 
     def __init__(self, client: Client, model: str, rubric: Rubric, *, name: str, key: str, settings: dict[str, Any],
-                 method: Literal["round_robin", "knock_out"] = "round_robin"):
+                 method: Method = "round_robin"):
         super().__init__(client, model, rubric, name=name, key=key, settings=settings)
         self.method, self.disagreements = method, 0
 
@@ -88,25 +88,19 @@ class JudgeScorer(_Judge):
             out.append((one + 1 - other) / 2)
         return out
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Scores of all responses from the games of the configured tournament."""
-        play = round_robin if self.method == "round_robin" else knock_out
-
-        def games(asked: Sequence[tuple[int, int, int]]) -> list[float | None]:
-            return self.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
-                                 for g, i, j in asked], progress)
-
-        return play([len(group.responses) for group in groups], games)
+        return tournament(self, self.method, groups, progress)
 
 
 class RatingScorer(_Judge):
     """The number that a judge gives a response by itself."""
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """A response without a rating gets None."""
         found = iter(self._verdicts([self._values(group.prompt, {"answer": response.text})
                                      for group in groups for response in group.responses], progress))
-        return [[next(found) for _ in group.responses] for group in groups]
+        return verdicts_of([[next(found) for _ in group.responses] for group in groups])
 
 
 def question_text(prompt: Text) -> str:

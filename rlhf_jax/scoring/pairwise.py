@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +23,8 @@ from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
-from rlhf_jax.scoring.base import Progress, Scores, Weights
-from rlhf_jax.scoring.tournament import knock_out, round_robin
+from rlhf_jax.scoring.base import Progress, Verdicts, Weights
+from rlhf_jax.scoring.tournament import Method, tournament
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
@@ -129,8 +129,7 @@ class PairwiseScorer:
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
                  name: str = "proxy", key: str | Callable[[], str] = "",
-                 method: Literal["round_robin", "knock_out"] = "round_robin",
-                 rows_per_batch: int = 4, min_letter_mass: float = 0.5):
+                 method: Method = "round_robin", rows_per_batch: int = 4, min_letter_mass: float = 0.5):
         if config.is_classifier:
             raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
                                   f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
@@ -192,14 +191,8 @@ class PairwiseScorer:
     def release(self) -> None:
         self._weights.release()
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Scores of all responses from the games of the configured tournament."""
-        play = round_robin if self.method == "round_robin" else knock_out
-
-        def games(asked: Sequence[tuple[int, int, int]]) -> list[float | None]:
-            return self.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
-                                 for g, i, j in asked], progress)
-
-        return play([len(group.responses) for group in groups], games)
+        return tournament(self, self.method, groups, progress)
 
 

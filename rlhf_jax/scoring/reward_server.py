@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from rlhf_jax.data.groups import PromptGroup, Text
+from rlhf_jax.data.groups import PromptGroup, Text, Verdict
 from rlhf_jax.data.rows import BadRow
 from rlhf_jax.remote import Client, Question
-from rlhf_jax.scoring.base import Progress, Scores
+from rlhf_jax.scoring.base import Progress, Verdicts
 from rlhf_jax.scoring.judge import question_text
 from rlhf_jax.scoring.pairwise import check_texts_alone, last_text
 
@@ -34,7 +34,7 @@ class RewardServerScorer:
     def release(self) -> None:
         """Nothing lies on the devices."""
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """A response that gets no finite number gets None."""
         asked: list[Question | None] = []
         for group in groups:
@@ -47,8 +47,8 @@ class RewardServerScorer:
                     asked.append(None)
         found = iter(self._client.ask([question for question in asked if question is not None], self._read,
                                       self.failures, progress))
-        numbers = iter([None if question is None else next(found) for question in asked])
-        return [[next(numbers) for _ in group.responses] for group in groups]
+        verdicts = iter([None if question is None else next(found) for question in asked])
+        return [[next(verdicts) for _ in group.responses] for group in groups]
 
     def _question(self, prompt: Text, response: Text) -> Question:
         if self._endpoint == "score":
@@ -62,8 +62,8 @@ class RewardServerScorer:
             body["messages"] = [*prompt, *turns]
         return Question(self._endpoint, body)
 
-    def _read(self, answer: Mapping[str, Any]) -> float:
-        """The score. Raises ValueError where there is none, or several and none was chosen."""
+    def _read(self, answer: Mapping[str, Any]) -> Verdict:
+        """The score, and the other outputs. Raises ValueError where there is none, or several and none was chosen."""
         (entry,) = answer["data"]
         values = [entry["score"]] if self._endpoint == "score" else entry[
             "probs" if self._endpoint == "classify" else "data"]
@@ -71,7 +71,8 @@ class RewardServerScorer:
             values = values[-1]
         if self._output is None and len(values) != 1:
             raise ValueError(f"{len(values)} numbers; say which one is the score with output: 0, 1, ...")
-        value = float(values[self._output or 0])
-        if not math.isfinite(value):
-            raise ValueError(f"{value} is no score")
-        return value
+        numbers = [float(value) for value in values]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"{numbers} holds no score")
+        chosen = self._output or 0
+        return {"": numbers[chosen], **{str(i): x for i, x in enumerate(numbers) if i != chosen}}

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
-Scores = list[list[float | None]]
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.scoring.base import Comparing, Progress, Verdicts, verdicts_of
+
+Points = list[list[float | None]]
+"""Per group, per response; None where it has none."""
 Games = Callable[[Sequence[tuple[int, int, int]]], list[float | None]]
 """Plays games (group, i, j) in one batch: P(i better than j), None where a game failed."""
+Method = Literal["round_robin", "knock_out"]
 
 
-def round_robin(sizes: Sequence[int], play: Games) -> Scores:
+def tournament(scorer: Comparing, method: Method, groups: Sequence[PromptGroup], progress: Progress | None = None
+               ) -> Verdicts:
+    """Scores of all responses of each group, from games that the scorer judges."""
+
+    def games(asked: Sequence[tuple[int, int, int]]) -> list[float | None]:
+        return scorer.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
+                               for g, i, j in asked], progress)
+
+    play = round_robin if method == "round_robin" else knock_out
+    return verdicts_of(play([len(group.responses) for group in groups], games))
+
+
+def round_robin(sizes: Sequence[int], play: Games) -> Points:
     """All pairs of each group, n (n - 1) / 2 games; a response's score is its mean probability of winning.
 
     Both orders are averaged in each game, so i beating j with p means j beating i with 1 - p.
@@ -46,7 +64,7 @@ def _knock_out_once(fields: list[list[int]], play: Games, keep_winner: bool) -> 
     return [field[0] if field else None for field in fields], out
 
 
-def knock_out(sizes: Sequence[int], play: Games) -> Scores:
+def knock_out(sizes: Sequence[int], play: Games) -> Points:
     """Best and worst of each group by two knock-out cups, about 2 n games: score 1, 0, and 0.5 for all others.
 
     A group of one response scores [0.5]. A response one of whose games failed gets None.

@@ -20,6 +20,8 @@ CHECKPOINTS = "checkpoints"
 """What a training continues from until it is done."""
 MODEL, PAIRS, JUDGED, ROWS = "model", "pairs.jsonl", "judged.jsonl", "rows.jsonl"
 """What stages make: a model, groups as pairs or with verdicts, one line per evaluated row."""
+RLHFLOW, TRL = "rlhflow.jsonl", "trl.jsonl"
+"""Scored samples and pairs once more, in the layouts of other software."""
 METRICS, ANSWERS = "metrics.json", "answers"
 """Figures of a benchmark; and a folder of answers that a server was paid for, which no stage's key depends on."""
 SMALL = 64 << 20

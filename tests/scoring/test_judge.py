@@ -2,22 +2,24 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from rlhf_jax.config.scorer import JudgeScoring, RewardServerScoring
 from rlhf_jax.config.server import Server
-from rlhf_jax.data.groups import PromptGroup, Response
+from rlhf_jax.data.groups import text_group
 from rlhf_jax.remote import RemoteError
 from rlhf_jax.scoring import Comparing
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.scoring.rubric import PAIRS, SINGLE, Rubric, read_rubric
 from rlhf_jax.workflow.kinds import open_scorer
 
-NOTHING = np.zeros(0, np.int32)
-
 
 def group(prompt, *texts, name="p"):
-    return PromptGroup(name, NOTHING, tuple(Response(NOTHING, NOTHING, text) for text in texts), prompt)
+    return text_group(name, prompt, [(text, {}) for text in texts])
+
+
+def scores(scorer, asked):
+    return scores_in(scorer.score([asked]))[0]
 
 
 @pytest.fixture
@@ -55,10 +57,10 @@ def test_a_judge_that_prefers_a_place_says_nothing(judge):
 
 def test_scores_of_n_come_from_a_tournament(judge):
     scorer, server = judge(longer_wins)
-    assert list(scorer.score([group("q", "a", "bb", "ccc")])[0]) == [0.0, 0.5, 1.0]
+    assert scores(scorer, group("q", "a", "bb", "ccc")) == [0.0, 0.5, 1.0]
     assert len(server.asked) == 6
     knock_out, _ = judge(longer_wins, method="knock_out")
-    assert list(knock_out.score([group("q", "a", "bb", "ccc")])[0]) == [0.0, 0.5, 1.0]
+    assert scores(knock_out, group("q", "a", "bb", "ccc")) == [0.0, 0.5, 1.0]
 
 
 def test_a_reply_without_verdict_is_a_failure_and_no_score(judge):
@@ -80,7 +82,7 @@ def test_a_rating_of_each_answer(judge):
     scorer, _ = judge(lambda n, body: "[[7.5]]" if "splendid" in body["messages"][-1]["content"] else "no idea",
                       judges="single")
     assert not isinstance(scorer, Comparing)
-    assert scorer.score([group("q", "splendid", "poor")])[0] == [7.5, None]
+    assert scores(scorer, group("q", "splendid", "poor")) == [7.5, None]
     assert scorer.failures == {"no_verdict": 1}
 
 
@@ -89,7 +91,7 @@ def test_a_conversation_is_quoted_turn_by_turn_and_tool_calls_are_refused(judge)
             {"role": "user", "content": "three {answer}"}]
     scorer, server = judge(lambda n, body: "[[5]]", judges="single")
     calls = [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}]
-    assert scorer.score([group(talk, [{"role": "assistant", "content": "four"}], calls)])[0] == [5.0, None]
+    assert scores(scorer, group(talk, [{"role": "assistant", "content": "four"}], calls)) == [5.0, None]
     assert scorer.failures == {"tool_calls_not_rendered": 1}
     said = server.asked[0][1]["messages"][-1]["content"]
     assert said.index("one") < said.index("<turn> assistant\n two") < said.index("three {answer}") < said.index("four")
@@ -154,7 +156,8 @@ def test_a_served_reward_model_scores_conversations(judge, endpoint, answer):
 
     scorer, server = judge(rewards, RewardServerScoring, endpoint=endpoint)
     talk = [{"role": "user", "content": "q"}]
-    assert scorer.score([group(talk, "aa", "a"), group(talk, "bbbb", name="r")]) == [[-3.0, -4.0], [-1.0]]
+    found = scorer.score([group(talk, "aa", "a"), group(talk, "bbbb", name="r")])
+    assert found == [[{"": -3.0}, {"": -4.0}], [{"": -1.0}]]
     path, body, _ = server.asked[0]
     assert path == f"/v1/{endpoint}"
     if endpoint == "score":
@@ -182,4 +185,4 @@ def test_no_number_is_no_score_and_several_need_a_choice(judge):
     with pytest.raises(RemoteError, match="2 numbers; say which one is the score with output"):
         scorer.score([group(f"q{i}", "a") for i in range(8)])
     scorer, _ = judge(lambda n, body: two, RewardServerScoring, output=1)
-    assert scorer.score([group("q", "a")]) == [[0.9]]
+    assert scorer.score([group("q", "a")]) == [[{"": 0.9, "0": 0.1}]]

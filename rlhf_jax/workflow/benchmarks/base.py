@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import numpy as np
 import scipy.special
 
 from rlhf_jax.data.benchmark_files import Answer, Question, Rows
-from rlhf_jax.data.groups import PromptGroup, Response, Text
+from rlhf_jax.data.groups import Text, text_group
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.parallel import map_over_processes
 from rlhf_jax.remote import Client, chat
 from rlhf_jax.scoring import Comparing, Scorer
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.workflow.stage import hash_path, write_json_atomic
 
 T = TypeVar("T")
@@ -153,10 +153,9 @@ def beats(scorer: Scorer, prompts: Sequence[Text], first: Sequence[str], second:
         found = map_over_processes(list(zip(prompts, first, second, strict=True)), scorer.compare)
         scorer.release()
         return found
-    nothing = np.zeros(0, np.int32)
-    groups = [PromptGroup(str(i), nothing, tuple(Response(nothing, nothing, text) for text in pair), prompt)
+    groups = [text_group(str(i), prompt, [(text, {}) for text in pair])
               for i, (prompt, *pair) in enumerate(zip(prompts, first, second, strict=True))]
-    scores = map_over_processes(groups, scorer.score)
+    scores = scores_in(map_over_processes(groups, scorer.score))
     scorer.release()
     return [None if a is None or b is None else float(scipy.special.expit(a - b)) for a, b in scores]
 
