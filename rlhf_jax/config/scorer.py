@@ -103,6 +103,8 @@ class JudgeScoring(Options):
       rubric: YAML file of what the judge is asked and how its reply is read; None for the one that comes with this
         program.
       method: tournament of n responses: round_robin plays all pairs, knock_out about 2n to find best and worst.
+      endpoint: chat (the server renders the rubric by the model's template), or completions (the rubric's text is
+        continued as it is, for models without one).
       temperature: at which it replies.
       max_tokens: of its reply.
     """
@@ -112,6 +114,7 @@ class JudgeScoring(Options):
     judges: Literal["pairs", "single"] = "pairs"
     rubric: str | None = None
     method: Annotated[Literal["round_robin", "knock_out"], only_if(judges="pairs")] = "round_robin"
+    endpoint: Literal["chat", "completions"] = "chat"
     temperature: Annotated[float, between(0, 1e4)] = 0.0
     max_tokens: Annotated[int, COUNT] = 2048
 

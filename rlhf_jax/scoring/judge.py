@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_jax.data.groups import PromptGroup, Text
 from rlhf_jax.data.rows import BadRow
-from rlhf_jax.remote import Client, chat, chat_text
+from rlhf_jax.remote import Client, Question, chat, chat_text, completion, completion_text
 from rlhf_jax.scoring.base import Progress, Verdicts, verdicts_of
 from rlhf_jax.scoring.pairwise import check_texts_alone, context_text, last_text
 from rlhf_jax.scoring.rubric import Rubric
 from rlhf_jax.scoring.tournament import Method, tournament
 
+Endpoint = Literal["chat", "completions"]
 NEVER = 8
 """So many replies at once without a single verdict, and the judge does not keep to the format."""
 
 
 class _Judge:
-    """Asks a rubric's questions. settings: temperature, max_tokens."""
+    """Asks a rubric's questions.
 
-    def __init__(self, client: Client, model: str, rubric: Rubric, *, name: str, key: str, settings: dict[str, Any]):
+    Args:
+      endpoint: "chat", or "completions" for a model without a template.
+      settings: temperature, max_tokens.
+    """
+
+    def __init__(self, client: Client, model: str, rubric: Rubric, *, name: str, key: str, settings: dict[str, Any],
+                 endpoint: Endpoint = "chat"):
         self.name, self.key = name, key
         self.failures: Counter[str] = Counter()
         self._client, self._model, self._rubric, self._settings = client, model, rubric, settings
+        self._endpoint = endpoint
 
     def release(self) -> None:
         """Nothing lies on the devices."""
@@ -35,9 +43,9 @@ class _Judge:
         Raises:
           ValueError: the judge never keeps to the format.
         """
-        questions = [chat(self._model, self._rubric.conversation(**values), **self._settings)
-                     for values in asked if values is not None]
-        replies = self._client.ask(questions, chat_text, self.failures, progress)
+        questions = [self._question(values) for values in asked if values is not None]
+        read = chat_text if self._endpoint == "chat" else completion_text
+        replies = self._client.ask(questions, read, self.failures, progress)
         found = [None if reply is None else self._rubric.outcome(reply) for reply in replies]
         given = [reply for reply in replies if reply is not None]
         if len(given) >= NEVER and all(outcome is None for outcome in found):
@@ -49,6 +57,12 @@ class _Judge:
         self.failures = +self.failures
         verdicts = iter(found)
         return [None if values is None else next(verdicts) for values in asked]
+
+    def _question(self, values: dict[str, str]) -> Question:
+        turns = self._rubric.conversation(**values)
+        if self._endpoint == "chat":
+            return chat(self._model, turns, **self._settings)
+        return completion(self._model, "\n\n".join(turn["content"] for turn in turns) + "\n", **self._settings)
 
     def _values(self, prompt: Text, answers: dict[str, Text]) -> dict[str, str] | None:
         """What a question says; None, counted, where a text cannot stand in it."""
@@ -66,9 +80,8 @@ class JudgeScorer(_Judge):
     Scores of n responses come from a tournament, as those of a pairwise preference model.
     """
 
-    def __init__(self, client: Client, model: str, rubric: Rubric, *, name: str, key: str, settings: dict[str, Any],
-                 method: Method = "round_robin"):
-        super().__init__(client, model, rubric, name=name, key=key, settings=settings)
+    def __init__(self, client: Client, model: str, rubric: Rubric, *, method: Method = "round_robin", **options: Any):
+        super().__init__(client, model, rubric, **options)
         self.method, self.disagreements = method, 0
 
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:

@@ -86,6 +86,15 @@ def test_a_rating_of_each_answer(judge):
     assert scorer.failures == {"no_verdict": 1}
 
 
+def test_a_model_without_a_template_continues_the_rubrics_text(judge):
+    scorer, server = judge(lambda n, body: {"choices": [{"text": " [[6]]"}]}, judges="single", endpoint="completions")
+    assert scores(scorer, group("what?", "that")) == [6.0]
+    path, body, _ = server.asked[0]
+    assert path == "/v1/completions"
+    assert body["prompt"].startswith("You judge answers")
+    assert "what?" in body["prompt"]
+
+
 def test_a_conversation_is_quoted_turn_by_turn_and_tool_calls_are_refused(judge):
     talk = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"},
             {"role": "user", "content": "three {answer}"}]

@@ -20,12 +20,10 @@ def open_scorer(options: JudgeScoring, mesh: Mesh, name: str) -> JudgeScorer | R
     rubric = read_rubric(options.rubric, options.judges == "pairs")
     settings: dict[str, Any] = {"temperature": options.temperature, "max_tokens": options.max_tokens}
     key = fingerprint({"server": options.server.asked, "rubric": rubric, "settings": settings, "judges": options.judges,
-                       "method": options.method})
-    client = open_client(options.server)
-    if options.judges == "single":
-        return RatingScorer(client, options.server.model, rubric, name=name, key=key, settings=settings)
-    return JudgeScorer(client, options.server.model, rubric, name=name, key=key, settings=settings,
-                       method=options.method)
+                       "method": options.method, "endpoint": options.endpoint})
+    asked: dict[str, Any] = {"client": open_client(options.server), "model": options.server.model, "rubric": rubric,
+                             "name": name, "key": key, "settings": settings, "endpoint": options.endpoint}
+    return RatingScorer(**asked) if options.judges == "single" else JudgeScorer(**asked, method=options.method)
 
 
 KIND = Kind(options=JudgeScoring, open=open_scorer)
