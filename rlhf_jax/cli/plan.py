@@ -42,11 +42,15 @@ def _beside(args: Sequence[str]) -> str | None:
     return next((str(folder) for folder in reversed(folders) if (folder / "config.json").is_file()), None)
 
 
+_NO_MODEL = ("function", "judge", "reward_server")
+"""Kinds of scorers whose weights, if they have any, lie elsewhere."""
+
+
 def _completed(tree: dict[str, Any], verb: str, model: str) -> dict[str, Any]:
     """The config with what a run needs and a plan does not: where data lie and results go."""
     tree = {"output_dir": "unused", **tree}
     if verb == "score":
-        place = {} if tree.get("kind") == "function" else {"model_name_or_path": model}
+        place = {} if tree.get("kind") in _NO_MODEL else {"model_name_or_path": model}
         return {"input": "unused", **place, **tree}
     if "scratch" not in tree:
         tree = {"model_name_or_path": model, **tree}
@@ -54,7 +58,7 @@ def _completed(tree: dict[str, Any], verb: str, model: str) -> dict[str, Any]:
         tree = {"prompts": {}, **tree}
         if "reward" not in tree:
             scorer = {"kind": "bradley_terry", **tree.get("scorer", {})}
-            place = {} if scorer["kind"] == "function" else {"model_name_or_path": model}
+            place = {} if scorer["kind"] in _NO_MODEL else {"model_name_or_path": model}
             tree["scorer"] = {**place, **scorer}
     elif verb == "dpo" and "pairs" not in tree:
         tree = {"dataset_name": "unused", **tree}

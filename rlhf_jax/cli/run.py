@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlhf_jax.cli.terminal import printable
+from rlhf_jax.config.benchmark import BenchmarkCommand
 from rlhf_jax.config.commands import CompareCommand, ReportCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.chat import describe
@@ -23,12 +24,13 @@ from rlhf_jax.evaluation import Results
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
+from rlhf_jax.workflow.benchmark import preview_benchmark, run_benchmark
 from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
 from rlhf_jax.workflow.results import gather_results
-from rlhf_jax.workflow.stage import Run, write_json_atomic
+from rlhf_jax.workflow.stage import Run, to_plain, write_json_atomic
 from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import STAGES
 
@@ -173,6 +175,16 @@ def comparison(verb: str, command: CompareCommand) -> None:
     _report(context, outcome, title, "gold" if command.gold else None, command.seed)
 
 
+def benchmark(verb: str, command: BenchmarkCommand) -> None:
+    """Does a chat benchmark and prints its figures."""
+    with _at_work(command) as context:
+        found = run_benchmark(command, context)
+        context.run.write_manifest()
+    if is_main_process():
+        print(json.dumps(to_plain(found), indent=1))
+        print(f"\n{verb} {command.name}: in {context.run.folder}")
+
+
 def _report(context: Context, outcome: Outcome, title: str, gold: str | None, seed: int) -> None:
     if is_main_process():
         results = gather_results(context.run, outcome, title=title, gold=gold, seed=seed)
@@ -214,6 +226,8 @@ def preview(verb: str, command: Any) -> None:
         match command:
             case ExperimentConfig():
                 found = Experiment(command, context).preview()
+            case BenchmarkCommand():
+                found = preview_benchmark(command, context)
             case CompareCommand():
                 found = preview_comparison(command, context)
             case _:

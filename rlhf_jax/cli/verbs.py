@@ -45,6 +45,8 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("evaluate a reward or preference model on held-out pairs", f"{_COMMANDS}:EvaluateCommand", _STAGE),
     "compare": Verb("compare a policy with a baseline on held-out prompts", f"{_COMMANDS}:CompareCommand",
                     "rlhf_jax.cli.run:comparison"),
+    "benchmark": Verb("AlpacaEval 2, Arena-Hard or MT-Bench: generate, judge, score",
+                      "rlhf_jax.config.benchmark:BenchmarkCommand", "rlhf_jax.cli.run:benchmark"),
     "export": Verb("write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",
                    f"{_COMMANDS}:ExportCommand", _STAGE, subject="model_name_or_path"),
     "inspect": Verb("what a checkpoint is: family, head, tensors, memory per device; nothing is loaded",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.fields import COUNT, Flat, Options, at_least
+from rlhf_jax.config.server import Server
+from rlhf_jax.fields import COUNT, Flat, Options, at_least, between, only_if
 
 ScoreAt = Literal["last_token", "end_of_turn"]
 
@@ -34,7 +35,7 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise or multi_objective (models), or function (Python).
+      kind: bradley_terry, pairwise or multi_objective (models), function (Python), judge or reward_server (HTTP).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -91,4 +92,49 @@ class FunctionScoring(Options):
     kind: Literal["function"] = "function"
 
 
-ScorerOptions = BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | FunctionScoring
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeScoring(Options):
+    """A served language model that judges answers.
+
+    Attributes:
+      kind: "judge".
+      server: which model, and what asking it may cost.
+      judges: pairs (which of two answers is better, asked in both orders) or single (a rating of each answer).
+      rubric: YAML file of what the judge is asked and how its reply is read; None for the one that comes with this
+        program.
+      method: tournament of n responses: round_robin plays all pairs, knock_out about 2n to find best and worst.
+      endpoint: chat (the server renders the rubric by the model's template), or completions (the rubric's text is
+        continued as it is, for models without one).
+      temperature: at which it replies.
+      max_tokens: of its reply.
+    """
+
+    server: Flat[Server]
+    kind: Literal["judge"] = "judge"
+    judges: Literal["pairs", "single"] = "pairs"
+    rubric: str | None = None
+    method: Annotated[Literal["round_robin", "knock_out"], only_if(judges="pairs")] = "round_robin"
+    endpoint: Literal["chat", "completions"] = "chat"
+    temperature: Annotated[float, between(0, 1e4)] = 0.0
+    max_tokens: Annotated[int, COUNT] = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardServerScoring(Options):
+    """A reward model behind HTTP, as vLLM serves one; the server renders conversations.
+
+    Attributes:
+      kind: "reward_server".
+      server: which model; its url is the one before /classify, /pooling or /score.
+      endpoint: classify or pooling (given the conversation), or score (given prompt and response as two texts).
+      output: of a model with several outputs, which one is the score.
+    """
+
+    server: Flat[Server]
+    kind: Literal["reward_server"] = "reward_server"
+    endpoint: Literal["classify", "pooling", "score"] = "classify"
+    output: Annotated[int | None, at_least(0)] = None
+
+
+ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | FunctionScoring | JudgeScoring
+                 | RewardServerScoring)

@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +23,8 @@ from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
-from rlhf_jax.scoring.base import Progress, Verdicts, Weights, verdicts_of
-from rlhf_jax.scoring.tournament import knock_out, round_robin
+from rlhf_jax.scoring.base import Progress, Verdicts, Weights
+from rlhf_jax.scoring.tournament import Method, tournament
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
@@ -46,14 +46,20 @@ def comparison(prompt: Text, first: Text, second: Text) -> list[Message]:
     Raises:
       BadRow: tool_calls_not_rendered; a comparison holds texts alone.
     """
-    messages = [message for text in (prompt, first, second) if not isinstance(text, str) for message in text]
-    if any("tool_calls" in message for message in messages):
-        raise unrendered("tool_calls", " (a pairwise comparison holds texts alone)")
-    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {_last(first)} [RESPONSE B] {_last(second)} \n"
+    check_texts_alone(prompt, first, second)
+    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {last_text(first)} [RESPONSE B] {last_text(second)} \n"
     return [{"role": "user", "content": content}]
 
 
-def _last(response: Text) -> str:
+def check_texts_alone(*texts: Text) -> None:
+    """Raises BadRow (tool_calls_not_rendered) for what a question about texts alone cannot hold."""
+    messages = [message for text in texts if not isinstance(text, str) for message in text]
+    if any("tool_calls" in message for message in messages):
+        raise unrendered("tool_calls", " (a pairwise comparison holds texts alone)")
+
+
+def last_text(response: Text) -> str:
+    """The text of a response: of its last turn."""
     return response if isinstance(response, str) else response[-1]["content"]
 
 
@@ -123,8 +129,7 @@ class PairwiseScorer:
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
                  name: str = "proxy", key: str | Callable[[], str] = "",
-                 method: Literal["round_robin", "knock_out"] = "round_robin",
-                 rows_per_batch: int = 4, min_letter_mass: float = 0.5):
+                 method: Method = "round_robin", rows_per_batch: int = 4, min_letter_mass: float = 0.5):
         if config.is_classifier:
             raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
                                   f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
@@ -188,12 +193,6 @@ class PairwiseScorer:
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Scores of all responses from the games of the configured tournament."""
-        play = round_robin if self.method == "round_robin" else knock_out
-
-        def games(asked: Sequence[tuple[int, int, int]]) -> list[float | None]:
-            return self.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
-                                 for g, i, j in asked], progress)
-
-        return verdicts_of(play([len(group.responses) for group in groups], games))
+        return tournament(self, self.method, groups, progress)
 
 

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
+
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.scoring.base import Comparing, Progress, Verdicts, verdicts_of
 
 Points = list[list[float | None]]
 """Per group, per response; None where it has none."""
 Games = Callable[[Sequence[tuple[int, int, int]]], list[float | None]]
 """Plays games (group, i, j) in one batch: P(i better than j), None where a game failed."""
+Method = Literal["round_robin", "knock_out"]
+
+
+def tournament(scorer: Comparing, method: Method, groups: Sequence[PromptGroup], progress: Progress | None = None
+               ) -> Verdicts:
+    """Scores of all responses of each group, from games that the scorer judges."""
+
+    def games(asked: Sequence[tuple[int, int, int]]) -> list[float | None]:
+        return scorer.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
+                               for g, i, j in asked], progress)
+
+    play = round_robin if method == "round_robin" else knock_out
+    return verdicts_of(play([len(group.responses) for group in groups], games))
 
 
 def round_robin(sizes: Sequence[int], play: Games) -> Points:

@@ -100,7 +100,7 @@ class Experiment:
         with_capacity(c.sampling, prompts, base.config.max_position)
         for options in (c.scorer, c.gold):
             if options is not None:
-                open_scorer(options, self.context.local_mesh, "")  # loads no weights before it first scores
+                open_scorer(options, self.context.local_mesh, "", self.context.run.folder)  # loads no weights yet
         if c.reward is not None and c.reward.init != "policy":
             Checkpoint.find(c.reward.init)
         for rows in c.data.values():
@@ -146,11 +146,11 @@ class Experiment:
         section = self.config.reward
         if section is None:
             assert self.config.scorer is not None
-            return open_scorer(self.config.scorer, self.context.local_mesh, "proxy"), None
+            return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.folder), None
         model, render = self._reward_model(section, start), section.data.render
         served = trainable_kind(section.train).served(ScorerModel(
             str(model.folder), text_as_chat=render.text_as_chat, max_length=render.max_length))
-        scorer = open_scorer(served, self.context.local_mesh, "proxy")
+        scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.folder)
         return scorer, None if section.eval_data is None else self._evaluate_reward(scorer, section.eval_data)
 
     def _reward_model(self, section: RewardSection, start: Checkpoint) -> Checkpoint:
@@ -203,7 +203,7 @@ class Experiment:
             return {}
         scorers = [scorer]
         if self.config.gold is not None:
-            scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold"))
+            scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold", self.context.run.folder))
         prompts = self.rows("evaluation", section.data, "prompt", entries[0].policy).read()
         return judge_all(self.context, entries, prompts, section.sampling, scorers, self.config.dpo.train.dtype)
 

@@ -83,7 +83,7 @@ def policies_asked(command: CompareCommand, context: Context) -> tuple[Checkpoin
 
 def judges(command: CompareCommand, context: Context) -> list[Scorer]:
     """The proxy, and the gold judge if there is one; no weights are loaded yet."""
-    return [open_scorer(options, context.local_mesh, name)
+    return [open_scorer(options, context.local_mesh, name, context.run.folder)
             for name, options in (("proxy", command.scorer), ("gold", command.gold)) if options is not None]
 
 

@@ -22,10 +22,12 @@ MODEL, PAIRS, JUDGED, ROWS = "model", "pairs.jsonl", "judged.jsonl", "rows.jsonl
 """What stages make: a model, groups as pairs or with verdicts, one line per evaluated row."""
 RLHFLOW, TRL = "rlhflow.jsonl", "trl.jsonl"
 """Scored samples and pairs once more, in the layouts of other software."""
+METRICS, ANSWERS = "metrics.json", "answers"
+"""Figures of a benchmark; and a folder of answers that a server was paid for, which no stage's key depends on."""
 SMALL = 64 << 20
 """Bytes up to which a file's hash is checked whenever its stage is reused; of a larger one only when it is read."""
 _NO_PRODUCTS = (".*", INPUTS, RECORD, CHECKPOINTS, "trackers.json", "events.out.tfevents.*", "quarantine*",
-                "README.md", "reference_cache")
+                "README.md", "reference_cache", ANSWERS)
 """Files and folders that no later stage reads, or that are kept by content."""
 
 

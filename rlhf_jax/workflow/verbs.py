@@ -105,8 +105,8 @@ def score(command: ScoreCommand, context: Context) -> ScoreStage:
     source: Shards = RowShards(command.rows, command.shard_size, context.quarantine("rows"))
     if command.input is not None:
         source = ShardFolder(Path(command.input))
-    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name), source=source,
-                      layout=command.layout)
+    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name, context.run.folder),
+                      source=source, layout=command.layout)
 
 
 def pairs(command: PairsCommand, context: Context) -> PairsStage:
@@ -120,8 +120,8 @@ def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage:
     rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
     find_benchmark(command.benchmark)
     scorer = flattened(command.scorer)
-    return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy"), data=rows,
-                         seed=command.seed, tie_rule=command.tie_rule,
+    return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy", context.run.folder),
+                         data=rows, seed=command.seed, tie_rule=command.tie_rule,
                          model=str(scorer.get("model_name_or_path") or scorer.get("function") or scorer["kind"]))
 
 

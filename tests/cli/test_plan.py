@@ -58,6 +58,14 @@ def test_neither_data_nor_weights_are_asked_for(recipe):
     assert isinstance(read([*recipe({}), "--verb", "sft", "--accelerator", "cpu-8"])[1], SftCommand)
 
 
+@pytest.mark.parametrize("kind", [{"kind": "judge", "url": "http://h/v1", "model": "j"},
+                                  {"kind": "reward_server", "url": "http://h", "model": "r"},
+                                  {"kind": "function", "function": "m:f"}])
+def test_a_scorer_whose_weights_lie_elsewhere_needs_none_here(recipe, kind):
+    _, command, _ = read([*recipe({"loop": {"rounds": 2}, "scorer": kind}), "--accelerator", "cpu-8"])
+    assert command.scorer.kind == kind["kind"]
+
+
 def test_its_own_keys_and_the_configs_keys_are_kept_apart(recipe):
     options, command, _ = read([*recipe({"beta": 0.2}), "--accelerator", "cpu-8", "--stages", "dpo, reference",
                                 "--assume.response_tokens", "99", "--train_batch_size", "64", "--mesh", "auto"])

@@ -50,7 +50,7 @@ JUDGED = {"output_dir": "o", "scorer": FUNCTION}
     (ScoreCommand, {**SCORE, **FUNCTION, "method": "knock_out"}, "no such key: method"),
     (ScoreCommand, {**SCORE, **FUNCTION, "dtype": "bfloat16"}, "no such key: dtype"),
     (ScoreCommand, {**SCORE, "kind": "pairwise", "model_name_or_path": "m", "output": 1}, "no such key: output"),
-    (ScoreCommand, {**SCORE, "kind": "judge"}, "kind = 'judge'; choose one of bradley_terry, pairwise"),
+    (ScoreCommand, {**SCORE, "kind": "gauge"}, "kind = 'gauge'; did you mean 'judge'"),
     (PairOptions, {"min_gap": -0.1}, "min_gap"),
     (PairOptions, {"length_unit": "tokens"}, "length_unit = 'tokens' has no effect with length_penalty = 0.0"),
     (LoopOptions, {"rounds": 0}, "rounds = 0"),
@@ -281,6 +281,7 @@ COMPLETE = {
     "dpo": {**MODEL, **DATA}, "generate": {**MODEL, **DATA}, "score": {**SCORE, "model_name_or_path": "m"},
     "pairs": SCORE, "evaluate": {**JUDGED, **DATA}, "compare": {**JUDGED, **MODEL, **DATA, "baseline_model": "b"},
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
+    "benchmark": {"name": "mt_bench", "data_dir": "d", **MODEL, "judge": {"url": "http://h", "model": "j"}},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
 }
 """verb -> a config that it takes."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
-from rlhf_jax.workflow.kinds import bradley_terry, function, multi_objective, pairwise
+from rlhf_jax.workflow.kinds import bradley_terry, function, judge, multi_objective, pairwise, reward_server
 from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind
+from rlhf_jax.workflow.remote import with_answers_in
 
 __all__ = ["KINDS", "Kind", "Passes", "TrainedKind", "kind_of", "open_scorer", "trainable_kind"]
 
@@ -18,6 +20,8 @@ KINDS: dict[str, Kind] = {
     "pairwise": pairwise.KIND,
     "multi_objective": multi_objective.KIND,
     "function": function.KIND,
+    "judge": judge.KIND,
+    "reward_server": reward_server.KIND,
 }
 """`kind` -> what it is."""
 
@@ -38,11 +42,13 @@ def trainable_kind(options: Any) -> TrainedKind:
     return training
 
 
-def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> Scorer:
+def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, folder: Path | None = None) -> Scorer:
     """The scorer that `options` describe, called `name` in the data.
+
+    folder: of the run, where answers are kept that a server is paid for.
 
     Raises:
       CheckpointError: if the checkpoint is of another kind than asked for.
-      ValueError: if the function cannot be imported.
+      ValueError: if the function cannot be imported, or a server's token or a judge's rubric is not there.
     """
-    return kind_of(options).open(options, mesh, name)
+    return kind_of(options).open(with_answers_in(folder, options), mesh, name)

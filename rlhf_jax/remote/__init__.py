@@ -1,0 +1,8 @@
+"""Servers that are asked over HTTP: one client, its kept answers, and OpenAI's interface."""
+
+from rlhf_jax.remote.budget import BudgetSpent, RemoteError
+from rlhf_jax.remote.client import Client
+from rlhf_jax.remote.openai import Question, chat, chat_text, completion, completion_text, first_token_logps
+
+__all__ = ["BudgetSpent", "Client", "Question", "RemoteError", "chat", "chat_text", "completion", "completion_text",
+           "first_token_logps"]

@@ -1,0 +1,230 @@
+"""The HTTP client of all that is asked over a network: several requests in flight, retries, budgets, kept answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import httpx2
+
+from rlhf_jax.config.server import Server
+from rlhf_jax.remote.answers import Answers, question_key
+from rlhf_jax.remote.budget import Budget, RemoteError, Stopped
+from rlhf_jax.remote.openai import Question
+from rlhf_jax.remote.token import read_token
+
+T = TypeVar("T")
+LARGEST_ANSWER = 64 << 20
+"""Bytes of an answer; a longer one is none."""
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts, whatever the server asks for."""
+IN_A_ROW = 8
+"""So many questions without an answer, and none answered between them, mean that the server answers none."""
+_LATER = (408, 409, 425, 429, 502, 503, 504)
+_UNFIT = (400, 413, 422)
+"""Statuses by which a server says: not now; and: not this question."""
+
+
+class _Failed(NamedTuple):
+    """A question that got no answer. down: it is the server that failed, not the question."""
+
+    reason: str
+    words: str
+    down: bool = False
+    again: bool = True
+    wait: float = 0.0
+
+
+class Client:
+    """Asks a server, each distinct question once.
+
+    Args:
+      server: which, and what it may cost.
+      folder: where answers are kept.
+      place, count: this process among those of the run, which share rate, concurrency and budget equally.
+
+    Raises:
+      ValueError: there is no token where the options name one.
+    """
+
+    def __init__(self, server: Server, folder: Path, place: int = 0, count: int = 1):
+        self._server, self._url = server, server.asked["url"]
+        self._token = read_token(server)
+        self._answers = Answers(folder, place)
+        self._workers = max(1, server.concurrency // count)
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._budget, self._in_a_row = Budget(server, self._answers, count), 0
+        self._http = httpx2.Client(
+            headers={"Content-Type": "application/json",
+                     **({"Authorization": f"Bearer {self._token}"} if self._token else {})},
+            timeout=httpx2.Timeout(server.timeout, connect=min(10.0, server.timeout)),
+            limits=httpx2.Limits(max_connections=self._workers, max_keepalive_connections=self._workers))
+
+    def ask(self, questions: Sequence[Question], read: Callable[[Mapping[str, Any]], T], failures: Counter[str],
+            progress: Callable[[int], None] | None = None) -> list[T | None]:
+        """What `read` makes of the answer to each question; None, counted by reason in `failures`, where there is none.
+
+        Args:
+          read: raises ValueError for what is no answer; the question is then asked again, as after any other failure.
+          progress: called with the number of questions answered since the last call.
+
+        Raises:
+          BudgetSpent: before all were answered.
+          RemoteError: the server refuses to be asked, or does not answer any more.
+        """
+        self._answers.look()
+        keys = [question_key(self._url, question) for question in questions]
+        distinct = dict(zip(keys, questions, strict=True))
+        found: dict[str, T | _Failed] = {}
+        for key in distinct:
+            kept = self._answers.get(key)
+            if kept is not None:
+                found[key] = _read(read, kept)
+        if progress and found:
+            progress(sum(key in found for key in keys))
+        self._ask_all({key: question for key, question in distinct.items() if key not in found}, read, found, progress)
+        out: list[T | None] = []
+        for key in keys:
+            answer = found[key]
+            if isinstance(answer, _Failed):
+                failures[answer.reason] += 1
+                out.append(None)
+            else:
+                out.append(answer)
+        return out
+
+    def _ask_all(self, questions: Mapping[str, Question], read: Callable[[Mapping[str, Any]], T],
+                 found: dict[str, T | _Failed], progress: Callable[[int], None] | None) -> None:
+        self._stop.clear()
+        problem: RemoteError | None = None
+        with ThreadPoolExecutor(self._workers) as pool:
+            waiting: dict[Future[T | _Failed], str] = {
+                pool.submit(self._ask_one, key, question, read): key for key, question in questions.items()}
+            try:
+                for future in as_completed(waiting):
+                    try:
+                        found[waiting[future]] = future.result()
+                    except CancelledError:
+                        continue
+                    except RemoteError as error:
+                        problem = error if problem is None or isinstance(problem, Stopped) else problem
+                        self._leave(waiting)
+                    if progress:
+                        progress(1)
+            except BaseException:
+                self._leave(waiting)
+                raise
+        if problem is not None:
+            raise problem
+
+    def _leave(self, waiting: Mapping[Future[Any], str]) -> None:
+        """Nothing more is asked; what is in flight is still awaited, and kept."""
+        self._stop.set()
+        for future in waiting:
+            future.cancel()
+
+    def _ask_one(self, key: str, question: Question, read: Callable[[Mapping[str, Any]], T]) -> T | _Failed:
+        try:
+            return self._tried(key, question, read)
+        except BaseException:
+            self._stop.set()  # at once: the next question may be about to be asked
+            raise
+
+    def _tried(self, key: str, question: Question, read: Callable[[Mapping[str, Any]], T]) -> T | _Failed:
+        attempts, outcome = 0, _Failed("not_asked", "the run was stopped")
+        try:
+            while attempts <= self._server.max_retries:
+                if attempts:
+                    wait = max(outcome.wait, self._server.retry_wait * 2 ** (attempts - 1))
+                    self._stop.wait(min(wait, LONGEST_WAIT))
+                self._budget.start(self._stop)
+                attempts += 1
+                answer = self._post(question)
+                made = answer if isinstance(answer, _Failed) else _read(read, answer)
+                if not isinstance(answer, _Failed) and not isinstance(made, _Failed):
+                    self._keep(key, question, attempts, answer)
+                    return made
+                assert isinstance(made, _Failed)
+                outcome = made
+                if not outcome.again:
+                    break
+        except RemoteError:
+            if attempts:
+                self._keep(key, question, attempts, None)
+            raise
+        self._keep(key, question, attempts, None)
+        if outcome.down or self._in_a_row >= IN_A_ROW:
+            raise RemoteError(f"{self._url} {outcome.words}; {attempts} attempt(s) at this question, and "
+                              f"{self._in_a_row} questions in a row without an answer. The answers so far are "
+                              f"kept in {self._answers.folder}: mend what is wrong and give the same command again")
+        return outcome
+
+    def _keep(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:
+        with self._lock:
+            self._in_a_row = 0 if answer is not None else self._in_a_row + 1
+        self._budget.write_down(key, question, attempts, answer)
+
+    def _post(self, question: Question) -> Mapping[str, Any] | _Failed:
+        """One attempt. Raises RemoteError where the server will refuse every question."""
+        end = time.monotonic() + self._server.timeout
+        address = f"{self._url}/{question.path.lstrip('/')}"
+        content = bytearray()
+        try:
+            with self._http.stream("POST", address, content=json.dumps(question.body)) as response:
+                for block in response.iter_bytes():
+                    content += block
+                    if len(content) > LARGEST_ANSWER:
+                        return _Failed("garbage", f"gave an answer of more than {LARGEST_ANSWER:,} bytes")
+                    if time.monotonic() > end:
+                        return _Failed("timeout", f"gave no whole answer in {self._server.timeout:g} s")
+        except httpx2.TimeoutException:
+            return _Failed("timeout", f"gave no whole answer in {self._server.timeout:g} s")
+        except httpx2.DecodingError as error:
+            return _Failed("garbage", f"gave an answer that cannot be read ({error})")
+        except httpx2.TransportError as error:
+            said = f"cannot be reached or broke off ({type(error).__name__}: {error})"
+            return _Failed("unreachable", said, down=True)
+        text = content.decode(errors="replace")
+        if self._token:
+            text = text.replace(self._token, "[token]")
+        return self._answered(response, text)
+
+    def _answered(self, response: httpx2.Response, text: str) -> Mapping[str, Any] | _Failed:
+        status, said = response.status_code, f"says {response.status_code}: {text[:300]!r}"
+        if status in _LATER:
+            return _Failed("overloaded", said, down=True, wait=_seconds(response.headers.get("retry-after")))
+        if status >= 500:
+            return _Failed("server_error", said)
+        if status in _UNFIT:
+            return _Failed("refused", said, again=False)
+        if status != 200:
+            hint = {401: "; give a token by token_env or token_file", 403: "; is the token one for this server?",
+                    404: "; is the url the one where its interface begins (often it ends in /v1), and the model one "
+                         "that it serves?"}.get(status, "")
+            raise RemoteError(f"{self._url} {said}{hint}. Nothing more was asked")
+        try:
+            answer = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return _Failed("garbage", f"gave something else than JSON ({error}): {text[:100]!r}")
+        return answer if isinstance(answer, dict) else _Failed("garbage", f"gave no JSON object: {text[:100]!r}")
+
+
+def _read(read: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T | _Failed:
+    try:
+        return read(answer)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return _Failed("garbage", f"gave an answer of another layout ({error})")
+
+
+def _seconds(value: str | None) -> float:
+    try:
+        return max(0.0, float(value or 0.0))
+    except ValueError:  # a date
+        return 0.0
