@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rlhf_jax.config.data import PairRule
+from rlhf_jax.config.data import PairRule, PromptsFrom
 from rlhf_jax.data.groups import Text
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.sources import SourceRow
@@ -73,9 +73,11 @@ class ParseOptions:
       min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
       seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
+      prompts_from: of rows that hold whole conversations, what is the prompt; None where rows are prompts.
     """
 
     pair_rule: PairRule = "all"
     min_gap: float = 0.0
     seed: int = 0
     allow_empty_prompt: bool = False
+    prompts_from: PromptsFrom | None = None
