@@ -20,10 +20,10 @@ def print_help(verb: str, options: type, section: str = "") -> None:
     kinds: tuple[type, ...] = (options,)
     prefix = ""
     for name in filter(None, section.split(".")):
-        field = next((f for f in _fields(kinds[0]) if f.name == name and f.kinds), None)
+        field = next((f for f in _fields(kinds[0]) if f.name == name and (f.kinds or f.item)), None)
         if field is None:
             raise SystemExit(f"rlhf-jax {verb}: there is no section {section!r}")
-        kinds, prefix = field.kinds, f"{prefix}{name}."
+        kinds, prefix = (field.item,) if field.item else field.kinds, f"{prefix}{name}{'[]' if field.item else ''}."
     usage = f"usage: rlhf-jax {verb} [--config x.yaml] [--key value ...] [--dry-run]"
     print(f"{usage}\n\n{summary(kinds[0])}" if len(kinds) == 1 else usage)
     for title, lines in _groups(kinds, prefix, "", set()):
@@ -69,8 +69,8 @@ def _words(documented: type) -> dict[str, str | None]:
 
 def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
     text = " ".join((words or "").split())
-    if field.kinds:
-        text += f" (--{prefix}{field.name}.help lists its keys)"
+    if field.kinds or field.item:
+        text += f" (--{prefix}{field.name}.help lists {'the keys of each' if field.item else 'its keys'})"
         facts = "required" if field.required else ""
     else:
         facts = "required" if field.required else f"default {_shown(field.default)}"
