@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from docstring_parser import parse
@@ -76,7 +76,8 @@ def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
         facts = "required" if field.required else f"default {_shown(field.default)}"
     if field.range is not None:
         facts += f"; {field.range}"
-    head = f"  --{prefix}{field.name} {_type(field.hint)}".rstrip()
+    kind = f"[{declared(field.item)[0].name.upper()} | {{...}}, ...]" if field.item else _type(field.hint)
+    head = f"  --{prefix}{field.name} {kind}".rstrip()
     body = textwrap.wrap(f"{text} [{facts}]" if facts else text, WIDTH - 6)
     return [head, *(f"      {line}" for line in body)]
 
@@ -92,6 +93,8 @@ def _type(hint: Any) -> str:
         return {"str": "TEXT", "int": "INT", "float": "NUMBER", "bool": "true|false"}.get(hint.__name__, "")
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is Mapping:
+        return "{NAME: VALUE, ...}"
     inner = [_type(part) for part in typing.get_args(hint) if part not in (type(None), ...)]
     if typing.get_origin(hint) is tuple:
         return f"[{inner[0]}, ...]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,6 +28,13 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
+def check_installed() -> None:
+    """Raises ValueError where datasketch is not installed."""
+    if importlib.util.find_spec("datasketch") is None:
+        raise ValueError('near_duplicates needs datasketch, which is not installed; pip install "rlhf_jax[data]", or '
+                         "set near_duplicates to null")
+
+
 def near_duplicates(texts: Sequence[str], threshold: float,
                     tick: Callable[[int], None] = lambda done: None) -> dict[int, int]:
     """Place of each text that nearly repeats an earlier one -> place of that one, the most similar that is kept.
@@ -38,11 +46,9 @@ def near_duplicates(texts: Sequence[str], threshold: float,
     Raises:
       ValueError: datasketch is not installed.
     """
-    try:
-        from datasketch import MinHash, MinHashLSH
-    except ImportError as error:
-        raise ValueError('near_duplicates needs datasketch, which is not installed; pip install "rlhf_jax[data]", or '
-                         "set near_duplicates to null") from error
+    check_installed()
+    from datasketch import MinHash, MinHashLSH
+
     index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
     first = MinHash(num_perm=BANDS * ROWS, hashfunc=zlib.crc32)
     kept: dict[int, frozenset[str]] = {}

@@ -1,5 +1,6 @@
 """Near duplicates: candidates of MinHash, verified."""
 
+import importlib.util
 import random
 
 import pytest
@@ -48,6 +49,6 @@ def test_progress_and_the_threshold():
 
 
 def test_without_datasketch_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasketch", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r'pip install "rlhf_jax\[data\]", or set near_duplicates to null'):
         near_duplicates(["a"], 0.8)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.mixes import DataCommand
+from rlhf_jax.data.duplicates import check_installed
 from rlhf_jax.data.example import Example
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.jsonl import read_jsonl, write_jsonl_atomic
@@ -61,7 +62,7 @@ class DataStage(Stage):
         if self.options.benchmark_files:
             write_jsonl_atomic(folder / "decontaminated.jsonl", mixture.found_in)
         kept = [entry for entries in split.values() for entry in entries]
-        context.run.announce(self._describe(folder, kept, files))
+        self._describe(folder, kept, files)
         shutil.rmtree(folder / CONVERTED)
         funnels = [{"name": source.name, **funnel.to_json()}
                    for source, funnel in zip(self.options.sources, mixture.funnels, strict=True)]
@@ -69,7 +70,9 @@ class DataStage(Stage):
 
     def _mixture(self, store: Path | None, context: Context) -> Mixture:
         """What is left of all sources. store: folder of what is converted already; None to keep nothing."""
-        for source in self.options.sources:  # that one is missing is said before any is read
+        if self.options.near_duplicates is not None:  # what is missing is said before anything is read
+            check_installed()
+        for source in self.options.sources:
             check_sources(source.rows)
         for name in self.options.benchmark_files:
             next(iter(read_rows(name)))
@@ -98,8 +101,8 @@ class DataStage(Stage):
                 for entry in entries[start : start + size]))
         return len(entries)
 
-    def _describe(self, folder: Path, entries: Sequence[Entry], files: Mapping[str, int]) -> str:
-        """Writes the statistics; returns them as a table."""
+    def _describe(self, folder: Path, entries: Sequence[Entry], files: Mapping[str, int]) -> None:
+        """Writes the statistics, as numbers and as a table."""
         tokenizer = self.options.tokenizer
         lengths: Lengths = count_words if tokenizer is None else token_counter(load_tokenizer(tokenizer))
         table = []
@@ -109,6 +112,4 @@ class DataStage(Stage):
         table.append({"source": "sum", **source_statistics(entries, lengths)})
         unit = "words" if tokenizer is None else "tokens"
         write_json_atomic(folder / "statistics.json", {"unit": unit, "rows": files, "sources": table})
-        shown = statistics_table(table, unit)
-        (folder / "statistics.md").write_text(shown, encoding="utf-8")
-        return shown
+        (folder / "statistics.md").write_text(statistics_table(table, unit), encoding="utf-8")
