@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from rlhf_jax.config.data import GradedOptions, PairRule, PromptsFrom, RowOptions, Sources, as_sources
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Options, at_least, between, only_if, only_with
 
-_OF_PAIRS = {"pair_rule": "all", "min_gap": 0.0, "max_pairs_per_prompt": None}
+_OF_PAIRS = {"pair_rule": "all", "pair_score": "data", "min_gap": 0.0, "max_pairs_per_prompt": None}
 """What a source's keys about pairs are without effect."""
 
 
@@ -27,6 +27,7 @@ class SourceOptions(Options):
       weight: share of the mix relative to the other sources'.
       max_rows: valid rows that are read, from the start; rows behind them are not read.
       pair_rule: which pairs graded rows make.
+      pair_score: the number that they are graded by: data, or data/NAME of rows with several grades.
       min_gap: the smallest score gap of such a pair.
       max_pairs_per_prompt: so many pairs of one prompt, those with the largest margins.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float).
@@ -42,6 +43,7 @@ class SourceOptions(Options):
     weight: Annotated[float, POSITIVE] = 1.0
     max_rows: Annotated[int | None, COUNT] = None
     pair_rule: PairRule = "all"
+    pair_score: str = "data"
     min_gap: Annotated[float, at_least(0)] = 0.0
     max_pairs_per_prompt: Annotated[int | None, COUNT] = None
     max_bad_rows: Annotated[int | float, at_least(0)] = 0.02
@@ -58,7 +60,7 @@ class SourceOptions(Options):
     @property
     def graded(self) -> GradedOptions:
         """Which pairs graded rows make."""
-        return GradedOptions(pair_rule=self.pair_rule, min_gap=self.min_gap)
+        return GradedOptions(pair_rule=self.pair_rule, pair_score=self.pair_score, min_gap=self.min_gap)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_jax.data.example import Example
+from rlhf_jax.data.example import LABEL, Example
 from rlhf_jax.data.sources import SourceRow
 
 CONTEXT = ("tools", "chat_template_kwargs")
@@ -24,8 +24,8 @@ def mix_row(example: Example, source: str) -> dict[str, Any]:
         row["completion"] = example.responses[0]
     if example.margins:
         row["margin"] = example.margins[0]
-    if example.labels:
-        row["label"] = example.labels[0]
+    if example.scores and LABEL in example.scores[0]:
+        row[LABEL] = bool(example.scores[0][LABEL])
     row |= {column: example.extra[column] for column in CONTEXT if column in example.extra}
     return {**row, "source": source}
 
@@ -34,7 +34,7 @@ def stored_example(example: Example) -> dict[str, Any]:
     """An example as a line of the file that keeps what was converted already."""
     where = example.origin
     return {"prompt": example.prompt, "responses": list(example.responses), "pairs": list(map(list, example.pairs)),
-            "margins": list(example.margins), "labels": list(example.labels), "id": example.prompt_id,
+            "margins": list(example.margins), "scores": list(map(dict, example.scores)), "id": example.prompt_id,
             "extra": {column: example.extra[column] for column in CONTEXT if column in example.extra},
             "where": [where.source, where.number] if where else None}
 
@@ -43,5 +43,5 @@ def read_stored(row: Mapping[str, Any]) -> Example:
     """The inverse of `stored_example`."""
     where = row["where"]
     return Example(row["prompt"], tuple(row["responses"]), tuple(map(tuple, row["pairs"])), tuple(row["margins"]),
-                   labels=tuple(row["labels"]), prompt_id=row["id"], extra=row["extra"],
+                   tuple(row["scores"]), prompt_id=row["id"], extra=row["extra"],
                    origin=SourceRow(where[0], where[1], {}) if where else None)

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
-from rlhf_jax.data.example import Example
+from rlhf_jax.data.example import LABEL, Example
 from rlhf_jax.data.prompt_text import BUCKETS, bucket, normalised, opening, plain_text
 
 TRAIN, VALID, TEST = "train", "valid", "test"
@@ -40,12 +40,17 @@ class Entry:
         return opening(self.example)
 
     @property
+    def label(self) -> float | None:
+        """Of unpaired data: 1 for a desirable response, 0 for another."""
+        return self.example.scores[0].get(LABEL) if self.example.scores else None
+
+    @property
     def margin(self) -> float | None:
         return self.example.margins[0] if self.example.margins else None
 
     def order(self, seed: int) -> bytes:
         """What entries are shuffled by."""
-        text = "\0".join((str(seed), self.prompt, *self.answers, str(self.example.labels)))
+        text = "\0".join((str(seed), self.prompt, *self.answers, str(self.label)))
         return hashlib.sha1(text.encode()).digest()
 
 
@@ -62,10 +67,10 @@ def single_pairs(example: Example) -> Iterator[Example]:
 
 def repeated_rows(entries: Sequence[Entry]) -> set[int]:
     """Places of the entries that say what an earlier one says, white space and case aside."""
-    seen: set[tuple[str, tuple[str, ...], tuple[bool, ...]]] = set()
+    seen: set[tuple[str, tuple[str, ...], float | None]] = set()
     repeated = set()
     for place, entry in enumerate(entries):
-        said = (entry.prompt, entry.answers, entry.example.labels)
+        said = (entry.prompt, entry.answers, entry.label)
         if said in seen:
             repeated.add(place)
         seen.add(said)

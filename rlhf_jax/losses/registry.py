@@ -16,8 +16,8 @@ class Loss(NamedTuple):
     """One row of `LOSSES`.
 
     Attributes:
-      function: `PairLogps` and the keywords named by `knobs` and `inputs`, to values [N]; of single responses log-probs,
-        those of the reference and whether each is desirable, all [N], instead of the pairs.
+      function: `PairLogps` and the keywords named by `knobs` and `inputs`, to values [N]; for single responses
+        log-probs, those of the reference and whether each is desirable, all [N], instead of the pairs.
       knobs: keywords filled from `PreferenceLoss`; a knob no chosen loss reads may not be set.
       needs_reference: whether `ref_chosen` and `ref_rejected` are read.
       paper: arXiv number.

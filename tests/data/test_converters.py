@@ -24,6 +24,10 @@ def converted(name, kind, row):
     return parse_row(CONVERTERS[name](row), kind)
 
 
+def grades(example):
+    return [numbers["data"] for numbers in example.scores]
+
+
 def test_hh_rlhf():
     head = "\n\nHuman: a\n\nAssistant: "
     example = converted("hh_rlhf", "preference", {"chosen": head + "b", "rejected": head + "c"})
@@ -46,14 +50,15 @@ def test_graded_sources():
     cells = [{"model": "m", "text": "a", "score": 0.1}, {"model": "n", "text": "b", "score": 0.9}]
     graded = converted("alpacaeval_graded", "graded", {"index": 3, "dataset": "koala", "prompt": "p", "baseline": "x",
                                                        "responses": cells})
-    assert (graded.prompt_id, graded.scores, graded.extra["baseline"]) == ("koala-3", (0.1, 0.9), "x")
+    assert (graded.prompt_id, graded.extra["baseline"]) == ("koala-3", "x")
+    assert graded.scores == ({"data": 0.1}, {"data": 0.9})
     samples = [{"k": 0, "text": "a", "score": 0.5}, {"k": 1, "text": "b", "score": None}]
     best = converted("bon_graded", "graded", {"prompt": "p", "samples": samples})
-    assert (best.responses, best.scores, best.notes["left_out_responses"]) == (("a",), (0.5,), 1)
+    assert (best.responses, grades(best), best.notes["left_out_responses"]) == (("a",), [0.5], 1)
     with pytest.raises(BadRow, match="no_responses"):
         CONVERTERS["bon_graded"]({"prompt": "p", "samples": samples[1:]})
     steer = {"prompt": "p", "response": "r", "helpfulness": 4, "correctness": 3}
-    assert converted("helpsteer", "graded", steer).scores == (3.5,)
+    assert grades(converted("helpsteer", "graded", steer)) == [3.5]
     assert converted("webgpt", "preference", {"prompt": " p ", "responses": cells}).pairs == ((1, 0),)
 
 
@@ -143,8 +148,8 @@ def test_shp_keeps_large_ratios_and_the_best_five_pairs_of_a_post(tmp_path):
 
 
 def test_helpsteer_grades_by_the_objective_that_is_named(tmp_path):
-    assert converted("helpsteer", "graded", ROWS["helpsteer"]).scores == (3.5,)
-    assert converted("helpsteer2", "graded", ROWS["helpsteer"]).scores == (3.0,)
+    assert grades(converted("helpsteer", "graded", ROWS["helpsteer"])) == [3.5]
+    assert grades(converted("helpsteer2", "graded", ROWS["helpsteer"])) == [3.0]
     two = [ROWS["helpsteer2"], {**ROWS["helpsteer2"], "response": "for (;;) {}", "helpfulness": 4, "correctness": 1}]
     (example,), _ = read(tmp_path, two, "helpsteer2")
     assert example.prompt == [user("c#"), bot("C# is a language."), user("Show a loop.")]
@@ -174,7 +179,7 @@ def test_pku_saferlhf_merges_safety_and_helpfulness(tmp_path):
 
 def test_ultrafeedback_makes_all_unequal_pairs_of_four_answers():
     example = converted("ultrafeedback", "preference", ROWS["ultrafeedback"])
-    assert example.scores == (4.5, 4.75, pytest.approx(4 / 3), 1.0)  # a rating that is N/A is no rating
+    assert grades(example) == [4.5, 4.75, pytest.approx(4 / 3), 1.0]  # a rating that is N/A is no rating
     assert len(example.pairs) == 6
     assert example.extra["response_models"] == ["a", "b", "c", "d"]
     overall = parse_row(find_converter("ultrafeedback", {"objective": "overall_score"})(ROWS["ultrafeedback"]),
@@ -182,7 +187,7 @@ def test_ultrafeedback_makes_all_unequal_pairs_of_four_answers():
     assert len(overall.pairs) == 5  # the last two are equal
     given = {**ROWS["ultrafeedback"], "completions": [{**c, "fine-grained_score": i} for i, c in enumerate(
         ROWS["ultrafeedback"]["completions"])]}
-    assert converted("ultrafeedback", "graded", given).scores == (0, 1, 2, 3)
+    assert grades(converted("ultrafeedback", "graded", given)) == [0, 1, 2, 3]
 
 
 def test_ultrainteract_continues_its_trajectory():

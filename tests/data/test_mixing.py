@@ -92,9 +92,9 @@ def test_pairs_that_contradict_each_other_or_their_own_score():
 
 
 def test_a_graded_row_is_a_row_per_pair():
-    graded = Example("p", ("a", "b", "c"), ((1, 0), (2, 0)), (1.0, 2.0), (0.0, 1.0, 2.0), prompt_id="x")
+    graded = Example("p", ("a", "b", "c"), ((1, 0), (2, 0)), (1.0, 2.0), ({"data": 0.0}, {"data": 1.0}, {}))
     assert [(e.responses, e.margins, e.scores) for e in single_pairs(graded)] == [
-        (("b", "a"), (1.0,), (1.0, 0.0)), (("c", "a"), (2.0,), (2.0, 0.0))]
+        (("b", "a"), (1.0,), ({"data": 1.0}, {"data": 0.0})), (("c", "a"), (2.0,), ({}, {"data": 0.0}))]
     assert list(single_pairs(Example("p", ("a",)))) == [Example("p", ("a",))]
 
 
@@ -156,7 +156,7 @@ def test_rows_of_a_mix_are_read_back_as_the_same_examples(kind, row):
     example = parse_row({**row, "id": "7"}, kind)
     stored = read_stored(stored_example(example))
     for there in (stored, parse_row(mix_row(stored, "set"), kind)):
-        for name in ("prompt", "responses", "pairs", "margins", "labels", "prompt_id"):
+        for name in ("prompt", "responses", "pairs", "margins", "scores", "prompt_id"):
             assert getattr(there, name) == getattr(example, name), name
         assert {k: v for k, v in there.extra.items() if k != "source"} == dict(example.extra)
     assert mix_row(example, "set")["source"] == "set"

@@ -31,9 +31,10 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 def total(pair, spec, mask=None, margin=MARGIN):
     if spec.of_responses:
-        both = [jnp.concatenate(sides) for sides in ((pair.chosen, pair.rejected), (pair.ref_chosen, pair.ref_rejected))]
-        good, all_of_them = jnp.arange(2 * len(pair.chosen)) < len(pair.chosen), jnp.ones(2 * len(pair.chosen), bool)
-        return weighted_total(response_loss(Responses(*both, good, all_of_them, ~good), spec))
+        sides = (pair.chosen, pair.rejected), (pair.ref_chosen, pair.ref_rejected)
+        good = jnp.arange(2 * len(pair.chosen)) < len(pair.chosen)
+        responses = Responses(*map(jnp.concatenate, sides), good, jnp.ones(good.shape, bool), ~good)
+        return weighted_total(response_loss(responses, spec))
     return weighted_total(preference_loss(pair, spec, mask, margin))
 
 

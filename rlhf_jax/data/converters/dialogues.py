@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlhf_jax.data.converters.base import Row, equal_ratings, others
 from rlhf_jax.data.example import NotedRow
-from rlhf_jax.data.graded_pairs import finite_number
+from rlhf_jax.data.graded import finite_number
 from rlhf_jax.data.turns import as_dialogue, as_messages, parse_hh
 
 

@@ -10,7 +10,7 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters.base import Row, others
 from rlhf_jax.data.example import NotedRow
-from rlhf_jax.data.graded_pairs import finite_number
+from rlhf_jax.data.graded import finite_number
 from rlhf_jax.data.turns import as_text
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")

@@ -6,7 +6,7 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.converters.base import Row, equal_ratings, others, turns
 from rlhf_jax.data.converters.graded import helpsteer_prompt
 from rlhf_jax.data.converters.instructions import INSTRUCTION, LAYOUT, instruction
-from rlhf_jax.data.graded_pairs import finite_number
+from rlhf_jax.data.graded import finite_number
 
 
 def alpaca_pairs(row: Row) -> Row:
