@@ -90,7 +90,12 @@ Flat = Annotated[T, _Flat()]
 
 
 class Declared(NamedTuple):
-    """A field with what was declared at it. kinds: the option classes it may hold, empty for a plain value."""
+    """A field with what was declared at it.
+
+    Attributes:
+      kinds: the option classes it may hold, empty for a plain value.
+      item: the option class that it holds any number of, None for another value.
+    """
 
     name: str
     hint: Any
@@ -100,6 +105,7 @@ class Declared(NamedTuple):
     only_if: OnlyIf | None
     default: Any
     required: bool
+    item: type | None = None
 
 
 _DECLARED: dict[Any, tuple[Declared, ...]] = {}
@@ -123,7 +129,14 @@ def _declared(field: dataclasses.Field[Any], annotated: Any) -> Declared:
                     any(isinstance(note, _Flat) for note in notes),
                     next((note for note in notes if isinstance(note, Range)), None),
                     next((note for note in notes if isinstance(note, OnlyIf)), None),
-                    None if default is dataclasses.MISSING else default, default is dataclasses.MISSING)
+                    None if default is dataclasses.MISSING else default, default is dataclasses.MISSING,
+                    _item_class(annotated))
+
+
+def _item_class(hint: Any) -> type | None:
+    items = typing.get_args(hint) if typing.get_origin(hint) is tuple else ()
+    held = items[0] if items[1:] == (...,) else None
+    return held if isinstance(held, type) and dataclasses.is_dataclass(held) else None
 
 
 def _option_classes(hint: Any) -> Iterator[type]:
@@ -207,6 +220,9 @@ def flattened(options: Any) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for field in declared(type(options)):
         value = getattr(options, field.name)
+        if field.item:
+            tree[field.name] = [flattened(item) for item in value]
+            continue
         inner = flattened(value) if dataclasses.is_dataclass(value) else value
         tree |= inner if field.flat else {field.name: inner}
     return tree
@@ -220,3 +236,5 @@ def keys(options: type, prefix: str = "") -> Iterator[tuple[str, type, Declared]
             yield name, options, field
         for kind in field.kinds:
             yield from keys(kind, prefix if field.flat else f"{name}.")
+        if field.item:
+            yield from keys(field.item, f"{name}[].")

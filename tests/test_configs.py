@@ -14,8 +14,10 @@ from rlhf_jax.cli.parser import parse_tree
 from rlhf_jax.cli.plan import read
 from rlhf_jax.config.commands import RewardCommand, SftCommand
 from rlhf_jax.config.mesh import AXES, MeshConfig
+from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.run import ExperimentConfig
+from rlhf_jax.data.converters import find_converter
 from rlhf_jax.data.world import world_rows
 from rlhf_jax.models import config_from_hf, count_params, param_specs
 from rlhf_jax.models.params import is_spec
@@ -29,7 +31,8 @@ CONFIGS = ROOT / "configs"
 VERBS = {"sft": SftCommand, "reward": RewardCommand, "pairwise": RewardCommand}
 GIVEN_LATER = {"output_dir": "o", "model_name_or_path": "m"}
 """What a user adds on the command line."""
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name != "mesh"]
+MIXES = sorted(CONFIGS.glob("mixes/*.yaml"))
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in ("mesh", "mixes")]
 MODELS = {"llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "gemma2_9b": 9_241_705_984,
           "qwen3_8b": 8_190_735_360}
 """Parameters as published."""
@@ -47,6 +50,19 @@ def test_every_config_is_what_its_verb_takes(path):
     if tree.get("gold", {}).get("kind") == "bradley_terry":
         judges["gold"] = {**judge, **tree["gold"]}
     parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", **given, **tree, **judges})
+
+
+@pytest.mark.parametrize("path", MIXES, ids=lambda path: path.stem)
+def test_every_mix_names_converters_that_there_are(path):
+    mix = parse_tree(DataCommand, "data", {"output_dir": "o", **yaml.safe_load(path.read_text())})
+    for source in mix.sources:
+        assert source.converter is None or find_converter(source.converter, source.converter_options)
+
+
+def test_the_papers_mix_has_the_rows_of_its_table():
+    tree = yaml.safe_load((CONFIGS / "mixes" / "mix2.yaml").read_text())
+    mix = parse_tree(DataCommand, "data", {"output_dir": "o", **tree})
+    assert sum(source.published for source in mix.sources) == 848_965
 
 
 def test_the_quickstart_has_a_prompt_for_every_place_of_its_rounds(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
-from rlhf_jax.data.funnel import load_examples
+from rlhf_jax.data.load import load_examples
 from rlhf_jax.losses import PairLogps, PreferenceLoss, preference_loss, sigmoid_loss
 from rlhf_jax.plugins import function_key, load_function, plugin_keys
 from rlhf_jax.workflow.pairs import PAIR_RULES

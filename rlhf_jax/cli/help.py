@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from docstring_parser import parse
@@ -21,10 +21,10 @@ def print_help(verb: str, options: type, section: str = "") -> None:
     kinds: tuple[type, ...] = (options,)
     prefix = ""
     for name in filter(None, section.split(".")):
-        field = next((f for f in _fields(kinds[0]) if f.name == name and f.kinds), None)
+        field = next((f for f in _fields(kinds[0]) if f.name == name and (f.kinds or f.item)), None)
         if field is None:
             refuse(verb, f"there is no section {section!r}")
-        kinds, prefix = field.kinds, f"{prefix}{name}."
+        kinds, prefix = (field.item,) if field.item else field.kinds, f"{prefix}{name}{'[]' if field.item else ''}."
     usage = f"usage: rlhf-jax {verb} [--config x.yaml] [--key value ...] [--dry-run]"
     print(f"{usage}\n\n{summary(kinds[0])}" if len(kinds) == 1 else usage)
     for title, lines in _groups(kinds, prefix, "", set()):
@@ -70,14 +70,15 @@ def _words(documented: type) -> dict[str, str | None]:
 
 def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
     text = " ".join((words or "").split())
-    if field.kinds:
-        text += f" (--{prefix}{field.name}.help lists its keys)"
+    if field.kinds or field.item:
+        text += f" (--{prefix}{field.name}.help lists {'the keys of each' if field.item else 'its keys'})"
         facts = "required" if field.required else ""
     else:
         facts = "required" if field.required else f"default {_shown(field.default)}"
     if field.range is not None:
         facts += f"; {field.range}"
-    head = f"  --{prefix}{field.name} {_type(field.hint)}".rstrip()
+    kind = f"[{declared(field.item)[0].name.upper()} | {{...}}, ...]" if field.item else _type(field.hint)
+    head = f"  --{prefix}{field.name} {kind}".rstrip()
     body = textwrap.wrap(f"{text} [{facts}]" if facts else text, WIDTH - 6)
     return [head, *(f"      {line}" for line in body)]
 
@@ -93,6 +94,8 @@ def _type(hint: Any) -> str:
         return {"str": "TEXT", "int": "INT", "float": "NUMBER", "bool": "true|false"}.get(hint.__name__, "")
     if typing.get_origin(hint) is typing.Literal:
         return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is Mapping:
+        return "{NAME: VALUE, ...}"
     inner = [_type(part) for part in typing.get_args(hint) if part not in (type(None), ...)]
     if typing.get_origin(hint) is tuple:
         return f"[{inner[0]}, ...]"

@@ -36,6 +36,8 @@ VERBS: dict[str, Verb] = {
                        _WHOLE, config="quickstart.yaml"),
     "iterate": Verb("SFT -> reward model -> (sample, score, pair, train) x rounds -> evaluation -> report", _RUN,
                     _WHOLE),
+    "data": Verb("mix data sets: convert, de-duplicate, decontaminate, cap, mix, split, with every loss counted",
+                 "rlhf_jax.config.mixes:DataCommand", _STAGE),
     "sft": Verb("supervised fine-tuning", f"{_COMMANDS}:SftCommand", _STAGE),
     "reward": Verb("train a Bradley-Terry or a pairwise preference model", f"{_COMMANDS}:RewardCommand", _STAGE),
     "generate": Verb("sample n continuations of every prompt", f"{_COMMANDS}:GenerateCommand", _STAGE),

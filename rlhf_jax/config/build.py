@@ -54,6 +54,9 @@ def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
             values[field.name] = _group(field, _own(field, tree), path)
         elif field.kinds and isinstance(tree.get(field.name), Mapping):
             values[field.name] = _group(field, tree[field.name], f"{where}.")
+        elif field.item and isinstance(tree.get(field.name), str | list | tuple):
+            values[field.name] = tuple(_build(field.item, item, f"{where}[{number}].")
+                                       for number, item in enumerate(_items(field, tree[field.name])))
         elif field.name in tree:
             values[field.name] = _value(field, tree[field.name], where)
         elif field.required:
@@ -62,6 +65,13 @@ def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
         return options(**values)
     except ValueError as error:
         raise ValueError(f"{path.rstrip('.')}: {error}" if path else str(error)) from error
+
+
+def _items(field: Declared, value: Any) -> list[Any]:
+    """The mapping of each item; of one that is a plain value, it is that of the first field of its class."""
+    first = declared(field.item)[0].name
+    items = [value] if isinstance(value, str) else value
+    return [item if isinstance(item, Mapping) else {first: item} for item in items]
 
 
 def _own(field: Declared, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,11 +143,17 @@ def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterat
             yield from _unknown(kind, some, prefix if field.flat else f"{prefix}{field.name}.")
         elif not field.flat:
             taken.add(field.name)
+            if field.item and isinstance(inside, str | list | tuple):
+                for number, item in enumerate(_items(field, inside)):
+                    yield from _unknown(field.item, item, f"{prefix}{field.name}[{number}].")
     yield from (prefix + key for key in tree if key not in taken)
 
 
 def _value(field: Declared, value: Any, where: str) -> Any:
     """A plain value, checked against the field's type."""
+    if field.item:
+        raise ValueError(f"{where} = {value!r}; give a list, of names or of objects {{{declared(field.item)[0].name}: "
+                         "...}")
     plain = _plain(field.hint)
     if plain is None:
         raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as "

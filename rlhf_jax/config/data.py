@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from rlhf_jax.fields import COUNT, Flat, Options, at_least
+from rlhf_jax.fields import COUNT, Flat, Options, at_least, only_with
 
 Overlong = Literal["error", "drop", "truncate_prompt_left", "truncate_response"]
 PairRule = Literal["all", "best_worst", "best_random"]
+PromptsFrom = Literal["first_user", "before_last_assistant"]
 Sources = str | tuple[str, ...]
 
 
@@ -26,8 +28,13 @@ class RowOptions(Options):
       split: of sources that have splits.
       converter: name of a row converter (`rlhf_jax.data.converters`), or "module:function" from a foreign row to one
         row or a list of rows.
+      converter_options: of that converter, other values than those of its row in the table: {min_ratio: 3}.
+      columns: a column's name here: its name in the rows, as {prompt: question, chosen: best}; before the converter.
+      prompts_from: rows hold whole conversations, of which the prompt is what ends with the first user turn, or what
+        stands before the last assistant turn.
       drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
-      max_samples: valid rows used, from the start, before those too long are left out; None for all.
+      max_samples: valid rows used, from the start, before those too long are left out; None for all. Rows behind them
+        are not read.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float); they go to a quarantine file.
       allow_empty_prompt: an empty prompt means the BOS token alone.
     """
@@ -35,6 +42,9 @@ class RowOptions(Options):
     dataset_name: Sources = ()
     split: str | None = None
     converter: str | None = None
+    converter_options: Annotated[Mapping[str, Any], only_with("converter")] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    prompts_from: PromptsFrom | None = None
     drop_duplicate_prompts: bool = False
     max_samples: Annotated[int | None, COUNT] = None
     max_bad_rows: Annotated[int | float, at_least(0)] = 0.02

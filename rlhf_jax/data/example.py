@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from rlhf_jax.config.data import PairRule
+from rlhf_jax.config.data import PairRule, PromptsFrom
 from rlhf_jax.data.groups import PromptGroup, Text, text_group
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.sources import SourceRow
@@ -83,6 +83,7 @@ class ParseOptions:
       seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
       to_judge: pairs are judged as they are and not learned from: a response may be empty, or both be the same.
+      prompts_from: of rows that hold whole conversations, what is the prompt; None where rows are prompts.
     """
 
     pair_rule: PairRule = "all"
@@ -91,3 +92,4 @@ class ParseOptions:
     seed: int = 0
     allow_empty_prompt: bool = False
     to_judge: bool = False
+    prompts_from: PromptsFrom | None = None

@@ -149,6 +149,8 @@ def _response(value: Any, column: str) -> Text:
 
 
 def _parse_prompt(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    if options.prompts_from is not None:
+        return Example(_prompt({"prompt": _prompt_within(_conversation(row, options), options.prompts_from)}))
     given = any(column in row for column in PROMPT_COLUMNS)
     if "chosen" in row and "rejected" in row and not (given and isinstance(row["chosen"], str)):
         prompt = _parse_preference(row, options).prompt  # message answers make a string prompt a chat prompt
@@ -158,6 +160,27 @@ def _parse_prompt(row: Mapping[str, Any], options: ParseOptions) -> Example:
     if "messages" in row:
         return Example(_prompt({"prompt": row["messages"]}))
     raise _missing(row, *PROMPT_COLUMNS, "messages")
+
+
+def _conversation(row: Mapping[str, Any], options: ParseOptions) -> Text:
+    """Whatever of a conversation a row holds, its answers included where they are messages."""
+    for column in ("messages", "conversations", "context_messages"):
+        if column in row and "chosen" not in row:
+            return as_messages(row[column], column)
+    prompt = _parse_prompt(row, dataclasses.replace(options, prompts_from=None)).prompt
+    answer = as_text(row["completion"], "completion") if "completion" in row else ""
+    return prompt if isinstance(prompt, str) or isinstance(answer, str) else [*prompt, *answer]
+
+
+def _prompt_within(conversation: Text, where: str) -> Text:
+    """The conversation up to its first user turn, or up to before its last assistant turn."""
+    if isinstance(conversation, str):
+        return conversation
+    roles = [message["role"] for message in conversation]
+    if where == "first_user":
+        return conversation[: roles.index("user") + 1] if "user" in roles else conversation
+    answers = [place for place, role in enumerate(roles) if role == "assistant"]
+    return conversation[: answers[-1]] if answers else conversation
 
 
 def _parse_sft(row: Mapping[str, Any], options: ParseOptions) -> Example:

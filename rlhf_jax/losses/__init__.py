@@ -38,6 +38,7 @@ from rlhf_jax.losses.registry import LOSSES, Loss
 from rlhf_jax.losses.reward import average_orders, bradley_terry, centering, logexp, pairwise_preference
 from rlhf_jax.losses.token_logps import TokenStats, token_logps, token_logps_and_stats
 from rlhf_jax.losses.token_weights import ld_token_weights, wpo_weight
+from rlhf_jax.losses.unpaired import Responses, bco_shift, response_loss
 
 __all__ = [
     "DIVERGENCES",
@@ -45,6 +46,7 @@ __all__ = [
     "Loss",
     "PairLogps",
     "PreferenceLoss",
+    "Responses",
     "Term",
     "TokenStats",
     "alpha_divergence",
@@ -57,6 +59,7 @@ __all__ = [
     "average_orders",
     "bco_loss",
     "bco_pair_loss",
+    "bco_shift",
     "bradley_terry",
     "centering",
     "cpo_loss",
@@ -85,6 +88,7 @@ __all__ = [
     "pairwise_preference",
     "preference_loss",
     "raft_loss",
+    "response_loss",
     "rev_kl_loss",
     "reverse_kl",
     "robust_loss",

@@ -36,6 +36,7 @@ class PreferenceLoss(Options):
       discopop_tau: temperature of DiscoPOP's blend.
       simpo_gamma: target margin of SimPO and AlphaPO.
       alphapo_alpha: shape of AlphaPO's reward (TRL: `alpha`).
+      desirable_weight, undesirable_weight: what single responses of either kind weigh in KTO and APO-zero-unpaired.
 
     Raises:
       ValueError: for values that cannot work, and for a changed knob that none of the chosen losses reads.
@@ -50,6 +51,8 @@ class PreferenceLoss(Options):
     discopop_tau: Annotated[float, above(0, 1e9)] = 0.05
     simpo_gamma: Annotated[float, _REAL] = 0.5
     alphapo_alpha: Annotated[float, _REAL] = 0.0
+    desirable_weight: Annotated[float, between(0, 1e9)] = 1.0
+    undesirable_weight: Annotated[float, between(0, 1e9)] = 1.0
 
     def conflicts(self) -> None:
         if isinstance(self.loss_type, str):
@@ -78,14 +81,27 @@ class PreferenceLoss(Options):
         return any(find_loss(name).needs_reference for name in self.loss_types)
 
     @property
+    def of_responses(self) -> bool:
+        """Whether the losses are those of single responses, each desirable or not; else they are of pairs."""
+        return find_loss(self.loss_types[0]).unit == "response"
+
+    @property
+    def needs_mismatched(self) -> bool:
+        """Whether any chosen loss reads the log-probabilities of answers to other prompts (`kto`)."""
+        return self._reads("baseline")
+
+    @property
     def compares_pairs(self) -> bool:
-        """Whether any chosen loss looks across the pairs of a batch (`aot`), so that the batch may not be cut."""
-        return any("mask" in find_loss(name).inputs for name in self.loss_types)
+        """Whether any chosen loss looks across a batch (`aot`, `kto`, `bco`), so that the batch may not be cut."""
+        return any(map(self._reads, ("mask", "baseline", "shift")))
+
+    def _reads(self, given: str) -> bool:
+        return any(given in find_loss(name).inputs for name in self.loss_types)
 
     @property
     def needs_margin(self) -> bool:
         """Whether any chosen loss reads reward gaps."""
-        return any("margin" in find_loss(name).inputs for name in self.loss_types)
+        return self._reads("margin")
 
 
 class Term(NamedTuple):
@@ -116,8 +132,10 @@ def preference_loss(
       One `Term` per loss type, in order. A pair weighs 1; in "sft" it weighs its chosen completion's token count.
 
     Raises:
-      ValueError: a chosen loss needs `margin` and none was given.
+      ValueError: a chosen loss needs `margin` and none was given, or the losses are of single responses.
     """
+    if spec.of_responses:
+        raise ValueError(f"loss_type={', '.join(spec.loss_types)} is a loss of single responses; use response_loss")
     if spec.needs_margin and margin is None:
         needing = [name for name in spec.loss_types if "margin" in find_loss(name).inputs]
         raise ValueError(
@@ -127,7 +145,7 @@ def preference_loss(
     mask = jnp.ones(pair.chosen.shape, bool) if mask is None else mask
     pair = where_pairs(mask, pair)
     inputs = {"mask": mask, "margin": None if margin is None else jnp.where(mask, margin, 0.0)}
-    knobs = _knobs(spec)
+    knobs = knob_values(spec)
 
     def term(name: str, coefficient: float) -> Term:
         loss = find_loss(name)
@@ -154,7 +172,8 @@ _FIELDS = {"divergence": ("f_divergence_type", "f_alpha_divergence_coef")}
 """Knobs of the loss functions that are not a `PreferenceLoss` field of the same name, and the fields they come from."""
 
 
-def _knobs(spec: PreferenceLoss) -> dict[str, Any]:
+def knob_values(spec: PreferenceLoss) -> dict[str, Any]:
+    """What every knob of the loss functions is filled with."""
     values: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(spec)}
     return values | {"divergence": f_divergence(spec.f_divergence_type, spec.f_alpha_divergence_coef)}
 
@@ -177,6 +196,10 @@ def _check_mixture(spec: PreferenceLoss) -> None:
     names, weights = spec.loss_types, spec.weights
     if not names:
         raise ValueError("loss_type=() names no loss, so there is nothing to train on. Name at least one.")
+    if len({find_loss(name).unit for name in names}) > 1:
+        single = ", ".join(name for name, loss in LOSSES.items() if loss.unit == "response")
+        raise ValueError(f"loss_type={names} mixes losses of pairs with losses of single responses ({single}), and no "
+                         "row is both. Name losses of one kind.")
     if len(set(names)) != len(names):
         raise ValueError(f"loss_type={names} repeats a loss. Name each once and add up the weights.")
     if len(weights) != len(names):

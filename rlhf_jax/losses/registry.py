@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jax import Array
 
-from rlhf_jax.losses import margin_aware, reference_based, reference_free
+from rlhf_jax.losses import kto, margin_aware, reference_based, reference_free
 from rlhf_jax.plugins import is_plugin, load_function
 
 
@@ -16,12 +16,15 @@ class Loss(NamedTuple):
     """One row of `LOSSES`.
 
     Attributes:
-      function: `PairLogps` and the keywords named by `knobs` and `inputs`, to values [N].
+      function: `PairLogps` and the keywords named by `knobs` and `inputs`, to values [N]; for single responses
+        log-probs, those of the reference and whether each is desirable, all [N], instead of the pairs.
       knobs: keywords filled from `PreferenceLoss`; a knob no chosen loss reads may not be set.
       needs_reference: whether `ref_chosen` and `ref_rejected` are read.
       paper: arXiv number.
-      inputs: further arrays [N] read: "mask" (the loss looks across pairs), "margin" (reward gaps).
+      inputs: further arrays [N] read: "mask" (the loss looks across pairs), "margin" (reward gaps); of single responses
+        numbers of the whole batch: "baseline" (of answers to other prompts), "shift" (of the answers themselves).
       per_token: the mean over pairs is weighted by the chosen completion's length.
+      unit: what it is a loss of: a "pair", or a single "response" that is desirable or not.
     """
 
     function: Callable[..., Array]
@@ -30,10 +33,12 @@ class Loss(NamedTuple):
     paper: str
     inputs: tuple[str, ...] = ()
     per_token: bool = False
+    unit: Literal["pair", "response"] = "pair"
 
 
 _MAPPED = ("beta", "divergence")
 _SMOOTHED = ("beta", "label_smoothing")
+_WEIGHED = ("beta", "desirable_weight", "undesirable_weight")
 _BOTH = ("beta", "label_smoothing", "divergence")
 
 LOSSES: dict[str, Loss] = {
@@ -62,6 +67,9 @@ LOSSES: dict[str, Loss] = {
     "kl": Loss(margin_aware.kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
     "tv": Loss(margin_aware.tv_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
     "hellinger": Loss(margin_aware.hellinger_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
+    "kto": Loss(kto.kto_loss, _WEIGHED, True, "2402.01306", inputs=("baseline",), unit="response"),
+    "apo_zero_unpaired": Loss(kto.apo_zero_unpaired_loss, _WEIGHED, True, "2408.06266", unit="response"),
+    "bco": Loss(kto.bco_loss, ("beta",), True, "2404.04656", inputs=("shift",), unit="response"),
 }
 
 INPUTS = ("mask", "margin")

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
 from rlhf_jax.data.chat import Renderer
-from rlhf_jax.data.funnel import Funnel, load_examples
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import SourceError, read_groups
+from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
@@ -167,16 +168,16 @@ def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, grad
               to_judge: bool = False) -> tuple[list[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
     check_named({"": rows})
+    if rows.prompts_from is not None and kind != "prompt":
+        raise ValueError(f"prompts_from = {rows.prompts_from!r} has no effect on {kind} data, whose prompts end before "
+                         "their answers; leave it out")
     options = ParseOptions(pair_rule=graded.pair_rule, pair_score=graded.pair_score, min_gap=graded.min_gap,
-                           allow_empty_prompt=rows.allow_empty_prompt, to_judge=to_judge)
-    examples, funnel = load_examples(list(rows.sources), kind, split=rows.split, converter=rows.converter,
-                                     options=options, max_bad_rows=rows.max_bad_rows,
-                                     quarantine_path=quarantine if is_main_process() else None,
-                                     drop_duplicate_prompts=rows.drop_duplicate_prompts)
-    if rows.max_samples is not None and len(examples) > rows.max_samples:
-        funnel.dropped["beyond_max_samples"] += len(examples) - rows.max_samples
-        examples = examples[: rows.max_samples]
-    return examples, funnel
+                           prompts_from=rows.prompts_from, allow_empty_prompt=rows.allow_empty_prompt,
+                           to_judge=to_judge)
+    return load_examples(list(rows.sources), kind, split=rows.split, converter=rows.converter,
+                         converter_options=rows.converter_options, columns=rows.columns, options=options,
+                         max_bad_rows=rows.max_bad_rows, quarantine_path=quarantine if is_main_process() else None,
+                         drop_duplicate_prompts=rows.drop_duplicate_prompts, max_samples=rows.max_samples)
 
 
 def check_sources(rows: RowOptions) -> None:

@@ -17,6 +17,7 @@ from rlhf_jax.config.commands import (
     SftCommand,
 )
 from rlhf_jax.config.data import PreferenceData, RowOptions, Sources
+from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.data.rows import Kind
 from rlhf_jax.fields import flattened
@@ -25,6 +26,7 @@ from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, PairFile, RenderedRows
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
+from rlhf_jax.workflow.stages.data import DataStage
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.export import ExportStage, find_source
@@ -131,6 +133,12 @@ def export(command: ExportCommand, context: Context) -> ExportStage:
     return find_source(command)
 
 
-STAGES: dict[str, Any] = {"sft": sft, "reward": reward, "dpo": dpo, "generate": generate, "score": score,
+def data(command: DataCommand, context: Context) -> DataStage:
+    """`rlhf-jax data`."""
+    del context
+    return DataStage(options=command)
+
+
+STAGES: dict[str, Any] = {"data": data, "sft": sft, "reward": reward, "dpo": dpo, "generate": generate, "score": score,
                           "pairs": pairs, "evaluate": evaluate, "export": export}
 """Verb -> (its options, the context) -> the stage."""

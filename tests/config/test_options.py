@@ -21,6 +21,7 @@ from rlhf_jax.config.commands import (
 )
 from rlhf_jax.config.data import DataOptions
 from rlhf_jax.config.loop import LoopOptions
+from rlhf_jax.config.mixes import DataCommand, SourceOptions
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
 from rlhf_jax.config.run import ExperimentConfig
@@ -37,6 +38,7 @@ REWARDED = {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}
 START = {**RUN, "model_name_or_path": "m"}
 MODEL = {"model_name_or_path": "m", "output_dir": "o"}
 SCORE = {"input": "i", "output_dir": "o"}
+MIX = {"sources": ["a.jsonl"], "output_dir": "o"}
 JUDGED = {"output_dir": "o", "scorer": FUNCTION}
 
 
@@ -78,6 +80,19 @@ JUDGED = {"output_dir": "o", "scorer": FUNCTION}
     (SamplingConfig, {"temperature": (1.0, -0.7)}, "temperature = "),
     (SamplingConfig, {"top_p": 0.0}, "top_p = 0.0; it must be greater than 0 and at most 1"),
     (DpoCommand, MODEL, "exactly one of dataset_name"),
+    (DataCommand, {"output_dir": "o"}, "sources is missing"),
+    (DataCommand, {**MIX, "sources": []}, "sources is empty"),
+    (DataCommand, {**MIX, "sources": 3}, r"sources = 3; give a list, of names or of objects {name: ...}"),
+    (DataCommand, {**MIX, "sources": [{"name": "a", "wieght": 2}]}, r"no such key: sources\[0\].wieght"),
+    (DataCommand, {**MIX, "sources": [{"weight": 2}]}, r"sources\[0\].name is missing"),
+    (DataCommand, {**MIX, "sources": ["a", {"name": "b", "weight": 0}]}, r"sources\[1\]: weight = 0.*greater than 0"),
+    (DataCommand, {**MIX, "sources": [{"name": "a", "weight": 2}]}, r"\.weight = 2 has no effect without size"),
+    (DataCommand, {**MIX, "kind": "sft", "sources": [{"name": "a", "min_gap": 1}]}, r"\.min_gap has no effect"),
+    (DataCommand, {**MIX, "sources": [{"name": "a", "prompts_from": "first_user"}]}, r"\.prompts_from has no effect"),
+    (DataCommand, {**MIX, "kind": "sft", "contradictions": "keep"}, "contradictions = 'keep' has no effect"),
+    (DataCommand, {**MIX, "batches": 2}, "batches = 2 needs batch_size"),
+    (DataCommand, {**MIX, "batch_size": 2}, "batch_size = 2 has no effect"),
+    (DataCommand, {**MIX, "valid_percent": 50, "test_percent": 50}, "leave less than a tenth to train on"),
     (DpoCommand, {**MODEL, "dataset_name": "x", "pairs": "y"}, "exactly one of"),
     (CompareCommand, {**JUDGED, "model_name_or_path": "m"}, "baseline_model is missing"),
     (EvaluateCommand, {**JUDGED, "gold": FUNCTION}, "no such key: gold"),
@@ -167,6 +182,16 @@ def test_a_data_set_name_may_be_one_or_several():
     assert build(DataOptions, {"dataset_name": "a.jsonl"}).rows.sources == ("a.jsonl",)
     assert build(DataOptions, {"dataset_name": ["a.jsonl", "b.jsonl"]}).rows.sources == ("a.jsonl", "b.jsonl")
     assert DataOptions().rows.sources == ()
+
+
+def test_sources_of_a_mix_are_names_or_objects_and_come_back():
+    tree = {**MIX, "sources": ["a.jsonl", {"name": "b.jsonl", "columns": {"prompt": "q"}, "max_rows": 3}]}
+    command = build(DataCommand, tree)
+    assert command.sources == (SourceOptions(name="a.jsonl"),
+                               SourceOptions(name="b.jsonl", columns={"prompt": "q"}, max_rows=3))
+    assert flattened(command)["sources"][1]["max_rows"] == 3
+    assert build(DataCommand, flattened(command)) == command
+    assert build(DataCommand, {**MIX, "sources": "a.jsonl"}) == build(DataCommand, MIX)
 
 
 def test_what_is_not_given_keeps_the_default_of_its_place():
@@ -283,6 +308,7 @@ COMPLETE = {
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
     "benchmark": {"name": "mt_bench", "data_dir": "d", **MODEL, "judge": {"url": "http://h", "model": "j"}},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
+    "data": {"sources": ["a.jsonl"], "output_dir": "o"},
 }
 """verb -> a config that it takes."""
 

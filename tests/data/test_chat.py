@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.chat import TEMPLATES, Renderer, describe
-from rlhf_jax.data.funnel import Funnel, TooManyBadRows, load_examples
+from rlhf_jax.data.funnel import Funnel, TooManyBadRows
 from rlhf_jax.data.groups import LENGTH
 from rlhf_jax.data.jsonl import read_jsonl
+from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import BadRow, Example, parse_row
 

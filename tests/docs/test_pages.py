@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax.cli.verbs import VERBS
 from rlhf_jax.config.pairs import PairOptions
-from rlhf_jax.data.funnel import load_examples
+from rlhf_jax.data.load import load_examples
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.plugins import load_function
 

@@ -7,12 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.losses import DIVERGENCES, LOSSES, PairLogps, PreferenceLoss, preference_loss, weighted_total
+from rlhf_jax.losses import (
+    DIVERGENCES,
+    LOSSES,
+    PairLogps,
+    PreferenceLoss,
+    Responses,
+    preference_loss,
+    response_loss,
+    weighted_total,
+)
 
 MARGIN = jnp.asarray([0.7, -1.3, 4.0])
 VALID = {"exo_pair": {"label_smoothing": 1e-3}, "alphapo": {"alphapo_alpha": 0.25}}
 """Knobs without which a loss type is refused."""
-EVERY = [PreferenceLoss(name, **VALID.get(name, {})) for name in LOSSES]
+PAIRED = {name: row for name, row in LOSSES.items() if row.unit == "pair"}
+EVERY = [PreferenceLoss(name, **VALID.get(name, {})) for name in PAIRED]
 
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -20,13 +30,18 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 
 def total(pair, spec, mask=None, margin=MARGIN):
+    if spec.of_responses:
+        sides = (pair.chosen, pair.rejected), (pair.ref_chosen, pair.ref_rejected)
+        good = jnp.arange(2 * len(pair.chosen)) < len(pair.chosen)
+        responses = Responses(*map(jnp.concatenate, sides), good, jnp.ones(good.shape, bool), ~good)
+        return weighted_total(response_loss(responses, spec))
     return weighted_total(preference_loss(pair, spec, mask, margin))
 
 
 def test_every_trl_loss_type_is_there():
     trl = (
         "sigmoid hinge ipo exo_pair nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down discopop sft "
-        "sigmoid_norm"
+        "sigmoid_norm kto apo_zero_unpaired bco"
     )
     assert set(trl.split()) <= set(LOSSES)
 
@@ -34,7 +49,8 @@ def test_every_trl_loss_type_is_there():
 @pytest.mark.parametrize("name", LOSSES)
 def test_table_names_exactly_the_keywords_of_the_function(name):
     row = LOSSES[name]
-    assert set(inspect.signature(row.function).parameters) == {"pair", *row.knobs, *row.inputs}
+    given = {"pair"} if row.unit == "pair" else {"logps", "ref_logps", "desirable"}
+    assert set(inspect.signature(row.function).parameters) == {*given, *row.knobs, *row.inputs}
 
 
 def test_mixture_is_the_weighted_sum_of_means(appendix_a):
@@ -82,7 +98,7 @@ MAPS = [("reverse_kl", None), ("forward_kl", None), ("js_divergence", None),
 
 
 @pytest.mark.parametrize(("name", "divergence", "coef"), [
-    (name, *mapped) for name, loss in LOSSES.items() for mapped in (MAPS if "divergence" in loss.knobs else MAPS[:1])])
+    (name, *mapped) for name, loss in PAIRED.items() for mapped in (MAPS if "divergence" in loss.knobs else MAPS[:1])])
 def test_values_and_gradients_are_finite_at_any_log_ratio(name, divergence, coef):
     chosen, rejected = map(np.ravel, np.meshgrid([*-FAR, *FAR], [*-FAR, *FAR]))
     knobs = {} if divergence == "reverse_kl" else {"f_divergence_type": divergence}
@@ -172,6 +188,8 @@ KNOBS = {
     "discopop_tau": 0.5,
     "simpo_gamma": 1.5,
     "alphapo_alpha": 0.5,
+    "desirable_weight": 2.0,
+    "undesirable_weight": 0.5,
 }
 
 

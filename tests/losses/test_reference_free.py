@@ -10,6 +10,8 @@ def test_reference_is_not_read(appendix_a):
     pair = appendix_a()
     other = pair._replace(ref_chosen=pair.ref_chosen * jnp.nan, ref_rejected=pair.ref_rejected * jnp.nan)
     for name, row in LOSSES.items():
+        if row.unit == "response":
+            continue
         keywords = {"margin": jnp.ones(3)} if "margin" in row.inputs else {}
         if row.needs_reference:
             assert not np.any(np.isfinite(row.function(other, **keywords))), name

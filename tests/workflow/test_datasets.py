@@ -28,8 +28,13 @@ def source(tmp_path):
 def test_duplicate_prompts_are_dropped_before_samples_are_counted(source):
     examples, funnel = read_data(RowOptions(source, drop_duplicate_prompts=True, max_samples=3), "prompt")
     assert [e.prompt for e in examples] == [TEXTS[0], TEXTS[1], TEXTS[3]]
-    assert funnel.to_json() == {"read": 6, "valid": 6, "kept": 3, "invalid": {}, "notes": {},
-                                "dropped": {"beyond_max_samples": 1, "duplicate_prompt": 2}}
+    assert funnel.to_json() == {"read": 4, "valid": 4, "kept": 3, "invalid": {}, "notes": {},
+                                "dropped": {"duplicate_prompt": 1}}
+
+
+def test_prompts_from_means_something_for_prompts_alone(source):
+    with pytest.raises(ValueError, match="prompts_from = 'first_user' has no effect on sft data"):
+        read_data(RowOptions(source, prompts_from="first_user"), "sft")
 
 
 def test_elsewhere_they_are_kept_under_names_of_their_own(source):

@@ -94,6 +94,8 @@ def commands(home, world, model, make_model):
             "--dataset_name", world / "eval_prompts.jsonl", "--model_name_or_path", result("dpo") / "model",
             "--baseline_model", model, *(f"--sampling.{x.removeprefix('--')}" if str(x).startswith("--") else x
                                          for x in SAMPLING)],
+        "data": ["data", "--sources", f"[{rows['preference']}, {rows['preference_eval']}]", "--valid_percent", 20,
+                 "--benchmarks", rows["preference_eval"], "--near_duplicates", "null", "--shard_size", 5],
         "export": ["export", result("sft-lora") / "model" / "adapter", "--max_shard_size", "1e-5"],
         "export-checkpoint": ["export", model, "--checkpoint", result("unfinished")],
         "iterate": None,
@@ -104,7 +106,7 @@ NEEDS = {"score": ["generate", "reward"], "pairs": ["score"], "dpo": ["pairs"], 
          "compare": ["dpo"], "export": ["sft-lora"], "export-checkpoint": ["unfinished"]}
 TRAININGS = {"sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "dpo", "dpo-lora"}
 NAMES = ["sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "generate", "score", "pairs", "dpo",
-         "dpo-lora", "evaluate", "compare", "export", "export-checkpoint", "iterate"]
+         "dpo-lora", "evaluate", "compare", "data", "export", "export-checkpoint", "iterate"]
 
 
 def behind_a_checkpoint(changes):

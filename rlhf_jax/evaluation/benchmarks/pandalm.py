@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow
-from rlhf_jax.data.converters import alpaca_pairs
+from rlhf_jax.data.converters.pairs import alpaca_pairs
 from rlhf_jax.evaluation.benchmarks.base import Benchmark, JudgedRow, mean_of_pairs
 from rlhf_jax.evaluation.calibration import Sums, TieRule
 

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from rlhf_jax.data.funnel import Funnel, TooManyBadRows, load_examples, unique_prompt_ids
+from rlhf_jax.data.funnel import Funnel, TooManyBadRows
 from rlhf_jax.data.jsonl import read_jsonl
+from rlhf_jax.data.load import load_examples, unique_prompt_ids
 from rlhf_jax.data.rows import Example, ParseOptions
 
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
@@ -170,3 +171,70 @@ def test_funnel_adds_prints_and_comes_back():
     assert [line.split() for line in str(both).splitlines()] == [
         ["rows", "read", "8"], ["invalid", "-2", "missing_column"], ["valid", "6"],
         ["dropped", "-1", "prompt_too_long"], ["kept", "5"], ["of", "these", "1", "truncated_response"]]
+
+
+def lines(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_columns_are_named_by_the_user(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"question": "q", "best": "a", "worst": "b", "prompt": "another"})
+    names = {"prompt": "question", "chosen": "best", "rejected": "worst"}
+    (example,), _ = load_examples(path, "preference", columns=names)
+    assert (example.prompt, example.responses, example.extra) == ("q", ("a", "b"), {})
+    (example,), _ = load_examples(path, "sft", columns={"instruction": "question", "output": "best"},
+                                  converter="alpaca")
+    assert example.prompt == [{"role": "user", "content": "q"}]
+    swapped, _ = load_examples(path, "preference", columns={**names, "chosen": "worst", "rejected": "best"})
+    assert swapped[0].responses == ("b", "a")
+    with pytest.raises(TooManyBadRows, match="columns names 'text', which the row does not have; it has question"):
+        load_examples(path, "preference", columns={"prompt": "text"})
+
+
+def test_rows_behind_max_samples_are_not_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{i}"}) + "\n" for i in range(20)) + '{"prompt": "cut')
+    examples, funnel = load_examples(str(path), "prompt", max_samples=10, max_bad_rows=0)
+    assert (len(examples), funnel.read, funnel.kept) == (10, 10, 10)
+    lines(tmp_path / "b.jsonl", {"prompt": ""}, *({"prompt": f"p{i}"} for i in range(200)))
+    examples, funnel = load_examples(str(tmp_path / "b.jsonl"), "prompt", max_samples=10, max_bad_rows=0.02)
+    assert (len(examples), funnel.read, funnel.invalid) == (10, 11, {"empty_prompt": 1})
+    with pytest.raises(TooManyBadRows):
+        load_examples(str(tmp_path / "b.jsonl"), "prompt", max_samples=10, max_bad_rows=0.0)
+
+
+@pytest.mark.parametrize(("where", "row", "prompt"), [
+    ("first_user", {"messages": ["s", "u", "a", "u", "a"]}, "su"),
+    ("before_last_assistant", {"messages": ["s", "u", "a", "u", "a"]}, "suau"),
+    ("before_last_assistant", {"conversations": ["u", "a", "u"]}, "u"),
+    ("first_user", {"prompt": ["u"], "completion": ["a", "u", "a"]}, "u"),
+    ("before_last_assistant", {"prompt": ["u"], "completion": ["a", "u", "a"]}, "uau"),
+    ("first_user", {"chosen": ["u", "a", "u", "a"], "rejected": ["u", "a", "u", "a2"]}, "u"),
+])
+def test_conversations_serve_as_prompts(tmp_path, where, row, prompt):
+    roles = {"s": "system", "u": "user", "a": "assistant"}
+    row = {column: [{"role": roles[turn[0]], "content": turn} for turn in turns] for column, turns in row.items()}
+    (example,), _ = load_examples(lines(tmp_path / "a.jsonl", row), "prompt",
+                                  options=ParseOptions(prompts_from=where))
+    assert "".join(message["content"] for message in example.prompt) == prompt
+
+
+def test_text_is_its_own_prompt(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"prompt": "p", "completion": "c"})
+    (example,), _ = load_examples(path, "prompt", options=ParseOptions(prompts_from="first_user"))
+    assert example.prompt == "p"
+
+
+@pytest.mark.parametrize(("kind", "row", "words"), [
+    ("sft", {"instruction": "a", "context": "", "response": "b"}, "can be read with converter: dolly"),
+    ("preference", {"question": "q", "chosen": "a", "rejected": "b", "system": ""}, "with converter: orca_pairs"),
+    ("prompt", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+     "hold whole conversations: set prompts_from"),
+    ("prompt", {"instruction": "a", "input": "", "output": "b"}, "prompts_from and converter: alpaca"),
+])
+def test_an_unreadable_layout_names_the_converter_that_fits(tmp_path, kind, row, words):
+    with pytest.raises(TooManyBadRows, match=words):
+        load_examples(lines(tmp_path / "a.jsonl", row), kind)
+    with pytest.raises(ValueError, match=words):
+        load_examples(lines(tmp_path / "a.jsonl", row), kind, max_bad_rows=1.0)

@@ -1,0 +1,44 @@
+"""Converters of conversations: HH-RLHF, ShareGPT, Capybara, UltraInteract."""
+
+from __future__ import annotations
+
+from rlhf_jax.data.converters.base import Row, equal_ratings, others
+from rlhf_jax.data.example import NotedRow
+from rlhf_jax.data.graded import finite_number
+from rlhf_jax.data.turns import as_dialogue, as_messages, parse_hh
+
+
+def hh_rlhf(row: Row) -> Row:
+    r"""HH-RLHF: `chosen` and `rejected` as "\n\nHuman: ... \n\nAssistant: ..." strings, into message lists.
+
+    The validity filter of RLHFlow (equal turns, alternation, only the last turn differs) is that of every pair here.
+    """
+    return {**row, **{side: parse_hh(row[side], side) for side in ("chosen", "rejected")}}
+
+
+def sharegpt(row: Row) -> Row:
+    """ShareGPT `conversations` [{from, value}], with or without `chosen`/`rejected`, into messages.
+
+    Greetings of the assistant before the first user turn are left out, which is what the files need most.
+    """
+    messages = as_messages(row["conversations"], "conversations")
+    lead, count = (1 if messages[0]["role"] == "system" else 0), len(messages)
+    while len(messages) > lead and messages[lead]["role"] == "assistant":
+        del messages[lead]
+    column = "prompt" if "chosen" in row and "rejected" in row else "messages"
+    return NotedRow({**others(row, "conversations"), column: messages}, left_out_greetings=count - len(messages))
+
+
+def capybara(row: Row) -> Row:
+    """Capybara (distilabel): whole multi-turn `chosen` and `rejected`; equal ratings make no pair (RLHFlow's rule)."""
+    chosen, rejected = (finite_number(row[f"rating_{side}"], f"rating_{side}") for side in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise equal_ratings(chosen)
+    repeated = ("prompt", "conversation", "original_response", "rating_chosen", "rating_rejected")
+    return {**others(row, *repeated), "chosen": as_dialogue(row["chosen"], "chosen"),
+            "rejected": as_dialogue(row["rejected"], "rejected"), "margin": chosen - rejected}
+
+
+def ultrainteract(row: Row) -> Row:
+    """UltraInteract_pair: a `trajectory` [{from, value}] and a correct and an incorrect next step of one parent."""
+    return {**others(row, "trajectory"), "prompt": as_messages(row["trajectory"], "trajectory")}

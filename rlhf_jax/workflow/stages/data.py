@@ -1,0 +1,115 @@
+"""A mix of data sets as files: sources converted one by one, sifted, ordered, split, and described."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.config.mixes import DataCommand
+from rlhf_jax.data.duplicates import check_installed
+from rlhf_jax.data.example import Example
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.jsonl import read_jsonl, write_jsonl_atomic
+from rlhf_jax.data.mix_rows import mix_row, read_stored, stored_example
+from rlhf_jax.data.mixing import Entry
+from rlhf_jax.data.sources import read_rows
+from rlhf_jax.data.statistics import Lengths, count_words, source_statistics, statistics_table, token_counter
+from rlhf_jax.data.tokenizer import load_tokenizer
+from rlhf_jax.models import find_model
+from rlhf_jax.parallel import on_main
+from rlhf_jax.plugins import plugin_keys
+from rlhf_jax.workflow.context import Context
+from rlhf_jax.workflow.datasets import Preview, check_sources, read_data, sources_key
+from rlhf_jax.workflow.mixture import Mixture, entries_of, sides, sift
+from rlhf_jax.workflow.stage import Stage, hash_path, write_json_atomic
+
+CONVERTED = ".converted"
+"""Folder of the sources that are converted already; what a killed run need not read again."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataStage(Stage):
+    """A mix, its statistics, and the rows that benchmarks ask too."""
+
+    options: DataCommand
+
+    def inputs(self) -> dict[str, Any]:
+        options = dataclasses.replace(self.options, output_dir="")
+        tokenizer = options.tokenizer and find_model(options.tokenizer, weights=False)
+        return {
+            "options": options, "functions": plugin_keys(*(source.converter for source in options.sources)),
+            "files": [sources_key((source.name,), source.split) for source in options.sources],
+            "benchmarks": sources_key(options.benchmark_files),
+            "tokenizer": [hash_path(path) for path in sorted(tokenizer.glob("*token*"))] if tokenizer else None}
+
+    def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        return on_main(lambda: self._make(folder, context))
+
+    def preview(self, context: Context) -> Preview:
+        mixture = self._mixture(None, context)
+        sides(mixture, self.options)
+        return Preview(funnel=mixture.funnel)
+
+    def _make(self, folder: Path, context: Context) -> dict[str, Any]:
+        mixture = self._mixture(folder / CONVERTED, context)
+        split = sides(mixture, self.options)
+        context.run.announce(str(mixture.funnel))
+        files = {name: self._write(folder, name, entries) for name, entries in split.items()}
+        if self.options.benchmark_files:
+            write_jsonl_atomic(folder / "decontaminated.jsonl", mixture.found_in)
+        kept = [entry for entries in split.values() for entry in entries]
+        self._describe(folder, kept, files)
+        shutil.rmtree(folder / CONVERTED)
+        funnels = [{"name": source.name, **funnel.to_json()}
+                   for source, funnel in zip(self.options.sources, mixture.funnels, strict=True)]
+        return {"rows": files, "funnel": mixture.funnel.to_json(), "sources": funnels}
+
+    def _mixture(self, store: Path | None, context: Context) -> Mixture:
+        """What is left of all sources. store: folder of what is converted already; None to keep nothing."""
+        if self.options.near_duplicates is not None:  # what is missing is said before anything is read
+            check_installed()
+        for source in self.options.sources:
+            check_sources(source.rows)
+        for name in self.options.benchmark_files:
+            next(iter(read_rows(name)))
+        mixture = entries_of([self._source(number, store, context) for number in range(len(self.options.sources))])
+        sift(mixture, self.options, context.progress)
+        return mixture
+
+    def _source(self, number: int, store: Path | None, context: Context) -> tuple[list[Example], Funnel]:
+        """The examples of a source, read now or by a run that was killed later."""
+        source = self.options.sources[number]
+        rows, done = ((store / f"{number:04d}{ending}" for ending in (".jsonl", ".json")) if store else (None, None))
+        if rows is not None and done is not None and done.is_file() and rows.is_file():
+            return [read_stored(row) for row in read_jsonl(rows)], Funnel.from_json(json.loads(done.read_text()))
+        examples, funnel = read_data(source.rows, self.options.kind, context.quarantine(f"{number:04d}"), source.graded)
+        if rows is not None and done is not None:
+            write_jsonl_atomic(rows, map(stored_example, examples))
+            write_json_atomic(done, funnel.to_json())
+        return examples, funnel
+
+    def _write(self, folder: Path, name: str, entries: Sequence[Entry]) -> int:
+        """Writes the shards of a side; returns its rows."""
+        size = self.options.shard_size
+        for shard, start in enumerate(range(0, len(entries), size)):
+            write_jsonl_atomic(folder / f"{name}-{shard:05d}.jsonl", (
+                mix_row(entry.example, self.options.sources[entry.source].name)
+                for entry in entries[start : start + size]))
+        return len(entries)
+
+    def _describe(self, folder: Path, entries: Sequence[Entry], files: Mapping[str, int]) -> None:
+        """Writes the statistics, as numbers and as a table."""
+        tokenizer = self.options.tokenizer
+        lengths: Lengths = count_words if tokenizer is None else token_counter(load_tokenizer(tokenizer))
+        table = []
+        for number, source in enumerate(self.options.sources):
+            mine = [entry for entry in entries if entry.source == number]
+            table.append({"source": source.name, "published": source.published, **source_statistics(mine, lengths)})
+        table.append({"source": "sum", **source_statistics(entries, lengths)})
+        unit = "words" if tokenizer is None else "tokens"
+        write_json_atomic(folder / "statistics.json", {"unit": unit, "rows": files, "sources": table})
+        (folder / "statistics.md").write_text(statistics_table(table, unit), encoding="utf-8")

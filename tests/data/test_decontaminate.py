@@ -1,0 +1,69 @@
+"""Prompts that benchmarks ask too."""
+
+import json
+
+import pytest
+
+from rlhf_jax.data.decontaminate import benchmark_index, contamination, word_runs
+from rlhf_jax.data.jsonl import SourceError
+from rlhf_jax.data.load import load_examples
+from rlhf_jax.data.prompt_text import user_turns
+from rlhf_jax.data.sources import read_rows
+from rlhf_jax.data.turns import parse_hh
+
+LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def index_of(tmp_path, *rows):
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return benchmark_index([str(path)])
+
+
+def test_runs_of_thirteen_words():
+    assert list(word_runs([LONG])) == [LONG.rsplit(" ", 1)[0], LONG.split(" ", 1)[1]]
+    assert list(word_runs(["Tell me, please."])) == ["tell me please"]
+    assert list(word_runs([LONG, "And shorter?"])) == list(word_runs([LONG]))  # a later turn is no question of its own
+    assert list(word_runs([" ", LONG])) == list(word_runs([LONG]))
+
+
+def test_the_benchmarks_row_is_kept(tmp_path):
+    index = index_of(tmp_path, {"instruction": "Name a bird."}, {"turns": ["Hi", "now " + LONG]},
+                     {"question": [{"role": "user", "content": "What is it?"}], "answer": "x"})
+    shared, question = contamination(["So: " + LONG.upper() + "!"], index)
+    assert (shared, question.row_number, question.text) == (LONG.rsplit(" ", 1)[0], 2, "Hi")
+    assert contamination(["name a  bird"], index)[1].row_number == 1
+    assert contamination(["what is it"], index)[1].row_number == 3
+    assert contamination(["Name a bird that sings."], index) is None
+    assert contamination(["Hello", "name a bird"], index) is None
+
+
+def test_a_benchmark_that_is_missing_or_asks_nothing(tmp_path):
+    with pytest.raises(SourceError, match="there is no file"):
+        benchmark_index([str(tmp_path / "none.jsonl")])
+    with pytest.raises(SourceError, match="row 1 holds no question of a benchmark: it has the columns answer"):
+        index_of(tmp_path, {"answer": "x"})
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    return benchmark_index([str(shared / "eval" / name) for name in (
+        "alpaca-eval/instructions.jsonl.gz", "mt-bench/question.jsonl", "arena-hard/v0.1_question.jsonl.gz",
+        "gsm8k/test.jsonl.gz")])
+
+
+def test_131_prompts_of_hh_helpful_are_alpacaevals(shared, published):
+    rows = [row for _, row in read_rows(str(shared / "preference/hh-rlhf/helpful_train.jsonl.gz"))]
+    first = [next(m["content"] for m in parse_hh(row["chosen"], "chosen") if m["role"] == "user") for row in rows]
+    assert (len(rows), sum(contamination([turn], published) is not None for turn in first)) == (1658, 131)
+
+
+@pytest.mark.parametrize(("source", "converter", "count", "found"), [
+    ("preference/alpacaeval-graded/train.jsonl.gz", "alpacaeval_graded", 573, 573),
+    ("sft/gpteacher/codegen.jsonl.gz", "alpaca", 4535, 2),
+])
+def test_counts_in_the_shared_files(shared, published, source, converter, count, found):
+    kind = "graded" if "graded" in source else "sft"
+    examples, _ = load_examples(str(shared / source), kind, converter=converter)
+    assert (len(examples), sum(contamination(user_turns(e.prompt), published) is not None for e in examples)) == (
+        count, found)
