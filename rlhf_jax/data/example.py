@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from rlhf_jax.config.data import PairRule
-from rlhf_jax.data.groups import Text
+from rlhf_jax.data.groups import PromptGroup, Response, Text
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.sources import SourceRow
 
@@ -62,6 +64,13 @@ def turn_by_turn(example: Example) -> list[Example]:
     return [dataclasses.replace(example, prompt=[*prompt, *response[:place]], responses=([message],),
                                 prompt_id=f"{example.prompt_id}/{place}")
             for place, message in enumerate(response) if message["role"] == "assistant" and message.get(TRAIN, True)]
+
+
+def unrendered_group(example: Example) -> PromptGroup:
+    """An example's texts as a group without token ids, for scorers, which render by themselves."""
+    nothing = np.zeros(0, np.int32)
+    responses = tuple(Response(nothing, nothing, text) for text in example.responses)
+    return PromptGroup(example.prompt_id, nothing, responses, example.prompt, example.pairs, extra=example.extra)
 
 
 @dataclasses.dataclass(frozen=True)

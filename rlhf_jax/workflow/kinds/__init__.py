@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import bradley_terry, function, multi_objective, pairwise
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind
+from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, TrainedKind
 
 __all__ = ["KINDS", "Kind", "Passes", "TrainedKind", "kind_of", "open_scorer", "trainable_kind"]
 
@@ -38,11 +38,11 @@ def trainable_kind(options: Any) -> TrainedKind:
     return training
 
 
-def open_scorer(options: ScorerOptions, mesh: Mesh, name: str) -> Scorer:
-    """The scorer that `options` describe, called `name` in the data.
+def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, weights: GivenWeights = None) -> Scorer:
+    """The scorer that `options` describe, called `name` in the data, with `weights` in place of its model's own.
 
     Raises:
       CheckpointError: if the checkpoint is of another kind than asked for.
       ValueError: if the function cannot be imported.
     """
-    return kind_of(options).open(options, mesh, name)
+    return kind_of(options).open(options, mesh, name, weights)

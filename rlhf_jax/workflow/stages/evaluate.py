@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlhf_jax.config.data import GradedOptions, RowOptions
+from rlhf_jax.data.example import unrendered_group
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.per_prompt import prompt_name
@@ -88,9 +86,7 @@ class Verdict:
 
 def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
     """The scorer's verdict on every pair, in order."""
-    nothing = np.zeros(0, np.int32)
-    groups = [PromptGroup(e.prompt_id, nothing, tuple(Response(nothing, nothing, text) for text in e.responses),
-                          e.prompt, e.pairs, extra=e.extra) for e in examples]
+    groups = [unrendered_group(example) for example in examples]
     pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
     scores: list[Mapping[str, float]]
     if isinstance(scorer, Comparing):

@@ -138,8 +138,8 @@ def export(folder: Path, job: Training, params: Params, frozen: Params, card: st
                              chat_template)
             score = {"score": params["score"]} if "score" in params else {}
             params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
-        save_hf(new, params, config, tokenizer_from=job.start.folder, chat_template=chat_template,
-                card=card + reading_note(config, job.start.folder))
+        save_hf(new, params, config, tokenizer_from=job.start.tokenizer_folder, generation_from=job.start.folder,
+                chat_template=chat_template, card=card + reading_note(config, job.start.folder))
         on_main(lambda: pad_as_config(new, config))
     return params
 
@@ -171,6 +171,14 @@ def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: 
                 f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
 
 
+def check_start(start: Checkpoint, lora: LoraConfig) -> None:
+    """Raises ValueError for a new adapter over an old one: no folder holds the weights that it would belong to."""
+    if start.adapter is not None and lora.use_peft:
+        raise ValueError(f"{start.adapter} is an adapter, and use_peft would train a second one over it, whose base no "
+                         f"folder holds. Merge it first (rlhf-jax export {start.adapter} --output_dir MERGED), or leave "
+                         "use_peft out to train all weights")
+
+
 def checked_plan(options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
                  reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
     """The batches of a stage. ValueError: a group is longer than a row, or a loss that sorts a batch sees it cut."""
@@ -184,6 +192,7 @@ def checked_plan(options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
 
 def preview_training(stage: Any, context: Context) -> Preview:
     """What a dry run shows of a training stage, once its checks have passed."""
+    check_start(stage.start, stage.options.lora)
     groups, held_out = read_all(stage.data), stage.evaluation.read() if stage.evaluation else []
     check_margins(stage.options, groups, held_out)
     checked_plan(stage.options, groups, context.mesh)
@@ -197,9 +206,10 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: as `check_margins`, `check_ids` and `checked_plan`.
+      ValueError: as `check_start`, `check_margins`, `check_ids` and `checked_plan`.
     """
     options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
+    check_start(job.start, options.lora)
     check_margins(options, job.groups, job.eval_groups)
     check_ids([*job.groups, *job.eval_groups], config.vocab_size)
     model = trainable(job.params, config, lora, options.train.seed)
