@@ -49,7 +49,7 @@ def alone(plain, params, config, model, prompt, response):
 
 
 @pytest.mark.parametrize("mesh", [{}, {"data": 4, "tensor": 2, "fsdp": 1}], ids=str)
-def test_logps_are_those_of_one_sequence_at_a_time(world, mesh, plain, exact_matmul):
+def test_logps_are_those_of_one_sequence_at_a_time_on_any_mesh(world, mesh, plain, exact_matmul):
     model = rlhf_jax.load(world / "base", mesh=mesh)
     params, config = load_params(world / "base"), read_config(world / "base")
     found = model.token_logps(PROMPTS, RESPONSES)
@@ -102,7 +102,8 @@ def test_a_score_is_the_head_at_the_last_token_of_one_sequence(world, plain, exa
     judge = rlhf_jax.load(world / "rm", mesh=lone_mesh)
     ids = judge.tokenizer.apply_chat_template([*MESSAGES, {"role": "assistant", "content": "A fox."}],
                                               return_dict=False)
-    expected = plain(load_params(world / "rm"), judge.config, np.asarray(ids))[-1] @ load_params(world / "rm")["score"].T
+    params = load_params(world / "rm")
+    expected = plain(params, judge.config, np.asarray(ids))[-1] @ params["score"].T
     assert judge.score([(MESSAGES, "A fox."), [*MESSAGES, {"role": "assistant", "content": "A fox."}]]) == (
         pytest.approx([float(expected[0])] * 2, abs=1e-5))
     assert judge.score(["once upon a time", ("once upon", " a time")])[0] is not None

@@ -102,7 +102,7 @@ def test_an_adapters_tokenizer_with_tokens_that_its_base_has_no_rows_for_is_refu
 def test_an_adapter_that_names_no_base_needs_one(model, bare_adapter):
     raw = json.loads((bare_adapter / "adapter_config.json").read_text())
     (bare_adapter / "adapter_config.json").write_text(json.dumps(raw | {"base_model_name_or_path": None}))
-    with pytest.raises(CheckpointError, match="does not name its base; .* takes the model as base_model"):
+    with pytest.raises(CheckpointError, match=r"does not name its base; .* takes the model as base_model"):
         source(bare_adapter)
     assert source(bare_adapter, base_model=str(model)).base.adapter == bare_adapter
 

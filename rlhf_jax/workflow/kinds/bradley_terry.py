@@ -21,7 +21,8 @@ from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, TrainedKind
 from rlhf_jax.workflow.reward_model import reward_config
 
 
-def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str, weights: GivenWeights = None) -> BradleyTerryScorer:
+def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str, weights: GivenWeights = None
+                ) -> BradleyTerryScorer:
     """The reward model as a scorer."""
     model = open_model(options, mesh, weights)
     return BradleyTerryScorer(model.weights, read_at(model.config, options.score_at), model.renderer, mesh, name=name,

@@ -13,7 +13,8 @@ from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, open_model,
 from rlhf_jax.workflow.reward_model import reward_config
 
 
-def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str, weights: GivenWeights = None) -> MultiObjectiveScorer:
+def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str, weights: GivenWeights = None
+                ) -> MultiObjectiveScorer:
     """The model as a scorer."""
     model = open_model(options, mesh, weights)
     return MultiObjectiveScorer(model.weights, read_at(model.config, options.score_at), model.renderer, mesh, name=name,

@@ -174,9 +174,9 @@ def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: 
 def check_start(start: Checkpoint, lora: LoraConfig) -> None:
     """Raises ValueError for a new adapter over an old one: no folder holds the weights that it would belong to."""
     if start.adapter is not None and lora.use_peft:
-        raise ValueError(f"{start.adapter} is an adapter, and use_peft would train a second one over it, whose base no "
-                         f"folder holds. Merge it first (rlhf-jax export {start.adapter} --output_dir MERGED), or leave "
-                         "use_peft out to train all weights")
+        raise ValueError(f"{start.adapter} is an adapter, and use_peft would train a second one over it, whose base "
+                         f"no folder holds. Merge it first (rlhf-jax export {start.adapter} --output_dir MERGED), or "
+                         "leave use_peft out to train all weights")
 
 
 def checked_plan(options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
