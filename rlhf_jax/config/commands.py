@@ -242,6 +242,23 @@ class DoctorCommand(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertCommand(Options):
+    """A config of TRL's command line as one of ours; what was computed and what has no counterpart is said.
+
+    Attributes:
+      file: TRL's YAML file.
+      verb: which of TRL's commands it is for.
+      num_processes: devices that TRL ran on, of which each had per_device_train_batch_size examples.
+      output: the file to write; null prints it.
+    """
+
+    file: str
+    verb: Literal["sft", "reward", "dpo"]
+    num_processes: Annotated[int, COUNT] = 1
+    output: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportCommand(Options):
     """Drawing the report of a finished run again, from its results.json.
 
