@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.losses.shapes import check_one_shape, check_rank
+
 
 def kto_baseline(logps: Array, ref_logps: Array, mask: Array | None = None) -> Array:
     """Computes KTO's reference point, max(0, mean log-ratio) over mismatched prompts and responses; [].
@@ -17,6 +19,7 @@ def kto_baseline(logps: Array, ref_logps: Array, mask: Array | None = None) -> A
     Returns:
       [] float32, to be taken over the global batch. Ethayarajh et al., arXiv 2402.01306.
     """
+    check_one_shape("kto_baseline", logps=logps, ref_logps=ref_logps, mask=mask)
     mask = jnp.ones(logps.shape, bool) if mask is None else mask
     ratios = jnp.where(mask, logps - ref_logps, 0.0)
     count = jnp.maximum(jnp.sum(mask.astype(ratios.dtype)), 1.0)
@@ -51,6 +54,8 @@ def kto_loss(
     Returns:
       [N]. Ethayarajh et al., arXiv 2402.01306.
     """
+    check_one_shape("kto_loss", logps=logps, ref_logps=ref_logps, desirable=desirable)
+    check_rank("kto_loss", 0, baseline=baseline)
     z = beta * (logps - ref_logps - jax.lax.stop_gradient(baseline))
     return _by_label(desirable, jax.nn.sigmoid(-z), jax.nn.sigmoid(z), desirable_weight, undesirable_weight)
 
@@ -87,5 +92,7 @@ def bco_loss(logps: Array, ref_logps: Array, desirable: Array, shift: Array, *, 
     Returns:
       [N]. Jung et al., arXiv 2404.04656.
     """
+    check_one_shape("bco_loss", logps=logps, ref_logps=ref_logps, desirable=desirable)
+    check_rank("bco_loss", 0, shift=shift)
     z = beta * (logps - ref_logps) - jax.lax.stop_gradient(shift)
     return _by_label(desirable, -jax.nn.log_sigmoid(z), -jax.nn.log_sigmoid(-z))

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlhf_jax.losses.pairs import PairLogps, log_ratios, smoothed_logistic
+from rlhf_jax.losses.shapes import of_pairs
 
 
 def _logits(pair: PairLogps, beta: float) -> Array:
@@ -23,11 +24,13 @@ def _logits(pair: PairLogps, beta: float) -> Array:
     return beta * (chosen - rejected)
 
 
+@of_pairs
 def rev_kl_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
     """Computes the cross-entropy -(p* log q + (1 - p*) log(1 - q)); [N]. KL(p* || q) up to the label's entropy."""
     return smoothed_logistic(_logits(pair, beta), jax.nn.sigmoid(-margin))
 
 
+@of_pairs
 def kl_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
     """Computes KL(Bernoulli(q) || Bernoulli(p*)) = q log(q / p*) + (1 - q) log((1 - q) / (1 - p*)); [N]."""
     z = _logits(pair, beta)
@@ -36,6 +39,7 @@ def kl_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
     return jax.nn.sigmoid(z) * agree + jax.nn.sigmoid(-z) * differ
 
 
+@of_pairs
 def tv_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
     """Computes the total variation distance |q - p*|; [N]."""
     return jnp.abs(jax.nn.sigmoid(_logits(pair, beta)) - jax.nn.sigmoid(margin))
@@ -46,6 +50,7 @@ def _root_sigmoid(x: Array) -> Array:
     return jnp.exp(0.5 * jax.nn.log_sigmoid(x))
 
 
+@of_pairs
 def hellinger_loss(pair: PairLogps, margin: Array, *, beta: float = 0.1) -> Array:
     """Computes the squared Hellinger distance [(sqrt p* - sqrt q)^2 + (sqrt(1 - p*) - sqrt(1 - q))^2] / 2; [N]."""
     z = _logits(pair, beta)

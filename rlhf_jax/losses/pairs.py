@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.losses.shapes import of_pairs
+
 
 class PairLogps(NamedTuple):
     """Log-probabilities of N pairs, all [N] float32, over completion tokens only.
@@ -24,11 +26,13 @@ class PairLogps(NamedTuple):
     rejected_len: Array
 
 
+@of_pairs
 def log_ratios(pair: PairLogps) -> tuple[Array, Array]:
     """Computes log policy - log reference of the chosen and of the rejected completions; two [N]."""
     return pair.chosen - pair.ref_chosen, pair.rejected - pair.ref_rejected
 
 
+@of_pairs
 def implicit_rewards(pair: PairLogps, beta: float = 0.1) -> tuple[Array, Array]:
     """Computes DPO's implicit rewards beta * log-ratio of chosen and rejected; two [N], without gradient.
 

@@ -16,6 +16,7 @@ from jax import Array
 
 from rlhf_jax.losses.divergence import Divergence, capped_exp, reverse_kl
 from rlhf_jax.losses.pairs import PairLogps, log_ratios, per_token, smoothed_logistic
+from rlhf_jax.losses.shapes import of_pairs
 
 
 def _scores(pair: PairLogps, divergence: Divergence) -> tuple[Array, Array]:
@@ -30,6 +31,7 @@ def _logits(pair: PairLogps, beta: float, divergence: Divergence) -> Array:
     return beta * (chosen - rejected)
 
 
+@of_pairs
 def sigmoid_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
 ) -> Array:
@@ -40,6 +42,7 @@ def sigmoid_loss(
     return smoothed_logistic(_logits(pair, beta, divergence), label_smoothing)
 
 
+@of_pairs
 def sigmoid_norm_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
 ) -> Array:
@@ -49,6 +52,7 @@ def sigmoid_norm_loss(
     return smoothed_logistic(beta * margin, label_smoothing)
 
 
+@of_pairs
 def hinge_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
     """Computes max(0, 1 - bD); [N]. SLiC, arXiv 2305.10425, on log-ratios as in RSO, arXiv 2309.06657."""
     return jax.nn.relu(1.0 - _logits(pair, beta, divergence))
@@ -70,6 +74,7 @@ def _ipo(h: Array, beta: float, label_smoothing: float) -> Array:
     return (1.0 - label_smoothing) * _square(h - target) + label_smoothing * _square(-h - target)
 
 
+@of_pairs
 def ipo_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
 ) -> Array:
@@ -81,6 +86,7 @@ def ipo_loss(
     return _ipo(per_token(chosen, pair.chosen_len) - per_token(rejected, pair.rejected_len), beta, label_smoothing)
 
 
+@of_pairs
 def ipo_sum_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
 ) -> Array:
@@ -92,6 +98,7 @@ def ipo_sum_loss(
     return _ipo(chosen - rejected, beta, label_smoothing)
 
 
+@of_pairs
 def exo_pair_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 1e-3, divergence: Divergence = reverse_kl
 ) -> Array:
@@ -105,6 +112,7 @@ def exo_pair_loss(
     return jax.nn.sigmoid(z) * (log_q - log_p) + jax.nn.sigmoid(-z) * (log_not_q - log_not_p)
 
 
+@of_pairs
 def nca_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
     """Computes NCA, -log sigma(b s(a)) - 1/2 log sigma(-b s(a)) - 1/2 log sigma(-b s(d)); [N]. arXiv 2402.05369."""
     chosen, rejected = _scores(pair, divergence)
@@ -112,6 +120,7 @@ def nca_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence 
     return -jax.nn.log_sigmoid(beta * chosen) - 0.5 * negatives
 
 
+@of_pairs
 def robust_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, divergence: Divergence = reverse_kl
 ) -> Array:
@@ -124,12 +133,14 @@ def robust_loss(
     return (-(1.0 - label_smoothing) * kept + label_smoothing * flipped) / (1.0 - 2.0 * label_smoothing)
 
 
+@of_pairs
 def bco_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
     """Computes BCO on pairs without reward shift, -log sigma(b s(a)) - log sigma(-b s(d)); [N]. arXiv 2404.04656."""
     chosen, rejected = _scores(pair, divergence)
     return -jax.nn.log_sigmoid(beta * chosen) - jax.nn.log_sigmoid(-beta * rejected)
 
 
+@of_pairs
 def sppo_hard_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
     """Computes SPPO with hard win probabilities, (s(a) - 1/(2b))^2 + (s(d) + 1/(2b))^2; [N]. arXiv 2405.00675."""
     chosen, rejected = _scores(pair, divergence)
@@ -149,6 +160,7 @@ def _rank_matched(left: Array, right: Array, mask: Array | None) -> Array:
     return jnp.where(mask, left - jnp.where(mask, matched, 0.0), 0.0)
 
 
+@of_pairs
 def aot_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, mask: Array | None = None) -> Array:
     """Computes AOT on paired data: sorted log policy(y+)/policy(y-) minus sorted log reference(y+)/reference(y-); [N].
 
@@ -159,6 +171,7 @@ def aot_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0
     return smoothed_logistic(beta * z, label_smoothing)
 
 
+@of_pairs
 def aot_unpaired_loss(
     pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0, mask: Array | None = None
 ) -> Array:
@@ -167,18 +180,21 @@ def aot_unpaired_loss(
     return smoothed_logistic(beta * _rank_matched(chosen, rejected, mask), label_smoothing)
 
 
+@of_pairs
 def apo_zero_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
     """Computes APO-zero, (1 - sigma(b a)) + sigma(b d), on raw ratios; [N]. arXiv 2408.06266, eq. 7."""
     chosen, rejected = log_ratios(pair)
     return jax.nn.sigmoid(-beta * chosen) + jax.nn.sigmoid(beta * rejected)
 
 
+@of_pairs
 def apo_down_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
     """Computes APO-down, sigma(b a) + (1 - sigma(bD)), a raw and D mapped; [N]. arXiv 2408.06266, eq. 8."""
     chosen, _ = log_ratios(pair)
     return jax.nn.sigmoid(beta * chosen) + jax.nn.sigmoid(-_logits(pair, beta, divergence))
 
 
+@of_pairs
 def discopop_loss(
     pair: PairLogps, *, beta: float = 0.1, discopop_tau: float = 0.05, divergence: Divergence = reverse_kl
 ) -> Array:

@@ -8,6 +8,7 @@ from jax import Array
 
 from rlhf_jax.losses.divergence import capped_exp
 from rlhf_jax.losses.pairs import PairLogps, per_token, smoothed_logistic
+from rlhf_jax.losses.shapes import of_pairs
 
 _MIN_NLL = 1e-6
 """Odds of p = exp(-1e-6) are the largest taken, about 1e6: at p = 1 they are infinite."""
@@ -18,6 +19,7 @@ def _mean_logps(pair: PairLogps) -> tuple[Array, Array]:
     return per_token(pair.chosen, pair.chosen_len), per_token(pair.rejected, pair.rejected_len)
 
 
+@of_pairs
 def sft_loss(pair: PairLogps) -> Array:
     """Computes the chosen completion's negative log-likelihood per token; [N].
 
@@ -26,11 +28,13 @@ def sft_loss(pair: PairLogps) -> Array:
     return -per_token(pair.chosen, pair.chosen_len)
 
 
+@of_pairs
 def raft_loss(pair: PairLogps) -> Array:
     """Computes the chosen completion's summed negative log-likelihood; [N]. RAFT, arXiv 2304.06767."""
     return -pair.chosen
 
 
+@of_pairs
 def cpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Array:
     """Computes CPO's preference term: the smoothed logistic loss of b (log p+ - log p-), sums; [N].
 
@@ -39,6 +43,7 @@ def cpo_loss(pair: PairLogps, *, beta: float = 0.1, label_smoothing: float = 0.0
     return smoothed_logistic(beta * (pair.chosen - pair.rejected), label_smoothing)
 
 
+@of_pairs
 def simpo_loss(pair: PairLogps, *, beta: float = 0.1, simpo_gamma: float = 0.5, label_smoothing: float = 0.0) -> Array:
     """Computes SimPO: the smoothed logistic loss of b (mean log p+ - mean log p-) - gamma; [N].
 
@@ -48,6 +53,7 @@ def simpo_loss(pair: PairLogps, *, beta: float = 0.1, simpo_gamma: float = 0.5, 
     return smoothed_logistic(beta * (chosen - rejected) - simpo_gamma, label_smoothing)
 
 
+@of_pairs
 def alphapo_loss(
     pair: PairLogps,
     *,
@@ -70,6 +76,7 @@ def _log_odds(mean_logp: Array) -> Array:
     return mean_logp - jnp.log(-jnp.expm1(mean_logp))
 
 
+@of_pairs
 def orpo_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
     """Computes ORPO's odds-ratio term, -b log sigma(log odds+ - log odds-), odds of token-mean probabilities; [N].
 

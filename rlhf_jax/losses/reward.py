@@ -6,18 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.losses.shapes import check_one_shape
+
 
 def bradley_terry(chosen: Array, rejected: Array, margin: Array | None = None) -> Array:
     """Computes -log sigma(r+ - r- - margin); scores [N] to [N].
 
     margin: [N] gap the rater's confidence asks for, or None for 0. Touvron et al. (Llama 2), arXiv 2307.09288, eq. 2.
     """
+    check_one_shape("bradley_terry", chosen=chosen, rejected=rejected, margin=margin)
     gap = chosen - rejected
     return -jax.nn.log_sigmoid(gap if margin is None else gap - margin)
 
 
 def centering(chosen: Array, rejected: Array) -> Array:
     """Computes (r+ + r-)^2, which keeps scores around 0; [N]. arXiv 2312.09244; a coefficient of 0.01 is advised."""
+    check_one_shape("centering", chosen=chosen, rejected=rejected)
     return jnp.square(chosen + rejected)
 
 
@@ -31,6 +35,7 @@ def logexp(chosen: Array, rejected: Array) -> Array:
 
 def pairwise_preference(logit_a: Array, logit_b: Array) -> Array:
     """Computes P(A), the softmax over the logits of the letters A and B alone; [...] to [...]. arXiv 2405.07863."""
+    check_one_shape("pairwise_preference", logit_a=logit_a, logit_b=logit_b)
     return jax.nn.sigmoid(logit_a - logit_b)
 
 
@@ -40,4 +45,5 @@ def average_orders(p_ab: Array, p_ba: Array) -> Array:
     p_ab: P(letter A) with the first response shown as A. p_ba: P(letter A) with the *second* response shown as A, so
     the first wins with 1 - p_ba. Swapping the arguments gives the complement.
     """
+    check_one_shape("average_orders", p_ab=p_ab, p_ba=p_ba)
     return 0.5 + 0.5 * (p_ab - p_ba)
