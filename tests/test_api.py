@@ -1,8 +1,10 @@
 """The public Python API: its numbers are those of one sequence at a time, its samples and scores those of the verbs."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -160,3 +162,20 @@ def test_public_names_are_there_and_documented():
     assert set(rlhf_jax.__all__) <= set(dir(rlhf_jax))
     with pytest.raises(AttributeError, match="no attribute 'lode'; it has Model"):
         _ = rlhf_jax.lode
+
+
+@pytest.mark.slow
+def test_the_page_runs_as_printed(world, tmp_path, monkeypatch):
+    """Every block of docs/python.md, one after the other."""
+    page = (Path(__file__).parent.parent / "docs/python.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, folder in (("base", "runs/sft/model"), ("rm", "runs/rm/model")):
+        (tmp_path / folder).parent.mkdir(parents=True)
+        (tmp_path / folder).symlink_to(world / name)
+    (tmp_path / "pairs.jsonl").write_text((world / "preference_eval.jsonl").read_text())
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 4
+    assert names["report"]["pairs"] > 0
