@@ -56,6 +56,8 @@ VERBS: dict[str, Verb] = {
                  read="rlhf_jax.cli.plan:read"),
     "convert": Verb("TRL's YAML as one of ours, with what has no counterpart", f"{_COMMANDS}:ConvertCommand",
                     "rlhf_jax.cli.convert:convert", None, "file"),
+    "watch": Verb("follow a run from another terminal, or once it is over", f"{_COMMANDS}:WatchCommand",
+                  "rlhf_jax.cli.watch:watch", None, "run"),
     "report": Verb("draw the report of a finished run again", f"{_COMMANDS}:ReportCommand", "rlhf_jax.cli.run:report",
                    None, "run"),
 }

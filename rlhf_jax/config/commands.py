@@ -259,6 +259,21 @@ class ConvertCommand(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchCommand(Options):
+    """Following a run from another terminal: what each stage found, what is at work; ends when the run does.
+
+    Attributes:
+      run: the run folder, or the output folder of a single verb.
+      every: seconds between two looks.
+      once: look once.
+    """
+
+    run: str
+    every: Annotated[float, POSITIVE] = 5.0
+    once: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportCommand(Options):
     """Drawing the report of a finished run again, from its results.json.
 

@@ -272,7 +272,7 @@ COMPLETE = {
     "pairs": SCORE, "evaluate": {**JUDGED, **DATA}, "compare": {**JUDGED, **MODEL, **DATA, "baseline_model": "b"},
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
-    "convert": {"file": "f", "verb": "dpo"},
+    "watch": {"run": "r"}, "convert": {"file": "f", "verb": "dpo"},
 }
 """verb -> a config that it takes."""
 

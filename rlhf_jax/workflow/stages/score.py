@@ -20,7 +20,7 @@ from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import ShardFolder, read_shards, shards, shards_here
+from rlhf_jax.workflow.stages.shards import ShardFolder, announce_kept, read_shards, shards, shards_here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class ScoreStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         scorer, paths, done = self.scorer, shards(self.source.folder), 0
         before = Counter(scorer.failures)
+        announce_kept(folder, len(paths), context)
         with count_compiles() as compiles:
             for number in shards_here(len(paths), Notice(folder)):
                 target = folder / paths[number].name

@@ -223,7 +223,8 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     with tracking(context.trackers, folder, context.run.config) as on_row:
         result = fit(model, objective, plan, options.train, mesh, folder=folder / CHECKPOINTS,
                      eval_groups=list(job.eval_groups), eval_reference=job.eval_reference, report=context.report,
-                     on_row=on_row, flops=flops_counter(config, frozen=lora is not None), consume=lora is None)
+                     on_row=on_row, on_resume=context.resumed, flops=flops_counter(config, frozen=lora is not None),
+                     consume=lora is None)
     card = model_card(type(objective).__name__, str(job.start.folder), options, len(job.groups), result.steps)
     params = export(folder, job, result.params, model.frozen, card)
     if job.keep:
