@@ -179,3 +179,25 @@ def test_the_page_runs_as_printed(world, tmp_path, monkeypatch):
         exec(block, names)
     assert len(blocks) == 4
     assert names["report"]["pairs"] > 0
+
+
+@pytest.mark.torch
+def test_a_reward_adapter_over_a_language_model_scores_as_in_peft(world, tmp_path, lone_mesh, exact_matmul):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    from transformers import AutoModelForSequenceClassification
+
+    pad = rlhf_jax.load(world / "base").tokenizer.pad_token_id
+    model = AutoModelForSequenceClassification.from_pretrained(world / "base", num_labels=1, pad_token_id=pad)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) * 0.3)
+    adapted.save_pretrained(tmp_path / "adapter")
+    judge = rlhf_jax.load(tmp_path / "adapter", mesh=lone_mesh)
+    chats = [[*MESSAGES, {"role": "assistant", "content": text}] for text in ("A fox.", "There once was one, red.")]
+    with torch.no_grad():
+        theirs = [float(adapted(input_ids=torch.tensor([judge.tokenizer.apply_chat_template(chat, return_dict=False)])
+                                ).logits) for chat in chats]
+    assert judge.score(chats) == pytest.approx(theirs, abs=1e-5)
+    assert theirs[0] != pytest.approx(theirs[1], abs=1e-3)
