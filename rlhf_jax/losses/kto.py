@@ -18,6 +18,11 @@ def kto_baseline(logps: Array, ref_logps: Array, mask: Array | None = None) -> A
 
     Returns:
       [] float32, to be taken over the global batch. Ethayarajh et al., arXiv 2402.01306.
+
+    "KTO: Model Alignment as Prospect Theoretic Optimization" (2024).
+
+    >>> kto_baseline(jnp.array([-9.0, -4.0]), jnp.array([-10.0, -4.5]))
+    Array(0.75, dtype=float32)
     """
     check_one_shape("kto_baseline", logps=logps, ref_logps=ref_logps, mask=mask)
     mask = jnp.ones(logps.shape, bool) if mask is None else mask
@@ -53,6 +58,11 @@ def kto_loss(
 
     Returns:
       [N]. Ethayarajh et al., arXiv 2402.01306.
+
+    "KTO: Model Alignment as Prospect Theoretic Optimization" (2024).
+
+    >>> kto_loss(pair.chosen, pair.ref_chosen, jnp.array([True, False]), jnp.array(0.5), beta=0.1)
+    Array([0.4875, 0.4378], dtype=float32)
     """
     check_one_shape("kto_loss", logps=logps, ref_logps=ref_logps, desirable=desirable)
     check_rank("kto_loss", 0, baseline=baseline)
@@ -69,7 +79,13 @@ def apo_zero_unpaired_loss(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Array:
-    """Computes APO-zero without pairs: `kto_loss` with baseline 0; arguments as there, [N]. arXiv 2408.06266, eq. 7."""
+    """Computes APO-zero without pairs: `kto_loss` with baseline 0; arguments as there, [N]. arXiv 2408.06266, eq. 7.
+
+    "Anchored Preference Optimization and Contrastive Revisions" (2024).
+
+    >>> apo_zero_unpaired_loss(pair.chosen, pair.ref_chosen, jnp.array([True, False]), beta=0.1)
+    Array([0.475, 0.4502], dtype=float32)
+    """
     return kto_loss(
         logps,
         ref_logps,
@@ -91,6 +107,11 @@ def bco_loss(logps: Array, ref_logps: Array, desirable: Array, shift: Array, *, 
 
     Returns:
       [N]. Jung et al., arXiv 2404.04656.
+
+    "Binary Classifier Optimization for Large Language Model Alignment" (2024).
+
+    >>> bco_loss(pair.chosen, pair.ref_chosen, jnp.array([True, False]), jnp.array(0.2), beta=0.1)
+    Array([0.7444, 0.513], dtype=float32)
     """
     check_one_shape("bco_loss", logps=logps, ref_logps=ref_logps, desirable=desirable)
     check_rank("bco_loss", 0, shift=shift)

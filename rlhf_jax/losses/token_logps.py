@@ -43,6 +43,9 @@ def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256,
     Returns:
       [..., M] float32 log-probabilities in nats. Differentiable in `hidden` and `head`; the gradient of `head` is
       accumulated in float32 over chunks and returned in its own dtype.
+
+    >>> token_logps(jnp.eye(3)[:2], jnp.eye(3), jnp.array([0, 2]))
+    Array([-0.5514, -1.5514], dtype=float32)
     """
     _check_shapes("token_logps", hidden, head, targets)
     return _logps(hidden, head, targets, _Static(chunk, softcap, vocab_size or head.shape[0], False))[0]
