@@ -27,7 +27,7 @@ from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.bad_row import BadRow
-from rlhf_jax.data.example import Example, unrendered_group
+from rlhf_jax.data.example import Example, as_text
 from rlhf_jax.data.funnel import unique_prompt_ids
 from rlhf_jax.data.groups import Message, PromptGroup, Text
 from rlhf_jax.data.render_all import rendered
@@ -276,4 +276,4 @@ def _conversation(number: int, given: Conversation) -> PromptGroup:
         row = dict(zip(("prompt", "completion"), given, strict=True))
     else:
         row = {"messages": given}
-    return unrendered_group(_parsed("conversations", number, "sft", row))
+    return as_text(_parsed("conversations", number, "sft", row))

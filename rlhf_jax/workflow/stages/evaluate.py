@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.data import GradedOptions, RowOptions
-from rlhf_jax.data.example import unrendered_group
+from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.groups import named
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.per_prompt import prompt_name
@@ -86,7 +87,7 @@ class Verdict:
 
 def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
     """The scorer's verdict on every pair, in order."""
-    groups = [unrendered_group(example) for example in examples]
+    groups = [as_text(example) for example in examples]
     pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
     scores: list[Mapping[str, float]]
     if isinstance(scorer, Comparing):
@@ -95,8 +96,8 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
         scores = [{} if p is None else {"p": p} for p in found]
     else:
         by_group = map_over_processes(groups, scorer.score)
-        sides = [(s[c], s[r]) for g, s in zip(groups, by_group, strict=True) for c, r in g.pairs]
-        scores = [{} if c is None or r is None else {"chosen": c, "rejected": r} for c, r in sides]
+        sides = [(v[c], v[r]) for g, v in zip(groups, by_group, strict=True) for c, r in g.pairs]
+        scores = [{} if c is None or r is None else {**named("chosen", c), **named("rejected", r)} for c, r in sides]
     scorer.release()
     return [Verdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
             for (g, c, r), s in zip(pairs, scores, strict=True)]
