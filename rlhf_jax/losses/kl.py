@@ -16,7 +16,7 @@ from rlhf_jax.losses.shapes import check_one_shape
 
 
 def kl_k1(logps: Array, ref_logps: Array) -> Array:
-    """Computes k1 = -r, [...] nats a token: unbiased, of either sign, high variance (Schulman 2020).
+    """Computes k1 = -r, [...] nats per token: unbiased, of either sign, high variance (Schulman 2020).
 
     >>> kl_k1(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0]))
     Array([0.5, -1.0], dtype=float32)
