@@ -27,3 +27,17 @@ def test_the_version_is_one_everywhere():
     version = PROJECT["project"]["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_hooks_and_lint_run_the_same_tools():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    for hook in hooks[:3]:
+        assert hook["entry"].split()[0].replace(".venv", "$(BIN)").replace("$(BIN)/bin", "$(BIN)") in lint
+
+
+def test_issue_templates_begin_with_a_name_and_what_they_are_about():
+    templates = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.md"))
+    assert len(templates) == 2
+    for template in templates:
+        assert set(yaml.safe_load(template.read_text().split("---")[1])) == {"name", "about"}

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
+from rlhf_jax.workflow.progress import Noted
 from rlhf_jax.workflow.results import gather_results
 from rlhf_jax.workflow.stage import Run, to_plain, write_json_atomic
 from rlhf_jax.workflow.trackers import package
@@ -120,11 +121,21 @@ def _check_trackers(config: Any) -> tuple[str, ...]:
     return trackers
 
 
-def _context(config: Any, console: Console, tick: Tick, *, single: bool = False) -> Context:
-    trackers = _check_trackers(config)
-    path = _writable(config.output_dir)
-    check_shared(path)
-    run = Run(path, config, announce=console.print if is_main_process() else lambda _: None, single=single)
+@contextmanager
+def _noted(folder: Path, tick: Tick) -> Iterator[tuple[Tick, Callable[[str], None]]]:
+    """A tick, and what is told of a stage that begins; both keep the file that `watch` reads until the command ends."""
+    if not is_main_process():
+        yield tick, lambda name: None
+        return
+    noted = Noted(folder, tick)
+    try:
+        yield noted, noted.begin
+    finally:
+        noted.end()
+
+
+def _context(run: Run, tick: Tick, trackers: tuple[str, ...]) -> Context:
+    config = run.config
     chosen = resolved(getattr(config, "mesh", None), config)
     if chosen.why:
         run.announce(f"mesh: auto -> {chosen.why}")
@@ -139,10 +150,15 @@ def _at_work(config: Any, *, single: bool = False) -> Iterator[Context]:
     """
     initialize()
     watch_for_preemption()
-    with _bars() as (console, tick):
-        context = _context(config, console, tick, single=single)
-        with _alone(context.run.folder) if is_main_process() else nullcontext():
-            yield context
+    trackers = _check_trackers(config)
+    folder = _writable(config.output_dir)
+    check_shared(folder)
+    with _bars() as (console, bar), _alone(folder) if is_main_process() else nullcontext(), \
+            _noted(folder, bar) as (tick, begins):
+        run = Run(folder, config, announce=console.print if is_main_process() else lambda _: None, single=single,
+                  begins=begins)
+        run.announce_earlier()
+        yield _context(run, tick, trackers)
 
 
 def stage(verb: str, command: Any) -> None:

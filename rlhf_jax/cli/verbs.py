@@ -58,6 +58,10 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("compile a config's programs for an accelerator that is not here: memory, traffic, hours",
                  "rlhf_jax.config.plan:PlanOptions", "rlhf_jax.cli.plan:plan", None,
                  read="rlhf_jax.cli.plan:read"),
+    "convert": Verb("TRL's YAML as one of ours, with what has no counterpart", f"{_COMMANDS}:ConvertCommand",
+                    "rlhf_jax.cli.convert:convert", None, "file"),
+    "watch": Verb("follow a run from another terminal, or once it is over", f"{_COMMANDS}:WatchCommand",
+                  "rlhf_jax.cli.watch:watch", None, "run"),
     "report": Verb("draw the report of a finished run again", f"{_COMMANDS}:ReportCommand", "rlhf_jax.cli.run:report",
                    None, "run"),
 }

@@ -273,6 +273,38 @@ class DoctorCommand(Options):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertCommand(Options):
+    """A config of TRL's command line as one of ours; what was computed and what has no counterpart is said.
+
+    Attributes:
+      file: TRL's YAML file.
+      verb: which of TRL's commands it is for.
+      num_processes: devices that TRL ran on, of which each had per_device_train_batch_size examples.
+      output: the file to write; null prints it.
+    """
+
+    file: str
+    verb: Literal["sft", "reward", "dpo"]
+    num_processes: Annotated[int, COUNT] = 1
+    output: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchCommand(Options):
+    """Following a run from another terminal: what each stage found, what is at work; ends when the run does.
+
+    Attributes:
+      run: the run folder, or the output folder of a single verb.
+      every: seconds between two looks.
+      once: look once.
+    """
+
+    run: str
+    every: Annotated[float, POSITIVE] = 5.0
+    once: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportCommand(Options):
     """Drawing the report of a finished run again, from its results.json.
 

@@ -26,17 +26,29 @@ def capped_exp(x: Array) -> Array:
 
 
 def reverse_kl(u: Array) -> Array:
-    """Computes s(u) = u, plain DPO; [...] to [...]."""
+    """Computes s(u) = u, plain DPO; [...] to [...].
+
+    >>> reverse_kl(jnp.array([0.5, -1.0]))
+    Array([0.5, -1.0], dtype=float32)
+    """
     return u
 
 
 def forward_kl(u: Array) -> Array:
-    """Computes s(u) = -exp(-u), exponent capped; [...] to [...]."""
+    """Computes s(u) = -exp(-u), exponent capped; [...] to [...].
+
+    >>> forward_kl(jnp.array([0.5, -1.0]))
+    Array([-0.6065, -2.7183], dtype=float32)
+    """
     return -capped_exp(-u)
 
 
 def js_divergence(u: Array) -> Array:
-    """Computes s(u) = log sigma(u), the Jensen-Shannon map; [...] to [...]."""
+    """Computes s(u) = log sigma(u), the Jensen-Shannon map; [...] to [...].
+
+    >>> js_divergence(jnp.array([0.5, -1.0]))
+    Array([-0.4741, -1.3133], dtype=float32)
+    """
     return jax.nn.log_sigmoid(u)
 
 
@@ -44,6 +56,9 @@ def alpha_divergence(u: Array, coef: float = 0.5) -> Array:
     """Computes s(u) = exp((coef - 1) u) / (coef - 1), exponent capped; [...] to [...].
 
     coef = 0 is `forward_kl`; differences tend to `reverse_kl`'s as coef tends to 1. Older TRL versions named 1 - coef.
+
+    >>> alpha_divergence(jnp.array([0.5, -1.0]), coef=0.5)
+    Array([-1.5576, -3.2974], dtype=float32)
     """
     return capped_exp((coef - 1.0) * u) / (coef - 1.0)
 

@@ -12,15 +12,26 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlhf_jax.losses.divergence import EXPONENT_CAP
+from rlhf_jax.losses.shapes import check_one_shape
 
 
 def kl_k1(logps: Array, ref_logps: Array) -> Array:
-    """Computes k1 = -r, [...] nats per token: unbiased, of either sign, high variance (Schulman 2020)."""
+    """Computes k1 = -r, [...] nats per token: unbiased, of either sign, high variance (Schulman 2020).
+
+    >>> kl_k1(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0]))
+    Array([0.5, -1.0], dtype=float32)
+    """
+    check_one_shape("kl_k1", logps=logps, ref_logps=ref_logps)
     return logps - ref_logps
 
 
 def kl_k2(logps: Array, ref_logps: Array) -> Array:
-    """Computes k2 = r^2 / 2, [...] a token: biased, never negative, low variance near the reference (Schulman 2020)."""
+    """Computes k2 = r^2 / 2, [...] a token: biased, never negative, low variance near the reference (Schulman 2020).
+
+    >>> kl_k2(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0]))
+    Array([0.125, 0.5], dtype=float32)
+    """
+    check_one_shape("kl_k2", logps=logps, ref_logps=ref_logps)
     return 0.5 * jnp.square(ref_logps - logps)
 
 
@@ -28,7 +39,11 @@ def kl_k3(logps: Array, ref_logps: Array) -> Array:
     """Computes k3 = exp(r) - 1 - r, [...] a token: unbiased, never negative, lower variance (Schulman 2020).
 
     The exponent is capped to stay finite.
+
+    >>> kl_k3(jnp.array([-1.0, -2.0]), jnp.array([-1.5, -1.0]))
+    Array([0.1065, 0.7183], dtype=float32)
     """
+    check_one_shape("kl_k3", logps=logps, ref_logps=ref_logps)
     r = ref_logps - logps
     return jnp.expm1(jnp.minimum(r, EXPONENT_CAP)) - r
 
@@ -37,7 +52,11 @@ def kl_exact(logits: Array, ref_logits: Array) -> Array:
     """Computes sum_v p(v) (log p(v) - log q(v)) of two rows of logits; [..., V] to [...].
 
     Entries of -inf in `logits` (masked tokens) contribute 0.
+
+    >>> kl_exact(jnp.array([1.0, 2.0, 0.0]), jnp.array([1.0, 1.0, 1.0]))
+    Array(0.2662, dtype=float32)
     """
+    check_one_shape("kl_exact", logits=logits, ref_logits=ref_logits)
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
     p = jnp.exp(log_p)
     return jnp.sum(p * jnp.where(p > 0.0, log_p - log_q, 0.0), axis=-1)

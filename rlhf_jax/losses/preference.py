@@ -15,6 +15,7 @@ from rlhf_jax.fields import Options, Range, above, between
 from rlhf_jax.losses.divergence import f_divergence
 from rlhf_jax.losses.pairs import PairLogps, where_pairs
 from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss, find_loss
+from rlhf_jax.losses.shapes import check_one_shape, check_pairs
 from rlhf_jax.plugins import is_plugin
 
 _REAL = Range(-1e9, 1e9)
@@ -132,7 +133,7 @@ def preference_loss(
       One `Term` per loss type, in order. A pair weighs 1; in "sft" it weighs its chosen completion's token count.
 
     Raises:
-      ValueError: a chosen loss needs `margin` and none was given, or the losses are of single responses.
+      ValueError: a chosen loss needs `margin` and none was given, shapes differ, or the losses are of single responses.
     """
     if spec.of_responses:
         raise ValueError(f"loss_type={', '.join(spec.loss_types)} is a loss of single responses; use response_loss")
@@ -142,6 +143,7 @@ def preference_loss(
             f"loss_type={', '.join(needing)} takes soft labels from reward gaps, but margin is None. "
             "Give reward(chosen) - reward(rejected) per pair, or choose a loss without margin, such as 'sigmoid'."
         )
+    check_pairs("preference_loss", pair, mask=mask, margin=margin)
     mask = jnp.ones(pair.chosen.shape, bool) if mask is None else mask
     pair = where_pairs(mask, pair)
     inputs = {"mask": mask, "margin": None if margin is None else jnp.where(mask, margin, 0.0)}
@@ -151,6 +153,7 @@ def preference_loss(
         loss = find_loss(name)
         keywords = {knob: knobs[knob] for knob in loss.knobs} | {key: inputs[key] for key in loss.inputs}
         values = loss.function(pair, **keywords)
+        check_one_shape(f"loss_type {name!r}", chosen=pair.chosen, **{"what it returned": values})
         weights = pair.chosen_len if loss.per_token else jnp.ones_like(values)
         return Term(name, coefficient, jnp.where(mask, values, 0.0), jnp.where(mask, weights, 0.0))
 

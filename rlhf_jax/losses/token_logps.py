@@ -43,7 +43,11 @@ def token_logps(hidden: Array, head: Array, targets: Array, *, chunk: int = 256,
     Returns:
       [..., M] float32 log-probabilities in nats. Differentiable in `hidden` and `head`; the gradient of `head` is
       accumulated in float32 over chunks and returned in its own dtype.
+
+    >>> token_logps(jnp.eye(3)[:2], jnp.eye(3), jnp.array([0, 2]))
+    Array([-0.5514, -1.5514], dtype=float32)
     """
+    _check_shapes("token_logps", hidden, head, targets)
     return _logps(hidden, head, targets, _Static(chunk, softcap, vocab_size or head.shape[0], False))[0]
 
 
@@ -59,8 +63,19 @@ def token_logps_and_stats(
     Returns:
       log-probabilities [..., M] float32 in nats, differentiable, and statistics that are not, each [..., M] float32.
     """
+    _check_shapes("token_logps_and_stats", hidden, head, targets)
     logps, stats = _logps(hidden, head, targets, _Static(chunk, softcap, vocab_size or head.shape[0], True))
     return logps, jax.tree.map(jax.lax.stop_gradient, stats)
+
+
+def _check_shapes(where: str, hidden: Array, head: Array, targets: Array) -> None:
+    """Raises ValueError unless hidden is [..., M, D], head [V, D] and targets [..., M] integers."""
+    if hidden.shape != (*targets.shape, head.shape[-1]) or head.ndim != 2 or targets.ndim < 1:
+        raise ValueError(f"{where}: hidden has shape {list(hidden.shape)}, head {list(head.shape)} and targets "
+                         f"{list(targets.shape)}; they are [..., M, D], [V, D] and [..., M] (a head of [D, V] is given "
+                         "as head.T)")
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(f"{where}: targets are {targets.dtype}; token ids are integers")
 
 
 class _Static(NamedTuple):

@@ -23,6 +23,11 @@ def ld_token_weights(position_in_response: Array, own_len: Array, shared_len: Ar
 
     Raises:
       ValueError: alpha outside [0, 1].
+
+    "Length Desensitization in Direct Preference Optimization" (2024).
+
+    >>> ld_token_weights(jnp.arange(4), jnp.array(3), jnp.array(2), alpha=0.5)
+    Array([1.0, 1.0, 0.5, 0.0], dtype=float32)
     """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"ld_alpha={alpha} is outside [0, 1], so the longer response's tail would gain. Give 0 to 1.")
@@ -36,5 +41,10 @@ def wpo_weight(mean_adjusted_logp: Array) -> Array:
 
     [...] to [...]. A pair counts with the product of its two responses' weights, near 1 where it is on-policy. (TRL
     0.24 clips that product at 1.) Zhou et al., arXiv 2406.11827, eq. 2.
+
+    "WPO: Enhancing RLHF with Weighted Preference Optimization" (2024).
+
+    >>> wpo_weight(jnp.array([0.0, -0.5]))
+    Array([1.0, 0.6065], dtype=float32)
     """
     return jnp.exp(jax.lax.stop_gradient(mean_adjusted_logp))

@@ -10,7 +10,7 @@ from rlhf_jax.models.hf import read_config
 from rlhf_jax.models.load import load_params
 from rlhf_jax.models.lora import init_lora, merge_lora, with_lora
 from rlhf_jax.models.params import Params, as_classifier, cast, count_params, init_params, output_head, param_specs
-from rlhf_jax.models.peft import adapter_base, fused_modules, load_adapter, save_adapter
+from rlhf_jax.models.peft import adapter_base, adapter_outputs, fused_modules, load_adapter, save_adapter
 from rlhf_jax.models.save import save_hf
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Rope",
     "RowAttention",
     "adapter_base",
+    "adapter_outputs",
     "as_classifier",
     "cast",
     "config_from_hf",

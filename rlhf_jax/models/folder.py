@@ -111,6 +111,11 @@ def own_template(folder: Path) -> str | None:
     return found
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG).is_file()
+
+
 def holds_tokenizer(folder: Path) -> bool:
     """Whether a folder has a vocabulary of its own."""
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))

@@ -50,6 +50,12 @@ def adapter_base(folder: str | Path) -> str | None:
     return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
 
 
+def adapter_outputs(folder: str | Path) -> int | None:
+    """How many outputs the classifier's head beside an adapter has; None where there is none."""
+    with open_tensors(Path(folder) / ADAPTER_WEIGHTS) as reader:
+        return int(reader.get_slice(_SCORE).get_shape()[0]) if _SCORE in set(reader.keys()) else None
+
+
 def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
     """The settings of an adapter_config.json with which it may compute something else than plain LoRA."""
     return {key: value for key, value in raw.items()

@@ -54,12 +54,20 @@ OnRow = Callable[[dict[str, Any]], None]
 """Gets each row of `FitResult.log_history`, in its order."""
 
 
+OnResume = Callable[[int, int], None]
+"""(step, steps) -> None: training goes on after a step that an earlier command saved."""
+
+
 def _silent(step: int, steps: int, metrics: dict[str, float]) -> None:
     del step, steps, metrics
 
 
 def _unheard(row: dict[str, Any]) -> None:
     del row
+
+
+def _unresumed(step: int, steps: int) -> None:
+    del step, steps
 
 
 class NonFiniteLoss(RuntimeError):
@@ -133,6 +141,7 @@ def fit(
     eval_reference: list[list[np.ndarray]] | None = None,
     report: Reporter = _silent,
     on_row: OnRow = _unheard,
+    on_resume: OnResume = _unresumed,
     flops: FlopsOf | None = None,
     consume: bool = False,
 ) -> FitResult:
@@ -140,6 +149,7 @@ def fit(
 
     Args:
       on_row: gets the rows of the log as they are made; after a restart those of the checkpoint come first, again.
+      on_resume: is told the step of the checkpoint that is gone on from, and the number of steps.
       flops: what training on some groups takes; metric lines then say how much of it a device does per second.
       consume: if true, `fit` takes ownership of `model.trained` and deletes its device arrays; otherwise it keeps a
         copy, at 4 extra bytes per weight. Leaves may lie on the host (numpy), as a fresh head does.
@@ -171,6 +181,7 @@ def fit(
                         if isinstance(array, jax.Array):  # a fresh head or adapter is made on the host
                             array.delete()
                 state, log, unlogged = checkpoints.restore(last, like)
+                on_resume(last, plan.steps)
             else:
                 state = init_state(program.optimizer, model.trained, program.shardings, donate=consume)
             for row in log:

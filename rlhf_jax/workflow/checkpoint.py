@@ -8,14 +8,27 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
 from rlhf_jax.data.tokenizer import check_vocabulary, classifier_pad_id, load_template
-from rlhf_jax.models import DecoderConfig, Params, find_model, load_params, read_config
-from rlhf_jax.models.folder import CONFIG
+from rlhf_jax.models import (
+    CheckpointError,
+    DecoderConfig,
+    Params,
+    adapter_base,
+    adapter_outputs,
+    cast,
+    find_model,
+    load_adapter,
+    load_params,
+    merge_lora,
+    read_config,
+)
+from rlhf_jax.models.folder import CONFIG, holds_tokenizer, is_adapter, own_template
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.reward_model import reward_config
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
@@ -29,25 +42,58 @@ LARGE_VOCAB = 32_768
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face folder, opened lazily.
+    """A Hugging Face folder, or a LoRA adapter over one, opened lazily.
 
     Attributes:
-      folder: where it lies.
+      folder: where it lies; of an adapter, where its base does.
       chat_template_path: replaces the tokenizer's own template.
       stage_key: of the stage that made it, if one did; stands for its files in the keys of later stages.
+      adapter: folder of an adapter in PEFT's layout, which is merged into the weights when they are read.
     """
 
     folder: Path
     chat_template_path: str | None = None
     stage_key: str | None = None
+    adapter: Path | None = None
 
     @classmethod
-    def find(cls, name_or_path: str | Path, chat_template_path: str | None = None) -> Checkpoint:
-        """The checkpoint of a local folder or a hub name."""
-        return cls(find_model(name_or_path), chat_template_path)
+    def find(cls, name_or_path: str | Path, chat_template_path: str | None = None, base_model: str | None = None
+             ) -> Checkpoint:
+        """The checkpoint of a local folder or a hub name: a whole model, or an adapter over the base that it names.
+
+        An adapter's own chat template and tokenizer, which it was trained with, replace its base's.
+
+        Raises:
+          CheckpointError: if an adapter names no base and none is given, or one is given for a whole model.
+        """
+        folder = find_model(name_or_path)
+        if not is_adapter(folder):
+            if base_model is not None:
+                raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
+            return cls(folder, chat_template_path)
+        base = base_model or adapter_base(folder)
+        if base is None:
+            raise CheckpointError(f"{folder} is an adapter that does not name its base; merge it with `rlhf-jax "
+                                  "export`, which takes the model as base_model")
+        own = None if own_template(folder) is None else str(folder)
+        return cls(find_model(base), chat_template_path or own, adapter=folder)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies: beside the adapter, where it has one of its own."""
+        return self.adapter if self.adapter is not None and holds_tokenizer(self.adapter) else self.folder
 
     @cached_property
     def config(self) -> DecoderConfig:
+        outputs = None if self.adapter is None else adapter_outputs(self.adapter)
+        if outputs is None or self.stored_config.is_classifier:
+            return self.stored_config
+        return dataclasses.replace(self.stored_config, num_labels=outputs, tie_embeddings=False,
+                                   pad_token_id=classifier_pad_id(self.tokenizer))
+
+    @cached_property
+    def stored_config(self) -> DecoderConfig:
+        """Of the folder, without what an adapter changes."""
         config = read_config(self.folder)
         multiple = LARGE_VOCAB_MULTIPLE if config.vocab_size >= LARGE_VOCAB else VOCAB_MULTIPLE
         return dataclasses.replace(config, vocab_multiple=multiple)
@@ -63,15 +109,17 @@ class Checkpoint:
         files and of the template over them."""
         if self.stage_key is not None:
             return self.stage_key
-        files = hash_path(self.folder)
-        return files if self.chat_template is None else fingerprint([files, self.chat_template])
+        files = [hash_path(folder) for folder in (self.folder, self.adapter) if folder is not None]
+        template = [] if self.chat_template is None else [self.chat_template]
+        return files[0] if len(files) + len(template) == 1 else fingerprint([*files, *template])
 
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, held against the model's embedding where the folder is more than a tokenizer's."""
-        tokenizer = load_tokenizer(str(self.folder), self.chat_template_path)
+        folder = self.tokenizer_folder
+        tokenizer = load_tokenizer(str(folder), self.chat_template_path)
         if (self.folder / CONFIG).is_file():
-            check_vocabulary(tokenizer, self.config.vocab_size, self.folder)
+            check_vocabulary(tokenizer, self.stored_config.vocab_size, folder)
         return tokenizer
 
     @cached_property
@@ -89,9 +137,20 @@ class Checkpoint:
         return self
 
     def params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
-        """The weights, sharded over the mesh. Raises DamagedProduct where a stage made them and they were changed."""
+        """The weights, an adapter merged in float32, sharded over the mesh.
+
+        Raises DamagedProduct where a stage made them and they were changed.
+        """
         check_made(self.folder)
-        return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
+        if self.adapter is None:
+            return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
+        check_made(self.adapter)
+        base = load_params(self.folder, self.stored_config, jnp.float32, param_shardings(self.stored_config, mesh))
+        adapter = load_adapter(self.adapter, self.config)
+        params = merge_lora(base, adapter.params, adapter.lora.scale)
+        if adapter.score is not None:
+            params = {name: x for name, x in params.items() if name not in ("head", "score")} | {"score": adapter.score}
+        return cast(jax.device_put(params, param_shardings(self.config, mesh)), dtype)
 
     @cached_property
     def reward_model(self) -> DecoderConfig:

@@ -109,6 +109,10 @@ class Context:
         """Shows where the training at work stands."""
         self.tick(self.name, step, steps, f"loss {metrics['loss']:.4f}")
 
+    def resumed(self, step: int, steps: int) -> None:
+        """Says from where the training at work goes on."""
+        self.run.announce(f"{self.name}: continues after step {step:,} of {steps:,}")
+
     def logps_map(self, config: DecoderConfig) -> PackedMap:
         """Log-probs of groups under a model of this shape."""
         if config not in self.logps_maps:

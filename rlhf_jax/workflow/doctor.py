@@ -75,7 +75,7 @@ def examine(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup] = 
 
 
 def _weights(checkpoint: Checkpoint) -> Finding:
-    differences = compare_tensors(param_specs(checkpoint.config), stored_tensors(checkpoint.folder))
+    differences = compare_tensors(param_specs(checkpoint.stored_config), stored_tensors(checkpoint.folder))
     if differences:
         return Finding("weights", "fail", f"tensors: {differences}", "config.json does not belong to these weights")
     return Finding("weights", "ok", f"{checkpoint.config.family}: all tensors present"
@@ -159,7 +159,7 @@ def _stop_trained(checkpoint: Checkpoint) -> Finding:
 
 
 def _padding(checkpoint: Checkpoint) -> Finding:
-    plain = read_tokenizer(checkpoint.folder)  # as other software sees it
+    plain = read_tokenizer(checkpoint.tokenizer_folder)  # as other software sees it
     if checkpoint.config.is_classifier:
         return _classifier_padding(checkpoint, plain)
     if plain.pad_token_id is not None and plain.pad_token_id in checkpoint.stop_ids:

@@ -16,6 +16,8 @@ import jax
 
 INPUTS, RECORD = "inputs.json", "stage.json"
 """What a stage writes down when it begins, and when it is done."""
+AT_WORK = ".at_work.json"
+"""What a command is at, for those who watch it; gone when it ends."""
 CHECKPOINTS = "checkpoints"
 """What a training continues from until it is done."""
 MODEL, PAIRS, JUDGED, ROWS = "model", "pairs.jsonl", "judged.jsonl", "rows.jsonl"

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.fields import Options, flattened
 from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
-from rlhf_jax.workflow.products import INPUTS, RECORD, check_products, drop_checkpoints, list_products
+from rlhf_jax.workflow.findings import found
+from rlhf_jax.workflow.products import AT_WORK, INPUTS, RECORD, check_products, drop_checkpoints, list_products
 
 if TYPE_CHECKING:
     from rlhf_jax.workflow.context import Context
     from rlhf_jax.workflow.datasets import Preview
 
-_TIMED = (RECORD, INPUTS, "trainer_state.json")
+MANIFEST = "manifest.json"
+_TIMED = (RECORD, INPUTS, AT_WORK, "trainer_state.json")
 """What stages write about themselves, seconds included; no part of what they made."""
 
 
@@ -219,8 +221,9 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _work(folder: Path) -> list[Path]:
-    """Files of an unfinished stage that took work to make: all but its inputs and the rows it put aside."""
-    return [p for p in folder.rglob("*") if p.is_file() and p.name != INPUTS and "quarantine" not in p.name]
+    """Files of an unfinished stage that took work to make: not its inputs, the rows it put aside, what it is at."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.name not in (INPUTS, AT_WORK)
+            and "quarantine" not in p.name]
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -233,7 +236,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 class Run:
     """A run folder: stages in `stages/<name>-<hash>`, and `manifest.json` that lists those this run is made of.
 
-    single: the folder is that of one stage, for verbs that do one.
+    single: the folder is that of one stage, for verbs that do one. begins: is told the name of a stage that is about to
+    work, rather than to be found done.
     """
 
     folder: Path
@@ -241,27 +245,48 @@ class Run:
     stages: list[Finished] = dataclasses.field(default_factory=list)
     announce: Callable[[str], None] = print
     single: bool = False
+    begins: Callable[[str], None] = lambda name: None
 
     def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Finished:
         """`run_stage` in this run's folder; the same inputs under the same name are one stage for all who ask."""
+
+        def work(folder: Path) -> Mapping[str, Any]:
+            self.begins(name)
+            return body(folder)
+
         if self.single:
-            return run_stage(self.folder, name, inputs, body)
+            return run_stage(self.folder, name, inputs, work)
         folder = self.folder / "stages" / f"{name.replace('/', '-')}-{stage_key(name, inputs)[:10]}"
         known = any(stage.folder == folder for stage in self.stages)
         if not known:
             self.announce(f"{name} ...")
-        stage = run_stage(folder, name, inputs, body)
+        stage = run_stage(folder, name, inputs, work)
         if not known:
             self.stages.append(stage)
-            self.announce(f"{name}: {'already done' if stage.reused else f'{stage.seconds:.1f} s'}")
+            told = ["already done" if stage.reused else f"{stage.seconds:.1f} s", found(stage.report)]
+            self.announce(f"{name}: {'; '.join(filter(None, told))}")
             self.write_manifest()
         return stage
+
+    def announce_earlier(self) -> None:
+        """Says from where a run goes on: what an earlier command left in its folder."""
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            return
+        try:
+            names = [stage["name"] for stage in json.loads(path.read_text())["stages"]]
+        except (ValueError, LookupError, TypeError):
+            self.announce(f"{path} is damaged; it is written anew")
+            return
+        if names:
+            self.announce(f"continues the run in {self.folder}: {len(names)} stages were done, the last of them "
+                          f"{names[-1]}; what still has the same inputs is kept")
 
     def write_manifest(self) -> None:
         if not is_main_process():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(self.folder / "manifest.json", {
+        write_json_atomic(self.folder / MANIFEST, {
             "config": self.config,
             "stages": [{"name": s.name, "folder": str(s.folder.relative_to(self.folder)), "key": s.key,
                         "seconds": s.seconds, "report": s.report} for s in self.stages]})

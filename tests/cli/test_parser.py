@@ -45,7 +45,9 @@ def test_an_unknown_flag_names_the_nearest_key(capsys):
 @pytest.mark.parametrize(("key", "said"), [
     ("lora_dropout", "adapters are trained without dropout"), ("use_rslora", "the update is scaled by"),
     ("dataset_test_split", "use eval_dataset_name"), ("packing_strategy", "no key has a similar name"),
-    ("data_seeds", "no key has a similar name"), ("lr_scheduler", "did you mean 'lr_scheduler_type'?"),
+    ("gamma_rays", "no key has a similar name"), ("lora_dropot", "did you mean 'lora_dropout'? (adapters are"),
+    ("max_seq_lenght", "did you mean 'max_seq_length'? (it is called max_length here)"),
+    ("lr_scheduler", "did you mean 'lr_scheduler_type'?"),
     ("batch_size", "did you mean 'train_batch_size'?"), ("epochs", "did you mean 'num_train_epochs'?"),
     ("fsdp", "did you mean 'mesh.fsdp'?"), ("lora_rr", "did you mean 'lora_r'?"), ("see", "did you mean 'seed'?"),
 ])
@@ -202,3 +204,30 @@ def test_a_key_that_belongs_to_another_kind_or_verb_is_refused_by_name(verb, arg
     status, _, err = rlhf_jax(verb, *args, *paths)
     assert status == 2
     assert words in err
+
+
+def test_foreign_keys_that_change_nothing_are_accepted_and_said(tmp_path, capsys):
+    config = tmp_path / "x.yaml"
+    config.write_text("push_to_hub: false\noptim: adamw_torch\ndataloader_num_workers: 4\n")
+    assert parse(SftCommand, "sft", [*SFT, "--config", str(config)]) == parse(SftCommand, "sft", SFT)
+    said = capsys.readouterr().err
+    assert "changes nothing here: push_to_hub = False (nothing is uploaded;" in said
+    assert "changes nothing here: dataloader_num_workers = 4" in said
+    assert "push_to_hub: nothing is uploaded" in refused(SftCommand, [*SFT, "--push_to_hub", "true"], capsys)
+
+
+def test_a_converted_config_is_a_config(tmp_path, rlhf_jax):
+    (tmp_path / "trl.yaml").write_text("beta: 0.3\nuse_peft: true\noptim: adamw_torch\nneftune_noise_alpha: 5\n")
+    status, out, err = rlhf_jax("convert", tmp_path / "trl.yaml", "--verb", "dpo", "--output", tmp_path / "ours.yaml")
+    assert (status, out) == (0, "")
+    for said in ("changes nothing here:\n  optim", "NO COUNTERPART:\n  lora_dropout: 0.05", "neftune_noise_alpha: emb",
+                 "still to be given:\n  model_name_or_path\n  dataset_name\n  output_dir"):
+        assert said in err
+    command = parse(DpoCommand, "dpo", ["--config", str(tmp_path / "ours.yaml"), *SFT])
+    assert (command.options.loss.beta, command.options.lora.use_peft) == (0.3, True)
+    status, out, err = rlhf_jax("convert", tmp_path / "trl.yaml", "--verb", "dpo")
+    assert (status, out) == (0, (tmp_path / "ours.yaml").read_text())
+    (tmp_path / "trl.yaml").write_text("beta: -1\n")
+    status, _, err = rlhf_jax("convert", tmp_path / "trl.yaml", "--verb", "dpo")
+    assert status == 1
+    assert "beta = -1" in err

@@ -8,7 +8,8 @@ import pytest
 
 from rlhf_jax.cli.verbs import VERBS
 from rlhf_jax.data.jsonl import read_groups
-from rlhf_jax.workflow.stage import hash_path
+from rlhf_jax.workflow.progress import Noted
+from rlhf_jax.workflow.stage import Run, hash_path
 
 TRAIN = ["--train_batch_size", "8", "--micro_rows", "1", "--row_length", "160", "--learning_rate", "1e-3"]
 
@@ -296,3 +297,22 @@ def test_what_a_late_stage_lacks_is_said_before_the_first_one_runs(change, said,
     assert status == 1
     assert said in err
     assert "sample" not in out
+
+
+def test_a_run_is_followed_from_another_terminal(rlhf_jax, tmp_path):
+    status, _, err = rlhf_jax("watch", tmp_path)
+    assert status == 1
+    assert "holds no run" in err
+    run = Run(tmp_path, {}, announce=lambda text: None)
+    run.stage("online/round-1/score", {}, lambda folder: {"reward": 0.25, "prompts": 8})
+    noted = Noted(tmp_path, lambda *told: None)
+    noted("online/round-1/dpo", 3, 40, "loss 0.6931")
+    status, out, err = rlhf_jax("watch", tmp_path, "--once", "true")
+    assert status == 0, err
+    assert "8 prompts, mean score 0.25" in out
+    assert "at work: 3 of 40, loss 0.6931, seen 0:00:00 ago" in out
+    assert "no command is at work" not in out
+    noted.end()
+    (tmp_path / "report.html").write_text("")
+    status, out, _ = rlhf_jax("watch", tmp_path)
+    assert f"no command is at work here; report: {tmp_path}" in out.replace("\n", "")

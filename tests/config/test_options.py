@@ -309,6 +309,7 @@ COMPLETE = {
     "benchmark": {"name": "mt_bench", "data_dir": "d", **MODEL, "judge": {"url": "http://h", "model": "j"}},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
     "data": {"sources": ["a.jsonl"], "output_dir": "o"},
+    "watch": {"run": "r"}, "convert": {"file": "f", "verb": "dpo"},
 }
 """verb -> a config that it takes."""
 

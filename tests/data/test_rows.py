@@ -124,7 +124,7 @@ def test_several_grades_make_pairs_by_the_one_that_is_named():
     for name, pair in (("data/tone", ("b", "a")), ("data/help", ("a", "b"))):
         example = parse_row({"prompt": "p", "responses": cells}, "preference", ParseOptions(pair_score=name))
         assert tuple(example.responses[i] for i in example.pairs[0]) == pair
-    with pytest.raises(BadRow, match="'data'.*the row has data/help, data/tone: set pair_score"):
+    with pytest.raises(BadRow, match=r"'data'.*the row has data/help, data/tone: set pair_score"):
         parse_row({"prompt": "p", "responses": cells}, "preference")
 
 

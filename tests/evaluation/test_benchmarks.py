@@ -7,7 +7,8 @@ import types
 import numpy as np
 import pytest
 
-from rlhf_jax.data.funnel import Funnel, TooManyBadRows, load_examples
+from rlhf_jax.data.funnel import Funnel, TooManyBadRows
+from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.rows import ParseOptions
 from rlhf_jax.evaluation.benchmarks import BENCHMARKS, JudgedRow, measured_rows, rewardbench, rewardbench2, rm_bench
 from rlhf_jax.evaluation.benchmarks.base import mean_of, over_units

@@ -118,11 +118,13 @@ def test_a_run_asked_to_leave_where_it_would_evaluate_saves_and_evaluates_when_i
 
 
 def test_a_finished_run_resumes_to_itself(train, tmp_path, equal):
-    first, steps = train(folder=tmp_path), []
-    again = train(folder=tmp_path, report=lambda step, *_: steps.append(step))
+    first, steps, went_on = train(folder=tmp_path), [], []
+    again = train(folder=tmp_path, report=lambda step, *_: steps.append(step),
+                  on_resume=lambda *told: went_on.append(told))
     equal(again.params, first.params)
     assert again.log_history == first.log_history
     assert steps == []
+    assert went_on == [(12, 12)]
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_an_adapter_is_merged_into_the_base_it_names(model, export, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out" / "model"), jax.device_get(expected))
     assert {"model.safetensors", "tokenizer.json", "README.md", "generation_config.json"} <= set(report["files"])
     assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == "{# its own #}"
-    assert "adapter `adapter` (rank 2)" in (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "adapter `adapter` merged" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
 @pytest.fixture
@@ -102,9 +102,9 @@ def test_an_adapters_tokenizer_with_tokens_that_its_base_has_no_rows_for_is_refu
 def test_an_adapter_that_names_no_base_needs_one(model, bare_adapter):
     raw = json.loads((bare_adapter / "adapter_config.json").read_text())
     (bare_adapter / "adapter_config.json").write_text(json.dumps(raw | {"base_model_name_or_path": None}))
-    with pytest.raises(CheckpointError, match="does not name its base; give the model as base_model"):
+    with pytest.raises(CheckpointError, match=r"does not name its base; .* takes the model as base_model"):
         source(bare_adapter)
-    assert source(bare_adapter, base_model=str(model)).adapter == bare_adapter
+    assert source(bare_adapter, base_model=str(model)).base.adapter == bare_adapter
 
 
 def test_dtype_and_file_size_are_what_was_asked_for(model, export, tmp_path):
@@ -307,3 +307,10 @@ def test_a_checkpoint_over_another_base_is_refused(model, killed, make_model, ex
     tied = make_model(tmp_path / "tied")
     with pytest.raises(CheckpointError, match=r"head.* and missing in the base; give the model that it"):
         export(source(tied, checkpoint=str(tmp_path / "sft")), tmp_path / "out")
+
+
+def test_an_adapter_over_an_adapter_is_refused(model, bare_adapter, make_context, tmp_path):
+    options = SftOptions(lora=LORA)
+    stage = SftStage(start=Checkpoint.find(bare_adapter), data=(GivenGroups([]),), options=options)
+    with pytest.raises(ValueError, match="is an adapter, and use_peft would train a second one over it"):
+        stage.preview(make_context(tmp_path / "out"))

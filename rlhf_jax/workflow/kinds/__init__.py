@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import bradley_terry, function, judge, multi_objective, pairwise, reward_server
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind
+from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, TrainedKind
 from rlhf_jax.workflow.remote import with_answers_in
 
 __all__ = ["KINDS", "Kind", "Passes", "TrainedKind", "kind_of", "open_scorer", "trainable_kind"]
@@ -42,8 +42,9 @@ def trainable_kind(options: Any) -> TrainedKind:
     return training
 
 
-def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, folder: Path | None = None) -> Scorer:
-    """The scorer that `options` describe, called `name` in the data.
+def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, folder: Path | None = None, *,
+                weights: GivenWeights = None) -> Scorer:
+    """The scorer that `options` describe, called `name` in the data, with `weights` in place of its model's own.
 
     folder: of the run, where answers are kept that a server is paid for.
 
@@ -51,4 +52,4 @@ def open_scorer(options: ScorerOptions, mesh: Mesh, name: str, folder: Path | No
       CheckpointError: if the checkpoint is of another kind than asked for.
       ValueError: if the function cannot be imported, or a server's token or a judge's rubric is not there.
     """
-    return kind_of(options).open(with_answers_in(folder, options), mesh, name)
+    return kind_of(options).open(with_answers_in(folder, options), mesh, name, weights)

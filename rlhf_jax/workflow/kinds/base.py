@@ -21,6 +21,8 @@ from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.stage import fingerprint
 
+GivenWeights = Callable[[], Params] | None
+
 
 class Passes(NamedTuple):
     """Rows that scoring the answers of one prompt takes, for a plan.
@@ -67,15 +69,16 @@ class Kind:
 
     Attributes:
       options: its class of scorer options.
-      open: (options, mesh, name) -> the scorer, called `name` in the data; weights are read when it first scores, and
-        hashed when its key is first asked for.
+      open: (options, mesh, name, weights) -> the scorer, called `name` in the data. weights: gives what stands in the
+        place of the model's own, None for those of its files, which are read when it first scores, and hashed when its
+        key is first asked for.
       passes: (options, responses of a prompt) -> what scoring them takes; None where nothing is compiled.
       outputs: compute -> the function of (params, batch) that is compiled.
       training: how it is trained, None for what is not trained here.
     """
 
     options: type
-    open: Callable[[Any, Mesh, str], Scorer]
+    open: Callable[[Any, Mesh, str, GivenWeights], Scorer]
     passes: Callable[[Any, int], Passes] | None = None
     outputs: Callable[[Compute], Callable[[Params, Any], Any]] | None = None
     shape: Callable[[DecoderConfig], DecoderConfig] = lambda config: config
@@ -101,8 +104,8 @@ def read_at(config: DecoderConfig, score_at: ScoreAt | None) -> DecoderConfig:
     return config if score_at is None else dataclasses.replace(config, score_at=score_at)
 
 
-def open_model(options: Any, mesh: Mesh) -> OpenModel:
-    """The model in `options.model`; all other options are part of its key."""
+def open_model(options: Any, mesh: Mesh, weights: GivenWeights = None) -> OpenModel:
+    """The model in `options.model`, or these weights in its shape; all other options are part of its key."""
     model: ScorerModel = options.model
     checkpoint = find_model_of(model)
     render = RenderOptions(max_length=model.max_length, overlong="drop", text_as_chat=model.text_as_chat)
@@ -112,5 +115,5 @@ def open_model(options: Any, mesh: Mesh) -> OpenModel:
     def key() -> str:  # what lies at those paths is in the checkpoint's; hashing it reads all weights, so not before
         return fingerprint({"options": settings, "model": checkpoint.key})
 
-    return OpenModel(partial(checkpoint.params, mesh, jnp.dtype(model.dtype)), checkpoint.config,
+    return OpenModel(weights or partial(checkpoint.params, mesh, jnp.dtype(model.dtype)), checkpoint.config,
                      checkpoint.renderer(render), key)

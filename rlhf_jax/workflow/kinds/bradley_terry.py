@@ -16,13 +16,14 @@ from rlhf_jax.data.rows import Example
 from rlhf_jax.models import DecoderConfig, Params, as_classifier
 from rlhf_jax.scoring import BradleyTerryScorer
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model, read_at
+from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, TrainedKind, open_model, read_at
 from rlhf_jax.workflow.reward_model import reward_config
 
 
-def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str) -> BradleyTerryScorer:
+def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str, weights: GivenWeights = None
+                ) -> BradleyTerryScorer:
     """The reward model as a scorer."""
-    model = open_model(options, mesh)
+    model = open_model(options, mesh, weights)
     return BradleyTerryScorer(model.weights, read_at(model.config, options.score_at), model.renderer, mesh, name=name,
                               key=model.key, output=options.output)
 

@@ -6,13 +6,14 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import MultiObjectiveScoring
 from rlhf_jax.scoring import MultiObjectiveScorer
-from rlhf_jax.workflow.kinds.base import Kind, Passes, open_model, read_at
+from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, open_model, read_at
 from rlhf_jax.workflow.reward_model import reward_config
 
 
-def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str) -> MultiObjectiveScorer:
+def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str, weights: GivenWeights = None
+                ) -> MultiObjectiveScorer:
     """The model as a scorer."""
-    model = open_model(options, mesh)
+    model = open_model(options, mesh, weights)
     return MultiObjectiveScorer(model.weights, read_at(model.config, options.score_at), model.renderer, mesh, name=name,
                                 key=model.key)
 

@@ -16,12 +16,12 @@ from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.scoring import PairwiseScorer, letter_examples, letter_ids
 from rlhf_jax.scoring.pairwise import letter_outputs
 from rlhf_jax.training.objectives import Compute, Objective, Sft
-from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model
+from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, TrainedKind, open_model
 
 
-def open_scorer(options: PairwiseScoring, mesh: Mesh, name: str) -> PairwiseScorer:
+def open_scorer(options: PairwiseScoring, mesh: Mesh, name: str, weights: GivenWeights = None) -> PairwiseScorer:
     """The preference model as a scorer."""
-    model = open_model(options, mesh)
+    model = open_model(options, mesh, weights)
     return PairwiseScorer(model.weights, model.config, model.renderer, mesh, name=name, key=model.key,
                           method=options.method)
 

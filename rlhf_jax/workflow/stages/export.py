@@ -16,19 +16,8 @@ from jax.sharding import Mesh
 from rlhf_jax.config.commands import ExportCommand
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from rlhf_jax.models import (
-    CheckpointError,
-    DecoderConfig,
-    Params,
-    adapter_base,
-    cast,
-    find_model,
-    load_adapter,
-    merge_lora,
-    param_specs,
-    save_hf,
-)
-from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, TOKENIZER_CONFIG, holds_tokenizer, own_template
+from rlhf_jax.models import CheckpointError, DecoderConfig, Params, cast, find_model, merge_lora, param_specs, save_hf
+from rlhf_jax.models.folder import TOKENIZER_CONFIG, is_adapter, own_template
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import on_main, shaped, spec_shardings
@@ -47,21 +36,18 @@ class ExportStage(Stage):
     """Exporting a model folder, an adapter with its base, or a training stage's last checkpoint with its base.
 
     Attributes:
-      base: whose config, tokenizer and frozen weights are used.
-      adapter, checkpoint: what is laid over it, if anything.
+      base: whose config, tokenizer and weights are used.
+      checkpoint: what is laid over it, if anything.
       dtype: of the written weights. max_shard_size: gigabytes of one file.
     """
 
     base: Checkpoint
-    adapter: Path | None = None
     checkpoint: Path | None = None
     dtype: str
     max_shard_size: float
 
     def inputs(self) -> dict[str, Any]:
-        laid_over = {name: path and hash_path(path) for name, path in (("adapter", self.adapter),
-                                                                      ("checkpoint", self.checkpoint))}
-        return {**super().inputs(), **laid_over}
+        return {**super().inputs(), "checkpoint": self.checkpoint and hash_path(self.checkpoint)}
 
     def preview(self, context: Context) -> Preview:
         del context
@@ -72,7 +58,7 @@ class ExportStage(Stage):
         if config.is_classifier and (self.base.folder / TOKENIZER_CONFIG).is_file():
             config = dataclasses.replace(config, pad_token_id=self.base.reward_model.pad_token_id)
         with atomic_model_dir(folder) as new:
-            save_hf(new, cast(params, jnp.dtype(self.dtype)), config, tokenizer_from=self.tokenizer_from,
+            save_hf(new, cast(params, jnp.dtype(self.dtype)), config, tokenizer_from=self.base.tokenizer_folder,
                     generation_from=self.base.folder, chat_template=self.base.chat_template,
                     max_shard_bytes=int(self.max_shard_size * 1e9),
                     card=f"# {folder.name}\n\nExported by rlhf_jax from {what}, as {self.dtype}.\n"
@@ -88,18 +74,10 @@ class ExportStage(Stage):
         config, name = self.base.config, self.base.folder.name
         if self.checkpoint is not None:
             return _checkpointed(self.checkpoint, self.base, mesh)
-        params = self.base.params(mesh)
-        if self.adapter is None:
+        params, adapter = self.base.params(mesh), self.base.adapter
+        if adapter is None:
             return params, config, f"`{name}`"
-        adapter = load_adapter(self.adapter, config)
-        score = {} if adapter.score is None else {"score": jnp.asarray(adapter.score)}
-        merged = {**merge_lora(params, adapter.params, adapter.lora.scale), **score}
-        return merged, config, f"`{name}` with the adapter `{self.adapter.name}` (rank {adapter.lora.lora_r}) merged"
-
-    @property
-    def tokenizer_from(self) -> Path:
-        """The folder of the tokenizer: the adapter's, which it was trained with, where it has one of its own."""
-        return self.adapter if self.adapter is not None and holds_tokenizer(self.adapter) else self.base.folder
+        return params, config, f"`{name}` with the adapter `{adapter.name}` merged"
 
 
 def find_source(command: ExportCommand) -> ExportStage:
@@ -110,27 +88,23 @@ def find_source(command: ExportCommand) -> ExportStage:
     """
     folder = find_model(command.model_name_or_path)
     export = partial(ExportStage, dtype=command.dtype, max_shard_size=command.max_shard_size)
-    checkpoint = None if command.checkpoint is None else Path(command.checkpoint)
-    if not (folder / ADAPTER_CONFIG).is_file() or (folder / CONFIG).is_file():
-        if command.base_model is not None:
-            raise CheckpointError(f"{folder} is a whole model and needs no base_model; leave base_model out")
-        if checkpoint is None:
-            return export(base=Checkpoint(folder))
-        return export(base=Checkpoint(folder, _template(checkpoint)), checkpoint=checkpoint)
-    if checkpoint is not None:
+    if command.checkpoint is None:
+        return export(base=_opened(folder, command.base_model))
+    if is_adapter(folder):
         raise CheckpointError("checkpoint holds trained weights, and so does an adapter; give the base model and one "
                               "of them")
-    base = command.base_model or adapter_base(folder)
-    if base is None:
-        raise CheckpointError(f"{folder} is an adapter that does not name its base; give the model as base_model")
-    stage = export(base=Checkpoint.find(base, _template(folder)), adapter=folder)
-    check_vocabulary(load_tokenizer(str(stage.tokenizer_from)), stage.base.config.vocab_size, stage.tokenizer_from)
-    return stage
+    checkpoint = Path(command.checkpoint)
+    template = None if own_template(checkpoint) is None else str(checkpoint)  # what it was trained with
+    return export(base=Checkpoint.find(folder, template, command.base_model), checkpoint=checkpoint)
 
 
-def _template(folder: Path) -> str | None:
-    """The chat template beside an adapter or an unfinished training: what it was trained with, if not its base's."""
-    return None if own_template(folder) is None else str(folder)
+def _opened(folder: Path, base_model: str | None) -> Checkpoint:
+    """The model or adapter in a folder; that an adapter's tokenizer does not fit its base is said now."""
+    found = Checkpoint.find(folder, base_model=base_model)
+    if found.adapter is not None:
+        folder = found.tokenizer_folder
+        check_vocabulary(load_tokenizer(str(folder)), found.stored_config.vocab_size, folder)
+    return found
 
 
 def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, DecoderConfig, str]:

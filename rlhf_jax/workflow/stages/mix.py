@@ -27,6 +27,6 @@ class MixStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         old, new = context.params(self.reference), context.params(self.policy)
         mixed: Params = jax.tree.map(lambda a, b: self.alpha * b + (1 - self.alpha) * a, old, new)
-        save_hf(folder / MODEL, mixed, self.policy.config, tokenizer_from=self.policy.folder,
+        save_hf(folder / MODEL, mixed, self.policy.config, tokenizer_from=self.policy.tokenizer_folder,
                 chat_template=self.policy.chat_template)
         return {}

@@ -24,7 +24,7 @@ from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import read_shards, shard_name, shards_here
+from rlhf_jax.workflow.stages.shards import announce_kept, read_shards, shard_name, shards_here
 from rlhf_jax.workflow.stages.train import funnels
 
 
@@ -69,6 +69,7 @@ class SampleStage(Stage):
         dtype, size = jnp.dtype(self.dtype), self.shard_size
         working, done, notice = cast(params, dtype), 0, Notice(folder)
         gaps: Mapping[str, float] = {}
+        announce_kept(folder, -(-len(prompts) // size), context)
         with count_compiles() as compiles:
             for number in shards_here(-(-len(prompts) // size), notice):
                 path, some = folder / shard_name(number), prompts[number * size : (number + 1) * size]

@@ -22,7 +22,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import RLHFLOW
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import RowShards, Shards, read_shards, shards_here
+from rlhf_jax.workflow.stages.shards import RowShards, Shards, announce_kept, read_shards, shards_here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class ScoreStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         scorer, names, done = self.scorer, self.source.names, 0
         before = Counter(scorer.failures)
+        announce_kept(folder, len(names), context)
         with count_compiles() as compiles:
             for number in shards_here(len(names), Notice(folder)):
                 target = folder / names[number]

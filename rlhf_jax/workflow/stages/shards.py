@@ -20,6 +20,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.parallel import Notice
+from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import data_key, read_data
 from rlhf_jax.workflow.products import INPUTS, RECORD
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
@@ -134,6 +135,12 @@ def shards(folder: Path) -> list[Path]:
 def read_shards(folder: Path) -> list[PromptGroup]:
     """All groups of a stage."""
     return [group for path in shards(folder) for group in read_groups(path)]
+
+
+def announce_kept(folder: Path, count: int, context: Context) -> None:
+    """Says from where a stage of `count` shards goes on, if an earlier command made some of them."""
+    if kept := len(list(folder.glob("shard-*.jsonl"))):
+        context.run.announce(f"{context.name}: continues with {kept:,} of {count:,} shards made")
 
 
 def shards_here(shards: int, notice: Notice) -> Iterator[int]:

@@ -138,8 +138,8 @@ def export(folder: Path, job: Training, params: Params, frozen: Params, card: st
                              chat_template)
             score = {"score": params["score"]} if "score" in params else {}
             params = {**merge_lora(frozen, params["lora"], lora.scale), **score}
-        save_hf(new, params, config, tokenizer_from=job.start.folder, chat_template=chat_template,
-                card=card + reading_note(config, job.start.folder))
+        save_hf(new, params, config, tokenizer_from=job.start.tokenizer_folder, generation_from=job.start.folder,
+                chat_template=chat_template, card=card + reading_note(config, job.start.folder))
         on_main(lambda: pad_as_config(new, config))
     return params
 
@@ -171,6 +171,14 @@ def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: 
                 f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
 
 
+def check_start(start: Checkpoint, lora: LoraConfig) -> None:
+    """Raises ValueError for a new adapter over an old one: no folder holds the weights that it would belong to."""
+    if lora.use_peft and start.adapter is not None:
+        raise ValueError(f"{start.adapter} is an adapter, and use_peft would train a second one over it, whose base "
+                         f"no folder holds. Merge it first (rlhf-jax export {start.adapter} --output_dir MERGED), or "
+                         "leave use_peft out to train all weights")
+
+
 def check_values(objective: Objective, groups: Sequence[PromptGroup], eval_groups: Sequence[PromptGroup]) -> None:
     """Raises ValueError if the objective reads a number that no response has."""
     for name, some in (("training", groups), ("evaluation", eval_groups)):
@@ -193,6 +201,7 @@ def checked_plan(objective: Objective, options: Trained, groups: Sequence[Prompt
 
 def preview_training(stage: Any, context: Context) -> Preview:
     """What a dry run shows of a training stage, once its checks have passed."""
+    check_start(stage.start, stage.options.lora)
     groups, held_out = read_all(stage.data), stage.evaluation.read() if stage.evaluation else []
     objective = stage.objective(compute_of(stage.start.config, stage.options.train, context.mesh))
     check_margins(stage.options, groups, held_out)
@@ -208,9 +217,10 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: as `check_margins`, `check_values`, `check_ids` and `checked_plan`.
+      ValueError: as `check_start`, `check_margins`, `check_values`, `check_ids` and `checked_plan`.
     """
     options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
+    check_start(job.start, options.lora)
     objective = job.objective(compute_of(config, options.train, mesh))
     check_margins(options, job.groups, job.eval_groups)
     check_values(objective, job.groups, job.eval_groups)
@@ -225,7 +235,8 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     with tracking(context.trackers, folder, context.run.config) as on_row:
         result = fit(model, objective, plan, options.train, mesh, folder=folder / CHECKPOINTS,
                      eval_groups=list(job.eval_groups), eval_reference=job.eval_reference, report=context.report,
-                     on_row=on_row, flops=flops_counter(config, frozen=lora is not None), consume=lora is None)
+                     on_row=on_row, on_resume=context.resumed, flops=flops_counter(config, frozen=lora is not None),
+                     consume=lora is None)
     card = model_card(type(objective).__name__, str(job.start.folder), options, len(job.groups), result.steps)
     params = export(folder, job, result.params, model.frozen, card)
     if job.keep:

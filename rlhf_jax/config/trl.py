@@ -1,0 +1,228 @@
+"""TRL's configs as ours: keys that mean the same, keys that are computed from others, and what has no counterpart.
+
+A key that is not given has TRL's default there, so a default that differs from ours is written out. `tests/config/
+test_trl.py` holds the names and defaults below against TRL's own dataclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+from rlhf_jax.config.commands import RewardCommand, SftCommand
+from rlhf_jax.config.foreign import ALIASES, REFUSED, split_idle
+from rlhf_jax.config.lora import MODULES
+from rlhf_jax.config.preference import DpoCommand
+from rlhf_jax.config.trackers import PACKAGES
+from rlhf_jax.config.training import Schedule
+from rlhf_jax.fields import keys
+
+TrlVerb = Literal["sft", "reward", "dpo"]
+COMMANDS: dict[str, type] = {"sft": SftCommand, "reward": RewardCommand, "dpo": DpoCommand}
+LEARNING_RATES = {"sft": 2e-5, "reward": 1e-4, "dpo": 1e-6}
+DEFAULTS: dict[str, Any] = {
+    "num_train_epochs": 3.0, "lr_scheduler_type": "linear", "warmup_steps": 0, "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "logging_steps": 10,
+    "save_steps": 500, "eval_strategy": "no", "save_strategy": "steps", "max_length": 1024, "max_steps": -1,
+    "truncation_mode": "keep_start",
+}
+"""TRL's defaults of the keys that are read below."""
+_PEFT_MODULES = ("q_proj", "v_proj")
+"""PEFT's choice for Llama, Mistral, Qwen and Gemma where lora_target_modules is not given."""
+_OVERLONG = {"keep_start": "truncate_response", "keep_end": "truncate_prompt_left"}
+
+
+@dataclasses.dataclass
+class Converted:
+    """config: keys of our verb. said: what was computed or renamed. idle: keys that change nothing, with the reason.
+    lost: keys without a counterpart -> what to do."""
+
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    said: list[str] = dataclasses.field(default_factory=list)
+    idle: list[str] = dataclasses.field(default_factory=list)
+    lost: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+Take = Callable[[str], Any]
+"""A key's value, or TRL's default, or None; what is taken is done with."""
+
+
+def convert(verb: TrlVerb, given: Mapping[str, Any], processes: int = 1) -> Converted:
+    """The config of `rlhf-jax VERB` that does what `trl VERB` does with `given`, on so many devices.
+
+    Raises:
+      ValueError: a value that is computed with is of another type than TRL's.
+    """
+    left = {key: value for key, value in given.items() if value is not None}
+    out, defaults = Converted(), {**DEFAULTS, "learning_rate": LEARNING_RATES[verb], "num_processes": processes}
+    _check_types(left, {**defaults, "rpo_alpha": 1.0, "lr_scheduler_kwargs": {}})
+
+    def take(key: str) -> Any:
+        return left.pop(key, defaults.get(key))
+
+    for part in (_model, _data, _batch, _length, _schedule, _precision, _rhythm, _adapter, _loss):
+        part(take, out, verb)
+    ours = {key for key, _, _ in keys(COMMANDS[verb])}
+    left, out.idle = split_idle(left, ours)
+    for key, value in left.items():
+        name = key if key in ours else ALIASES.get(key, key)
+        if name in ours:
+            out.config[name] = value
+            out.said += [f"{key} is called {name} here"] * (name != key)
+        else:
+            out.lost[key] = REFUSED.get(key, "no key here does this")
+    return out
+
+
+def _check_types(given: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    for key in [key for key in given if key in like]:
+        kind: Any = (int, float) if isinstance(like[key], int | float) else type(like[key])
+        if not isinstance(given[key], kind) or isinstance(given[key], bool):
+            name = "a number" if isinstance(kind, tuple) else {"str": "text", "dict": "a mapping"}[kind.__name__]
+            raise ValueError(f"{key} = {given[key]!r}; in TRL it is {name}")
+
+
+def _model(take: Take, out: Converted, verb: str) -> None:
+    name, revision, attention = take("model_name_or_path"), take("model_revision"), take("attn_implementation")
+    if name is not None:
+        out.config["model_name_or_path"] = name if revision in (None, "main") else f"{name}@{revision}"
+    if attention is not None:
+        out.said.append(f"attn_implementation = {attention!r} is left out: ours is chosen by the devices")
+
+
+def _data(take: Take, out: Converted, verb: str) -> None:
+    mixture = take("datasets")
+    if mixture:
+        out.lost["datasets"] = "name the sources in dataset_name, a list; the columns are found by themselves"
+    if verb == "sft" and not take("assistant_only_loss"):
+        out.said.append("the loss is on the assistant's tokens alone; TRL's, without assistant_only_loss, is on all of "
+                        "a conversation (`messages`)")
+    split = take("dataset_train_split")
+    if split not in (None, "train"):
+        out.config["split"] = split
+
+
+def _batch(take: Take, out: Converted, verb: str) -> None:
+    each, accumulated, processes = (int(take(key)) for key in (
+        "per_device_train_batch_size", "gradient_accumulation_steps", "num_processes"))
+    out.config["train_batch_size"] = each * accumulated * processes
+    out.said.append(f"train_batch_size = {each} per device x {accumulated} accumulated x {processes} device(s)")
+
+
+def _length(take: Take, out: Converted, verb: str) -> None:
+    longest, mode = take("max_length"), take("truncation_mode")
+    if longest != DEFAULTS["max_length"]:
+        out.config["max_length"] = longest
+    if verb == "reward":
+        return  # TRL leaves out longer rows, as we do
+    if mode not in _OVERLONG:
+        out.lost["truncation_mode"] = REFUSED["truncation_mode"]
+        return
+    out.config["overlong"] = _OVERLONG[mode]
+    out.said.append(f"overlong = {_OVERLONG[mode]!r}: TRL cuts longer rows ({mode}), and we leave them out if not told")
+
+
+def _schedule(take: Take, out: Converted, verb: str) -> None:
+    steps, epochs, schedule = take("max_steps"), take("num_train_epochs"), take("lr_scheduler_type")
+    if steps > 0:
+        out.config["max_steps"] = steps
+    else:
+        out.config["num_train_epochs"] = epochs
+    out.config["learning_rate"] = float(take("learning_rate"))
+    if schedule in get_args(Schedule):
+        out.config["lr_scheduler_type"] = schedule
+    else:
+        out.lost["lr_scheduler_type"] = f"choose one of {', '.join(get_args(Schedule))}"
+    more = dict(take("lr_scheduler_kwargs") or {})
+    if "min_lr_rate" in more and schedule == "cosine_with_min_lr":
+        out.config["min_lr_rate"] = more.pop("min_lr_rate")
+    out.lost |= {f"lr_scheduler_kwargs.{key}": "no key here does this" for key in more}
+    ratio, warmup = take("warmup_ratio"), take("warmup_steps")
+    out.config["warmup_steps"] = warmup or ratio or 0
+
+
+def _precision(take: Take, out: Converted, verb: str) -> None:
+    half, bfloat, weights = take("fp16"), take("bf16"), take("dtype") or take("torch_dtype")
+    if half:
+        out.said.append("fp16 becomes dtype: bfloat16, which needs no loss scaling")
+    if bfloat is not False or half:
+        out.config["dtype"] = "bfloat16"  # TRL computes in it unless told otherwise
+    if weights in ("bfloat16", "float16"):
+        out.said.append(f"dtype = {weights!r} of TRL stores the weights so; here masters and moments stay float32")
+        out.config["dtype"] = "bfloat16"
+    recompute = take("gradient_checkpointing")
+    if recompute is not None:
+        out.config["remat"] = "full" if recompute else "none"
+
+
+def _rhythm(take: Take, out: Converted, verb: str) -> None:
+    """When it logs, evaluates, saves and to whom it reports."""
+    logged = take("logging_steps")
+    if isinstance(logged, float) and not logged.is_integer():
+        out.lost["logging_steps"] = "give a whole number of steps"
+    elif logged != DEFAULTS["logging_steps"]:
+        out.config["logging_steps"] = int(logged)
+    strategy = take("eval_strategy") if (old := take("evaluation_strategy")) is None else old
+    every, test = take("eval_steps"), take("dataset_test_split")
+    if strategy != "no":
+        out.lost["eval_strategy"] = ("give held-out rows as eval_dataset_name (TRL took the split "
+                                     f"{test or 'test'!r}); they are evaluated at the end")
+    if strategy == "steps":
+        out.lost["eval_steps"] = f"give eval_steps: {every or logged} beside eval_dataset_name"
+    saving, steps, limit = take("save_strategy"), take("save_steps"), take("save_total_limit")
+    if saving == "steps":
+        out.config["save_steps"] = int(steps)
+        if limit is not None:
+            out.config["save_total_limit"] = limit
+    elif saving not in ("no", "epoch"):
+        out.lost["save_strategy"] = "the last step is what is kept"
+    elif saving == "epoch":
+        out.lost["save_strategy"] = "give save_steps, in steps; the end of the training is always saved"
+    reported = take("report_to")
+    names = [reported] if isinstance(reported, str) else list(reported or [])
+    if kept := [name for name in names if name in PACKAGES]:
+        out.config["report_to"] = kept
+    if strange := [name for name in names if name not in PACKAGES and name != "none"]:
+        out.lost["report_to"] = f"{', '.join(strange)}: choose from {', '.join(PACKAGES)}"
+
+
+def _adapter(take: Take, out: Converted, verb: str) -> None:
+    used, rank, alpha, dropout = (take(key) for key in ("use_peft", "lora_r", "lora_alpha", "lora_dropout"))
+    modules, stabilised = take("lora_target_modules"), take("use_rslora")
+    if not used:
+        return
+    out.config |= {"use_peft": True, "lora_r": rank, "lora_alpha": alpha * math.sqrt(rank) if stabilised else alpha}
+    if stabilised:
+        out.said.append("use_rslora: lora_alpha is multiplied by sqrt(lora_r), which gives the same updates")
+    if dropout:
+        out.lost["lora_dropout"] = f"{dropout} in TRL, given or not; {REFUSED['lora_dropout']}"
+    if modules is None:
+        modules = list(_PEFT_MODULES)
+        out.said.append(f"lora_target_modules = {modules}: PEFT's choice for Llama, Mistral, Qwen and Gemma; ours is "
+                        "all of them")
+    modules = [modules] if isinstance(modules, str) else list(modules)
+    if modules == ["all-linear"]:
+        return
+    if strange := sorted(set(modules) - set(MODULES)):
+        out.lost["lora_target_modules"] = f"{', '.join(strange)}: choose from {', '.join(MODULES)}"
+    out.config["lora_target_modules"] = [module for module in modules if module in MODULES] or list(MODULES)
+
+
+def _loss(take: Take, out: Converted, verb: str) -> None:
+    loss, alpha, centred = take("loss_type"), take("rpo_alpha"), take("center_rewards_coefficient")
+    if verb == "sft" and loss not in (None, "nll"):
+        out.lost["loss_type"] = f"{loss!r}: the loss is the negative log-likelihood"
+    if verb == "reward" and centred is not None:
+        out.config["center_rewards_coefficient"] = centred
+    if verb != "dpo":
+        return
+    names = [loss] if isinstance(loss, str) else list(loss or ["sigmoid"])
+    weights = take("loss_weights")
+    if alpha is not None:
+        names, weights = [*names, "sft"], [*(weights or [1.0] * len(names)), alpha]
+        out.said.append("rpo_alpha becomes the weight of the loss 'sft'")
+    out.config["loss_type"] = names if len(names) > 1 else names[0]
+    if weights is not None:
+        out.config["loss_weights"] = weights
