@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,7 @@ from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.policies import EVALUATION_SHARD
 from rlhf_jax.workflow.remote import open_client, with_answers_in
 from rlhf_jax.workflow.stage import fingerprint
-from rlhf_jax.workflow.stages.benchmark import (
-    AnswersStage,
-    BenchmarkScoreStage,
-    JudgementStage,
-    OfficialFile,
-)
+from rlhf_jax.workflow.stages.benchmark import AnswersStage, BenchmarkScoreStage, JudgementStage, OfficialFile
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.shards import ShardFolder
 
@@ -89,7 +85,9 @@ def given(path: str | None) -> OfficialFile | None:
 
 def model_label(command: BenchmarkCommand) -> str:
     """What the model is called in the official files."""
-    return command.label or Path(command.model_name_or_path or command.outputs or "model").name.split(".")[0]
+    if command.label is None and command.outputs is not None:
+        return re.sub(r"\.jsonl?(\.gz)?$", "", Path(command.outputs).name)
+    return command.label or Path(command.model_name_or_path or "model").name
 
 
 def generated(command: BenchmarkCommand, context: Context, benchmark: Benchmark, policy: Checkpoint, label: str

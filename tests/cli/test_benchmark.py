@@ -111,6 +111,14 @@ def test_a_python_function_judges_too(alpaca, outputs, rlhf_jax, tmp_path, monke
     assert printed(out)["n_wins"] == sum(len(f"mine {{output_1}} {i}") > 5 * (i + 2) for i in range(5))
 
 
+def test_a_trial_takes_the_first_questions_of_full_files(alpaca, outputs, serve, rlhf_jax, tmp_path):
+    server = serve(letters)
+    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", alpaca, "--outputs", outputs,
+                                "--max_samples", "2", *judge(server), "--output_dir", tmp_path / "out")
+    assert status == 0, err
+    assert (printed(out)["n_total"], len(server.asked)) == (2, 2)
+
+
 @pytest.mark.parametrize(("change", "words"), [
     (lambda rows: rows[1:], "1 are missing, and 0 are none of this"),
     (lambda rows: [{**rows[0], "instruction": "Other"}, *rows[1:]], "1 are missing, and 1 are none of this"),
@@ -219,6 +227,14 @@ def test_style_control_counts_tokens_with_a_tokenizer_of_ones_own(arena, world, 
         assert status == 0, err
         scores.append(printed(out)["categories"]["arena-hard-v0.1"]["style_controlled"]["value"])
     assert scores[0] != scores[1]
+
+
+def test_a_question_that_is_judged_twice_is_refused(arena, rlhf_jax, tmp_path):
+    rows = [{"uid": f"u{i}", "games": [{"score": "A>B"}, None]} for i in (0, 1, 2, 3, 4, 5, 3)]
+    status, _, err = rlhf_jax(*ARENA, "--data_dir", arena, "--annotations", write_lines(tmp_path / "j.jsonl", rows),
+                              "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert "holds the question 'u3' twice" in err
 
 
 def test_questions_of_another_version_are_refused(arena, rlhf_jax, tmp_path):
