@@ -77,7 +77,7 @@ def ultrafeedback_binarized(row: Row) -> Row:
 
 
 def helpsteer(row: Row) -> Row:
-    """HelpSteer: one response a row, graded by the mean of helpfulness and correctness (RLHFlow's rule).
+    """HelpSteer: one response per row, graded by the mean of helpfulness and correctness (RLHFlow's rule).
 
     The rows of a prompt are joined afterwards: it is one of `ONE_ANSWER_A_ROW`.
     """

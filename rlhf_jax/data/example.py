@@ -32,7 +32,7 @@ class Example:
       prompt: text, or messages that end before the response.
       responses: each text, or messages that begin with an assistant turn.
       pairs: (chosen, rejected) indices into `responses`.
-      margins: one number a pair (score gap), or empty.
+      margins: one number per pair (score gap), or empty.
       scores: of each response its numbers by name: `data` and `data/NAME` are grades, `label` is 1 for a desirable one
         of unpaired data, 0 for another. Empty where there are none at all.
       prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
@@ -82,6 +82,7 @@ class ParseOptions:
       min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
       seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
+      to_judge: pairs are judged as they are and not learned from: a response may be empty, or both be the same.
     """
 
     pair_rule: PairRule = "all"
@@ -89,3 +90,4 @@ class ParseOptions:
     min_gap: float = 0.0
     seed: int = 0
     allow_empty_prompt: bool = False
+    to_judge: bool = False

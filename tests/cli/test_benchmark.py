@@ -5,14 +5,11 @@ import gzip
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 
 from rlhf_jax.evaluation.alpaca_eval import is_switched
 
-SHARED = Path(__file__).parents[2] / "../shared/data/eval"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here")
 ASKED = [f"Write about number {i}" for i in range(6)]
 
 
@@ -148,11 +145,10 @@ def test_a_judge_that_never_answers_in_the_format_is_named(alpaca, outputs, serv
     assert "the judge 'j' never answered in the format: the first token of a reply is m or M" in err
 
 
-@needs_shared
-def test_published_figures_from_the_shared_annotations(rlhf_jax, tmp_path):
+def test_published_figures_from_the_shared_annotations(shared, rlhf_jax, tmp_path):
     """vicuna-7b: 4.16 raw, 6.28 length-controlled."""
-    path = SHARED / "alpaca-eval/lc/annotations_vicuna-7b.jsonl.gz"
-    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", SHARED / "alpaca-eval",
+    path = shared / "eval/alpaca-eval/lc/annotations_vicuna-7b.jsonl.gz"
+    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", shared / "eval/alpaca-eval",
                                 "--annotations", path, "--output_dir", tmp_path / "out")
     assert status == 0, err
     found = printed(out)
@@ -342,13 +338,12 @@ def test_mt_bench_refuses_a_scorer_and_a_score_without_its_ratings(mt, serve, rl
     assert "4 of 6 judgements hold no rating" in err
 
 
-@needs_shared
-def test_the_official_questions_and_prompts_render(tmp_path):
+def test_the_official_questions_and_prompts_render(shared):
     """80 questions, 30 references, 160 judge prompts without a place left open, 60 of them with references."""
     from rlhf_jax.data.benchmark_files import Answer
-    from rlhf_jax.workflow.benchmarks.mt_bench import MtBench
+    from rlhf_jax.workflow.chat_benchmarks.mt_bench import MtBench
 
-    bench = MtBench(SHARED / "mt-bench")
+    bench = MtBench(shared / "eval/mt-bench")
     assert len(bench.questions) == 80
     assert len(bench._references) == 30
     texts = [bench._text(q, Answer(("one", "two")), turn) for q in bench.questions for turn in (1, 2)]

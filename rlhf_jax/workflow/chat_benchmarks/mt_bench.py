@@ -23,7 +23,7 @@ from rlhf_jax.data.benchmark_files import (
 from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.evaluation.mt_bench import NO_RATING, TEMPERATURES, WITH_REFERENCE, judge_prompt, rating, summary
 from rlhf_jax.remote import chat_text
-from rlhf_jax.workflow.benchmarks.base import (
+from rlhf_jax.workflow.chat_benchmarks.base import (
     Answers,
     Judge,
     Judged,

@@ -27,7 +27,7 @@ from rlhf_jax.evaluation import mean_estimate
 from rlhf_jax.evaluation.alpaca_eval import is_switched, outcomes, preference, raw_metrics
 from rlhf_jax.evaluation.length_controlled import Regulariser, length_controlled
 from rlhf_jax.remote import first_token_logps
-from rlhf_jax.workflow.benchmarks.base import (
+from rlhf_jax.workflow.chat_benchmarks.base import (
     Answers,
     Judge,
     Judged,

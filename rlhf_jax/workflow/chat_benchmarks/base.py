@@ -68,8 +68,8 @@ class Judged(NamedTuple):
     report: Mapping[str, Any]
 
 
-class Benchmark(Protocol):
-    """A row of `BENCHMARKS`, with the official files of one folder."""
+class ChatBenchmark(Protocol):
+    """A row of `CHAT_BENCHMARKS`, with the official files of one folder."""
 
     @property
     def key(self) -> str:

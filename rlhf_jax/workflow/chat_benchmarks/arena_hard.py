@@ -27,7 +27,7 @@ from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.evaluation.arena_hard import Version, battles, style_controlled, verdict, win_probability
 from rlhf_jax.evaluation.style import markdown_counts, style_of
 from rlhf_jax.remote import chat_text
-from rlhf_jax.workflow.benchmarks.base import (
+from rlhf_jax.workflow.chat_benchmarks.base import (
     Answers,
     Judge,
     Judged,
