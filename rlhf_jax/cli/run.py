@@ -24,7 +24,7 @@ from rlhf_jax.evaluation import Results
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
-from rlhf_jax.workflow.benchmark import preview_benchmark, run_benchmark
+from rlhf_jax.workflow.chat_benchmarks.run import preview_benchmark, run_benchmark
 from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
@@ -197,7 +197,7 @@ def benchmark(verb: str, command: BenchmarkCommand) -> None:
         found = run_benchmark(command, context)
         context.run.write_manifest()
     if is_main_process():
-        print(json.dumps(to_plain(found), indent=1))
+        print(json.dumps(found, indent=1))
         print(f"\n{verb} {command.name}: in {context.run.folder}")
 
 

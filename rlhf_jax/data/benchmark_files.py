@@ -6,12 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.files import read_file
 from rlhf_jax.data.jsonl import SourceError
 
+T = TypeVar("T")
 Rows = Sequence[Mapping[str, Any]]
 Labels = tuple[str | None, str | None]
 """Of the two games of a question."""
@@ -78,9 +79,26 @@ def check_same(found: Iterable[str], questions: Sequence[Question], where: str |
                           "mean nothing")
 
 
+def of_these(found: Mapping[str, T], questions: Sequence[Question], where: str | Path, some: bool) -> dict[str, T]:
+    """uid -> value of each question, in their order. some: they are a part, so that a file may hold others too.
+
+    Raises:
+      SourceError: as `check_same`.
+    """
+    wanted = {question.uid for question in questions}
+    check_same([uid for uid in found if uid in wanted or not some], questions, where)
+    return {question.uid: found[question.uid] for question in questions}
+
+
 def filled(template: str, **values: str) -> str:
     """A template with {name} replaced by its value; other braces stay, also those in values."""
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found.group(1), found.group(0)), template)
+
+
+def _add(found: dict[str, T], uid: str, value: T, path: str | Path) -> None:
+    if uid in found:
+        raise SourceError(f"{path} holds the question {uid!r} twice")
+    found[uid] = value
 
 
 def _text(row: Mapping[str, Any], column: str, path: Path | str) -> str:
@@ -134,9 +152,9 @@ def read_arena_answers(path: str | Path) -> dict[str, Answer]:
                 text, metadata = turn["content"], {"token_len": turn["token_len"]} if "token_len" in turn else {}
         except (KeyError, IndexError, TypeError) as error:
             raise SourceError(f"{path}, row {number} is no answer in Arena-Hard's layout ({error!r})") from error
-        if not isinstance(text, str) or uid in found:
-            raise SourceError(f"{path}, row {number}: question {uid!r} has no text as its answer, or a second answer")
-        found[uid] = Answer((text,), metadata)
+        if not isinstance(text, str):
+            raise SourceError(f"{path}, row {number}: the answer to question {uid!r} is no text")
+        _add(found, uid, Answer((text,), metadata), path)
     return found
 
 
@@ -157,7 +175,7 @@ def read_arena_labels(path: str | Path) -> dict[str, Labels]:
             first, second = (None if game is None else game["score"] for game in row["games"])
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError(f"{path}, row {number} is no judgement of two games ({error!r})") from error
-        found[uid] = (first, second)
+        _add(found, uid, (first, second), path)
     return found
 
 
@@ -172,7 +190,7 @@ def read_mt_questions(path: Path) -> list[Question]:
 
 def read_mt_answers(path: str | Path) -> dict[str, Answer]:
     """`model_answer/MODEL.jsonl`, or a file of reference answers. Raises SourceError."""
-    found = {}
+    found: dict[str, Answer] = {}
     for number, row in enumerate(read_official(path, "question_id", "choices"), start=1):
         try:
             turns = tuple(row["choices"][0]["turns"])
@@ -180,7 +198,7 @@ def read_mt_answers(path: str | Path) -> dict[str, Answer]:
             raise SourceError(f"{path}, row {number} is no answer in MT-Bench's layout ({error!r})") from error
         if len(turns) != 2 or not all(isinstance(turn, str) for turn in turns):
             raise SourceError(f"{path}, row {number} has {len(turns)} turns; MT-Bench has two, each a text")
-        found[str(row["question_id"])] = Answer(turns)
+        _add(found, str(row["question_id"]), Answer(turns), path)
     return found
 
 

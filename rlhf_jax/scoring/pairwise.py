@@ -55,7 +55,7 @@ def check_texts_alone(*texts: Text) -> None:
     """Raises BadRow (tool_calls_not_rendered) for what a question about texts alone cannot hold."""
     messages = [message for text in texts if not isinstance(text, str) for message in text]
     if any("tool_calls" in message for message in messages):
-        raise unrendered("tool_calls", " (a pairwise comparison holds texts alone)")
+        raise unrendered("tool_calls", " (a question about answers holds texts alone)")
 
 
 def last_text(response: Text) -> str:

@@ -12,9 +12,8 @@ from rlhf_jax.evaluation.benchmarks import BENCHMARKS, Benchmark, JudgedRow
 from rlhf_jax.evaluation.benchmarks.base import present
 from rlhf_jax.evaluation.calibration import TieRule
 from rlhf_jax.evaluation.statistics import Estimate
+from rlhf_jax.workflow.products import METRICS
 from rlhf_jax.workflow.stage import write_json_atomic
-
-METRICS = "metrics.json"
 
 
 def find_benchmark(name: str) -> Benchmark:

@@ -122,9 +122,9 @@ def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage:
     rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
     find_benchmark(command.benchmark)
     scorer = flattened(command.scorer)
-    return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy", context.run.folder),
-                         data=rows, seed=command.seed, tie_rule=command.tie_rule,
-                         model=str(scorer.get("model_name_or_path") or scorer.get("function") or scorer["kind"]))
+    names = [scorer[name] for name in ("model_name_or_path", "function", "model", "kind") if name in scorer]
+    return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy", context.run.folder), data=rows,
+                         seed=command.seed, tie_rule=command.tie_rule, model=str(names[0]))
 
 
 def export(command: ExportCommand, context: Context) -> ExportStage:

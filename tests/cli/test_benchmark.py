@@ -5,14 +5,11 @@ import gzip
 import json
 import math
 import re
-from pathlib import Path
 
 import pytest
 
 from rlhf_jax.evaluation.alpaca_eval import is_switched
 
-SHARED = Path(__file__).parents[2] / "../shared/data/eval"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here")
 ASKED = [f"Write about number {i}" for i in range(6)]
 
 
@@ -111,6 +108,14 @@ def test_a_python_function_judges_too(alpaca, outputs, rlhf_jax, tmp_path, monke
     assert printed(out)["n_wins"] == sum(len(f"mine {{output_1}} {i}") > 5 * (i + 2) for i in range(5))
 
 
+def test_a_trial_takes_the_first_questions_of_full_files(alpaca, outputs, serve, rlhf_jax, tmp_path):
+    server = serve(letters)
+    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", alpaca, "--outputs", outputs,
+                                "--max_samples", "2", *judge(server), "--output_dir", tmp_path / "out")
+    assert status == 0, err
+    assert (printed(out)["n_total"], len(server.asked)) == (2, 2)
+
+
 @pytest.mark.parametrize(("change", "words"), [
     (lambda rows: rows[1:], "1 are missing, and 0 are none of this"),
     (lambda rows: [{**rows[0], "instruction": "Other"}, *rows[1:]], "1 are missing, and 1 are none of this"),
@@ -140,11 +145,10 @@ def test_a_judge_that_never_answers_in_the_format_is_named(alpaca, outputs, serv
     assert "the judge 'j' never answered in the format: the first token of a reply is m or M" in err
 
 
-@needs_shared
-def test_published_figures_from_the_shared_annotations(rlhf_jax, tmp_path):
+def test_published_figures_from_the_shared_annotations(shared, rlhf_jax, tmp_path):
     """vicuna-7b: 4.16 raw, 6.28 length-controlled."""
-    path = SHARED / "alpaca-eval/lc/annotations_vicuna-7b.jsonl.gz"
-    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", SHARED / "alpaca-eval",
+    path = shared / "eval/alpaca-eval/lc/annotations_vicuna-7b.jsonl.gz"
+    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", shared / "eval/alpaca-eval",
                                 "--annotations", path, "--output_dir", tmp_path / "out")
     assert status == 0, err
     found = printed(out)
@@ -219,6 +223,14 @@ def test_style_control_counts_tokens_with_a_tokenizer_of_ones_own(arena, world, 
         assert status == 0, err
         scores.append(printed(out)["categories"]["arena-hard-v0.1"]["style_controlled"]["value"])
     assert scores[0] != scores[1]
+
+
+def test_a_question_that_is_judged_twice_is_refused(arena, rlhf_jax, tmp_path):
+    rows = [{"uid": f"u{i}", "games": [{"score": "A>B"}, None]} for i in (0, 1, 2, 3, 4, 5, 3)]
+    status, _, err = rlhf_jax(*ARENA, "--data_dir", arena, "--annotations", write_lines(tmp_path / "j.jsonl", rows),
+                              "--output_dir", tmp_path / "out")
+    assert status == 1
+    assert "holds the question 'u3' twice" in err
 
 
 def test_questions_of_another_version_are_refused(arena, rlhf_jax, tmp_path):
@@ -326,13 +338,12 @@ def test_mt_bench_refuses_a_scorer_and_a_score_without_its_ratings(mt, serve, rl
     assert "4 of 6 judgements hold no rating" in err
 
 
-@needs_shared
-def test_the_official_questions_and_prompts_render(tmp_path):
+def test_the_official_questions_and_prompts_render(shared):
     """80 questions, 30 references, 160 judge prompts without a place left open, 60 of them with references."""
     from rlhf_jax.data.benchmark_files import Answer
-    from rlhf_jax.workflow.benchmarks.mt_bench import MtBench
+    from rlhf_jax.workflow.chat_benchmarks.mt_bench import MtBench
 
-    bench = MtBench(SHARED / "mt-bench")
+    bench = MtBench(shared / "eval/mt-bench")
     assert len(bench.questions) == 80
     assert len(bench._references) == 30
     texts = [bench._text(q, Answer(("one", "two")), turn) for q in bench.questions for turn in (1, 2)]

@@ -14,7 +14,7 @@ from typing import Any
 from rlhf_jax.data.benchmark_files import Answer
 from rlhf_jax.parallel import gather_counts, is_main_process
 from rlhf_jax.scoring import last_text
-from rlhf_jax.workflow.benchmarks import Benchmark, Judge, OfficialJudge, write_rows
+from rlhf_jax.workflow.chat_benchmarks import ChatBenchmark, Judge, OfficialJudge, write_rows
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.products import METRICS
 from rlhf_jax.workflow.stage import Stage, check_made, hash_path, write_json_atomic
@@ -42,7 +42,7 @@ class OfficialFile:
 class AnswersStage(Stage):
     """The official file of a model's answers, from the samples of each turn."""
 
-    benchmark: Benchmark
+    benchmark: ChatBenchmark
     turns: tuple[tuple[ShardFolder, ...], ...]
     model: str
 
@@ -64,7 +64,7 @@ class AnswersStage(Stage):
 class JudgementStage(Stage):
     """What a judge says of a model's answers, in the official file."""
 
-    benchmark: Benchmark
+    benchmark: ChatBenchmark
     outputs: OfficialFile
     model: str
     judge: Judge
@@ -87,7 +87,7 @@ class BenchmarkScoreStage(Stage):
     outputs: the model's answers, for figures that need more than the judgements.
     """
 
-    benchmark: Benchmark
+    benchmark: ChatBenchmark
     annotations: OfficialFile
     outputs: OfficialFile | None
     model: str

@@ -15,6 +15,7 @@ from rlhf_jax.data.benchmark_files import (
     filled,
     find_file,
     mt_answer_rows,
+    of_these,
     read_mt_answers,
     read_mt_questions,
     read_official,
@@ -22,7 +23,7 @@ from rlhf_jax.data.benchmark_files import (
 from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.evaluation.mt_bench import NO_RATING, TEMPERATURES, WITH_REFERENCE, judge_prompt, rating, summary
 from rlhf_jax.remote import chat_text
-from rlhf_jax.workflow.benchmarks.base import (
+from rlhf_jax.workflow.chat_benchmarks.base import (
     Answers,
     Judge,
     Judged,
@@ -86,9 +87,7 @@ class MtBench:
         return mt_answer_rows(self.questions, answers, model)
 
     def read_answers(self, path: Path) -> dict[str, Answer]:
-        found = read_mt_answers(path)
-        check_same(found, self.questions, path)
-        return found
+        return of_these(read_mt_answers(path), self.questions, path, self.limit is not None)
 
     def annotations_name(self, model: str, judge: str) -> str:
         del model
@@ -121,16 +120,15 @@ class MtBench:
             values |= {"ref_answer_1": first, "ref_answer_2": second}
         return filled(self._prompts[judge_prompt(question.category, turn)]["prompt_template"], **values)
 
-    def read_annotations(self, path: Path) -> Rows:
-        rows = read_official(path, "question_id", "turn", "score")
-        for turn in (1, 2):
-            check_same([str(row["question_id"]) for row in rows if row["turn"] == turn], self.questions,
-                       f"{path}, turn {turn},")
-        return rows
-
     def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
         del answers
-        rows = [{**row, "question_id": str(row["question_id"])} for row in self.read_annotations(annotations)]
+        rows = [{**row, "question_id": str(row["question_id"])}
+                for row in read_official(annotations, "question_id", "turn", "score")]
+        known = {q.uid for q in self.questions}
+        rows = [row for row in rows if row["question_id"] in known or self.limit is None]
+        for turn in (1, 2):
+            check_same([row["question_id"] for row in rows if row["turn"] == turn], self.questions,
+                       f"{annotations}, turn {turn},")
         found = summary(rows, {q.uid: q.category for q in self.questions}, seed)
         return {**{name: estimate.to_json() for name, estimate in found.items()},
                 "without_rating": sum(row["score"] == NO_RATING for row in rows)}

@@ -16,9 +16,9 @@ from rlhf_jax.data.benchmark_files import (
     Rows,
     alpaca_output_rows,
     by_instruction,
-    check_same,
     filled,
     find_file,
+    of_these,
     read_alpaca_outputs,
     read_official,
 )
@@ -27,7 +27,7 @@ from rlhf_jax.evaluation import mean_estimate
 from rlhf_jax.evaluation.alpaca_eval import is_switched, outcomes, preference, raw_metrics
 from rlhf_jax.evaluation.length_controlled import Regulariser, length_controlled
 from rlhf_jax.remote import first_token_logps
-from rlhf_jax.workflow.benchmarks.base import (
+from rlhf_jax.workflow.chat_benchmarks.base import (
     Answers,
     Judge,
     Judged,
@@ -102,8 +102,8 @@ class AlpacaEval:
 
     def read_answers(self, path: Path) -> dict[str, Answer]:
         found = by_instruction(read_alpaca_outputs(path), self.questions)
-        check_same(found, self.questions, path)
-        return {uid: Answer((text,)) for uid, text in found.items()}
+        texts = of_these(found, self.questions, path, self.limit is not None)
+        return {uid: Answer((text,)) for uid, text in texts.items()}
 
     def annotations_name(self, model: str, judge: str) -> str:
         del model, judge
@@ -148,19 +148,18 @@ class AlpacaEval:
                         [theirs for _, theirs, _ in asked])
         return [(None if chance is None else 1 + chance, None) for chance in chances], None
 
-    def read_annotations(self, path: Path) -> Rows:
+    def _annotations(self, path: Path) -> Rows:
         rows = read_official(path, "preference")
         if all("index" in row for row in rows):
             found: dict[str, Any] = {str(row["index"]): row for row in rows}
         else:
             read_official(path, "instruction", "output_2")
             found = by_instruction([(row["instruction"], row) for row in rows], self.questions)
-        check_same(found, self.questions, path)
-        return [found[q.uid] for q in self.questions]
+        return [*of_these(found, self.questions, path, self.limit is not None).values()]
 
     def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
         del answers
-        rows = self.read_annotations(annotations)
+        rows = self._annotations(annotations)
         preferences = [row["preference"] for row in rows]
         ours = [len(row["output_2"] if "output_2" in row else row["output"]) for row in rows]
         theirs = [len(row["output"]) for row in self._baseline]

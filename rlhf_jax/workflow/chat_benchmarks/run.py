@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from rlhf_jax.data.benchmark_files import Question
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup
 from rlhf_jax.scoring import last_text
-from rlhf_jax.workflow.benchmarks import BENCHMARKS, Benchmark, Judge, OfficialJudge
-from rlhf_jax.workflow.benchmarks.base import user_turn
+from rlhf_jax.workflow.chat_benchmarks import CHAT_BENCHMARKS, ChatBenchmark, Judge, OfficialJudge
+from rlhf_jax.workflow.chat_benchmarks.base import user_turn
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GivenGroups, Preview
@@ -23,12 +24,7 @@ from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.policies import EVALUATION_SHARD
 from rlhf_jax.workflow.remote import open_client, with_answers_in
 from rlhf_jax.workflow.stage import fingerprint
-from rlhf_jax.workflow.stages.benchmark import (
-    AnswersStage,
-    BenchmarkScoreStage,
-    JudgementStage,
-    OfficialFile,
-)
+from rlhf_jax.workflow.stages.chat_benchmark import AnswersStage, BenchmarkScoreStage, JudgementStage, OfficialFile
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.shards import ShardFolder
 
@@ -53,9 +49,9 @@ def run_benchmark(command: BenchmarkCommand, context: Context) -> Mapping[str, A
                                                    model=label, seed=command.seed)).report
 
 
-def opened(command: BenchmarkCommand, context: Context) -> tuple[Benchmark, Checkpoint | None, Judge | None]:
+def opened(command: BenchmarkCommand, context: Context) -> tuple[ChatBenchmark, Checkpoint | None, Judge | None]:
     """The benchmark, the policy that answers and the judge, held against each other; no weights are loaded yet."""
-    benchmark, policy = BENCHMARKS[command.name](command), None
+    benchmark, policy = CHAT_BENCHMARKS[command.name](command), None
     if command.model_name_or_path is not None:
         policy = Checkpoint.find(command.model_name_or_path, command.chat_template_path).as_policy()
     judge = None if command.judge is None else open_judge(command.judge, context)
@@ -89,10 +85,12 @@ def given(path: str | None) -> OfficialFile | None:
 
 def model_label(command: BenchmarkCommand) -> str:
     """What the model is called in the official files."""
-    return command.label or Path(command.model_name_or_path or command.outputs or "model").name.split(".")[0]
+    if command.label is None and command.outputs is not None:
+        return re.sub(r"\.jsonl?(\.gz)?$", "", Path(command.outputs).name)
+    return command.label or Path(command.model_name_or_path or "model").name
 
 
-def generated(command: BenchmarkCommand, context: Context, benchmark: Benchmark, policy: Checkpoint, label: str
+def generated(command: BenchmarkCommand, context: Context, benchmark: ChatBenchmark, policy: Checkpoint, label: str
               ) -> OfficialFile:
     """The policy's answers: the turns one after the other, the questions of one temperature together."""
     turns: list[tuple[ShardFolder, ...]] = []
@@ -116,14 +114,14 @@ def generated(command: BenchmarkCommand, context: Context, benchmark: Benchmark,
     return OfficialFile(found.folder / benchmark.answers_name(label), found.key)
 
 
-def temperature(command: BenchmarkCommand, benchmark: Benchmark, question: Question) -> float:
+def temperature(command: BenchmarkCommand, benchmark: ChatBenchmark, question: Question) -> float:
     own = benchmark.temperature(question)
     if own is not None:
         return own
     return TEMPERATURE if command.answering.temperature is None else command.answering.temperature
 
 
-def sampling(command: BenchmarkCommand, benchmark: Benchmark, value: float, longest: int) -> SamplingConfig:
+def sampling(command: BenchmarkCommand, benchmark: ChatBenchmark, value: float, longest: int) -> SamplingConfig:
     """One sample a question at this temperature, of questions of up to `longest` tokens."""
     chosen = command.answering
     return SamplingConfig(num_generations=1, temperature=value, top_p=chosen.top_p, slots=chosen.slots,

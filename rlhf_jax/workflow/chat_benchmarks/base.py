@@ -68,8 +68,8 @@ class Judged(NamedTuple):
     report: Mapping[str, Any]
 
 
-class Benchmark(Protocol):
-    """A row of `BENCHMARKS`, with the official files of one folder."""
+class ChatBenchmark(Protocol):
+    """A row of `CHAT_BENCHMARKS`, with the official files of one folder."""
 
     @property
     def key(self) -> str:
@@ -110,12 +110,13 @@ class Benchmark(Protocol):
         """Raises ValueError where the judge said nothing that can be read."""
         ...
 
-    def read_annotations(self, path: Path) -> Rows:
-        """Raises SourceError for what is no file of judgements of these questions."""
-        ...
-
     def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
-        """The benchmark's figures. answers: of the model, for figures that need more than the judgements."""
+        """The benchmark's figures. answers: of the model, for figures that need more than the judgements.
+
+        Raises:
+          SourceError: `annotations` is no file of judgements of these questions.
+          ValueError: it holds nothing to score.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""Chat benchmarks: a file and a row of `BENCHMARKS` each."""
+"""Chat benchmarks: a file and a row of `CHAT_BENCHMARKS` each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.tokenizer import load_tokenizer
-from rlhf_jax.workflow.benchmarks.alpaca_eval import AlpacaEval
-from rlhf_jax.workflow.benchmarks.arena_hard import ArenaHard
-from rlhf_jax.workflow.benchmarks.base import Answers, Benchmark, Judge, Judged, OfficialJudge, write_rows
-from rlhf_jax.workflow.benchmarks.mt_bench import MtBench
+from rlhf_jax.workflow.chat_benchmarks.alpaca_eval import AlpacaEval
+from rlhf_jax.workflow.chat_benchmarks.arena_hard import ArenaHard
+from rlhf_jax.workflow.chat_benchmarks.base import Answers, ChatBenchmark, Judge, Judged, OfficialJudge, write_rows
+from rlhf_jax.workflow.chat_benchmarks.mt_bench import MtBench
 from rlhf_jax.workflow.stage import hash_path
 
-__all__ = ["BENCHMARKS", "Answers", "Benchmark", "Judge", "Judged", "OfficialJudge", "write_rows"]
+__all__ = ["CHAT_BENCHMARKS", "Answers", "ChatBenchmark", "Judge", "Judged", "OfficialJudge", "write_rows"]
 
 
 def _arena_hard(command: Any) -> ArenaHard:
@@ -27,7 +27,7 @@ def _count(tokenizer: Any, text: str) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False))
 
 
-BENCHMARKS: dict[str, Callable[[Any], Benchmark]] = {
+CHAT_BENCHMARKS: dict[str, Callable[[Any], ChatBenchmark]] = {
     "alpaca_eval": lambda command: AlpacaEval(Path(command.data_dir), command.max_samples),
     "arena_hard": _arena_hard,
     "mt_bench": lambda command: MtBench(Path(command.data_dir), command.max_samples),

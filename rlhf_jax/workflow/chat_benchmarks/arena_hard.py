@@ -16,19 +16,18 @@ from rlhf_jax.data.benchmark_files import (
     Question,
     Rows,
     arena_answer_rows,
-    check_same,
     filled,
     find_file,
+    of_these,
     read_arena_answers,
     read_arena_labels,
     read_arena_questions,
-    read_official,
 )
 from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.evaluation.arena_hard import Version, battles, style_controlled, verdict, win_probability
 from rlhf_jax.evaluation.style import markdown_counts, style_of
 from rlhf_jax.remote import chat_text
-from rlhf_jax.workflow.benchmarks.base import (
+from rlhf_jax.workflow.chat_benchmarks.base import (
     Answers,
     Judge,
     Judged,
@@ -139,9 +138,7 @@ class ArenaHard:
         return {**answer.metadata, **counted, **markdown_counts(answer.turns[0])}
 
     def read_answers(self, path: Path) -> dict[str, Answer]:
-        found = read_arena_answers(path)
-        check_same(found, self.questions, path)
-        return found
+        return of_these(read_arena_answers(path), self.questions, path, self.limit is not None)
 
     def annotations_name(self, model: str, judge: str) -> str:
         return f"model_judgment/{file_name(judge)}/{file_name(model)}.jsonl"
@@ -181,14 +178,9 @@ class ArenaHard:
                 replies[i] += f"\n{more or ''}"
         return [(verdict(reply, self.version).label, reply) for reply in replies]
 
-    def read_annotations(self, path: Path) -> Rows:
-        labels = read_arena_labels(path)
-        check_same(labels, self.questions, path)
-        return read_official(path)
-
     def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
-        self.read_annotations(annotations)
-        labels, found = read_arena_labels(annotations), {}
+        found = {}
+        labels = of_these(read_arena_labels(annotations), self.questions, annotations, self.limit is not None)
         styles = None if answers is None else self._styles(answers)
         for category in dict.fromkeys(q.category for q in self.questions):
             some = {q.uid: labels[q.uid] for q in self.questions if q.category == category}
