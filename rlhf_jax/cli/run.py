@@ -31,7 +31,7 @@ from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
 from rlhf_jax.workflow.progress import Noted
 from rlhf_jax.workflow.results import gather_results
-from rlhf_jax.workflow.stage import Run, to_plain, write_json_atomic
+from rlhf_jax.workflow.stage import Run, write_json_atomic
 from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import STAGES
 
