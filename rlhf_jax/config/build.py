@@ -139,7 +139,7 @@ def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterat
 def _value(field: Declared, value: Any, where: str) -> Any:
     """A plain value, checked against the field's type."""
     plain = _plain(field.hint)
-    if plain is None:
+    if plain is None or (plain is type(None) and value is not None):
         raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as "
                          f"{where}.{next(key for key, _, _ in keys(field.kinds[0]))}")
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from rlhf_jax.config.data import DataOptions, GradedOptions, PreferenceData, RowOptions, Sources
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
@@ -12,7 +13,7 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, declared, only_with
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -137,11 +138,14 @@ class PairsCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(Options):
-    """Evaluating a reward or preference model on held-out pairs: accuracy, likelihood, calibration, with intervals.
+    """Evaluating a reward or preference model: on held-out pairs or a benchmark, or by the length of what it likes.
 
     Attributes:
-      scorer: what is evaluated.
+      scorer: what is evaluated on the rows of dataset_name.
       output_dir: where the results go.
+      input: folder of scored shards, instead of scorer and dataset_name: how much their scores grow with length.
+      score: name of the scores in input.
+      length_unit: of the lengths in input.
       benchmark: whose rows dataset_name holds, as its authors publish them: auto_j, hhh, judgebench, llmbar, pandalm,
         rewardbench, rewardbench2, rm_bench; or preference, any preference rows, with a column `subset` or without.
       tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
@@ -151,8 +155,11 @@ class EvaluateCommand(Options):
       graded: which pairs graded rows make.
     """
 
-    scorer: ScorerOptions
+    scorer: ScorerOptions | None = None
     output_dir: str
+    input: str | None = None
+    score: Annotated[str, only_with("input")] = "proxy"
+    length_unit: Annotated[Literal["characters", "tokens"], only_with("input")] = "tokens"
     benchmark: str = "preference"
     tie_rule: Literal["half", "strict"] | None = None
     seed: Annotated[int, SEED] = 0
@@ -161,14 +168,24 @@ class EvaluateCommand(Options):
     graded: Flat[GradedOptions] = GradedOptions()
 
     def conflicts(self) -> None:
-        """Raises ValueError for keys that say how rows are read, beside a benchmark that says so itself."""
-        if self.benchmark == "preference":
-            return
-        for options, name in ((self.rows, "converter"), (self.graded, "pair_rule"), (self.graded, "min_gap")):
-            if getattr(options, name) != getattr(type(options)(), name):
-                raise ValueError(f"{name} = {getattr(options, name)!r} has no effect with benchmark = "
-                                 f"{self.benchmark!r}, whose rows are read in one way; leave it out, or set benchmark: "
-                                 "preference")
+        """Raises ValueError for keys that belong to rows beside scored shards, or beside a benchmark's own rows."""
+        if (self.scorer is None) == (self.input is None):
+            raise ValueError("give either scorer, to be evaluated on the rows of dataset_name, or input, a folder of "
+                             "scored shards whose scores are held against their lengths")
+        rows = {field.name: (getattr(options, field.name), field.default) for options in (self.rows, self.graded)
+                for field in declared(type(options))}
+        if self.input is not None:
+            rows |= {"benchmark": (self.benchmark, "preference"), "tie_rule": (self.tie_rule, None)}
+            self._refuse(rows, f"input = {self.input!r}, whose shards are read as they are")
+        elif self.benchmark != "preference":
+            self._refuse({name: rows[name] for name in ("converter", *(f.name for f in declared(GradedOptions)))},
+                         f"benchmark = {self.benchmark!r}, whose rows are read in one way")
+
+    def _refuse(self, fields: Mapping[str, tuple[Any, Any]], why: str) -> None:
+        """fields: name -> (value, default)."""
+        for name, (value, default) in fields.items():
+            if value != default:
+                raise ValueError(f"{name} = {value!r} has no effect with {why}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

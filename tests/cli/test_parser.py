@@ -176,6 +176,12 @@ def test_help_needs_neither_jax_nor_a_tokenizer(verb):
     ("sft", [*SFT, "--pair_rule", "all"], "pair_rule"),
     ("evaluate", ["--scorer.kind", "function", "--scorer.function", "m:f", "--max_length", "9"], "max_length"),
     ("evaluate", ["--scorer", "m"], "scorer = 'm'; it takes keys of its own"),
+    ("compare", ["--gold", "m"], "gold = 'm'; it takes keys of its own"),
+    ("evaluate", ["--input", "i", "--benchmark", "hhh"], "benchmark = 'hhh' has no effect with input = 'i'"),
+    ("evaluate", ["--input", "i", "--scorer.kind", "function", "--scorer.function", "m:f"], "give either scorer"),
+    ("evaluate", ["--dataset_name", "d"], "give either scorer, to be evaluated"),
+    ("evaluate", ["--scorer.kind", "function", "--scorer.function", "m:f", "--length_unit", "characters"],
+     "length_unit = 'characters' has no effect with input = None"),
     ("score", ["--output_dir", "o"], "input is missing"),
     ("sft", [*SFT, "--lora_r", "4"], "lora_r = 4 has no effect with use_peft = False; set use_peft: true"),
 ])
