@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from rlhf_jax.config.data import DataOptions, GradedOptions, PreferenceData, RowOptions, Sources
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
@@ -13,9 +12,10 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, declared, only_with
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed, only_with
 
 Dtype = Literal["float32", "bfloat16"]
+SHARD_SIZE = 128
 
 
 def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
@@ -94,7 +94,7 @@ class GenerateCommand(Options):
     model_name_or_path: str
     output_dir: str
     dtype: Dtype = "float32"
-    shard_size: Annotated[int, COUNT] = 128
+    shard_size: Annotated[int, COUNT] = SHARD_SIZE
     mesh: MeshChoice = MeshConfig()
     data: Flat[DataOptions] = DataOptions()
     sampling: Flat[SamplingConfig] = SamplingConfig()
@@ -102,21 +102,36 @@ class GenerateCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreCommand(Options):
-    """Scoring sampled responses with a reward model, a preference model or a Python function.
+    """Scoring responses, sampled ones or those of a data set, with a reward or preference model or a Python function.
 
     Attributes:
-      input: folder of shards that `rlhf-jax generate` or an earlier `score` wrote.
+      input: folder of shards that `rlhf-jax generate` or an earlier `score` wrote; or give dataset_name.
       output_dir: where the scored shards go.
       name: under which the scores are stored.
+      layout: "rlhflow" also writes OUTPUT_DIR/rlhflow.jsonl, rows of prompt, responses and rewards.
+      shard_size: rows of a data set in one shard file; what a killed run loses at most.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      rows: prompts with responses, in any layout, instead of input.
       scorer: what scores.
     """
 
-    input: str
+    input: str | None = None
     output_dir: str
     name: str = "proxy"
+    layout: Literal["groups", "rlhflow"] = "groups"
+    shard_size: Annotated[int, COUNT] = SHARD_SIZE
     mesh: MeshChoice = MeshConfig()
+    rows: Flat[RowOptions] = RowOptions()
     scorer: Flat[ScorerOptions]
+
+    def conflicts(self) -> None:
+        if (self.input is None) == (not self.rows.sources):
+            both = "" if self.input is None else f"input = {self.input!r} and dataset_name are both given; "
+            raise ValueError(f"{both}give either input, a folder of shards, or dataset_name, rows with responses")
+        idle = changed(self.rows) + (["shard_size"] if self.shard_size != SHARD_SIZE else [])
+        if self.input is not None and idle:
+            raise ValueError(f"{', '.join(idle)} has no effect with input, whose shards stay as they are; leave it "
+                             "out, or give dataset_name instead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,13 +141,13 @@ class PairsCommand(Options):
     Attributes:
       input: folder of scored shards.
       output_dir: where pairs.jsonl goes.
-      scorer: name of the scores to choose by.
+      layout: "trl" also writes OUTPUT_DIR/trl.jsonl, rows of prompt, chosen, rejected and margin.
       pairs: which responses make a pair.
     """
 
     input: str
     output_dir: str
-    scorer: str = "proxy"
+    layout: Literal["groups", "trl"] = "groups"
     pairs: Flat[PairOptions] = PairOptions()
 
 
@@ -168,24 +183,20 @@ class EvaluateCommand(Options):
     graded: Flat[GradedOptions] = GradedOptions()
 
     def conflicts(self) -> None:
-        """Raises ValueError for keys that belong to rows beside scored shards, or beside a benchmark's own rows."""
+        """Raises ValueError for keys of rows beside scored shards, and of reading them beside a benchmark."""
         if (self.scorer is None) == (self.input is None):
             raise ValueError("give either scorer, to be evaluated on the rows of dataset_name, or input, a folder of "
                              "scored shards whose scores are held against their lengths")
-        rows = {field.name: (getattr(options, field.name), field.default) for options in (self.rows, self.graded)
-                for field in declared(type(options))}
         if self.input is not None:
-            rows |= {"benchmark": (self.benchmark, "preference"), "tie_rule": (self.tie_rule, None)}
-            self._refuse(rows, f"input = {self.input!r}, whose shards are read as they are")
-        elif self.benchmark != "preference":
-            self._refuse({name: rows[name] for name in ("converter", *(f.name for f in declared(GradedOptions)))},
-                         f"benchmark = {self.benchmark!r}, whose rows are read in one way")
-
-    def _refuse(self, fields: Mapping[str, tuple[Any, Any]], why: str) -> None:
-        """fields: name -> (value, default)."""
-        for name, (value, default) in fields.items():
-            if value != default:
-                raise ValueError(f"{name} = {value!r} has no effect with {why}; leave it out")
+            why = f"input = {self.input!r}, whose shards are read as they are"
+            own = [name for name in ("benchmark", "tie_rule") if name in changed(self)]
+            idle = [*own, *changed(self.rows), *changed(self.graded)]
+        else:
+            why = f"benchmark = {self.benchmark!r}, whose rows are read in one way"
+            reading = [name for name in changed(self.rows) if name == "converter"] + changed(self.graded)
+            idle = reading if self.benchmark != "preference" else []
+        if idle:
+            raise ValueError(f"{', '.join(idle)} has no effect with {why}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.example import NotedRow
-from rlhf_jax.data.graded_pairs import finite_number
+from rlhf_jax.data.graded import finite_number
 from rlhf_jax.data.turns import as_messages, as_text, parse_hh
 
 Row = Mapping[str, Any]

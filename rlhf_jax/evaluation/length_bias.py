@@ -99,7 +99,8 @@ def length_bias(groups: Sequence[PromptGroup], scorer: str, unit: LengthUnit = "
     if estimate is None:
         names = sorted({name for group in groups for response in group.responses for name in response.scores})
         raise ValueError(f"no prompt has three samples with different lengths and different scores {scorer!r}; there "
-                         f"are scores {', '.join(names) or 'of no name'}. Score at least three samples per prompt")
+                         f"are scores {', '.join(names) or 'of no name'}. Score at least three samples per prompt; "
+                         "those that were read as text have characters and no tokens")
     kept = [bias for bias in biases if bias.correlation is not None]
     found = np.array([bias.correlation for bias in kept], np.float64)
     lengths = np.array([bias.mean_length for bias in kept])

@@ -173,10 +173,22 @@ def _head(raw: Mapping[str, Any], family: ModelFamily) -> dict[str, Any]:
     if score_at not in get_args(ScoreAt):
         raise ValueError(f"config.json has {SCORE_AT} = {score_at!r}; known are {', '.join(get_args(ScoreAt))}")
     if architecture == known["scores"]:
-        return {"num_labels": int(raw["num_labels"] or len(raw.get("id2label") or "01")),  # absent: transformers' 2
-                "score_at": score_at}
+        outputs = int(raw["num_labels"] or len(raw.get("id2label") or "01"))  # absent: transformers' 2
+        return {"num_labels": outputs, "labels": _labels(raw, outputs), "score_at": score_at}
     gate = Gate(**{field: raw[key] for key, field in _GATE.items() if key in raw})
-    return {"num_labels": int(raw.get("num_objectives") or _ARMO_OBJECTIVES), "gate": gate, "score_at": score_at}
+    objectives = int(raw.get("num_objectives") or _ARMO_OBJECTIVES)
+    return {"num_labels": objectives, "labels": _labels(raw, objectives), "gate": gate, "score_at": score_at}
+
+
+def _labels(raw: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
+    """What `id2label` calls the outputs; none where it has transformers' own names, or is about another number."""
+    names = {str(key): str(name) for key, name in (raw.get("id2label") or {}).items()}
+    found = tuple(names.get(str(i), f"LABEL_{i}") for i in range(outputs))
+    if len(names) != outputs or all(name == f"LABEL_{i}" for i, name in enumerate(found)):
+        return ()
+    if len(set(found)) < outputs or not all(found):
+        raise ValueError(f"config.json has id2label = {names}; each output has a name of its own")
+    return found
 
 
 _COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts_per_tok", "gating_n_hidden", "num_objectives")
@@ -285,8 +297,9 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
     known = AutoConfig.for_model(config.family).to_dict()
     raw |= {key: value for key, value in some_have.items() if key in known}
     if config.is_classifier:
-        raw |= {"id2label": {str(i): f"LABEL_{i}" for i in range(config.num_labels)},
-                "label2id": {f"LABEL_{i}": i for i in range(config.num_labels)}, "num_labels": config.num_labels,
+        labels = config.labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
+        raw |= {"id2label": {str(i): label for i, label in enumerate(labels)},
+                "label2id": {label: i for i, label in enumerate(labels)}, "num_labels": config.num_labels,
                 SCORE_AT: config.score_at}
     if config.gate is not None:
         raw |= {key: getattr(config.gate, field) for key, field in _GATE.items()}

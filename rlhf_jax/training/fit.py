@@ -113,12 +113,12 @@ def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: 
 
 
 def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
-              reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
-    """The batches of a fit on this mesh; the global batch is the same on any mesh."""
+              reference: list[list[np.ndarray]] | None = None, values: tuple[str, ...] = ()) -> BatchPlan:
+    """The batches of a fit on this mesh; the global batch is the same on any mesh. values: what the objective reads."""
     rows = config.micro_rows * batch_ways(mesh)
     return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
                      config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
-                     rows_here=rows_here(batch_sharding(mesh), rows))
+                     rows_here=rows_here(batch_sharding(mesh), rows), values=values)
 
 
 def fit(

@@ -34,7 +34,7 @@ from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.score import ScoreStage
 from rlhf_jax.workflow.stages.sft import SftStage
-from rlhf_jax.workflow.stages.shards import ShardFolder
+from rlhf_jax.workflow.stages.shards import RowShards, ShardFolder, Shards
 
 
 class _Rows:
@@ -103,14 +103,17 @@ def generate(command: GenerateCommand, context: Context) -> SampleStage:
 
 def score(command: ScoreCommand, context: Context) -> ScoreStage:
     """`rlhf-jax score`."""
-    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name),
-                      source=ShardFolder(Path(command.input)))
+    source: Shards = RowShards(command.rows, command.shard_size, context.quarantine("rows"))
+    if command.input is not None:
+        source = ShardFolder(Path(command.input))
+    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name), source=source,
+                      layout=command.layout)
 
 
 def pairs(command: PairsCommand, context: Context) -> PairsStage:
     """`rlhf-jax pairs`."""
     del context
-    return PairsStage(source=ShardFolder(Path(command.input)), scorer=command.scorer, options=command.pairs)
+    return PairsStage(source=ShardFolder(Path(command.input)), options=command.pairs, layout=command.layout)
 
 
 def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage | LengthBiasStage:

@@ -9,11 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlhf_jax.config.data import GradedOptions, RowOptions
+from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import PromptGroup, Response
+from rlhf_jax.data.groups import named
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.benchmarks import JudgedRow, measured_rows
@@ -136,9 +135,7 @@ class Verdict:
 
 def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
     """The scorer's verdict on every pair, in order."""
-    nothing = np.zeros(0, np.int32)
-    groups = [PromptGroup(e.prompt_id, nothing, tuple(Response(nothing, nothing, text) for text in e.responses),
-                          e.prompt, e.pairs, extra=e.extra) for e in examples]
+    groups = [as_text(example) for example in examples]
     pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
     scores: list[Mapping[str, float]]
     if isinstance(scorer, Comparing):
@@ -147,8 +144,8 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
         scores = [{} if p is None else {"p": p} for p in found]
     else:
         by_group = map_over_processes(groups, scorer.score)
-        sides = [(s[c], s[r]) for g, s in zip(groups, by_group, strict=True) for c, r in g.pairs]
-        scores = [{} if c is None or r is None else {"chosen": c, "rejected": r} for c, r in sides]
+        sides = [(v[c], v[r]) for g, v in zip(groups, by_group, strict=True) for c, r in g.pairs]
+        scores = [{} if c is None or r is None else {**named("chosen", c), **named("rejected", r)} for c, r in sides]
     scorer.release()
     return [Verdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
             for (g, c, r), s in zip(pairs, scores, strict=True)]
