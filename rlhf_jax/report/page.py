@@ -40,6 +40,9 @@ def write_report(results: Results, folder: Path) -> Path:
 
     Returns:
       The path of the page.
+
+    Raises:
+      ValueError: a part of the results has another shape; so may other errors of values and types.
     """
     content = _content(results)
     figures: list[Drawing] = [*content["policy_figures"], *content["training_figures"],
@@ -50,7 +53,11 @@ def write_report(results: Results, folder: Path) -> Path:
     template = importlib.resources.files("rlhf_jax.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = folder / "report.html"
-    page.write_text(environment.from_string(template).render(content), encoding="utf-8")
+    try:
+        text = environment.from_string(template).render(content)
+    except jinja2.UndefinedError as error:
+        raise ValueError(f"the results lack what the page shows: {error}") from error
+    page.write_text(text, encoding="utf-8")
     return page
 
 

@@ -117,7 +117,7 @@ def test_scored_samples_are_probed_for_length(rlhf_jax, tmp_path):
                               f"{__name__}:shorter", "--output_dir", tmp_path / "scored")
     assert status == 0, err
     asked = ("evaluate", "--input", tmp_path / "scored", "--output_dir", tmp_path / "bias")
-    status, out, err = rlhf_jax(*asked, "--length_unit", "characters")
+    status, _, err = rlhf_jax(*asked, "--length_unit", "characters")
     assert status == 0, err
     found = json.loads((tmp_path / "bias/metrics.json").read_text())
     assert (found["correlation"]["value"], found["correlation"]["count"], found["left_out"]) == (-1.0, 2, 1)
