@@ -164,6 +164,13 @@ def test_rows_as_their_authors_publish_them(name, tmp_path):
     assert report.preference.tie_rule == BENCHMARKS[name].tie_rule
 
 
+def test_turns_of_the_prior_sets_are_the_users_and_the_assistants_in_turn():
+    turns = [{"role": "human", "content": text} for text in "abc"]
+    row = {"id": 1, "prompt": turns, "chosen": "x", "rejected": "y", "subset": "shp"}
+    assert [(m["role"], m["content"]) for m in rewardbench.row(row)["prompt"]] == [
+        ("user", "a"), ("assistant", "b"), ("user", "c")]
+
+
 @pytest.mark.parametrize(("name", "change"), [
     ("judgebench", {"label": "C"}), ("llmbar", {"label": 3}), ("hhh", {"target_scores": {"a": 1}}),
     ("auto_j", {"label": 5}), ("rm_bench", {"chosen": ["a"]}), ("pandalm", {"annotators": [7, 7, 7]}),

@@ -98,9 +98,10 @@ def official(rows: Sequence[JudgedRow], tie_rule: TieRule, model: str) -> Mappin
 
 
 def row(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A pair; a text prompt is one user message."""
+    """A pair; a text prompt is one user message, and the turns of a list are the user's and the assistant's in turn."""
     prompt = raw["prompt"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
     return {"id": raw["id"], "prompt": messages, "chosen": raw["chosen"], "rejected": raw["rejected"],
             "subset": raw["subset"]}
 
