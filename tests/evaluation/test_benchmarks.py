@@ -95,6 +95,15 @@ def test_rm_bench_is_its_authors_matrix():
                          "score_rejected": scores[0, 1].tolist()}]
 
 
+def test_rows_of_which_a_pair_failed_count_where_pairs_do_and_not_in_a_matrix():
+    whole = matrix_row((1, 1, 1), (0, 0, 0))
+    row = JudgedRow("r", "r", "chat", whole.pairs, (None, *whole.gaps[1:]))
+    assert measured_rows(BENCHMARKS["rm_bench"], [row]) == {}
+    assert missing_sentences("rm_bench", [row])[0].endswith("no row of chat was judged")
+    assert measured_rows(BENCHMARKS["preference"], [row])["subset/chat"].value == 1.0
+    assert measured_rows(BENCHMARKS["preference"], [JudgedRow("r", "r", "chat", ((0, 1),), (None,))]) == {}
+
+
 def test_equal_texts_of_a_matrix_tie():
     row = matrix_row((1, 1, 1), (0, 0, 0))
     cut = JudgedRow("r", "r", "chat", row.pairs[1:], row.gaps[1:], row.scores)

@@ -92,7 +92,7 @@ def numbers(rows: Sequence[JudgedRow], tie_rule: TieRule) -> Mapping[str, Sums]:
 def official(rows: Sequence[JudgedRow], tie_rule: TieRule, model: str) -> Mapping[str, Any]:
     """The flat JSON of allenai/reward-bench-results: subset -> accuracy, and what was measured."""
     found = {name.removeprefix("subset/"): sums.statistic(sums.columns.sum(axis=0))
-             for name, sums in by_subset(rows, tie_rule).items()}
+             for name, sums in by_subset(rows, tie_rule).items() if sums.columns.any()}
     kind = "Seq. Classifier" if any(row.scores for row in rows) else "Custom Classifier"
     return {"rewardbench.json": {**found, "model": model, "model_type": kind, "chat_template": "tokenizer"}}
 
