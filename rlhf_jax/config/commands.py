@@ -161,8 +161,8 @@ class EvaluateCommand(Options):
       input: folder of scored shards, instead of scorer and dataset_name: how much their scores grow with length.
       score: name of the scores in input.
       length_unit: of the lengths in input.
-      benchmark: whose rows dataset_name holds, as its authors publish them: auto_j, hhh, judgebench, llmbar, pandalm,
-        rewardbench, rewardbench2, rm_bench; or preference, any preference rows, with a column `subset` or without.
+      benchmark: whose rows dataset_name holds, as its authors publish them: rewardbench, rewardbench2, rm_bench ...
+        (docs/evaluating.md has all); or preference, any preference rows, with a column `subset` or without.
       tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
       seed: of the bootstrap.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.

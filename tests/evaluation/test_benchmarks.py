@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,3 +254,13 @@ def test_a_scorer_that_likes_length_on_the_real_files(folder, shared):
         normal = report.benchmark["normal"]
         assert normal.standard_error == pytest.approx(0.0154, abs=0.0006)
         assert math.sqrt(normal.value * (1 - normal.value) / (3 * 636)) == pytest.approx(0.0112, abs=1e-4)
+
+
+def test_every_benchmark_has_rows_of_its_own_a_page_and_a_source():
+    page = (Path(__file__).parents[2] / "docs" / "evaluating.md").read_text()
+    assert TWINS.keys() | {"preference"} == BENCHMARKS.keys()
+    for name, benchmark in BENCHMARKS.items():
+        assert f"`{name}`" in page, name
+        assert not set(benchmark.scored) - benchmark.parts.keys()
+        if benchmark.row is not None:
+            assert "Source: " in sys.modules[benchmark.row.__module__].__doc__

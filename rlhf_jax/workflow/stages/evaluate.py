@@ -53,6 +53,7 @@ class PreferenceRows:
 
     @cached_property
     def _given(self) -> RowOptions:
+        """The rows with the benchmark's own converter, if it has one."""
         converter = find_benchmark(self.benchmark).converter
         return self.rows if converter is None else dataclasses.replace(self.rows, converter=converter)
 
@@ -63,7 +64,7 @@ class PreferenceRows:
     def read(self) -> tuple[list[Example], Funnel]:
         """Raises ValueError for rows that are not the benchmark's."""
         examples, funnel = read_data(self._given, "preference", self.quarantine, self.graded,
-                                     to_judge=self._given is not self.rows)
+                                     to_judge=find_benchmark(self.benchmark).row is not None)
         check_subsets(self.benchmark, examples)
         return examples, funnel
 
