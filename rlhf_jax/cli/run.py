@@ -23,7 +23,7 @@ from rlhf_jax.data.chat import describe
 from rlhf_jax.evaluation import Results
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
-from rlhf_jax.report import headline, write_markdown, write_report
+from rlhf_jax.report import headline, write_length_bias, write_markdown, write_report
 from rlhf_jax.workflow.chat_benchmarks.run import preview_benchmark, run_benchmark
 from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.experiment import Experiment
@@ -167,6 +167,8 @@ def stage(verb: str, command: Any) -> None:
         finished = context.do(verb, STAGES[verb](command, context))
     if is_main_process():
         print(json.dumps({key: value for key, value in finished.report.items() if key != "reliability"}, indent=1))
+        if "length_bias" in finished.report:
+            write_length_bias(finished.report["length_bias"], finished.folder)
         done = "already done" if finished.reused else f"{finished.seconds:.1f} s"
         print(f"\n{verb}: {done}, in {finished.folder}")
 

@@ -155,7 +155,7 @@ def _value(field: Declared, value: Any, where: str) -> Any:
         raise ValueError(f"{where} = {value!r}; give a list, of names or of objects {{{declared(field.item)[0].name}: "
                          "...}")
     plain = _plain(field.hint)
-    if plain is None:
+    if plain is None or (plain is type(None) and value is not None):
         raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as "
                          f"{where}.{next(key for key, _, _ in keys(field.kinds[0]))}")
     try:

@@ -30,6 +30,7 @@ from rlhf_jax.workflow.stages.data import DataStage
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.export import ExportStage, find_source
+from rlhf_jax.workflow.stages.length_bias import LengthBiasStage
 from rlhf_jax.workflow.stages.pairs import PairsStage
 from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.sample import SampleStage
@@ -117,8 +118,11 @@ def pairs(command: PairsCommand, context: Context) -> PairsStage:
     return PairsStage(source=ShardFolder(Path(command.input)), options=command.pairs, layout=command.layout)
 
 
-def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage:
+def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage | LengthBiasStage:
     """`rlhf-jax evaluate`."""
+    if command.scorer is None:
+        return LengthBiasStage(source=ShardFolder(Path(str(command.input))), score=command.score,
+                               unit=command.length_unit, seed=command.seed)
     rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
     find_benchmark(command.benchmark)
     scorer = flattened(command.scorer)

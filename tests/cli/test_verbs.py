@@ -103,11 +103,30 @@ def test_a_benchmark_writes_its_numbers_and_its_authors_file(rlhf_jax, tmp_path)
     assert json.loads((tmp_path / "half/metrics.json").read_text())["numbers"]["normal"]["value"] == 0.5
     status, _, err = rlhf_jax(*asked, "--converter", "hh_rlhf", "--output_dir", tmp_path / "no")
     assert status == 2
-    assert "converter = 'hh_rlhf' has no effect with benchmark = 'rm_bench'" in " ".join(err.split())
+    assert "converter has no effect with benchmark = 'rm_bench'" in " ".join(err.split())
     asked = (*asked[:2], "rm_bnch", *asked[3:])
     status, _, err = rlhf_jax(*asked, "--dry-run", "--output_dir", tmp_path / "no")
     assert status == 1
     assert "there is no benchmark 'rm_bnch', did you mean rm_bench?" in " ".join(err.split())
+
+
+def test_scored_samples_are_probed_for_length(rlhf_jax, tmp_path):
+    rows = [{"prompt": f"q{i}", "responses": [{"text": "x" * n, "score": 0} for n in sizes]}
+            for i, sizes in enumerate(((1, 2, 3), (5, 3, 4), (2, 2, 2)))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, _, err = rlhf_jax("score", "--dataset_name", tmp_path / "rows.jsonl", "--kind", "function", "--function",
+                              f"{__name__}:shorter", "--output_dir", tmp_path / "scored")
+    assert status == 0, err
+    asked = ("evaluate", "--input", tmp_path / "scored", "--output_dir", tmp_path / "bias")
+    status, _, err = rlhf_jax(*asked, "--length_unit", "characters")
+    assert status == 0, err
+    found = json.loads((tmp_path / "bias/metrics.json").read_text())
+    assert (found["correlation"]["value"], found["correlation"]["count"], found["left_out"]) == (-1.0, 2, 1)
+    assert len((tmp_path / "bias/rows.jsonl").read_text().splitlines()) == 3
+    assert (tmp_path / "bias/figures/length_bias.png").is_file()
+    status, _, err = rlhf_jax(*asked[:3], "--output_dir", tmp_path / "tokens")
+    assert status == 1
+    assert "those that were read as text have characters and no tokens" in " ".join(err.split())
 
 
 def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +98,15 @@ def test_rm_bench_is_its_authors_matrix():
                          "score_rejected": scores[0, 1].tolist()}]
 
 
+def test_rows_of_which_a_pair_failed_count_where_pairs_do_and_not_in_a_matrix():
+    whole = matrix_row((1, 1, 1), (0, 0, 0))
+    row = JudgedRow("r", "r", "chat", whole.pairs, (None, *whole.gaps[1:]))
+    assert measured_rows(BENCHMARKS["rm_bench"], [row]) == {}
+    assert missing_sentences("rm_bench", [row])[0].endswith("no row of chat was judged")
+    assert measured_rows(BENCHMARKS["preference"], [row])["subset/chat"].value == 1.0
+    assert measured_rows(BENCHMARKS["preference"], [JudgedRow("r", "r", "chat", ((0, 1),), (None,))]) == {}
+
+
 def test_equal_texts_of_a_matrix_tie():
     row = matrix_row((1, 1, 1), (0, 0, 0))
     cut = JudgedRow("r", "r", "chat", row.pairs[1:], row.gaps[1:], row.scores)
@@ -163,6 +174,13 @@ def test_rows_as_their_authors_publish_them(name, tmp_path):
     assert report.benchmark[number].value == value
     assert all(example.prompt[0]["role"] == "user" for example in examples)
     assert report.preference.tie_rule == BENCHMARKS[name].tie_rule
+
+
+def test_turns_of_the_prior_sets_are_the_users_and_the_assistants_in_turn():
+    turns = [{"role": "human", "content": text} for text in "abc"]
+    row = {"id": 1, "prompt": turns, "chosen": "x", "rejected": "y", "subset": "shp"}
+    assert [(m["role"], m["content"]) for m in rewardbench.row(row)["prompt"]] == [
+        ("user", "a"), ("assistant", "b"), ("user", "c")]
 
 
 @pytest.mark.parametrize(("name", "change"), [
@@ -237,3 +255,13 @@ def test_a_scorer_that_likes_length_on_the_real_files(folder, shared):
         normal = report.benchmark["normal"]
         assert normal.standard_error == pytest.approx(0.0154, abs=0.0006)
         assert math.sqrt(normal.value * (1 - normal.value) / (3 * 636)) == pytest.approx(0.0112, abs=1e-4)
+
+
+def test_every_benchmark_has_rows_of_its_own_a_page_and_a_source():
+    page = (Path(__file__).parents[2] / "docs" / "evaluating.md").read_text()
+    assert TWINS.keys() | {"preference"} == BENCHMARKS.keys()
+    for name, benchmark in BENCHMARKS.items():
+        assert f"`{name}`" in page, name
+        assert not set(benchmark.scored) - benchmark.parts.keys()
+        if benchmark.row is not None:
+            assert "Source: " in sys.modules[benchmark.row.__module__].__doc__

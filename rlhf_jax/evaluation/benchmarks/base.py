@@ -105,10 +105,13 @@ class Benchmark:
 
 def measured_rows(benchmark: Benchmark, rows: Sequence[JudgedRow], tie_rule: TieRule | None = None, seed: int = 0,
                   confidence: float = 0.95, resamples: int = 2000) -> dict[str, Estimate]:
-    """Every number of a benchmark, with an interval over prompts. tie_rule: None for the authors'."""
+    """Every number of a benchmark that some row adds to, with an interval over prompts.
+
+    tie_rule: what an equal score counts; None for what the benchmark's authors do.
+    """
     units = [row.prompt if benchmark.unit is None else benchmark.unit(row) for row in rows]
     return {name: over_units(sums, units, seed, confidence, resamples)
-            for name, sums in benchmark.numbers(rows, tie_rule or benchmark.tie_rule).items()}
+            for name, sums in benchmark.numbers(rows, tie_rule or benchmark.tie_rule).items() if np.any(sums.columns)}
 
 
 def over_units(sums: Sums, units: Sequence[str], seed: int, confidence: float, resamples: int) -> Estimate:
@@ -157,13 +160,14 @@ def combined(rows: Sequence[JudgedRow], values: Sequence[float | None], subsets:
 
 
 def present(rows: Sequence[JudgedRow]) -> list[str]:
-    """The subsets that judged rows are of, in the order they come in."""
+    """The subsets that rows are of whose every pair was judged, in the order they come in."""
     return list(dict.fromkeys(row.subset for row in rows if row.subset and row.judged))
 
 
 def by_subset(rows: Sequence[JudgedRow], tie_rule: TieRule) -> dict[str, Sums]:
-    """"subset/NAME" -> the accuracy of each subset."""
-    return {f"subset/{subset}": mean_of_pairs(rows, tie_rule, subset) for subset in present(rows)}
+    """"subset/NAME" -> the accuracy of each subset, over the pairs that were judged."""
+    return {f"subset/{subset}": mean_of_pairs(rows, tie_rule, subset)
+            for subset in dict.fromkeys(row.subset for row in rows) if subset}
 
 
 def plain_mean(accuracies: Accuracies) -> float:

@@ -92,15 +92,16 @@ def numbers(rows: Sequence[JudgedRow], tie_rule: TieRule) -> Mapping[str, Sums]:
 def official(rows: Sequence[JudgedRow], tie_rule: TieRule, model: str) -> Mapping[str, Any]:
     """The flat JSON of allenai/reward-bench-results: subset -> accuracy, and what was measured."""
     found = {name.removeprefix("subset/"): sums.statistic(sums.columns.sum(axis=0))
-             for name, sums in by_subset(rows, tie_rule).items()}
+             for name, sums in by_subset(rows, tie_rule).items() if sums.columns.any()}
     kind = "Seq. Classifier" if any(row.scores for row in rows) else "Custom Classifier"
     return {"rewardbench.json": {**found, "model": model, "model_type": kind, "chat_template": "tokenizer"}}
 
 
 def row(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A pair; a text prompt is one user message."""
+    """A pair; a text prompt is one user message, and the turns of a list are the user's and the assistant's in turn."""
     prompt = raw["prompt"]
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
     return {"id": raw["id"], "prompt": messages, "chosen": raw["chosen"], "rejected": raw["rejected"],
             "subset": raw["subset"]}
 

@@ -53,6 +53,7 @@ class PreferenceRows:
 
     @cached_property
     def _given(self) -> RowOptions:
+        """The rows with the benchmark's own converter, if it has one."""
         converter = find_benchmark(self.benchmark).converter
         return self.rows if converter is None else dataclasses.replace(self.rows, converter=converter)
 
@@ -63,7 +64,7 @@ class PreferenceRows:
     def read(self) -> tuple[list[Example], Funnel]:
         """Raises ValueError for rows that are not the benchmark's."""
         examples, funnel = read_data(self._given, "preference", self.quarantine, self.graded,
-                                     to_judge=self._given is not self.rows)
+                                     to_judge=find_benchmark(self.benchmark).row is not None)
         check_subsets(self.benchmark, examples)
         return examples, funnel
 
@@ -107,7 +108,7 @@ class EvaluateStage(Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
+class PairVerdict:
     """What a scorer says of one pair. scores: of chosen and rejected, or P(chosen is better); empty where it failed."""
 
     prompt_id: str
@@ -133,7 +134,7 @@ class Verdict:
         return None if self.gap is None else 0.5 if self.gap == 0 else float(self.gap > 0)
 
 
-def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
+def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[PairVerdict]:
     """The scorer's verdict on every pair, in order."""
     groups = [as_text(example) for example in examples]
     pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
@@ -147,13 +148,13 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
         sides = [(v[c], v[r]) for g, v in zip(groups, by_group, strict=True) for c, r in g.pairs]
         scores = [{} if c is None or r is None else {**named("chosen", c), **named("rejected", r)} for c, r in sides]
     scorer.release()
-    return [Verdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
+    return [PairVerdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
             for (g, c, r), s in zip(pairs, scores, strict=True)]
 
 
-def rows_of(verdicts: Sequence[Verdict]) -> list[JudgedRow]:
+def rows_of(verdicts: Sequence[PairVerdict]) -> list[JudgedRow]:
     """The rows that the verdicts are on, in order, each with all its pairs."""
-    rows: dict[str, list[Verdict]] = {}
+    rows: dict[str, list[PairVerdict]] = {}
     for verdict in verdicts:
         rows.setdefault(verdict.prompt_id, []).append(verdict)
     return [JudgedRow(name, found[0].prompt, str(found[0].subset or ""), tuple(v.pair for v in found),
@@ -164,7 +165,7 @@ def rows_of(verdicts: Sequence[Verdict]) -> list[JudgedRow]:
 
 def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel, seed: int,
                     benchmark: str = "preference", tie_rule: TieRule | None = None
-                    ) -> tuple[ScorerReport, list[Verdict]]:
+                    ) -> tuple[ScorerReport, list[PairVerdict]]:
     """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt.
 
     Returns:
