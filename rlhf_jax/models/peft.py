@@ -21,7 +21,7 @@ from rlhf_jax.models.save import hf_tensors, on_host, write_tensors
 
 
 class Adapter(NamedTuple):
-    """A LoRA adapter as PEFT keeps it: its settings, weights, and a classifier's own head."""
+    """A LoRA adapter as PEFT keeps it: its settings, weights, and a classifier's own head, [labels, D]."""
 
     lora: LoraConfig
     params: Params
@@ -53,7 +53,8 @@ def adapter_base(folder: str | Path) -> str | None:
 def adapter_outputs(folder: str | Path) -> int | None:
     """How many outputs the classifier's head beside an adapter has; None where there is none."""
     with open_tensors(Path(folder) / ADAPTER_WEIGHTS) as reader:
-        return int(reader.get_slice(_SCORE).get_shape()[0]) if _SCORE in set(reader.keys()) else None
+        shape = reader.get_slice(_SCORE).get_shape() if _SCORE in set(reader.keys()) else ()
+    return int(shape[0]) if shape else None
 
 
 def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
@@ -66,10 +67,11 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
     """A LoRA adapter written by PEFT, TRL or `save_adapter`, for the model of `config`, as numpy arrays.
 
     Rank-stabilised LoRA (use_rslora), whose update is scaled by alpha / sqrt(r), is read as plain LoRA of another
-    alpha.
+    alpha. The head of a classifier may lie over a language model, which then has as many labels as it.
 
     Raises:
-      CheckpointError: if the adapter has settings beyond that, or its tensors are not those of this model.
+      CheckpointError: if the adapter has settings beyond that, its tensors are not those of this model, or it is a
+        classifier's and there is no head.
     """
     folder = Path(folder)
     raw = read_json(folder / ADAPTER_CONFIG)
@@ -85,8 +87,13 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
     specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
+    labels = config.num_labels or adapter_outputs(folder) or 0
     if _SCORE in stored:
-        specs["score"] = ParamSpec((config.num_labels, config.embed), ("labels", "embed"), "normal", _SCORE)
+        specs["score"] = ParamSpec((labels, config.embed), ("labels", "embed"), "normal", _SCORE)
+    elif raw.get("task_type") == "SEQ_CLS" and not labels:
+        raise CheckpointError(f"{folder} is an adapter of a classifier, and neither it nor its base has the head; give "
+                              "the classifier that it was trained on as base_model, or train it with PEFT's "
+                              "task_type SEQ_CLS, which keeps the head")
     if differences := compare_tensors(specs, stored):
         raise CheckpointError(f"{folder} is no adapter of this {config.family} model: {differences}")
     read = TensorReader(stored)

@@ -1,5 +1,6 @@
 """Export, inspect and doctor on the world's own model and on checkpoints that are wrong in one way each."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -58,6 +59,37 @@ def test_an_adapter_is_merged_into_the_base_it_names(model, export, tmp_path):
     assert {"model.safetensors", "tokenizer.json", "README.md", "generation_config.json"} <= set(report["files"])
     assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == "{# its own #}"
     assert "adapter `adapter` merged" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("labels", "tied"), [(1, False), (1, True), (3, True)])
+def test_an_adapter_with_a_head_makes_a_classifier_of_the_language_model_under_it(labels, tied, make_model, export,
+                                                                                  tmp_path):
+    base = make_model(tmp_path / "base", tie_embeddings=tied)
+    shape = dataclasses.replace(Checkpoint(base).reward_model, num_labels=labels)
+    score = np.linspace(-1, 1, labels * shape.embed, dtype=np.float32).reshape(labels, shape.embed)
+    adapter = jax.tree.map(lambda x: x + 0.1, init_lora(jax.random.key(1), shape, LORA))
+    save_adapter(tmp_path / "adapter", adapter, shape, LORA, str(base), score)
+    export(source(tmp_path / "adapter"), tmp_path / "out")
+    made = Checkpoint(tmp_path / "out" / "model").config
+    assert (made.num_labels, made.pad_token_id, made.score_at) == (labels, shape.pad_token_id, "last_token")
+    merged = merge_lora(jax.tree.map(jnp.asarray, load_params(base)), adapter, LORA.scale)
+    expected = {**{name: merged[name] for name in ("embed", "layers", "final_norm")}, "score": score}
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "out" / "model"), jax.device_get(expected))
+
+
+@pytest.mark.parametrize(("labels", "score", "said"), [
+    (0, None, "is an adapter of a classifier, and neither it nor its base has the head"),
+    (0, np.zeros((1, 5), np.float32), r"score.weight in adapter_model.safetensors has shape \(1, 5\)"),
+    (0, np.zeros((16,), np.float32), r"score.weight in adapter_model.safetensors has shape \(16,\)"),
+    (0, np.zeros((), np.float32), r"score.weight in adapter_model.safetensors has shape \(\)"),
+    (1, np.zeros((2, 16), np.float32), r"score.weight in adapter_model.safetensors has shape \(2, 16\)")])
+def test_an_adapter_whose_head_is_missing_or_another_models_is_refused(labels, score, said, make_model, export,
+                                                                       tmp_path):
+    base = make_model(tmp_path / "base", num_labels=labels, tie_embeddings=not labels)
+    shape = Checkpoint(base).reward_model
+    save_adapter(tmp_path / "adapter", init_lora(jax.random.key(1), shape, LORA), shape, LORA, str(base), score)
+    with pytest.raises(CheckpointError, match=said):
+        export(source(tmp_path / "adapter"), tmp_path / "out")
 
 
 @pytest.fixture

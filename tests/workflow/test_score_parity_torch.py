@@ -114,13 +114,14 @@ def ours(folder, mesh, **options):
     return np.array(scores_in(open_scorer(options, mesh, "proxy").score(groups)))
 
 
-def theirs(folder, batched=False, last=False):
+def theirs(folder, batched=False, last=False, model=None):
     """The same of AutoModelForSequenceClassification on `apply_chat_template`, one by one or as a padded batch.
 
-    last: at the last token whatever it is, as vLLM's pooler.
+    last: at the last token whatever it is, as vLLM's pooler. model: in the place of the folder's.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    model = model or transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model.eval()
     conversations = [[*prompt, {"role": "assistant", "content": answer}] for prompt, answers in CONVERSATIONS
                      for answer in answers]
     with torch.no_grad():
@@ -172,3 +173,25 @@ def test_a_model_trained_by_trl_is_read_as_transformers_reads_it(case, pad, make
     np.testing.assert_allclose(theirs(tmp_path / "again" / "model", batched=True), expected, atol=1e-4)
     further = train_here(model, "further")
     np.testing.assert_allclose(ours(further, lone_mesh), theirs(further, batched=True), atol=1e-4)
+
+
+def test_an_adapter_of_peft_with_a_head_over_a_language_model_is_exported_as_what_it_computes(make_start, do_verb,
+                                                                                             lone_mesh, tmp_path):
+    peft = pytest.importorskip("peft")
+    start = make_start("chatml", "apart")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, dtype=torch.float32)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"],
+                                                       task_type="SEQ_CLS"))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                weight.normal_(std=0.5)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = theirs(start, model=model)
+    assert np.std(expected) > 1e-2
+    do_verb("export", tmp_path / "out", model_name_or_path=str(tmp_path / "adapter"), base_model=str(start),
+            dtype="float32")
+    exported = tmp_path / "out" / "model"
+    np.testing.assert_allclose(ours(exported, lone_mesh), expected, atol=1e-4)
+    np.testing.assert_allclose(theirs(exported, batched=True), expected, atol=1e-4)

@@ -118,15 +118,24 @@ def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, D
         raise CheckpointError(f"{saved} holds no finished checkpoint yet")
     step, shapes = found
     config = base.config
-    if "score" in shapes and not config.is_classifier:
-        config = dataclasses.replace(config, num_labels=shapes["score"].shape[0], tie_embeddings=False)
+    if "score" in shapes:
+        config = _classifier(config, shapes["score"].shape[0])
     lora = _lora_of(folder) if "lora" in shapes else None
     params = restore_params(saved, step, _placed(shapes, _trained_specs(config, lora, "score" in shapes), mesh))
     if lora is not None:
         merged = merge_lora(base.params(mesh), params["lora"], lora.scale)
-        score = {"score": params["score"]} if "score" in params else {}
-        params = {key: value for key, value in merged.items() if key not in ("score", "head") or not score} | score
+        params = _with_head(merged, params["score"]) if "score" in params else merged
     return params, config, f"step {step} of the unfinished training in `{folder.name}`"
+
+
+def _classifier(config: DecoderConfig, labels: int) -> DecoderConfig:
+    """A model's shape with a trained head over it; a classifier keeps its own."""
+    return config if config.is_classifier else dataclasses.replace(config, num_labels=labels, tie_embeddings=False)
+
+
+def _with_head(params: Params, score: jax.Array) -> Params:
+    """The weights with a trained head, [labels, D], in the place of whatever head there is."""
+    return {**{name: value for name, value in params.items() if name not in ("score", "head")}, "score": score}
 
 
 def _lora_of(folder: Path) -> LoraConfig:
