@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,9 @@ def _at_work(config: Any, *, title: str | None = None) -> Iterator[Context]:
             if title is not None:
                 _refreshed(run, title, stage)
 
-        run = Run(folder, config, announce=console.print if is_main_process() else lambda _: None,
-                  single=title is None, begins=begin)
+        announce = partial(console.print, soft_wrap=True)  # a line stays one in a log
+        run = Run(folder, config, announce=announce if is_main_process() else lambda _: None, single=title is None,
+                  begins=begin)
         run.announce_earlier()
         yield _context(run, tick, trackers)
 
