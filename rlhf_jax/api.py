@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax.sharding import Mesh
 
 from rlhf_jax.cli.parser import instead
@@ -193,7 +193,7 @@ class Model:
             return asked.compare(list(zip(prompts, first, second, strict=True)))
         sides = zip(self.score(list(zip(prompts, first, strict=True)), **scorer),
                     self.score(list(zip(prompts, second, strict=True)), **scorer), strict=True)
-        return [None if a is None or b is None else 1 / (1 + math.exp(b - a)) for a, b in sides]
+        return [None if a is None or b is None else float(scipy.special.expit(a - b)) for a, b in sides]
 
     def _rendered(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[list[PromptGroup]]:
         if len(prompts) != len(responses):

@@ -84,7 +84,7 @@ def test_samples_are_those_of_the_verb(world, tmp_path):
         assert [r.text for r in a.responses] == [r.text for r in b.responses]
 
 
-@pytest.mark.parametrize("name", ["rm", "judge"])
+@pytest.mark.parametrize("name", ["rm", pytest.param("judge", marks=pytest.mark.slow)])
 def test_scores_are_those_of_the_verb(world, tmp_path, name):
     groups = rlhf_jax.load(world / "base").generate(PROMPTS, n=2, max_new_tokens=6)
     (tmp_path / "sampled").mkdir()

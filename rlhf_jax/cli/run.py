@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ from rlhf_jax.data.chat import describe
 from rlhf_jax.evaluation import Results
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
-from rlhf_jax.report import headline, write_length_bias, write_markdown, write_report
+from rlhf_jax.report import compare_runs, headline, write_length_bias, write_markdown, write_report
 from rlhf_jax.workflow.chat_benchmarks.run import preview_benchmark, run_benchmark
 from rlhf_jax.workflow.context import Context, Tick
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
 from rlhf_jax.workflow.progress import Noted
-from rlhf_jax.workflow.results import gather_results
+from rlhf_jax.workflow.results import gather_results, results_so_far
 from rlhf_jax.workflow.stage import Run, write_json_atomic
 from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import STAGES
@@ -134,6 +135,15 @@ def _noted(folder: Path, tick: Tick) -> Iterator[tuple[Tick, Callable[[str], Non
         noted.end()
 
 
+def _refreshed(run: Run, title: str, stage: str) -> None:
+    """Writes the page of a run that begins a stage; a page that cannot be written does not end the run."""
+    if is_main_process():
+        try:
+            write_report(results_so_far(run, title), run.folder, at_work=stage)
+        except OSError as error:
+            run.announce(f"report.html cannot be written ({error}); the run goes on")
+
+
 def _context(run: Run, tick: Tick, trackers: tuple[str, ...]) -> Context:
     config = run.config
     chosen = resolved(getattr(config, "mesh", None), config)
@@ -143,8 +153,10 @@ def _context(run: Run, tick: Tick, trackers: tuple[str, ...]) -> Context:
 
 
 @contextmanager
-def _at_work(config: Any, *, single: bool = False) -> Iterator[Context]:
+def _at_work(config: Any, *, title: str | None = None) -> Iterator[Context]:
     """The context of a command that alone writes to its output folder.
+
+    title: of the page that is kept while it goes; None for the command of a single stage.
 
     The process joins the others of the run, if there are several; from here on SIGTERM ends it with its state saved.
     """
@@ -155,15 +167,21 @@ def _at_work(config: Any, *, single: bool = False) -> Iterator[Context]:
     check_shared(folder)
     with _bars() as (console, bar), _alone(folder) if is_main_process() else nullcontext(), \
             _noted(folder, bar) as (tick, begins):
-        run = Run(folder, config, announce=console.print if is_main_process() else lambda _: None, single=single,
-                  begins=begins)
+        def begin(stage: str) -> None:
+            begins(stage)
+            if title is not None:
+                _refreshed(run, title, stage)
+
+        announce = partial(console.print, soft_wrap=True)  # a line stays one in a log
+        run = Run(folder, config, announce=announce if is_main_process() else lambda _: None, single=title is None,
+                  begins=begin)
         run.announce_earlier()
         yield _context(run, tick, trackers)
 
 
 def stage(verb: str, command: Any) -> None:
     """Does the one stage that a verb asks for, and prints its report."""
-    with _at_work(command, single=True) as context:
+    with _at_work(command) as context:
         finished = context.do(verb, STAGES[verb](command, context))
     if is_main_process():
         print(json.dumps({key: value for key, value in finished.report.items() if key != "reliability"}, indent=1))
@@ -176,7 +194,7 @@ def stage(verb: str, command: Any) -> None:
 def experiment(verb: str, config: ExperimentConfig) -> None:
     """Runs the whole workflow and ends with the page a person opens."""
     del verb
-    with _at_work(config) as context:
+    with _at_work(config, title=config.title) as context:
         outcome = Experiment(config, context).run()
         context.run.write_manifest()
     seed = config.evaluation.seed if config.evaluation else 0
@@ -186,10 +204,10 @@ def experiment(verb: str, config: ExperimentConfig) -> None:
 def comparison(verb: str, command: CompareCommand) -> None:
     """Compares a policy with a baseline, with the same page."""
     del verb
-    with _at_work(command) as context:
+    title = f"{command.model_name_or_path} against {command.baseline_model}"
+    with _at_work(command, title=title) as context:
         outcome = compare(command, context)
         context.run.write_manifest()
-    title = f"{command.model_name_or_path} against {command.baseline_model}"
     _report(context, outcome, title, "gold" if command.gold else None, command.seed)
 
 
@@ -211,17 +229,33 @@ def _report(context: Context, outcome: Outcome, title: str, gold: str | None, se
 
 
 def report(verb: str, command: ReportCommand) -> None:
-    """Writes report.html, figures/ and report.md beside results.json and says the main points."""
+    """Writes report.html, figures/ and report.md beside results.json and says the main points; or compares two runs."""
     del verb
-    folder = Path(command.run)
-    path = folder / "results.json"
+    results = _read_results(command.run)
+    if command.compare is None:
+        with _faults_of(command.run):
+            _draw(results, Path(command.run))
+        return
+    both = results, _read_results(command.compare)
+    print(printable(compare_runs((command.run, command.compare), both)), end="")
+
+
+def _read_results(run: str) -> Results:
+    path = Path(run) / "results.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
+        raise ValueError(f"{run} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
+    with _faults_of(run):
+        return Results.from_json(json.loads(path.read_text()))
+
+
+@contextmanager
+def _faults_of(run: str) -> Iterator[None]:
+    """Whatever is stumbled over inside is a fault of the run's results.json, which was changed."""
     try:
-        _draw(Results.from_json(json.loads(path.read_text())), folder)
+        yield
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{path} is not as a run writes it ({type(error).__name__}: {error}); give the command of the "
-                         "run again, which writes it anew") from error
+        raise ValueError(f"{Path(run) / 'results.json'} is not as a run writes it ({type(error).__name__}: {error}); "
+                         "give the command of the run again, which writes it anew") from error
 
 
 def _draw(results: Results, folder: Path) -> None:

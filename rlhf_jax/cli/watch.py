@@ -48,5 +48,5 @@ def stages_table(folder: Path, now: AtWork | None) -> Table:
     if now is not None:
         counts = f"{now.done:,} of {now.total:,}" if now.total else ""
         told = ", ".join(filter(None, (counts, now.words, f"seen {ago(time.time() - now.seen)} ago")))
-        table.add_row(f"[bold]{printable(now.stage)}[/]", ago(now.seen - now.since), f"at work: {printable(told)}")
+        table.add_row(f"[bold]{printable(now.stage)}[/]", ago(time.time() - now.since), f"at work: {printable(told)}")
     return table

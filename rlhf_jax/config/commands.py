@@ -318,10 +318,12 @@ class WatchCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportCommand(Options):
-    """Drawing the report of a finished run again, from its results.json.
+    """Drawing the report of a finished run again, from its results.json; or holding two runs against each other.
 
     Attributes:
       run: the run folder.
+      compare: folder of another finished run: prints both runs' policies side by side and the settings that differ.
     """
 
     run: str
+    compare: str | None = None

@@ -83,6 +83,7 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "train_sampling_strategy": ("random",), "dataset_streaming": (False,), "fsdp": ("", False), "packing_strategy": (
         "bfd",), "dataset_test_split": ("test",), "save_only_model": (False,), "enable_jit_checkpoint": (False,),
     "hub_always_push": (False,), "dataset_text_field": ("text",),
+    "eval_strategy": ("no", False), "evaluation_strategy": ("no", False), "save_strategy": ("no", False),
 }
 """Key -> the values with which it changes nothing here. null, which means "not given", never does."""
 

@@ -6,6 +6,7 @@ test_trl.py` holds the names and defaults below against TRL's own dataclasses.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -55,9 +56,10 @@ def convert(verb: TrlVerb, given: Mapping[str, Any], processes: int = 1) -> Conv
     Raises:
       ValueError: a value that is computed with is of another type than TRL's.
     """
-    left = {key: value for key, value in given.items() if value is not None}
+    left = {key: "no" if key.endswith("_strategy") and value is False else value  # what YAML makes of a bare no
+            for key, value in given.items() if value is not None}
     out, defaults = Converted(), {**DEFAULTS, "learning_rate": LEARNING_RATES[verb], "num_processes": processes}
-    _check_types(left, {**defaults, "rpo_alpha": 1.0, "lr_scheduler_kwargs": {}})
+    left |= _typed(left, {**defaults, "rpo_alpha": 1.0, "lr_scheduler_kwargs": {}})
 
     def take(key: str) -> Any:
         return left.pop(key, defaults.get(key))
@@ -76,12 +78,20 @@ def convert(verb: TrlVerb, given: Mapping[str, Any], processes: int = 1) -> Conv
     return out
 
 
-def _check_types(given: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+def _typed(given: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that are computed with; numbers that YAML took for text (5e-7, without a point) are numbers again."""
+    found: dict[str, Any] = {}
     for key in [key for key in given if key in like]:
+        value = given[key]
         kind: Any = (int, float) if isinstance(like[key], int | float) else type(like[key])
-        if not isinstance(given[key], kind) or isinstance(given[key], bool):
+        if isinstance(kind, tuple) and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
             name = "a number" if isinstance(kind, tuple) else {"str": "text", "dict": "a mapping"}[kind.__name__]
-            raise ValueError(f"{key} = {given[key]!r}; in TRL it is {name}")
+            raise ValueError(f"{key} = {value!r}; in TRL it is {name}")
+        found[key] = value
+    return found
 
 
 def _model(take: Take, out: Converted, verb: str) -> None:

@@ -43,10 +43,11 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class StageTime:
-    """A stage of the run and how long it took."""
+    """A stage of the run, how long it took, and what it found, in words."""
 
     name: str
     seconds: float
+    found: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Results:
       reward_model: its evaluation on held-out pairs.
       training: stage -> its log_history.
       funnels: data set -> how many of its rows were used.
-      stages: what took how long.
+      stages: what took how long, and what it found.
       samples: some prompts and what each policy answered.
       config: of the run, as plain values.
     """
@@ -137,5 +138,6 @@ class Results:
             ScorerReport.from_json(report) if report else None,
             {stage: tuple(log) for stage, log in (row.get("training") or {}).items()},
             {name: Funnel.from_json(funnel) for name, funnel in (row.get("funnels") or {}).items()},
-            tuple(StageTime(stage["name"], stage["seconds"]) for stage in row.get("stages") or ()),
+            tuple(StageTime(stage["name"], stage["seconds"], stage.get("found", ""))
+                  for stage in row.get("stages") or ()),
             tuple(map(Sample.from_json, row.get("samples") or ())), row.get("config"))

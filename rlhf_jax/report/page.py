@@ -24,12 +24,12 @@ from rlhf_jax.report.run_figures import funnel_bars, reliability, training_figur
 SECTIONS = (("notes", "notes", "Notes"), ("rows", "comparison", "Policies compared"),
             ("policy_figures", "figures", "Figures"), ("reward_model", "reward-model", "Reward model"),
             ("training_figures", "training", "Learning curves"), ("funnels", "data", "Data"),
-            ("samples", "samples", "Sample answers"), ("stages", "stages", "Time"),
+            ("samples", "samples", "Sample answers"), ("stages", "stages", "Stages"),
             ("config", "config", "Configuration"))
 """(part of the page's content, its anchor, its heading), in order."""
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(results: Results, folder: Path, at_work: str | None = None) -> Path:
     """Writes `report.html` and `figures/*.png` into a folder.
 
     The page needs nothing but itself: style and figures are inside, there is no script, and whatever part the results
@@ -37,6 +37,7 @@ def write_report(results: Results, folder: Path) -> Path:
 
     Args:
       folder: made where it does not exist.
+      at_work: the stage at work, while the run is under way; the page then says so and loads itself again now and then.
 
     Returns:
       The path of the page.
@@ -44,7 +45,7 @@ def write_report(results: Results, folder: Path) -> Path:
     Raises:
       ValueError: a part of the results has another shape; so may other errors of values and types.
     """
-    content = _content(results)
+    content = _content(results, at_work)
     figures: list[Drawing] = [*content["policy_figures"], *content["training_figures"],
                               *(f for f in (content["reliability"], content["funnel_bars"]) if f is not None)]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -57,17 +58,20 @@ def write_report(results: Results, folder: Path) -> Path:
         text = environment.from_string(template).render(content)
     except jinja2.UndefinedError as error:
         raise ValueError(f"the results lack what the page shows: {error}") from error
-    page.write_text(text, encoding="utf-8")
+    temporary = folder / f".{page.name}.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(page)  # whole at any time, for a browser that looks meanwhile
     return page
 
 
-def _content(results: Results) -> dict[str, Any]:
+def _content(results: Results, at_work: str | None) -> dict[str, Any]:
     """Everything the template shows, in plain texts and figures."""
     policies = results.policies
     measures = present_measures(policies)
     content: dict[str, Any] = {
         "title": results.title,
         "subtitle": results.subtitle,
+        "at_work": at_work,
         "created": _date(results.created),
         "headline": headline(results),
         "notes": results.notes,
@@ -79,7 +83,7 @@ def _content(results: Results) -> dict[str, Any]:
         "reliability": reliability(results.reward_model),
         "training_figures": training_figures(results.training),
         "funnels": results.funnels,
-        "funnel_bars": funnel_bars(results.funnels),
+        "funnel_bars": None if at_work else funnel_bars(results.funnels),
         "samples": [_sample(sample) for sample in results.samples],
         "stages": _stages(results.stages),
         "config": _config(results.config),
@@ -133,8 +137,8 @@ def _text(text: Text) -> str:
 def _stages(stages: Sequence[StageTime]) -> list[dict[str, str]]:
     total = math.fsum(s.seconds for s in stages)
     rows = [{"name": s.name, "time": _duration(s.seconds),
-             "share": f"{100 * s.seconds / total:.0f} %" if total else ""} for s in stages]
-    return [*rows, {"name": "all", "time": _duration(total), "share": ""}] if rows else []
+             "share": f"{100 * s.seconds / total:.0f} %" if total else "", "found": s.found} for s in stages]
+    return [*rows, {"name": "all", "time": _duration(total), "share": "", "found": ""}] if rows else []
 
 
 def _date(created: str | None) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,9 +27,14 @@ CURVES = (
 
 
 def training_figures(training: Mapping[str, Sequence[LogRow]]) -> list[Drawing]:
-    """Learning curves, one figure per training stage."""
-    made = [learning_curves(label, log) for label, log in training.items()]
+    """Learning curves, one figure per training stage; of a page that is written again each is drawn once."""
+    made = [_curves(label, json.dumps(log)) for label, log in training.items()]
     return [figure for figure in made if figure is not None]
+
+
+@functools.lru_cache(maxsize=64)
+def _curves(label: str, log: str) -> Drawing | None:
+    return learning_curves(label, json.loads(log))
 
 
 def learning_curves(label: str, log: Sequence[LogRow]) -> Drawing | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -15,6 +16,7 @@ from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
 from rlhf_jax.evaluation.results import Answer, Difference, LogRow, Results, Sample, StageTime
 from rlhf_jax.evaluation.win_rate import score_difference
+from rlhf_jax.workflow.findings import found
 from rlhf_jax.workflow.policies import Outcome
 from rlhf_jax.workflow.products import MODEL
 from rlhf_jax.workflow.stage import Run, to_plain
@@ -31,6 +33,15 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def results_so_far(run: Run, title: str) -> Results:
+    """What can be shown of a run under way: its finished stages, their logs and data, its config."""
+    return Results(
+        title, created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), versions=versions(),
+        training=training_logs(run), funnels=_pair_funnels(run),
+        stages=tuple(StageTime(stage.name, stage.seconds, found(stage.report)) for stage in run.stages),
+        config=to_plain(run.config))
+
+
 def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: int) -> Results:
     """Everything behind report, figures and tables.
 
@@ -44,14 +55,13 @@ def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, 
         summarise(entry.label, entry.family, entry.round,
                   JudgedAnswers(outcome.judged[entry.label], baseline, proxy="proxy", gold=gold), seed=seed)
         for entry in outcome.entries if entry.label in outcome.judged)
-    return Results(
-        title, notes=(NO_KL,) if policies and all(policy.get("kl_k1") is None for policy in policies) else (),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), versions=versions(), baseline=start,
-        policies=policies, differences=tuple(differences(outcome, gold, seed)),
+    so_far = results_so_far(run, title)
+    return dataclasses.replace(
+        so_far, notes=(NO_KL,) if policies and all(policy.get("kl_k1") is None for policy in policies) else (),
+        baseline=start, policies=policies, differences=tuple(differences(outcome, gold, seed)),
         best_of_n=tuple(best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)) if baseline else (),
-        reward_model=outcome.reward_model, training=training_logs(run), funnels=outcome.funnels | _pair_funnels(run),
-        stages=tuple(StageTime(stage.name, stage.seconds) for stage in run.stages),
-        samples=tuple(samples(outcome, count=6)), config=to_plain(run.config))
+        reward_model=outcome.reward_model, funnels={**outcome.funnels, **so_far.funnels},
+        samples=tuple(samples(outcome, count=6)))
 
 
 def differences(outcome: Outcome, gold: str | None, seed: int) -> Iterator[Difference]:

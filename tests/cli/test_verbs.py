@@ -1,15 +1,19 @@
 """Every verb, one after the other, as a user gives them; then bad input."""
 
+import dataclasses
 import json
 import shutil
 import sys
 
 import pytest
 
+from rlhf_jax.cli import run as run_module
 from rlhf_jax.cli.verbs import VERBS
+from rlhf_jax.config.build import build
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.jsonl import read_groups
-from rlhf_jax.workflow.progress import Noted
-from rlhf_jax.workflow.stage import Run, hash_path
+from rlhf_jax.workflow.progress import Noted, at_work
+from rlhf_jax.workflow.stage import Run, Stage, hash_path
 
 TRAIN = ["--train_batch_size", "8", "--micro_rows", "1", "--row_length", "160", "--learning_rate", "1e-3"]
 
@@ -335,3 +339,48 @@ def test_a_run_is_followed_from_another_terminal(rlhf_jax, tmp_path):
     (tmp_path / "report.html").write_text("")
     status, out, _ = rlhf_jax("watch", tmp_path)
     assert f"no command is at work here; report: {tmp_path}" in out.replace("\n", "")
+
+
+def test_two_finished_runs_are_compared(rlhf_jax, tmp_path):
+    estimate = {"value": 1.0, "standard_error": 0.1, "low": 0.8, "high": 1.2, "count": 50}
+    for name, beta in (("a", 0.1), ("b", 0.3)):
+        policy = {"label": "online-1", "family": "online", "round": 1, "prompts": 50, "samples": 50, "proxy": estimate}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(
+            {"title": name, "policies": [policy], "config": {"dpo": {"beta": beta}}}))
+    status, out, err = rlhf_jax("report", tmp_path / "a", "--compare", tmp_path / "b")
+    assert status == 0, err
+    assert "0.00 (-0.28 to 0.28)" in out
+    assert "| dpo.beta | 0.1 | 0.3 |" in out
+    (tmp_path / "b" / "results.json").write_text(json.dumps({"title": "b"}))
+    status, _, err = rlhf_jax("report", tmp_path / "a", "--compare", tmp_path / "b")
+    assert status == 1
+    assert f"the run {tmp_path / 'b'} compared no policies" in err
+
+
+@dataclasses.dataclass(frozen=True)
+class Looking(Stage):
+    """A stage that looks at what others see of the run meanwhile."""
+
+    number: int
+
+    def run(self, folder, context):
+        run = context.run.folder
+        return {"steps": self.number, "page": (run / "report.html").read_text(), "at": at_work(run).stage}
+
+
+def test_a_run_has_a_page_from_its_first_stage_on(tmp_path, capsys):
+    config = build(ExperimentConfig, {"model_name_or_path": "m", "output_dir": str(tmp_path),
+                                      "scorer": {"model_name_or_path": "m"}})
+    for again in (False, True):
+        with run_module._at_work(config, title="A run") as context:
+            first, second = (context.do(f"stage-{i}", Looking(i)) for i in (1, 2))
+        assert first.reused is again
+        assert "at work on <b>stage-1</b>, after 0 finished stages" in first.report["page"]
+        assert "at work on <b>stage-2</b>, after 1 finished stages" in second.report["page"]
+        assert "<td class=\"text\">1 steps</td>" in second.report["page"]
+        assert (first.report["at"], second.report["at"]) == ("stage-1", "stage-2")
+        assert at_work(tmp_path) is None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 stages were done, the last of them stage-2" in said
+    assert "stage-2: already done; 2 steps" in said

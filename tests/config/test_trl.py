@@ -47,6 +47,8 @@ def test_what_is_not_given_has_trls_default(verb):
     ({"loss_type": ["sigmoid"], "rpo_alpha": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
     ({"beta": 0.3, "torch_dtype": "bfloat16"}, {"beta": 0.3, "dtype": "bfloat16"}),
     ({"ref_model": "r"}, {"reference_model": "r"}),
+    ({"learning_rate": "5e-7", "eval_strategy": False, "save_strategy": False}, {"learning_rate": 5e-7,
+                                                                               "save_steps": None}),
 ], ids=str)
 def test_keys_that_are_computed(given, expected):
     config = convert("dpo", {**GIVEN, **given}, processes=2).config
@@ -97,7 +99,7 @@ def test_a_fine_tuning_loss_beside_the_usual_one_is_listed():
     ("optim", "adamw_torch", True), ("optim", "adafactor", False), ("dataloader_num_workers", 4, True),
     ("hub_model_id", "me/mine", True), ("lora_dropout", 0.0, True), ("lora_dropout", 0.05, False),
     ("ddp_timeout", 1800, True), ("torch_dtype", "bfloat16", False), ("beta", 0.1, False), ("deepspeed", None, True),
-    ("own", None, False),
+    ("own", None, False), ("eval_strategy", False, True), ("save_strategy", "epoch", False),
 ])
 def test_what_changes_nothing(key, value, idle):
     assert changes_nothing(key, value) is idle

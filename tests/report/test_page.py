@@ -105,3 +105,24 @@ def test_the_page_renders(results, tmp_path, scheme):
     for band in np.split(differs, 8):
         assert band.mean() > 0.005
     assert len(np.unique((pixels * 15).astype(int).reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_run_under_way_has_a_page_that_loads_itself_again(results, tmp_path):
+    so_far = {key: results[key] for key in ("title", "created", "training", "funnels", "config")}
+    so_far["stages"] = [{"name": "sft", "seconds": 41.2, "found": "40 steps, loss 0.61"}]
+    page = draw(Results.from_json(so_far), tmp_path, at_work="online/round-1/<sample>")
+    text = page.read_text(encoding="utf-8")
+    assert '<meta http-equiv="refresh" content="20">' in text
+    assert "at work on <b>online/round-1/&lt;sample&gt;</b>, after 1 finished stages" in text
+    assert "40 steps, loss 0.61" in text
+    assert 'id="figure-training-sft"' in text
+    assert not re.search(r"https?://|<script|<link|<img|@import|url\((?!#)", text)
+    text = draw(Results.from_json(so_far), tmp_path).read_text(encoding="utf-8")
+    assert "refresh" not in text
+    assert "under way" not in text
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    text = draw(Results("A run"), tmp_path, at_work="world").read_text(encoding="utf-8")
+    assert "after 0 finished stages" in text

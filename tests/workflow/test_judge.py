@@ -67,7 +67,11 @@ def test_failures_are_those_of_this_policy_alone(start, prompts, make_context, t
         own=(True, True, False))) for name in ("first", "second")]
     for stage in stages:
         assert not stage.reused
-        assert stage.report == {"prompts": 4, "failures": {"proxy": {"no_score": 4}, "gold": {"no_score": 12}}}
+        assert stage.report["failures"] == {"proxy": {"no_score": 4}, "gold": {"no_score": 12}}
     judged = read_groups(stages[0].folder / JUDGED)
+    means = [[np.mean([r.scores[name] for r in g.responses if name in r.scores]) for g in judged]
+             for name in ("kl_k1", "kl_k3", "proxy")]
+    assert list(stages[0].report["scores"].values()) == pytest.approx([np.mean(mean) for mean in means])
+    assert list(stages[0].report["scores"]) == ["kl_k1", "kl_k3", "proxy"]
     assert [sorted(r.scores) for r in judged[0].responses] == [["kl_k1", "kl_k3", "proxy"], ["kl_k1", "kl_k3"],
                                                                ["proxy"]]

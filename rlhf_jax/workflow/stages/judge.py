@@ -55,7 +55,17 @@ class JudgeStage(Stage):
             write_groups(folder / JUDGED, groups)
         context.tick(context.name, len(scorers) + 1, len(scorers) + 1, "")
         failures = {s.name: gather_counts(s.failures - earlier) for s, earlier in zip(scorers, before, strict=True)}
-        return {"prompts": len(groups), "failures": failures}
+        return {"prompts": len(groups), "failures": failures, "scores": mean_scores(groups)}
+
+
+def mean_scores(groups: Sequence[PromptGroup]) -> dict[str, float]:
+    """Name -> mean over prompts of the mean over a prompt's responses, of those that have the number."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        for name in {name for response in group.responses for name in response.scores}:
+            found.setdefault(name, []).append(float(np.mean([r.scores[name] for r in group.responses
+                                                             if name in r.scores])))
+    return {name: float(np.mean(found[name])) for name in sorted(found)}
 
 
 def unchanged(sampling: SamplingConfig) -> tuple[bool, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
@@ -47,7 +49,8 @@ class PairsStage(Stage):
             write_groups(folder / PAIRS, groups)
             if self.layout == "trl":
                 write_jsonl_atomic(folder / TRL, [row for group in groups for row in pair_rows(group)])
-        return {"funnel": funnel.to_json()}
+        margins = [margin for group in groups for margin in group.margins]
+        return {"funnel": funnel.to_json(), **({"mean_gap": float(np.mean(margins))} if margins else {})}
 
     def preview(self, context: Context) -> Preview:
         del context
