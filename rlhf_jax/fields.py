@@ -151,12 +151,13 @@ class Options:
     """Base of all option classes: looks at every declared choice, range and condition, then at `conflicts`.
 
     Raises:
-      ValueError: for a word that is no choice, a number out of its range, a key without effect, or values that
-        contradict each other.
+      ValueError: for null where it means nothing, a word that is no choice, a number out of its range, a key without
+        effect, or values that contradict each other.
     """
 
     def __post_init__(self) -> None:
         for field in declared(type(self)):
+            check_null(field, getattr(self, field.name))
             check_choice(field, getattr(self, field.name))
             check_range(field, getattr(self, field.name))
             check_effect(field, self)
@@ -164,6 +165,12 @@ class Options:
 
     def conflicts(self) -> None:
         """Raises ValueError for values that do not go together."""
+
+
+def check_null(field: Declared, value: Any) -> None:
+    """Raises ValueError if `value` is None and the field takes no null."""
+    if value is None and type(None) not in typing.get_args(field.hint):
+        raise ValueError(f"{field.name} is null; {'' if field.required else 'leave it out, or '}give a value")
 
 
 def check_choice(field: Declared, value: Any) -> None:

@@ -10,9 +10,12 @@ import hashlib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+_NAME = re.compile(r"\w+(\.\w+)*:\w+")
 
 
 def is_plugin(name: str | None) -> bool:
@@ -26,9 +29,9 @@ def load_function(path: str) -> Callable[..., Any]:
     Raises:
       ValueError: there is no such function, with the reason.
     """
-    module, _, name = path.partition(":")
-    if not name:
-        raise ValueError(f"function {path!r} has no colon; write 'package.module:function'")
+    if not _NAME.fullmatch(path):
+        raise ValueError(f"function {path!r:.200} is not written 'package.module:function'")
+    module, name = path.split(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -42,8 +45,15 @@ def load_function(path: str) -> Callable[..., Any]:
 
 
 def function_key(function: Callable[..., Any]) -> str:
-    """Stands for a function in a stage's inputs: sha256 of its name and its module's source."""
-    source = inspect.getsource(inspect.getmodule(function) or function)
+    """Stands for a function in a stage's inputs: sha256 of its name and its module's source.
+
+    Raises:
+      ValueError: it was not written in Python, so nothing would tell one version from another.
+    """
+    try:
+        source = inspect.getsource(inspect.getmodule(function) or function)
+    except (TypeError, OSError) as error:
+        raise ValueError(f"{function!r} has no source in Python ({error}); write a function that calls it") from error
     return hashlib.sha256(f"{function.__qualname__}\n{source}".encode()).hexdigest()
 
 

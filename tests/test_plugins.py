@@ -69,6 +69,18 @@ def test_a_loss_that_cannot_work_is_refused_when_the_options_are_made(mine, name
         PreferenceLoss(f"{mine}:{name}", **settings)
 
 
+@pytest.mark.parametrize("name", [":f", "m:", "m", ".m:f", "a..b:f", "a b:f", "m:f:g", "m\0:f", ""])
+def test_what_is_no_name_of_a_function_is_told_how_one_is_written(name):
+    with pytest.raises(ValueError, match=r"is not written 'package\.module:function'"):
+        load_function(name)
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "builtins:len", "math:exp"])
+def test_a_function_without_python_source_is_refused_where_its_key_is_asked_for(name):
+    with pytest.raises(ValueError, match=f"{name.split(':')[1]}.* has no source in Python .*; write a function"):
+        function_key(load_function(name))
+
+
 def test_a_pair_rule_of_ones_own_gets_values_best_first(mine):
     rule = load_function(f"{mine}:second_and_third")
     assert rule([3.0, 2.0, 1.0], random.Random(0)) == (1, 2)

@@ -9,6 +9,7 @@ from typing import Any
 
 from docstring_parser import parse
 
+from rlhf_jax.cli.parser import refuse
 from rlhf_jax.config.build import kind_name
 from rlhf_jax.fields import Declared, declared
 
@@ -22,7 +23,7 @@ def print_help(verb: str, options: type, section: str = "") -> None:
     for name in filter(None, section.split(".")):
         field = next((f for f in _fields(kinds[0]) if f.name == name and (f.kinds or f.item)), None)
         if field is None:
-            raise SystemExit(f"rlhf-jax {verb}: there is no section {section!r}")
+            refuse(verb, f"there is no section {section!r}")
         kinds, prefix = (field.item,) if field.item else field.kinds, f"{prefix}{name}{'[]' if field.item else ''}."
     usage = f"usage: rlhf-jax {verb} [--config x.yaml] [--key value ...] [--dry-run]"
     print(f"{usage}\n\n{summary(kinds[0])}" if len(kinds) == 1 else usage)

@@ -86,7 +86,7 @@ def kind_of(field: Declared, tree: Mapping[str, Any], path: str = "") -> type:
         return field.kinds[0]
     by_name = {kind_name(kind): kind for kind in field.kinds}
     named = tree.get("kind", kind_name(type(field.default) if field.default is not None else field.kinds[0]))
-    if named not in by_name:
+    if not isinstance(named, str) or named not in by_name:
         near = difflib.get_close_matches(str(named), by_name, n=1)
         raise ValueError(f"{path}kind = {named!r}; {f'did you mean {near[0]!r}? ' if near else ''}"
                          f"choose one of {', '.join(by_name)}")

@@ -158,6 +158,9 @@ class EvaluateCommand(Options):
     Attributes:
       scorer: what is evaluated.
       output_dir: where the results go.
+      benchmark: whose rows dataset_name holds, as its authors publish them: auto_j, hhh, judgebench, llmbar, pandalm,
+        rewardbench, rewardbench2, rm_bench; or preference, any preference rows, with a column `subset` or without.
+      tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
       seed: of the bootstrap.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       rows: held-out preference rows.
@@ -166,10 +169,22 @@ class EvaluateCommand(Options):
 
     scorer: ScorerOptions
     output_dir: str
+    benchmark: str = "preference"
+    tie_rule: Literal["half", "strict"] | None = None
     seed: Annotated[int, SEED] = 0
     mesh: MeshChoice = MeshConfig()
     rows: Flat[RowOptions] = RowOptions()
     graded: Flat[GradedOptions] = GradedOptions()
+
+    def conflicts(self) -> None:
+        """Raises ValueError for keys that say how rows are read, beside a benchmark that says so itself."""
+        if self.benchmark == "preference":
+            return
+        for options, name in ((self.rows, "converter"), (self.graded, "pair_rule"), (self.graded, "min_gap")):
+            if getattr(options, name) != getattr(type(options)(), name):
+                raise ValueError(f"{name} = {getattr(options, name)!r} has no effect with benchmark = "
+                                 f"{self.benchmark!r}, whose rows are read in one way; leave it out, or set benchmark: "
+                                 "preference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

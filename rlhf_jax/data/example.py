@@ -32,7 +32,7 @@ class Example:
       prompt: text, or messages that end before the response.
       responses: each text, or messages that begin with an assistant turn.
       pairs: (chosen, rejected) indices into `responses`.
-      margins: one number a pair (score gap), or empty.
+      margins: one number per pair (score gap), or empty.
       scores: of each response its numbers by name: `data` and `data/NAME` are grades, `label` is 1 for a desirable one
         of unpaired data, 0 for another. Empty where there are none at all.
       prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
@@ -83,6 +83,7 @@ class ParseOptions:
       seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
       prompts_from: of rows that hold whole conversations, what is the prompt; None where rows are prompts.
+      to_judge: pairs are judged as they are and not learned from: a response may be empty, or both be the same.
     """
 
     pair_rule: PairRule = "all"
@@ -91,3 +92,4 @@ class ParseOptions:
     seed: int = 0
     allow_empty_prompt: bool = False
     prompts_from: PromptsFrom | None = None
+    to_judge: bool = False

@@ -200,9 +200,10 @@ def _token_ids(row: Mapping[str, Any], name: str) -> np.ndarray:
 
 def _text(row: Mapping[str, Any], name: str) -> Text:
     value = row.get(name, "")
-    if not isinstance(value, str) and not (isinstance(value, list) and all(
-            isinstance(message, dict) and isinstance(message.get("role"), str) for message in value)):
-        raise ValueError(f"{name} is neither text nor a list of messages with a role")
+    if not isinstance(value, str) and not (isinstance(value, list) and value and all(
+            isinstance(message, dict) and isinstance(message.get(key), str)
+            for message in value for key in ("role", "content"))):
+        raise ValueError(f"{name} is neither text nor a list of messages, each with a role and its content")
     return value
 
 

@@ -72,7 +72,7 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
     if is_empty(example.prompt) and not (example.prompt == "" and (options.allow_empty_prompt or whole_text)):
         raise BadRow("empty_prompt", "the prompt is empty; remove the row, or set allow_empty_prompt to let the model "
                                      "start from its BOS token")
-    if any(is_empty(response) for response in example.responses):
+    if not options.to_judge and any(is_empty(response) for response in example.responses):
         raise BadRow("empty_response", "a response is empty; there is nothing to learn from or to judge")
     prompt_id = example.prompt_id or _prompt_id(row, example)
     prompt = example.prompt if ours else _with_system(example.prompt, row)
@@ -202,7 +202,7 @@ def _parse_preference(row: Mapping[str, Any], options: ParseOptions) -> Example:
     chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
     given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
     prompt, sides = _explicit_or_whole(given, chosen, rejected)
-    if sides[0] == sides[1]:
+    if sides[0] == sides[1] and not options.to_judge:
         raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same; there is nothing to prefer")
     return Example(prompt, sides, pairs=((0, 1),), margins=_margins(row))
 

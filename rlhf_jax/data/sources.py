@@ -29,6 +29,7 @@ from rlhf_jax.data.jsonl import SourceError
 
 _SLICE = re.compile(r"^(?P<base>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$")
 _HUB_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.")
+_HUB_NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\w[\w./-]*))?")
 _ABOUT = ("dataset_infos.json", "dataset_info.json")
 """Files of a hub snapshot that tell of the data and hold none."""
 _SPLIT_WORDS = ("train", "valid", "validation", "val", "dev", "test", "eval")
@@ -268,7 +269,11 @@ def _hub_rows(source: str, split: str | None, name: str | None) -> Iterator[Mapp
     import datasets
 
     load: Callable[..., Any] = datasets.load_dataset
-    dataset, _, revision = source.partition("@")
+    match = _HUB_NAME.fullmatch(source)
+    if match is None:
+        raise SourceError(f"{source[:200]!r} is no file on this machine and no name of a hub data set (name, "
+                          "owner/name or owner/name@revision)")
+    dataset, revision = match[1], match[2]
     try:
         loaded = load(dataset, name, **({"revision": revision} if revision else {}))
     except (ConnectionError, FileNotFoundError, ValueError) as error:

@@ -16,7 +16,7 @@ from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """What tells a family apart.
 
     Attributes:
@@ -70,20 +70,20 @@ def _experts(room: str, router: str, gate: str, up: str, down: str) -> dict[str,
 
 
 FAMILIES = {
-    "llama": Family("Llama"),
-    "mistral": Family("Mistral", windows=True),
-    "qwen2": Family("Qwen2", {"qkv_bias": True}, windows=True),
-    "qwen3": Family("Qwen3", {"qk_norm": "head"}, windows=True),
-    "gemma": Family("Gemma", _GEMMA),
-    "gemma2": Family("Gemma2", {**_GEMMA, "norms": "both"}, _GEMMA2_KEYS, _AROUND, windows=True),
-    "gemma3_text": Family("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
+    "llama": ModelFamily("Llama"),
+    "mistral": ModelFamily("Mistral", windows=True),
+    "qwen2": ModelFamily("Qwen2", {"qkv_bias": True}, windows=True),
+    "qwen3": ModelFamily("Qwen3", {"qk_norm": "head"}, windows=True),
+    "gemma": ModelFamily("Gemma", _GEMMA),
+    "gemma2": ModelFamily("Gemma2", {**_GEMMA, "norms": "both"}, _GEMMA2_KEYS, _AROUND, windows=True),
+    "gemma3_text": ModelFamily("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
                           windows=True, causal="Gemma3ForCausalLM"),
-    "olmo2": Family("Olmo2", _OLMO, names=_AFTER),
-    "olmo3": Family("Olmo3", _OLMO, names=_AFTER, windows=True),
-    "phi3": Family("Phi3", names=_FUSED, windows=True),
-    "mixtral": Family("Mixtral", {"normalize_experts": True}, _EXPERT_KEYS, _experts(
+    "olmo2": ModelFamily("Olmo2", _OLMO, names=_AFTER),
+    "olmo3": ModelFamily("Olmo3", _OLMO, names=_AFTER, windows=True),
+    "phi3": ModelFamily("Phi3", names=_FUSED, windows=True),
+    "mixtral": ModelFamily("Mixtral", {"normalize_experts": True}, _EXPERT_KEYS, _experts(
         "block_sparse_moe.experts", "block_sparse_moe.gate.weight", "w1", "w3", "w2"), windows=True),
-    "qwen3_moe": Family("Qwen3Moe", {"qk_norm": "head"},
+    "qwen3_moe": ModelFamily("Qwen3Moe", {"qk_norm": "head"},
                         {**_EXPERT_KEYS, "norm_topk_prob": "normalize_experts", "moe_intermediate_size": "mlp"},
                         _experts("mlp.experts", "mlp.gate.weight", "gate_proj", "up_proj", "down_proj"), windows=True),
 }
@@ -160,7 +160,7 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
             "num_labels": raw.get("num_labels")}
 
 
-def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _head(raw: Mapping[str, Any], family: ModelFamily) -> dict[str, Any]:
     """The fields `num_labels`, `score_at` and `gate`, from the architecture that config.json names."""
     known = family.architectures
     architecture = (raw["architectures"] or [known["causal"]])[0]
@@ -256,7 +256,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def head_kind(config: DecoderConfig) -> str:
-    """Key of `Family.architectures`."""
+    """Key of `ModelFamily.architectures`."""
     return "causal" if not config.is_classifier else "scores" if config.gate is None else "gated"
 
 

@@ -88,7 +88,7 @@ class PackedMap:
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:
-        """Per group, in order, one result a response. `progress` gets the number of groups done since its last call."""
+        """Per group, in order, one result per response. `progress` gets the groups done since its last call."""
         pieces = [(i, piece) for i, group in enumerate(groups)
                   for piece in (split_group(group, self._limit) if self._limit else [group])]
         split = [piece for _, piece in pieces]

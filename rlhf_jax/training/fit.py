@@ -49,7 +49,7 @@ from rlhf_jax.training.step import (
 )
 
 Reporter = Callable[[int, int, dict[str, float]], None]
-"""(step, steps, metrics) -> None: shows progress; called once a step with the newest metrics known."""
+"""(step, steps, metrics) -> None: shows progress; called once per step with the newest metrics known."""
 OnRow = Callable[[dict[str, Any]], None]
 """Gets each row of `FitResult.log_history`, in its order."""
 
@@ -140,7 +140,7 @@ def fit(
 
     Args:
       on_row: gets the rows of the log as they are made; after a restart those of the checkpoint come first, again.
-      flops: what training on some groups takes; metric lines then say how much of it a device does a second.
+      flops: what training on some groups takes; metric lines then say how much of it a device does per second.
       consume: if true, `fit` takes ownership of `model.trained` and deletes its device arrays; otherwise it keeps a
         copy, at 4 extra bytes per weight. Leaves may lie on the host (numpy), as a fresh head does.
 

@@ -199,7 +199,7 @@ def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]
                        + ", ".join("none" if score is None else f"{score:.3f}" for score in scores[:4]))
     logps = np.concatenate([x for group in logps_map(Compute(config, mesh=mesh), mesh)(params, groups) for x in group])
     loss, chance = float(-np.mean(logps)), math.log(config.vocab_size)
-    seen = f"loss {loss:.3f} nats a token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
+    seen = f"loss {loss:.3f} nats per token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
     if not math.isfinite(loss) or loss > chance + _NOISE:
         return Finding("step 0", "fail", seen, "worse than chance: the weights, the tokenizer or the template is not "
                        "the one the model was trained with")

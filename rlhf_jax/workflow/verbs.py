@@ -20,6 +20,8 @@ from rlhf_jax.config.data import PreferenceData, RowOptions, Sources
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.data.rows import Kind
+from rlhf_jax.fields import flattened
+from rlhf_jax.workflow.benchmarking import find_benchmark
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, PairFile, RenderedRows
@@ -118,9 +120,12 @@ def pairs(command: PairsCommand, context: Context) -> PairsStage:
 
 def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage:
     """`rlhf-jax evaluate`."""
-    rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"))
+    rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
+    find_benchmark(command.benchmark)
+    scorer = flattened(command.scorer)
     return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy"), data=rows,
-                         seed=command.seed)
+                         seed=command.seed, tie_rule=command.tie_rule,
+                         model=str(scorer.get("model_name_or_path") or scorer.get("function") or scorer["kind"]))
 
 
 def export(command: ExportCommand, context: Context) -> ExportStage:

@@ -197,6 +197,14 @@ def test_the_help_of_a_section_is_printed(rlhf_jax):
     assert "--mesh.tensor" in out
 
 
+@pytest.mark.parametrize(("verb", "section"), [("report", "mesh"), ("pairs", "mesh"), ("sft", "seed"),
+                                               ("iterate", "loop.rounds")])
+def test_help_of_what_is_no_section_says_so(rlhf_jax, verb, section):
+    status, _, err = rlhf_jax(verb, f"--{section}.help")
+    assert status == 2
+    assert f"there is no section {section!r}" in err
+
+
 def test_an_interrupted_command_says_so_and_shows_no_traceback(rlhf_jax, sampled, tmp_path, monkeypatch):
     def interrupt(**_):
         raise KeyboardInterrupt
@@ -258,7 +266,13 @@ def test_two_commands_at_once_into_one_folder_are_one_too_many(rlhf_jax, sampled
 @pytest.mark.parametrize(("content", "said"), [
     ("{", "JSONDecodeError"), ("[" * 100_000, "RecursionError"),
     ("[]", "results.json is not as a run writes it"), ("{}", "KeyError: 'title'"),
-    ('{"policies": [{"label": 3}]}', "not as a run writes it"), ('{"policies": 1}', "not as a run writes it")])
+    ('{"policies": [{"label": 3}]}', "not as a run writes it"), ('{"policies": 1}', "not as a run writes it"),
+    ('{"title": "t", "policies": [], "funnels": "x"}', "not as a run writes it"),
+    ('{"title": "t", "policies": [], "funnels": {"sft": {"read": 3}}}', "not as a run writes it"),
+    ('{"title": "t", "policies": [], "funnels": {"s": {"read": 3, "valid": 3, "kept": 3}}}', "not as a run"),
+    ('{"title": "t", "policies": [], "versions": 3}', "not as a run writes it"),
+    ('{"title": "t", "policies": [], "reward_model": {"accuracy": 1}}', "not as a run writes it"),
+    ('{"title": "t", "policies": [], "samples": [{"prompt": "p", "answers": [{}]}]}', "not as a run writes it")])
 def test_results_that_no_run_wrote_are_named(content, said, rlhf_jax, tmp_path):
     (tmp_path / "results.json").write_text(content)
     status, _, err = rlhf_jax("report", tmp_path)

@@ -81,6 +81,10 @@ def test_an_unknown_nested_key_in_yaml_names_the_nearest_key(tmp_path, capsys):
     (["--learning_rate"], "needs a value"),
     (["stray"], "not an option"),
     (["--config", "/nowhere.yaml"], "no such file"),
+    (["--dataset_name", "null"], "dataset_name is null; leave it out, or give a value"),
+    (["--model_name_or_path", "null"], "model_name_or_path is null; give a value"),
+    (["--seed", "null"], "seed is null"),
+    (["--mesh", "null"], "mesh"),
 ])
 def test_what_cannot_work_says_what_to_do(args, words, capsys):
     assert words in refused(SftCommand, [*SFT, *args], capsys)
@@ -92,9 +96,23 @@ def test_what_cannot_work_says_what_to_do(args, words, capsys):
     (["--loss_type", "[sigmoid, sft]", "--loss_weights", "[1]"], "loss_weights"),
     (["--pairs", "x.jsonl"], "exactly one of"),
     (["--min_lr_rate", "0.5"], "no effect"),
+    (["--loss_type", "null"], "loss_type is null"),
+    (["--loss_weights", "[null]"], "loss_weights"),
 ])
 def test_options_without_effect_or_in_conflict_are_errors(args, words, capsys):
     assert words in refused(DpoCommand, [*SFT, *args], capsys)
+
+
+@pytest.mark.parametrize(("scorer", "said"), [
+    ({"kind": ["function"]}, "scorer.kind = ['function']; "),
+    ({"kind": {"function": 1}}, "scorer.kind = {'function': 1}; did you mean 'function'?"),
+    ({"kind": None}, "scorer.kind = None; choose one of"),
+    ({"kind": 1}, "scorer.kind = 1; choose one of"),
+    ({"kind": "function", "function": None}, "scorer: function is null; give a value"),
+])
+def test_a_kind_and_what_it_needs_are_words(scorer, said, tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({**RUN, "scorer": scorer}))
+    assert said in refused(ExperimentConfig, ["--config", str(tmp_path / "x.yaml")], capsys)
 
 
 def test_old_names_are_accepted_and_said(capsys):

@@ -27,7 +27,7 @@ from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.training import BradleyTerryOptions, SftOptions
-from rlhf_jax.fields import check_range, declared, flattened, keys, replaced
+from rlhf_jax.fields import check_null, check_range, declared, flattened, keys, replaced
 from rlhf_jax.losses import LOSSES
 
 FUNCTION = {"kind": "function", "function": "m:f"}
@@ -242,6 +242,16 @@ def test_every_number_declares_its_range_and_refuses_what_is_no_number_in_it(own
             check_range(field, value)
     if not field.required:
         check_range(field, field.default)
+
+
+@pytest.mark.parametrize(("owner", "name"), FIELDS, ids=lambda x: getattr(x, "__name__", x))
+def test_a_key_that_takes_no_null_refuses_it_by_name(owner, name):
+    field = FIELDS[owner, name]
+    if type(None) in typing.get_args(field.hint):
+        check_null(field, None)
+    else:
+        with pytest.raises(ValueError, match=f"^{name} is null; "):
+            check_null(field, None)
 
 
 def test_there_are_numbers_to_look_at():

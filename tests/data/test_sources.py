@@ -190,6 +190,15 @@ def test_hub_name_without_a_network(monkeypatch):
         list(read_rows("owner/name", split="train"))
 
 
+@pytest.mark.parametrize("source", ["@main", "a/b/c", "owner/name@", "two words", "a:b", "owner/", "@"])
+def test_what_is_no_hub_name_is_not_asked_for(source, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **more: pytest.fail("asked for"))
+    with pytest.raises(SourceError, match="no file on this machine and no name of a hub data set"):
+        list(read_rows(source))
+
+
 def test_hub_name(monkeypatch):
     import datasets
 

@@ -100,7 +100,7 @@ def test_the_worlds_judge_is_found_by_name():
 
 
 @pytest.mark.parametrize(("path", "words"), [
-    ("rlhf_jax.data.world", "no colon; write 'package.module:function'"), ("no.such:thing", "cannot be imported"),
+    ("rlhf_jax.data.world", "is not written 'package.module:function'"), ("no.such:thing", "cannot be imported"),
     ("rlhf_jax.data.world:nothing", "cannot be imported"), ("rlhf_jax.data.world:PLACES", "not a function"),
 ])
 def test_a_function_that_cannot_be_had_is_an_error_that_says_why(path, words):

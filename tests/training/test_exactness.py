@@ -18,6 +18,10 @@ from rlhf_jax.training.step import make_grads, whole
 SHAPE = RowShape(tokens=48, targets=48, slots=16, pairs=16)
 ROWS, BRANCHES, PAIRS, LONGEST = 4, 16, 16, 16
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+OF_LARGEST = 2e-5
+"""Rounding of a gradient in float32, as a share of its largest entry or of 1: at most 1.1e-5 in 20,000 random problems,
+2,500 of each objective, all against float64. An entry that is small because large terms cancel carries their rounding,
+so 1e-5 of each entry would be less than rounding in one problem of a thousand (Bradley-Terry) to one of forty (ipo)."""
 SEEDS = st.tuples(st.integers(1, 4), st.integers(0, 10**6))
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -70,10 +74,22 @@ def plain_preference(logps, rows, *, loss):
     return weighted_total(preference_loss(PairLogps(*sides), loss, rows["pair_real"], rows["margin"]))
 
 
+def in_float64(function):
+    """A function compiled for double precision, whatever the precision of what it is given; its results in NumPy."""
+    compiled = jax.jit(function)
+
+    def call(*args):
+        args = jax.tree.map(lambda x: np.asarray(x, np.float64) if np.asarray(x).dtype.kind == "f" else x, args)
+        with jax.enable_x64(True):
+            return jax.tree.map(np.asarray, compiled(*args))
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def problem(tiny, weights, plain):
-    """(family, classifier) -> config, parameters, and a compiled (ids, last) -> outputs of the plain decoder and their
-    pullback: [R] scores of a classifier, else [R, N] log p(token n | tokens before n), 0 for the first."""
+    """(family, classifier) -> config, parameters, and (parameters, ids, last) -> outputs of the plain decoder, and
+    their pullback: [R] scores of a classifier, else [R, N] log p(token n | tokens before n), 0 for the first."""
 
     @cache
     def build(family, classifier=False):
@@ -87,9 +103,10 @@ def problem(tiny, weights, plain):
             table = jax.nn.log_softmax(hidden @ params["head"].T)
             return jnp.pad(jnp.take_along_axis(table[:, :-1], ids[:, 1:, None], -1)[..., 0], ((0, 0), (1, 0)))
 
-        forward = jax.jit(outputs)
-        backward = jax.jit(lambda p, ids, last, cotangent: jax.vjp(lambda q: outputs(q, ids, last), p)[1](cotangent)[0])
-        return config, params, forward, backward
+        def pullback(params, ids, last, cotangent):
+            return jax.vjp(lambda q: outputs(q, ids, last), params)[1](cotangent)[0]
+
+        return config, params, in_float64(outputs), in_float64(pullback)
 
     return build
 
@@ -119,7 +136,7 @@ def test_loss_and_gradients_equal_one_sequence_at_a_time(name, problem, make_gro
     objective, plain_loss, classifier = OBJECTIVES[name]
     config, params, forward, backward = problem("mistral", classifier)
     ours = jax.jit(make_grads(objective(Compute(config, logits_chunk=7)), whole, jnp.float32))
-    theirs = jax.jit(jax.value_and_grad(plain_loss))
+    theirs = in_float64(jax.value_and_grad(plain_loss))
 
     @FEW
     @given(case=SEEDS, halves=st.booleans())
@@ -133,7 +150,8 @@ def test_loss_and_gradients_equal_one_sequence_at_a_time(name, problem, make_gro
         expected_loss, cotangent = theirs(forward(params, rows["ids"], rows["last"]), rows)
         expected = backward(params, rows["ids"], rows["last"], cotangent)
         np.testing.assert_allclose(loss, expected_loss, **TOLERANCE)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), grads, expected)
+        allowed = OF_LARGEST * max(1.0, *(np.abs(g).max() for g in jax.tree.leaves(expected)))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=allowed), grads, expected)
 
     check()
 

@@ -191,7 +191,9 @@ def test_the_names_are_checked():
     assert names("none") == names(("none",)) == names(()) == ()
     assert names("wandb") == names(["wandb"]) == ("wandb",)
     assert names(("tensorboard", "trackio")) == ("tensorboard", "trackio")
-    for wrong in ("mlflow", ("wandb", "mlflow"), None):
+    with pytest.raises(ValueError, match="report_to is null; leave it out"):
+        names(None)
+    for wrong in ("mlflow", ("wandb", "mlflow")):
         with pytest.raises(ValueError, match=r"choose none, or one or several of tensorboard, wandb, trackio"):
             names(wrong)
     for wrong in (("wandb", "none"), ("wandb", "wandb")):
