@@ -82,15 +82,15 @@ def test_prompt_layouts(row, prompt):
 def test_graded_layouts():
     cells = [{"text": "a", "score": 1}, {"text": "b", "score": None}]
     objects = parse_row({"prompt": "p", "responses": cells}, "graded")
-    assert (objects.responses, objects.scores) == (("a", "b"), (1.0, None))
+    assert (objects.responses, objects.scores) == (("a", "b"), ({"data": 1.0}, {}))
     loop = parse_row({"prompt": [user("p")], "responses": ["a", "b"], "rewards": [0.5, -1]}, "graded")
-    assert (loop.responses, loop.scores, loop.pairs) == (("a", "b"), (0.5, -1.0), ())
+    assert (loop.responses, loop.scores, loop.pairs) == (("a", "b"), ({"data": 0.5}, {"data": -1.0}), ())
 
 
 def test_an_empty_graded_response_is_left_out_alone():
     cells = [{"text": t, "score": s, "model": t} for t, s in (("a", 1), (" ", 0), ("b", 3))]
     example = parse_row({"prompt": "p", "responses": cells}, "graded")
-    assert example.scores == (1.0, 3.0)
+    assert example.scores == ({"data": 1.0}, {"data": 3.0})
     assert (example.extra, example.notes) == ({"response_models": ["a", "b"]}, {"left_out_responses": 1})
     assert reason({"prompt": "p", "responses": cells[1:2]}, "graded") == "empty_response"
 
@@ -102,7 +102,8 @@ def test_graded_rows_as_preferences():
     assert example.margins == (2.0, 3.0, 1.0)
     for options in (ParseOptions(pair_rule="best_worst"), ParseOptions(min_gap=2.5)):
         one = parse_row(row, "preference", options)
-        assert (one.responses, one.scores, one.pairs) == (("b", "c"), (3.0, 0.0), ((0, 1),))  # "a" is in no pair
+        assert (one.responses, one.pairs) == (("b", "c"), ((0, 1),))  # "a" is in no pair
+        assert one.scores == ({"data": 3.0}, {"data": 0.0})
     drawn = [parse_row(row, "preference", ParseOptions(pair_rule="best_random", seed=s)) for s in range(20)]
     assert {tuple(one.responses[i] for i in one.pairs[0]) for one in drawn} == {("b", "a"), ("b", "c")}
     assert reason({**row, "rewards": [1, 1, 1]}, "preference") == "no_pair"
@@ -114,7 +115,7 @@ def test_graded_rows_as_preferences():
 
 def test_unpaired():
     example = parse_row({"prompt": "p", "completion": "c", "label": 1}, "unpaired")
-    assert (example.responses, example.labels) == (("c",), (True,))
+    assert (example.responses, example.scores) == (("c",), ({"label": 1.0},))
     assert reason({"prompt": "p", "completion": "c", "label": "yes"}, "unpaired") == "bad_label"
 
 
