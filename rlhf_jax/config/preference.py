@@ -11,7 +11,7 @@ from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import TrainConfig
-from rlhf_jax.fields import SHARE, Flat, Options, flattened
+from rlhf_jax.fields import SHARE, Flat, Options, changed, flattened
 from rlhf_jax.losses import PreferenceLoss
 
 
@@ -25,6 +25,8 @@ class PreferenceOptions(Options):
       lora: an adapter instead of all weights.
       ld_alpha: LD-DPO: weight of the tokens beyond the length both responses reach; None for plain sums.
       use_weighting: WPO: pairs count by how likely the policy itself finds both responses.
+      split_pairs: for losses of single responses (kto, bco, apo_zero_unpaired): preference rows are read, and of each
+        pair the chosen response is desirable and the rejected one is not; else rows have a completion and a label.
     """
 
     loss: Flat[PreferenceLoss] = PreferenceLoss()
@@ -32,16 +34,30 @@ class PreferenceOptions(Options):
     lora: Flat[LoraConfig] = LoraConfig()
     ld_alpha: Annotated[float | None, SHARE] = None
     use_weighting: bool = False
+    split_pairs: bool = False
 
     def conflicts(self) -> None:
         if self.use_weighting and self.loss.compares_pairs:
             raise ValueError(f"use_weighting weighs each pair on its own and loss_type {self.loss.loss_type!r} sorts "
                              "pairs against each other; leave one of them out")
+        if self.split_pairs and not self.loss.of_responses:
+            raise ValueError(f"split_pairs has no effect with loss_type = {self.loss.loss_type!r}, which reads pairs; "
+                             "leave it out")
+        for name in ("ld_alpha", "use_weighting") if self.loss.of_responses else ():
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"{name} is about pairs, and loss_type = {self.loss.loss_type!r} reads single "
+                                 "responses; leave it out")
+
+    @property
+    def responses(self) -> int:
+        """Responses of a group as the loss reads it."""
+        labelled = 1 if self.loss.of_responses and not self.split_pairs else 2
+        return 2 * labelled if self.loss.needs_mismatched else labelled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DpoCommand(Options):
-    """Direct preference optimisation on preference rows, or on the file that `rlhf-jax pairs` wrote; OUTPUT_DIR/model.
+    """Preference optimisation on preference rows, unpaired rows, or the file of `rlhf-jax pairs`; OUTPUT_DIR/model.
 
     Attributes:
       model_name_or_path: folder of the policy to start from.
@@ -70,6 +86,13 @@ class DpoCommand(Options):
         if bool(self.pairs) == bool(self.data.rows.sources):
             raise ValueError("give exactly one of dataset_name (preference rows) and pairs (a pairs.jsonl file)")
         check_evaluated(self.options.train, self.eval_dataset_name)
+        if self.options.loss.of_responses and not self.options.split_pairs:
+            if self.pairs:
+                raise ValueError(f"loss_type = {self.options.loss.loss_type!r} reads single responses, and pairs are "
+                                 "pairs; set split_pairs, or give dataset_name with rows of a completion and a label")
+            if idle := changed(self.data.graded):
+                raise ValueError(f"{', '.join(idle)} has no effect on single responses; leave it out, or set "
+                                 "split_pairs for rows of graded responses")
         if self.pairs and not self.eval_dataset_name:
             for key, value in flattened(self.data).items():
                 if value != flattened(PreferenceData())[key]:

@@ -205,6 +205,9 @@ class ExperimentConfig(Options):
         if self.raft != SftOptions() and self.loop.method != "raft" and "raft" not in self.baselines:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")
+        if self.dpo.loss.of_responses and not self.dpo.split_pairs:
+            raise ValueError(f"dpo.loss_type = {self.dpo.loss.loss_type!r} reads single responses, and the loop makes "
+                             "pairs; set dpo.split_pairs")
         trained: dict[str, TrainConfig] = {"dpo": self.dpo.train, "raft": self.raft.train}
         if self.reward is not None:
             trained["reward.train"] = self.reward.train.train

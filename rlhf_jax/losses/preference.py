@@ -37,7 +37,8 @@ class PreferenceLoss(Options):
       discopop_tau: temperature of DiscoPOP's blend.
       simpo_gamma: target margin of SimPO and AlphaPO.
       alphapo_alpha: shape of AlphaPO's reward (TRL: `alpha`).
-      desirable_weight, undesirable_weight: what single responses of either kind weigh in KTO and APO-zero-unpaired.
+      desirable_weight: what a desirable response weighs in KTO and APO-zero-unpaired.
+      undesirable_weight: what an undesirable one weighs there.
 
     Raises:
       ValueError: for values that cannot work, and for a changed knob that none of the chosen losses reads.

@@ -10,6 +10,7 @@ from jax import Array
 from rlhf_jax.losses.kto import kto_baseline
 from rlhf_jax.losses.preference import PreferenceLoss, Term, knob_values
 from rlhf_jax.losses.registry import find_loss
+from rlhf_jax.losses.shapes import check_one_shape
 
 
 class Responses(NamedTuple):
@@ -33,7 +34,16 @@ def response_loss(responses: Responses, spec: PreferenceLoss) -> tuple[Term, ...
 
     Returns:
       One `Term` per loss type, in order; every response with a label weighs 1, its class's weight being in its value.
+
+    Raises:
+      ValueError: shapes differ.
+
+    >>> both, none = jnp.array([True, True]), jnp.array([False, False])
+    >>> responses = Responses(pair.chosen, pair.ref_chosen, jnp.array([True, False]), mask=both, mismatched=none)
+    >>> response_loss(responses, PreferenceLoss("apo_zero_unpaired", beta=0.1))[0].values
+    Array([0.475, 0.4502], dtype=float32)
     """
+    check_one_shape("response_loss", **responses._asdict())
     mask = responses.mask
     logps, ref_logps = (jnp.where(mask, values, 0.0) for values in (responses.logps, responses.ref_logps))
     inputs = {"baseline": kto_baseline(responses.logps, responses.ref_logps, responses.mismatched),
@@ -57,7 +67,11 @@ def bco_shift(rewards: Array, desirable: Array, mask: Array) -> Array:
 
     Args:
       rewards: [N] beta times the log-ratios. desirable: [N] bool. mask: [N] bool.
+
+    >>> bco_shift(jnp.array([0.1, 0.3, -0.1]), jnp.array([True, True, False]), jnp.array([True, True, True]))
+    Array(0.05, dtype=float32)
     """
+    check_one_shape("bco_shift", rewards=rewards, desirable=desirable, mask=mask)
 
     def mean(chosen: Array) -> tuple[Array, Array]:
         count = jnp.sum(chosen.astype(rewards.dtype))

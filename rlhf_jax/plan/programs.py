@@ -118,7 +118,8 @@ def train_program(stage: TrainShape, mesh: Mesh) -> Program:
         working = jax.eval_shape(lambda: cast(model.frozen, jnp.dtype(train.dtype)))
         frozen = shaped(working, program.frozen_shardings)
     count = stage.micro_batches(batch_ways(mesh))
-    batch = _batch(stage.shape(), (count, train.micro_rows * batch_ways(mesh)), mesh)
+    shape = dataclasses.replace(stage.shape(), values=objective.reads)
+    batch = _batch(shape, (count, train.micro_rows * batch_ways(mesh)), mesh)
     args = (state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
     return _program(program.run, args, count, stage, mesh, params, train.dtype)
 

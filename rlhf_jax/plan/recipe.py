@@ -91,7 +91,8 @@ def tasks_of(command: Any, model: str, assume: Assumptions, examples: int) -> li
         case RewardCommand(data=data):
             return [_reward(config, command.options, data.render, assume, count(data))]
         case DpoCommand(data=data):
-            train = _training("dpo", config, command.options, data.render, assume, count(data), responses=2)
+            train = _training("dpo", config, command.options, data.render, assume, count(data),
+                              responses=command.options.responses)
             return _with_reference(train, count(data))
         case GenerateCommand(data=data):
             return _sampling(config, command.sampling, command.dtype, data.render, assume, count(data))
@@ -169,7 +170,8 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
     trained = each * DATA_FACTOR[c.loop.data_policy](c.loop.rounds, c.loop.window)
     if c.loop.method == "raft":
         return [*tasks, _training("raft", config, c.raft, limits, assume, trained, fits=c.loop.rounds)]
-    train = _training("dpo", config, c.dpo, limits, assume, trained, responses=2, fits=c.loop.rounds)
+    train = _training("dpo", config, c.dpo, limits, assume, trained, responses=c.dpo.responses,
+                      fits=c.loop.rounds)
     return [*tasks, *_with_reference(train, trained)]
 
 

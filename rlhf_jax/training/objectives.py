@@ -149,14 +149,15 @@ def ld_sums(values: Array, lengths: Array, batch: PackedBatch, alpha: float) -> 
     return sums[:, 0], sums[:, 1]
 
 
-def _mean(values: Array, mask: Array) -> tuple[Array, Array]:
+def masked_mean(values: Array, mask: Array) -> tuple[Array, Array]:
+    """The sum of `values` where `mask` is True, and how many those are."""
     weights = mask.astype(jnp.float32)
     return jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0)), jnp.sum(weights)
 
 
-def _token_metrics(stats: TokenStats, batch: PackedBatch) -> dict[str, tuple[Array, Array]]:
-    return {"entropy": _mean(stats.entropy, batch.target_mask),
-            "mean_token_accuracy": _mean(stats.greedy, batch.target_mask)}
+def token_metrics(stats: TokenStats, mask: Array) -> dict[str, tuple[Array, Array]]:
+    """Of the targets [B, M] where `mask` is True."""
+    return {"entropy": masked_mean(stats.entropy, mask), "mean_token_accuracy": masked_mean(stats.greedy, mask)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Sft:
         logps, stats = outputs
         weights = batch.target_mask.astype(jnp.float32)
         term = Term("nll", 1.0, jnp.where(batch.target_mask, -logps, 0.0), weights)
-        return (term,), Metrics(_token_metrics(stats, batch), {})
+        return (term,), Metrics(token_metrics(stats, batch.target_mask), {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +202,8 @@ class BradleyTerry:
         if self.center_rewards_coefficient:
             centering = losses.centering(chosen, rejected)
             terms.append(Term("centering", self.center_rewards_coefficient, centering, weights))
-        means = {"accuracy": _mean(chosen > rejected, mask), "margin": _mean(chosen - rejected, mask),
-                 "mean_reward": _mean(outputs, batch.slot_mask)}
+        means = {"accuracy": masked_mean(chosen > rejected, mask), "margin": masked_mean(chosen - rejected, mask),
+                 "mean_reward": masked_mean(outputs, batch.slot_mask)}
         low = jnp.float32(-jnp.inf)
         maxima = {"max_reward": jnp.max(jnp.where(batch.slot_mask, outputs, low)),
                   "min_reward": jnp.max(jnp.where(batch.slot_mask, -outputs, low))}
@@ -265,10 +266,11 @@ class Preference:
         chosen, rejected = losses.implicit_rewards(pair, self.loss.beta)
         mean_logits = slot_sums(stats.mean_logit, batch) / jnp.maximum(lengths, 1.0)
         logits = gather_pairs(mean_logits, batch)
-        means = _token_metrics(stats, batch) | {
-            "rewards/chosen": _mean(chosen, mask), "rewards/rejected": _mean(rejected, mask),
-            "rewards/accuracies": _mean(chosen > rejected, mask), "rewards/margins": _mean(chosen - rejected, mask),
-            "logps/chosen": _mean(pair.chosen, mask), "logps/rejected": _mean(pair.rejected, mask),
-            "logits/chosen": _mean(logits[0], mask), "logits/rejected": _mean(logits[1], mask),
+        means = token_metrics(stats, batch.target_mask) | {
+            "rewards/chosen": masked_mean(chosen, mask), "rewards/rejected": masked_mean(rejected, mask),
+            "rewards/accuracies": masked_mean(chosen > rejected, mask),
+            "rewards/margins": masked_mean(chosen - rejected, mask),
+            "logps/chosen": masked_mean(pair.chosen, mask), "logps/rejected": masked_mean(pair.rejected, mask),
+            "logits/chosen": masked_mean(logits[0], mask), "logits/rejected": masked_mean(logits[1], mask),
         }
         return terms, Metrics(means, {})

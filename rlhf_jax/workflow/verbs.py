@@ -83,7 +83,8 @@ def reward(command: RewardCommand, context: Context) -> RewardStage:
 
 def dpo(command: DpoCommand, context: Context) -> DpoStage:
     """`rlhf-jax dpo`."""
-    rows = _Rows(command, context, "preference")
+    unpaired = command.options.loss.of_responses and not command.options.split_pairs
+    rows = _Rows(command, context, "unpaired" if unpaired else "preference")
     start = rows.model.as_policy()
     reference = start if command.reference_model is None else Checkpoint.find(command.reference_model).as_policy()
     if reference is not start:

@@ -13,6 +13,7 @@ from rlhf_jax.losses import LOSSES, PairLogps, PreferenceLoss
 N = 4
 ROW, COLUMN = jnp.linspace(-3.0, -1.0, N), jnp.linspace(-3.0, -1.0, N)[:, None]
 PAIR = PairLogps(ROW, ROW - 1, ROW - 0.5, ROW - 0.7, jnp.full(N, 5.0), jnp.full(N, 7.0))
+PAIRED = [name for name, loss in LOSSES.items() if loss.unit == "pair"]
 KNOBS = {"exo_pair": {"label_smoothing": 0.1}, "alphapo": {"alphapo_alpha": 0.25}}
 
 
@@ -21,7 +22,7 @@ def call(name, pair, **more):
     return LOSSES[name].function(pair, **{**inputs, **KNOBS.get(name, {}), **more})
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", PAIRED)
 def test_a_pair_of_unlike_shapes_is_refused_by_every_loss(name):
     assert call(name, PAIR).shape == (N,)
     for field in PairLogps._fields:
@@ -35,7 +36,7 @@ def test_a_pair_of_unlike_shapes_is_refused_by_every_loss(name):
             call(name, PAIR, **{key: COLUMN})
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if "mask" not in LOSSES[name].inputs])
+@pytest.mark.parametrize("name", [name for name in PAIRED if "mask" not in LOSSES[name].inputs])
 def test_a_loss_may_be_mapped_over_pairs(name):
     inputs = dict.fromkeys(LOSSES[name].inputs, ROW)
     mapped = jax.vmap(lambda pair, more: LOSSES[name].function(pair, **more, **KNOBS.get(name, {})))(PAIR, inputs)
@@ -63,6 +64,17 @@ def test_losses_of_scores_and_of_single_responses_refuse_unlike_shapes(function,
     for name in scalars:
         with pytest.raises(ValueError, match=rf"{name} has shape \[4\]; it is a scalar"):
             function(**{**good, name: ROW})
+
+
+def test_single_responses_of_unlike_shapes_are_refused_whatever_the_loss():
+    good = losses.Responses(ROW, ROW - 1, ROW > -2, jnp.ones(N, bool), jnp.zeros(N, bool))
+    for name in LOSSES.keys() - PAIRED:
+        assert losses.response_loss(good, PreferenceLoss(name))[0].values.shape == (N,)
+        for field in good._fields:
+            with pytest.raises(ValueError, match=r"response_loss: .* give arrays of one shape"):
+                losses.response_loss(good._replace(**{field: getattr(good, field)[:, None]}), PreferenceLoss(name))
+    with pytest.raises(ValueError, match=r"bco_shift: .* give arrays of one shape"):
+        losses.bco_shift(ROW, COLUMN > -2, good.mask)
 
 
 def test_helpers_and_mixtures_refuse_them_too():

@@ -260,3 +260,16 @@ def test_a_sweep_compiles_once_what_runs_on_each_host_by_itself(experiment, mode
     assert [r.mesh for r in found] == ["fsdp 8", "fsdp 4 x tensor 2", "data 2 x fsdp 4", "data 2 x fsdp 2 x tensor 2"]
     assert len(compiled) == 5  # decode once, dpo for each mesh
     assert found[2].stages[0].held == 2 * found[0].stages[0].held  # weights twice, over `data`
+
+
+@pytest.mark.parametrize(("options", "responses", "values"), [
+    ({"loss_type": "kto", "split_pairs": True}, 4, 2), ({"loss_type": "kto"}, 2, 2), ({"loss_type": "bco"}, 1, 1)])
+def test_groups_of_single_responses_have_the_branches_and_numbers_that_their_loss_reads(options, responses, values,
+                                                                                      model):
+    command = build_options(DpoCommand, {"model_name_or_path": model, "output_dir": "o", "dataset_name": "d", **TRAIN,
+                                         **LIMITS, **options})
+    (stage,) = (task.stage for task in tasks_of(command, model, SHORT, 1000) if task.stage.name == "dpo")
+    assert stage.responses == responses
+    program = build(stage, make_mesh(MeshConfig()))
+    assert program.args[2].slot_values.shape[-1] == values
+    program.jitted.eval_shape(*program.args)  # traces

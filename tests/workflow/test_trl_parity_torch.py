@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.loader import BatchPlan
-from rlhf_jax.data.tokenizer import end_of_turn
+from rlhf_jax.data.mismatch import with_mismatched
+from rlhf_jax.data.render_all import render_all
+from rlhf_jax.data.tokenizer import end_of_turn, load_tokenizer
 from rlhf_jax.models import DecoderConfig, save_hf
 
 torch = pytest.importorskip("torch")
@@ -150,6 +154,56 @@ def test_twenty_steps_give_trls_losses_metrics_and_weights(kind, template, make_
         np.testing.assert_allclose(column(ours, name)[first:], column(theirs, name)[first:], rtol=1e-5, atol=1e-4,
                                    err_msg=name)
     assert distance(weights, expected, load_file(start / "model.safetensors")) < 1e-3
+
+
+def labelled():
+    """The rows of `preferences`, the chosen or the rejected answer in turn, and the order in which they are trained on.
+    """
+    rows = [{"prompt": row["prompt"], "completion": row[("chosen", "rejected")[i % 2]], "label": i % 2 == 0}
+            for i, row in enumerate(preferences()[0])]
+    plan = BatchPlan([None] * len(rows), BATCH, 1, 1)
+    return rows, [i for step in range(STEPS) for i in plan.members(step)]
+
+
+@pytest.mark.parametrize("loss", ["kto", "apo_zero_unpaired"])
+def test_twenty_steps_of_kto_give_trls_losses_metrics_and_weights(loss, make_start, do_verb, tmp_path):
+    """Both compare with the answers that this project pairs with other prompts; TRL would pair those of a batch."""
+    start, (rows, order) = make_start("llama3"), labelled()
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.75}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = do_verb("dpo", tmp_path / "here", model_name_or_path=str(start), learning_rate=RATES["dpo"],
+                   dataset_name=str(tmp_path / "rows.jsonl"), train_batch_size=BATCH, max_steps=STEPS, warmup_steps=0,
+                   micro_rows=2 * BATCH, lr_scheduler_type="constant", logging_steps=1, loss_type=loss,
+                   **weights).folder / "model"
+    log = json.loads((made / "trainer_state.json").read_text())["log_history"]
+    ours = [row for row in log if "loss" in row]
+    model = transformers.AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    trainer = trl.KTOTrainer(
+        model=model, processing_class=transformers.AutoTokenizer.from_pretrained(start),
+        train_dataset=datasets.Dataset.from_list([rows[i] for i in order]),
+        args=trl.KTOConfig(output_dir=str(tmp_path / "trl"), max_steps=STEPS, learning_rate=RATES["dpo"],
+                           lr_scheduler_type="constant", logging_steps=1, use_cpu=True, bf16=False, report_to="none",
+                           train_sampling_strategy="sequential", save_strategy="no", disable_tqdm=True,
+                           per_device_train_batch_size=BATCH, loss_type=loss, **weights))
+    if loss == "kto":
+        examples, funnel = load_examples(str(tmp_path / "rows.jsonl"), "unpaired")
+        groups = with_mismatched(render_all(examples, Renderer(load_tokenizer(str(start))), funnel), seed=0)
+        other = [groups[i].responses[1].ids.tolist() for i in order]
+        trainer.train_dataset = trainer.train_dataset.map(lambda row, i: {"KL_completion_ids": other[i]},
+                                                          with_indices=True)
+    trainer.train()
+    theirs = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(ours) == len(theirs) == STEPS
+    np.testing.assert_allclose(column(ours, "loss"), column(theirs, "loss"), rtol=1e-5, atol=1e-5)
+    for name in ("grad_norm", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected", "entropy"):
+        some = [(a[name], b[name]) for a, b in zip(ours, theirs, strict=True) if name in b]
+        np.testing.assert_allclose(*zip(*some, strict=True), rtol=1e-5, atol=1e-4, err_msg=name)
+    if loss == "kto":
+        np.testing.assert_allclose(np.maximum(column(ours, "kl"), 0), column(theirs, "kl"), atol=1e-4)
+        assert column(theirs, "kl").max() > 0.01
+    model.save_pretrained(tmp_path / "trl" / "model")
+    assert distance(*(load_file(folder / "model.safetensors")
+                      for folder in (made, tmp_path / "trl" / "model", start))) < 1e-3
 
 
 def test_accumulation_changes_neither_side_and_our_metrics_are_means_over_the_whole_batch(make_start, here, by_trl):

@@ -13,8 +13,10 @@ import numpy as np
 
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.mismatch import labelled_pairs, with_mismatched
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.training.objectives import Compute, Objective, Preference
+from rlhf_jax.training.unpaired import Unpaired
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
@@ -35,7 +37,16 @@ REFERENCE_CACHE = "reference_cache"
 
 def preference_objective(options: PreferenceOptions) -> Callable[[Compute], Objective]:
     """What preference optimisation with these options minimises."""
+    if options.loss.of_responses:
+        return partial(Unpaired, loss=options.loss)
     return partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting)
+
+
+def as_read(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+    """The groups as the loss reads them: pairs, or responses with labels, and for KTO answers to other prompts."""
+    if options.split_pairs:
+        groups = labelled_pairs(groups)
+    return with_mismatched(groups, options.train.seed) if groups and options.loss.needs_mismatched else list(groups)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +56,8 @@ class DpoStage(Stage):
     Attributes:
       start: the policy to start from.
       reference: the policy it is held against, of any shape with the same vocabulary; None where the loss needs none.
-      data: groups with pairs.
-      evaluation: held-out groups with pairs.
+      data: groups with pairs, or with labelled responses where the loss is of those.
+      evaluation: held-out groups of the same kind.
     """
 
     start: Checkpoint
@@ -63,10 +74,11 @@ class DpoStage(Stage):
         return {**super().inputs(), "functions": plugin_keys(*self.options.loss.loss_types)}
 
     def preview(self, context: Context) -> Preview:
-        return preview_training(self, context)
+        return preview_training(self, context, partial(as_read, self.options))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
-        groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
+        groups = as_read(self.options, read_all(self.data))
+        held_out = as_read(self.options, self.evaluation.read() if self.evaluation else [])
         check_margins(self.options, groups, held_out)  # before the reference's pass over all of them
         reference, eval_reference = self._reference_logps(context, groups, held_out)
         job = Training(start=self.start, params=context.params(self.start), config=self.start.config,

@@ -194,15 +194,17 @@ def checked_plan(objective: Objective, options: Trained, groups: Sequence[Prompt
     plan = make_plan(list(groups), options.train, mesh, reference=reference, values=objective.reads)
     pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
     if objective.whole_batch and plan.accumulation > 1:
-        raise ValueError(f"the loss compares all pairs of a batch, and this batch needs {plan.accumulation} "
+        raise ValueError(f"the loss looks across a whole batch, and this batch needs {plan.accumulation} "
                          "micro-batches; raise micro_rows or lower train_batch_size to need one")
     return plan
 
 
-def preview_training(stage: Any, context: Context) -> Preview:
-    """What a dry run shows of a training stage, once its checks have passed."""
+def preview_training(stage: Any, context: Context,
+                     as_read: Callable[[Sequence[PromptGroup]], list[PromptGroup]] = list) -> Preview:
+    """What a dry run shows of a training stage, once its checks have passed; of its groups as its loss reads them."""
     check_start(stage.start, stage.options.lora)
-    groups, held_out = read_all(stage.data), stage.evaluation.read() if stage.evaluation else []
+    groups = as_read(read_all(stage.data))
+    held_out = as_read(stage.evaluation.read() if stage.evaluation else [])
     objective = stage.objective(compute_of(stage.start.config, stage.options.train, context.mesh))
     check_margins(stage.options, groups, held_out)
     check_values(objective, groups, held_out)
