@@ -34,7 +34,7 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise or multi_objective (models), or function (Python).
+      kind: bradley_terry, pairwise, multi_objective, odin or tree (models), or function (Python).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -79,6 +79,36 @@ class MultiObjectiveScoring(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class OdinScoring(Options):
+    """ODIN: the quality head of a reward model whose other head took the length, which is stored beside it.
+
+    Attributes:
+      kind: "odin".
+      model: the reward model.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["odin"] = "odin"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeScoring(Options):
+    """A decision tree over regressed ratings: a response's mean probability of being better than the prompt's others.
+
+    Attributes:
+      kind: "tree".
+      model: the regression, with tree.json beside its weights.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["tree"] = "tree"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class FunctionScoring(Options):
     """A Python function.
 
@@ -91,4 +121,5 @@ class FunctionScoring(Options):
     kind: Literal["function"] = "function"
 
 
-ScorerOptions = BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | FunctionScoring
+ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | TreeScoring
+                 | FunctionScoring)

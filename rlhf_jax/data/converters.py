@@ -14,6 +14,7 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.example import NotedRow
 from rlhf_jax.data.graded import finite_number
+from rlhf_jax.data.ratings import ARMORM, UNIT, rated_by, to_unit
 from rlhf_jax.data.turns import as_messages, as_text, parse_hh
 
 Row = Mapping[str, Any]
@@ -79,12 +80,23 @@ def ultrafeedback_binarized(row: Row) -> Row:
 def helpsteer(row: Row) -> Row:
     """HelpSteer: one response per row, graded by the mean of helpfulness and correctness (RLHFlow's rule).
 
-    The rows of a prompt are joined afterwards: it is one of `ONE_ANSWER_A_ROW`.
+    Its five ratings stand beside that, in 0 to 1 by ArmoRM's names for them. The rows of a prompt are joined
+    afterwards: it is one of `ONE_ANSWER_A_ROW`.
     """
     helpfulness, correctness = (finite_number(row[column], column) for column in ("helpfulness", "correctness"))
-    answer = {"text": as_text(row["response"], "response"), "score": (helpfulness + correctness) / 2}
+    answer = {"text": as_text(row["response"], "response"), "score": (helpfulness + correctness) / 2,
+              "scores": rated_by("helpsteer", row)}
     return {**{column: row[column] for column in SYSTEM_COLUMNS if column in row}, "prompt": row["prompt"],
             "responses": [answer]}
+
+
+def armorm(row: Row) -> Row:
+    """ArmoRM's multi-objective data: a conversation, and a column in 0 to 1 for each objective, null if not rated."""
+    messages = as_messages(row["messages"], "messages")
+    scores = {rated.name: to_unit(rated.name, row[rated.name], UNIT) for rated in ARMORM
+              if row.get(rated.name) is not None}
+    return {**_others(row, "messages", *(rated.name for rated in ARMORM)), "prompt": messages[:-1],
+            "responses": [{"text": messages[-1:], "scores": scores}]}
 
 
 def story_prompt(row: Row) -> Row:
@@ -96,6 +108,7 @@ CONVERTERS: dict[str, Callable[[Row], Row | list[Row]]] = {
     "alpaca": alpaca,
     "alpaca_pairs": alpaca_pairs,
     "alpacaeval_graded": alpacaeval_graded,
+    "armorm": armorm,
     "bon_graded": bon_graded,
     "helpsteer": helpsteer,
     "hh_rlhf": hh_rlhf,

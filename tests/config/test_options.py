@@ -281,6 +281,7 @@ COMPLETE = {
     "dpo": {**MODEL, **DATA}, "generate": {**MODEL, **DATA}, "score": {**SCORE, "model_name_or_path": "m"},
     "pairs": SCORE, "evaluate": {**JUDGED, **DATA}, "compare": {**JUDGED, **MODEL, **DATA, "baseline_model": "b"},
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
+    "features": {**MODEL, **DATA}, "probe": {**MODEL, "ratings": "f", "pairs": "p"},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
 }
 """verb -> a config that it takes."""

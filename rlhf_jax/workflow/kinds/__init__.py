@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
-from rlhf_jax.workflow.kinds import bradley_terry, function, multi_objective, pairwise
+from rlhf_jax.workflow.kinds import bradley_terry, function, multi_objective, odin, pairwise, tree
 from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind
 
 __all__ = ["KINDS", "Kind", "Passes", "TrainedKind", "kind_of", "open_scorer", "trainable_kind"]
@@ -18,6 +18,8 @@ KINDS: dict[str, Kind] = {
     "pairwise": pairwise.KIND,
     "multi_objective": multi_objective.KIND,
     "function": function.KIND,
+    "odin": odin.KIND,
+    "tree": tree.KIND,
 }
 """`kind` -> what it is."""
 
