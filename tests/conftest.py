@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for the whole run, and what several rooms' tests share: models, groups, data, a server."""
 
 import dataclasses
+import itertools
 import json
 import os
 import threading
@@ -274,3 +275,33 @@ def serve():
     yield start
     for server in running:
         server.close()
+
+
+@pytest.fixture
+def armorm_in_torch():
+    """armorm_in_torch(folder): a torch module of ArmoRM's published layout with the folder's weights."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+
+    class Gating(torch.nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            widths = [config.hidden_size, *[config.gating_hidden_dim] * config.gating_n_hidden, config.num_objectives]
+            self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+            self.logit_scale = torch.nn.Parameter(torch.ones(1))
+            self.temperature = config.gating_temperature
+
+        def forward(self, x):
+            for layer in self.layers[:-1]:
+                x = torch.relu(layer(x))
+            return torch.softmax(self.layers[-1](x) / self.temperature, dim=-1) * self.logit_scale[0]
+
+    class Gated(transformers.LlamaPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.model = transformers.LlamaModel(config)
+            self.regression_layer = torch.nn.Linear(config.hidden_size, config.num_objectives, bias=False)
+            self.reward_transform_matrix = torch.nn.Parameter(torch.eye(config.num_objectives))
+            self.gating = Gating(config)
+            self.post_init()
+
+    return lambda folder: Gated.from_pretrained(folder).eval()

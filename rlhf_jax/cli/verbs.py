@@ -29,6 +29,7 @@ class Verb(NamedTuple):
 
 
 _COMMANDS, _STAGE = "rlhf_jax.config.commands", "rlhf_jax.cli.run:stage"
+_PROBE = "rlhf_jax.config.probe"
 _RUN, _WHOLE = "rlhf_jax.config.run:ExperimentConfig", "rlhf_jax.cli.run:experiment"
 
 VERBS: dict[str, Verb] = {
@@ -39,7 +40,7 @@ VERBS: dict[str, Verb] = {
     "data": Verb("mix data sets: convert, de-duplicate, decontaminate, cap, mix, split, with every loss counted",
                  "rlhf_jax.config.mixes:DataCommand", _STAGE),
     "sft": Verb("supervised fine-tuning", f"{_COMMANDS}:SftCommand", _STAGE),
-    "reward": Verb("train a Bradley-Terry or a pairwise preference model", f"{_COMMANDS}:RewardCommand", _STAGE),
+    "reward": Verb("train a Bradley-Terry, pairwise preference or ODIN model", f"{_COMMANDS}:RewardCommand", _STAGE),
     "generate": Verb("sample n continuations of every prompt", f"{_COMMANDS}:GenerateCommand", _STAGE),
     "score": Verb("score sampled responses", f"{_COMMANDS}:ScoreCommand", _STAGE),
     "pairs": Verb("choose preference pairs from scored responses", f"{_COMMANDS}:PairsCommand", _STAGE),
@@ -47,6 +48,10 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("evaluate a reward or preference model on held-out pairs", f"{_COMMANDS}:EvaluateCommand", _STAGE),
     "compare": Verb("compare a policy with a baseline on held-out prompts", f"{_COMMANDS}:CompareCommand",
                     "rlhf_jax.cli.run:comparison"),
+    "features": Verb("store the hidden states of answers and prompts, for probes", f"{_PROBE}:FeaturesCommand",
+                     _STAGE),
+    "probe": Verb("make a reward model of stored features: regressed ratings, ArmoRM's gate or a tree over them",
+                  f"{_PROBE}:ProbeCommand", _STAGE),
     "benchmark": Verb("AlpacaEval 2, Arena-Hard or MT-Bench: generate, judge, score",
                       "rlhf_jax.config.benchmark:BenchmarkCommand", "rlhf_jax.cli.run:benchmark"),
     "export": Verb("write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",

@@ -35,7 +35,8 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise or multi_objective (models), function (Python), judge or reward_server (HTTP).
+      kind: bradley_terry, pairwise, multi_objective, odin or tree (models), function (Python), judge or reward_server
+        (HTTP).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -76,6 +77,36 @@ class MultiObjectiveScoring(Options):
 
     model: Flat[ScorerModel]
     kind: Literal["multi_objective"] = "multi_objective"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class OdinScoring(Options):
+    """ODIN: the quality head of a reward model whose other head took the length, which is stored beside it.
+
+    Attributes:
+      kind: "odin".
+      model: the reward model.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["odin"] = "odin"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeScoring(Options):
+    """A decision tree over regressed ratings: a response's mean probability of being better than the prompt's others.
+
+    Attributes:
+      kind: "tree".
+      model: the regression, with tree.json beside its weights.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["tree"] = "tree"
     score_at: ScoreAt | None = None
 
 
@@ -136,5 +167,5 @@ class RewardServerScoring(Options):
     output: Annotated[int | None, at_least(0)] = None
 
 
-ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | FunctionScoring | JudgeScoring
-                 | RewardServerScoring)
+ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | TreeScoring
+                 | FunctionScoring | JudgeScoring | RewardServerScoring)

@@ -92,7 +92,7 @@ class BradleyTerryOptions(Options):
     """A reward model with a scalar head.
 
     Attributes:
-      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B.
+      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads.
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2.
       use_margin: subtract the rows' margins, which every pair must have.
       train: how to optimise.
@@ -121,4 +121,25 @@ class PairwiseOptions(Options):
     lora: Flat[LoraConfig] = LoraConfig()
 
 
-RewardOptions = BradleyTerryOptions | PairwiseOptions
+@dataclasses.dataclass(frozen=True)
+class OdinOptions(Options):
+    """A reward model with two heads, of which one takes the length (ODIN, arXiv 2402.07319); defaults of its code.
+
+    Attributes:
+      kind: "odin".
+      length_unit: what the length of a response's last turn is counted in.
+      length_coefficient: weight of (1 - rho(length, length head)) + |rho(length, quality head)|.
+      orthogonal_coefficient: weight of the overlap of the two heads.
+      train: how to optimise; a batch is one micro-batch, since correlations are those of all its responses.
+      lora: an adapter instead of all weights.
+    """
+
+    kind: Literal["odin"] = "odin"
+    length_unit: Literal["tokens", "characters"] = "tokens"
+    length_coefficient: Annotated[float, at_least(0)] = 1.0
+    orthogonal_coefficient: Annotated[float, at_least(0)] = 1.0
+    train: Flat[TrainConfig] = TrainConfig(train_batch_size=256, micro_rows=256, learning_rate=2e-6, weight_decay=0.001)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+RewardOptions = BradleyTerryOptions | PairwiseOptions | OdinOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from rlhf_jax.config.data import PairRule, PromptsFrom
@@ -57,6 +57,24 @@ def as_text(example: Example) -> PromptGroup:
     scores = example.scores or ({},) * len(example.responses)
     return text_group(example.prompt_id, example.prompt, zip(example.responses, scores, strict=True),
                       pairs=example.pairs, margins=example.margins, extra=example.extra)
+
+
+def with_responses(example: Example, kept: Sequence[int]) -> Example:
+    """The example with the responses at these places alone, what stands beside each, and the pairs of two of them."""
+    place = {old: new for new, old in enumerate(kept)}
+    whole = [i for i, pair in enumerate(example.pairs) if place.keys() >= set(pair)]
+    extra = dict(example.extra)
+    if "response_models" in extra:
+        extra["response_models"] = [extra["response_models"][i] for i in kept]
+    return dataclasses.replace(
+        example, responses=_at(example.responses, kept), scores=_at(example.scores, kept), extra=extra,
+        margins=_at(example.margins, whole),
+        pairs=tuple((place[chosen], place[rejected]) for chosen, rejected in _at(example.pairs, whole)))
+
+
+def _at(values: tuple[Any, ...], places: Sequence[int]) -> tuple[Any, ...]:
+    """Those at the places; nothing where there is nothing for any."""
+    return tuple(values[i] for i in places) if values else ()
 
 
 def turn_by_turn(example: Example) -> list[Example]:

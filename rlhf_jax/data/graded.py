@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.config.data import PairRule
 from rlhf_jax.data.bad_row import BadRow, short
-from rlhf_jax.data.example import DATA_SCORE, Example, ParseOptions
+from rlhf_jax.data.example import DATA_SCORE, Example, ParseOptions, with_responses
 from rlhf_jax.data.groups import Text, Verdict, named
 
 
@@ -120,11 +120,4 @@ def paired(example: Example, options: ParseOptions, rng: np.random.Generator) ->
 
 def without_unpaired(example: Example) -> Example:
     """Responses that are in no pair teach a preference nothing: they take no room in a row."""
-    used = sorted({i for pair in example.pairs for i in pair})
-    place = {old: new for new, old in enumerate(used)}
-    extra = dict(example.extra)
-    if "response_models" in extra:
-        extra["response_models"] = [extra["response_models"][i] for i in used]
-    return dataclasses.replace(
-        example, responses=tuple(example.responses[i] for i in used), scores=tuple(example.scores[i] for i in used),
-        pairs=tuple((place[chosen], place[rejected]) for chosen, rejected in example.pairs), extra=extra)
+    return with_responses(example, sorted({i for pair in example.pairs for i in pair}))

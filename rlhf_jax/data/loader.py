@@ -91,6 +91,11 @@ class BatchPlan:
         """Row capacities that serve every step."""
         return row_shape(self.groups, [row for rows in self._all_rows for row in rows], self.row_length, self.values)
 
+    @property
+    def largest_step(self) -> int:
+        """Rows of the step that has most."""
+        return max(map(len, self._all_rows))
+
     @cached_property
     def accumulation(self) -> int:
         """Micro-batches of the largest step."""

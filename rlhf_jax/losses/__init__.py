@@ -14,6 +14,7 @@ from rlhf_jax.losses.divergence import (
 from rlhf_jax.losses.kl import kl_exact, kl_k1, kl_k2, kl_k3
 from rlhf_jax.losses.kto import apo_zero_unpaired_loss, bco_loss, kto_baseline, kto_loss
 from rlhf_jax.losses.margin_aware import hellinger_loss, kl_loss, rev_kl_loss, tv_loss
+from rlhf_jax.losses.odin import odin_length, odin_orthogonality, pearson
 from rlhf_jax.losses.pairs import PairLogps, implicit_rewards, log_ratios
 from rlhf_jax.losses.preference import PreferenceLoss, Term, preference_loss, weighted_total
 from rlhf_jax.losses.reference_based import (
@@ -84,8 +85,11 @@ __all__ = [
     "log_ratios",
     "logexp",
     "nca_pair_loss",
+    "odin_length",
+    "odin_orthogonality",
     "orpo_loss",
     "pairwise_preference",
+    "pearson",
     "preference_loss",
     "raft_loss",
     "response_loss",

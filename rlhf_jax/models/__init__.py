@@ -5,7 +5,7 @@ from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 from rlhf_jax.models.decoder import REMAT_POLICIES, forward, packed_forward
 from rlhf_jax.models.families import FAMILIES, config_from_hf, config_to_hf
 from rlhf_jax.models.folder import CheckpointError, find_model
-from rlhf_jax.models.heads import GatedScores, gated_scores, score_heads, vocab_logits
+from rlhf_jax.models.heads import GatedScores, gate_logits, gate_weights, gated_scores, score_heads, vocab_logits
 from rlhf_jax.models.hf import read_config
 from rlhf_jax.models.load import load_params
 from rlhf_jax.models.lora import init_lora, merge_lora, with_lora
@@ -33,6 +33,8 @@ __all__ = [
     "find_model",
     "forward",
     "fused_modules",
+    "gate_logits",
+    "gate_weights",
     "gated_scores",
     "init_lora",
     "init_params",

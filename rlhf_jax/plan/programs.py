@@ -117,9 +117,11 @@ def train_program(stage: TrainShape, mesh: Mesh) -> Program:
     if model.frozen:
         working = jax.eval_shape(lambda: cast(model.frozen, jnp.dtype(train.dtype)))
         frozen = shaped(working, program.frozen_shardings)
-    count = stage.micro_batches(batch_ways(mesh))
-    shape = dataclasses.replace(stage.shape(), values=objective.reads)
-    batch = _batch(shape, (count, train.micro_rows * batch_ways(mesh)), mesh)
+    ways = batch_ways(mesh)
+    count, rows = stage.micro_batches(ways), train.micro_rows * ways
+    if objective.whole_batch:
+        rows = min(rows, -(-stage.rows() // ways) * ways)
+    batch = _batch(dataclasses.replace(stage.shape(), values=objective.reads), (count, rows), mesh)
     args = (state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
     return _program(program.run, args, count, stage, mesh, params, train.dtype)
 

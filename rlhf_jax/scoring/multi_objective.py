@@ -6,21 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
 from jax.sharding import Mesh
 
 from rlhf_jax.data.chat import Renderer
-from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, gated_scores
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
-
-
-def gate_positions(batch: PackedBatch, stop_id: int) -> Array:
-    """[B, S] place in the row of the last end of turn before each branch; -1 where its prompt has none."""
-    group = jnp.take_along_axis(batch.group_ids, batch.slot_end, axis=1)  # [B, S]
-    ends = (batch.tokens == stop_id) & (batch.branch_ids == 0)
-    of_slot = ends[:, None, :] & (batch.group_ids[:, None, :] == group[:, :, None])
-    return jnp.max(jnp.where(of_slot, jnp.arange(batch.tokens.shape[1]), -1), axis=-1)
+from rlhf_jax.scoring.states import answer_states, gate_states
 
 
 class MultiObjectiveScorer(BradleyTerryScorer):
@@ -46,12 +37,9 @@ class MultiObjectiveScorer(BradleyTerryScorer):
 
     def _outputs(self, params: Params, batch: Any) -> Any:
         hidden = self._compute.hidden(params, batch)
-        at = gate_positions(batch, self._stop)
-        response = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
-        prompt = jnp.take_along_axis(hidden, jnp.maximum(at, 0)[..., None], axis=1)
+        response, prompt = answer_states(hidden, batch), gate_states(hidden, batch, self._stop)
         found = gated_scores(params, self._compute.config, response, prompt)
-        numbers = jnp.concatenate([found.score[..., None], found.rewards, found.coefficients], axis=-1)
-        return jnp.where((at < 0)[..., None], jnp.nan, numbers)
+        return jnp.concatenate([found.score[..., None], found.rewards, found.coefficients], axis=-1)
 
     def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
         return ("", *config.output_names, *(f"coefficient/{name}" for name in config.output_names))

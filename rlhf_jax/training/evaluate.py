@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -161,15 +161,17 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
         parts = [jax.device_get(part) for part in overlapped(
             compiled((masters, frozen), batch) for _, batch in batches)]
         sums = [part for part, _ in parts]
+        over_all: Mapping[str, Any] = {}
         if compared is not None:
-            sums = [_sums(compared.collected_terms(jax.tree.map(lambda *xs: np.concatenate(xs), *sums)))]
+            collected = jax.tree.map(lambda *xs: np.concatenate(xs), *sums)
+            sums, over_all = [_sums(compared.collected_terms(collected))], compared.collected_metrics(collected)
         loss = 0.0
         for name, (coefficient, _, _) in sums[0].items():
             weight = sum(float(some[name][2]) for some in sums)
             loss += float(coefficient) * sum(float(some[name][1]) for some in sums) / max(weight, 1.0)
         means = jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *(m.means for _, m in parts))
         maxima = jax.tree.map(lambda *xs: np.max(xs), *(m.maxima for _, m in parts))
-        finished = finish_metrics(Metrics(means, maxima))
+        finished = finish_metrics(Metrics({**means, **over_all}, maxima))
         return {"loss": loss, **{name: float(value) for name, value in finished.items()}}
 
     return evaluate

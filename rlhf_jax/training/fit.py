@@ -121,12 +121,18 @@ def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: 
 
 
 def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
-              reference: list[list[np.ndarray]] | None = None, values: tuple[str, ...] = ()) -> BatchPlan:
-    """The batches of a fit on this mesh; the global batch is the same on any mesh. values: what the objective reads."""
-    rows = config.micro_rows * batch_ways(mesh)
-    return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
+              reference: list[list[np.ndarray]] | None = None, objective: Objective | None = None) -> BatchPlan:
+    """The batches of a fit on this mesh; the global batch is the same on any mesh.
+
+    objective: whose numbers are packed; one that needs a batch in one micro-batch gets no more rows than that has.
+    """
+    rows, ways = config.micro_rows * batch_ways(mesh), batch_ways(mesh)
+    plan = BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
                      config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
-                     rows_here=rows_here(batch_sharding(mesh), rows), values=values)
+                     values=objective.reads if objective else ())
+    if objective is not None and objective.whole_batch:
+        rows = min(rows, -(-plan.largest_step // ways) * ways)
+    return dataclasses.replace(plan, micro_rows=rows, rows_here=rows_here(batch_sharding(mesh), rows))
 
 
 def fit(

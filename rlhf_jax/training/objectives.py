@@ -73,6 +73,10 @@ class WholeBatch(Objective, Protocol):
 
     def collected_terms(self, collected: Any) -> tuple[Term, ...]: ...
 
+    def collected_metrics(self, collected: Any) -> Mapping[str, tuple[Array, Array]]:
+        """Metrics that are no means over rows, as (value, 1)."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
@@ -252,6 +256,11 @@ class Preference:
     def collected_terms(self, collected: Pairs) -> tuple[Term, ...]:
         """The loss of any number of pairs, those of one batch or of many."""
         return losses.preference_loss(collected.logps, self.loss, mask=collected.mask, margin=collected.margin)
+
+    def collected_metrics(self, collected: Pairs) -> Mapping[str, tuple[Array, Array]]:
+        """None: all of this family's are means."""
+        del collected
+        return {}
 
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
         logps, stats = outputs

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
+from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.example import with_responses
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import SourceError, read_groups
+from rlhf_jax.data.limits import TOO_LONG
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
@@ -162,6 +165,50 @@ class RenderedRows:
     def funnel(self) -> Funnel:
         """How many rows were used, and why not the others."""
         return self._read[1]
+
+
+class FittingRows(RenderedRows):
+    """As `RenderedRows`, but answers that are too long are left out alone, and not the whole row with the others.
+
+    Where rows are cut to the limits, or one that is too long is an error, it is as there.
+    """
+
+    @cached_property
+    def _read(self) -> tuple[list[PromptGroup], Funnel]:
+        examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
+        renderer = self.checkpoint.renderer(self.render, scores=self.scores)
+        if renderer.overlong == "drop":
+            fitted = [fitting(example, renderer) for example in examples]
+            examples = [example for example, _ in fitted]
+            self.left_out.extend(row for _, rows in fitted for row in rows)
+            funnel.notes.update({"left_out_responses": len(self.left_out)} if self.left_out else {})
+        groups = render_all(examples, renderer, funnel)
+        self.announce(str(funnel))
+        return groups, funnel
+
+    @cached_property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Prompt id, place and reason of each answer that was left out, once the rows are read."""
+        return []
+
+
+def fitting(example: Example, renderer: Renderer) -> tuple[Example, list[dict[str, Any]]]:
+    """The example without the responses that are too long, and which they are; itself where nothing would be left."""
+    try:
+        renderer.render(example)
+        return example, []
+    except BadRow as error:
+        if error.reason not in TOO_LONG:
+            return example, []
+    kept, out = [], []
+    for place in range(len(example.responses)):
+        try:
+            renderer.render(with_responses(example, [place]))
+            kept.append(place)
+        except BadRow as error:
+            out.append({"prompt_id": example.prompt_id, "response": place, "reason": error.reason})
+    fits = with_responses(example, kept)
+    return fits if fits.responses and bool(fits.pairs) == bool(example.pairs) else example, out
 
 
 def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions(), *,

@@ -156,9 +156,9 @@ class Experiment:
     def _reward_model(self, section: RewardSection, start: Checkpoint) -> Checkpoint:
         origin = start if section.init == "policy" else Checkpoint.find(
             section.init, section.data.render.chat_template_path)
-        kind, seed = trainable_kind(section.train), section.train.train.seed
+        kind = trainable_kind(section.train)
         rows = self.rows("reward", section.data, "preference", origin,
-                         prepare=partial(kind.examples, seed), scores=kind.reads_head)
+                         prepare=partial(kind.examples, section.train), scores=kind.reads_head)
         return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 
     def _evaluate_reward(self, scorer: Scorer, data: ScorerData) -> ScorerReport:

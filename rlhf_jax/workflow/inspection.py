@@ -18,6 +18,8 @@ from rlhf_jax.models.hf import compare_tensors, open_tensors, stored_tensors
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.kinds.odin import LABELS as ODIN_LABELS
+from rlhf_jax.workflow.products import TREE
 
 _WIDE, _NARROW = 4, 2
 """Bytes of a float32 and of a bfloat16 number."""
@@ -63,6 +65,8 @@ def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:
         "folder": str(folder),
         "architecture": FAMILIES[config.family].architectures[head_kind(config)],
         "head": head + tied,
+        **({"outputs": ", ".join(config.labels)} if config.labels else {}),
+        "serves": served_kinds(folder, config),
         "parameters": f"{count_params(config):,}",
         "layers, width": f"{config.layers} x {config.embed}, mlp {config.mlp}"
                          + f" x {config.experts} experts" * bool(config.experts),
@@ -76,6 +80,19 @@ def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:
         "mesh": ", ".join(f"{axis} {size}" for axis, size in shape.items()) + f" = {devices} device(s)",
     }
     return Inspection(facts, *differences, memory=_memory(config, shape))
+
+
+def served_kinds(folder: Path, config: DecoderConfig) -> str:
+    """The kinds of scorer that a checkpoint can be opened as; of a language model also what else it does."""
+    if not config.is_classifier:
+        return "a policy; kind: pairwise if it was trained to answer A or B"
+    if config.gate is not None:
+        return "kind: multi_objective"
+    if (folder / TREE).is_file():
+        return "kind: tree; one of its regressions as kind: bradley_terry with output"
+    if config.labels == ODIN_LABELS:
+        return "kind: odin"
+    return "kind: bradley_terry" + " with output" * (config.num_labels > 1)
 
 
 def _dtypes(files: set[Path]) -> Counter[str]:

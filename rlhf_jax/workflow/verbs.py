@@ -16,22 +16,26 @@ from rlhf_jax.config.commands import (
     ScoreCommand,
     SftCommand,
 )
-from rlhf_jax.config.data import PreferenceData, RowOptions, Sources
+from rlhf_jax.config.data import PreferenceData, RowOptions, Sources, as_sources
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
+from rlhf_jax.config.probe import FeaturesCommand, ProbeCommand
 from rlhf_jax.data.rows import Kind
 from rlhf_jax.fields import flattened
 from rlhf_jax.workflow.benchmarking import find_benchmark
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.datasets import GroupSource, PairFile, RenderedRows
+from rlhf_jax.workflow.datasets import FittingRows, GroupSource, PairFile, RenderedRows
+from rlhf_jax.workflow.features import Features
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.stages.data import DataStage
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.export import ExportStage, find_source
+from rlhf_jax.workflow.stages.features import FeaturesStage
 from rlhf_jax.workflow.stages.length_bias import LengthBiasStage
 from rlhf_jax.workflow.stages.pairs import PairsStage
+from rlhf_jax.workflow.stages.probe import ProbeStage
 from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.score import ScoreStage
@@ -42,16 +46,16 @@ from rlhf_jax.workflow.stages.shards import RowShards, ShardFolder, Shards
 class _Rows:
     """The rows of a command in its model's ids, for training and for evaluation."""
 
-    def __init__(self, command: SftCommand | RewardCommand | DpoCommand | GenerateCommand, context: Context,
-                 kind: Kind, **more: Any):
-        self._command, self._context, self._kind, self._more = command, context, kind, more
+    def __init__(self, command: SftCommand | RewardCommand | DpoCommand | GenerateCommand | FeaturesCommand,
+                 context: Context, kind: Kind, reader: type[RenderedRows] = RenderedRows, **more: Any):
+        self._command, self._context, self._kind, self._reader, self._more = command, context, kind, reader, more
         data = command.data
         self.model = Checkpoint.find(command.model_name_or_path, data.render.chat_template_path)
         if isinstance(data, PreferenceData):
             self._more["graded"] = data.graded
 
     def _rendered(self, rows: RowOptions, name: str) -> RenderedRows:
-        return RenderedRows(checkpoint=self.model, kind=self._kind, rows=rows, render=self._command.data.render,
+        return self._reader(checkpoint=self.model, kind=self._kind, rows=rows, render=self._command.data.render,
                             quarantine=self._context.quarantine(name), announce=self._context.run.announce,
                             **self._more)
 
@@ -75,8 +79,9 @@ def sft(command: SftCommand, context: Context) -> SftStage:
 
 def reward(command: RewardCommand, context: Context) -> RewardStage:
     """`rlhf-jax reward`."""
-    kind, seed = trainable_kind(command.options), command.options.train.seed
-    rows = _Rows(command, context, "preference", prepare=partial(kind.examples, seed), scores=kind.reads_head)
+    kind = trainable_kind(command.options)
+    rows = _Rows(command, context, "preference", prepare=partial(kind.examples, command.options),
+                 scores=kind.reads_head)
     return RewardStage(start=rows.model, data=(rows.train,), options=command.options,
                        evaluation=rows.held_out(command.eval_dataset_name))
 
@@ -132,6 +137,26 @@ def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage | Leng
                          seed=command.seed, tie_rule=command.tie_rule, model=str(names[0]))
 
 
+def features(command: FeaturesCommand, context: Context) -> FeaturesStage:
+    """`rlhf-jax features`."""
+    rows = _Rows(command, context, command.kind, FittingRows, scores=True)
+    return FeaturesStage(model=rows.model, data=rows.train, pool=command.pool, dtype=command.dtype,
+                         shard_size=command.shard_size)
+
+
+def probe(command: ProbeCommand, context: Context) -> ProbeStage:
+    """`rlhf-jax probe`."""
+    del context
+
+    def found(folders: Sources) -> Features | None:
+        return Features(tuple(Path(folder).expanduser() for folder in as_sources(folders))) if folders else None
+
+    ratings = found(command.ratings)
+    assert ratings is not None
+    return ProbeStage(model=Checkpoint.find(command.model_name_or_path, command.chat_template_path), ratings=ratings,
+                      options=command.options, pairs=found(command.pairs), reference=found(command.reference))
+
+
 def export(command: ExportCommand, context: Context) -> ExportStage:
     """`rlhf-jax export`."""
     del context
@@ -145,5 +170,5 @@ def data(command: DataCommand, context: Context) -> DataStage:
 
 
 STAGES: dict[str, Any] = {"data": data, "sft": sft, "reward": reward, "dpo": dpo, "generate": generate, "score": score,
-                          "pairs": pairs, "evaluate": evaluate, "export": export}
+                          "pairs": pairs, "evaluate": evaluate, "features": features, "probe": probe, "export": export}
 """Verb -> (its options, the context) -> the stage."""

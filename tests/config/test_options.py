@@ -313,6 +313,7 @@ COMPLETE = {
     "pairs": SCORE, "evaluate": {**JUDGED, **DATA}, "compare": {**JUDGED, **MODEL, **DATA, "baseline_model": "b"},
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
     "benchmark": {"name": "mt_bench", "data_dir": "d", **MODEL, "judge": {"url": "http://h", "model": "j"}},
+    "features": {**MODEL, **DATA}, "probe": {**MODEL, "ratings": "f", "pairs": "p"},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
     "data": {"sources": ["a.jsonl"], "output_dir": "o"},
     "watch": {"run": "r"}, "convert": {"file": "f", "verb": "dpo"},

@@ -58,8 +58,18 @@ def test_graded_sources():
     with pytest.raises(BadRow, match="no_responses"):
         CONVERTERS["bon_graded"]({"prompt": "p", "samples": samples[1:]})
     steer = {"prompt": "p", "response": "r", "helpfulness": 4, "correctness": 3}
-    assert grades(converted("helpsteer", "graded", steer)) == [3.5]
+    (graded,) = converted("helpsteer", "graded", steer).scores
+    assert graded == pytest.approx({"data": 3.5, "data/helpsteer-helpfulness": 0.9, "data/helpsteer-correctness": 0.7})
     assert converted("webgpt", "preference", {"prompt": " p ", "responses": cells}).pairs == ((1, 0),)
+
+
+def test_armorm():
+    row = {"messages": [user("a"), bot("b")], "helpsteer-coherence": 0.5, "beavertails-is_safe": None}
+    graded = converted("armorm", "graded", row)
+    assert (graded.prompt, graded.responses) == ([user("a")], ([bot("b")],))
+    assert graded.scores == ({"data/helpsteer-coherence": 0.5},)
+    with pytest.raises(BadRow, match="helpsteer-coherence is rated 4, and its scale is 0 to 1"):
+        CONVERTERS["armorm"]({**row, "helpsteer-coherence": 4})
 
 
 def test_sharegpt():

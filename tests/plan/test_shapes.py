@@ -140,6 +140,7 @@ def command(verb, **options):
     (command(SftCommand, dataset_name="d"), ["sft"]),
     (command(RewardCommand, dataset_name="d"), ["reward"]),
     (command(RewardCommand, dataset_name="d", kind="pairwise"), ["pairwise"]),
+    (command(RewardCommand, dataset_name="d", kind="odin"), ["reward"]),
     (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
     (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
     (build_options(ScoreCommand, SCORED), ["score"]),
@@ -273,3 +274,14 @@ def test_groups_of_single_responses_have_the_branches_and_numbers_that_their_los
     program = build(stage, make_mesh(MeshConfig()))
     assert program.args[2].slot_values.shape[-1] == values
     program.jitted.eval_shape(*program.args)  # traces
+
+
+def test_a_model_with_two_heads_reads_lengths_and_its_batch_is_one_micro_batch_without_empty_rows(model):
+    options = {"kind": "odin", **TRAIN, "micro_rows": 64, **LIMITS, "dataset_name": "d", "output_dir": "o",
+               "model_name_or_path": model}
+    (task,) = tasks_of(build_options(RewardCommand, options), model, SHORT, 100)
+    batch = build(task.stage, make_mesh(MeshConfig())).args[2]
+    rows = -(-task.stage.rows() // 8) * 8
+    assert batch.tokens.shape[:2] == (1, rows)
+    assert batch.slot_values.shape[-1] == 1
+    assert task.stage.config.num_labels == 2

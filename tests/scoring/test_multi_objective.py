@@ -1,7 +1,6 @@
 """ArmoRM's layout: files, the gate over the prompt, and the score; ODIN's two outputs."""
 
 import dataclasses
-import itertools
 
 import jax
 import numpy as np
@@ -92,7 +91,7 @@ def test_coefficients_add_up_to_the_score_and_the_gate_is_a_distribution(model):
 
 
 def test_a_prompt_without_an_end_of_turn_is_a_failure_and_no_number(scorer, make_group):
-    from rlhf_jax.scoring.multi_objective import gate_positions
+    from rlhf_jax.scoring.states import gate_positions
 
     batch = dataclasses.make_dataclass("Rows", ["tokens", "branch_ids", "group_ids", "slot_end"])(
         np.array([[7, 3, 5, 3, 9, 9, 3, 1]]), np.array([[0, 0, 0, 1, 2, 0, 0, 1]]),
@@ -146,32 +145,10 @@ def test_every_weight_of_the_head_is_in_the_table(model):
 
 
 @pytest.mark.torch
-def test_the_score_is_that_of_the_layout_in_torch(model, scorer, groups, other_tokenizer, tmp_path):
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-
-    class Gating(torch.nn.Module):
-        def __init__(self, width, outputs):
-            super().__init__()
-            widths = [width, *[GATE.hidden] * GATE.layers, outputs]
-            self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-            self.logit_scale = torch.nn.Parameter(torch.ones(1))
-
-        def forward(self, x):
-            for layer in self.layers[:-1]:
-                x = torch.relu(layer(x))
-            return torch.softmax(self.layers[-1](x) / GATE.temperature, dim=-1) * self.logit_scale[0]
-
-    class Gated(transformers.LlamaPreTrainedModel):
-        def __init__(self, config):
-            super().__init__(config)
-            self.model = transformers.LlamaModel(config)
-            self.regression_layer = torch.nn.Linear(config.hidden_size, 5, bias=False)
-            self.reward_transform_matrix = torch.nn.Parameter(torch.eye(5))
-            self.gating = Gating(config.hidden_size, 5)
-            self.post_init()
-
+def test_the_score_is_that_of_the_layout_in_torch(model, scorer, groups, other_tokenizer, armorm_in_torch, tmp_path):
+    torch = pytest.importorskip("torch")
     save_hf(tmp_path, *model)
-    theirs = Gated.from_pretrained(tmp_path).eval()
+    theirs = armorm_in_torch(tmp_path)
     for group, scores in zip(groups, scores_in(scorer.score(groups)), strict=True):
         for response, score in zip(group.responses, scores, strict=True):
             text = response.text if isinstance(response.text, str) else response.text[-1]["content"]

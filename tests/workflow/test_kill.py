@@ -68,6 +68,9 @@ def commands(home, world, model, make_model):
     rows = {name: world / f"{name}.jsonl" for name in ("sft", "preference", "preference_eval", "prompts")}
     reward_model = make_model(home / "reward-model", 1, num_labels=1, tie_embeddings=False)
     bt = ["--kind", "bradley_terry", "--model_name_or_path"]
+    pairs = [json.loads(line) for line in rows["preference"].read_text().splitlines()]
+    (home / "graded.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"], "responses": [
+        {"text": row["chosen"], "score": 1}, {"text": row["rejected"], "score": 0}]}) + "\n" for row in pairs))
 
     def of(verb, start, data, *more):
         return [verb, "--model_name_or_path", start, "--dataset_name", data, *more]
@@ -89,6 +92,9 @@ def commands(home, world, model, make_model):
         "dpo-lora": of("dpo", model, rows["preference"], *TRAIN, *LORA, *BFLOAT16),
         "evaluate": ["evaluate", "--scorer.kind", "bradley_terry", "--scorer.model_name_or_path",
                      result("reward") / "model", "--dataset_name", rows["preference_eval"]],
+        "features": of("features", model, home / "graded.jsonl", "--kind", "preference", "--shard_size", 8),
+        "probe": ["probe", "--model_name_or_path", model, "--ratings", result("features"), "--pairs",
+                  result("features"), "--few_rows", "true", "--gate_hidden", 8, "--gate_steps", 20],
         "compare": [
             "compare", "--scorer.kind", "function", "--scorer.function", "rlhf_jax.data.world:gold_judge",
             "--dataset_name", world / "eval_prompts.jsonl", "--model_name_or_path", result("dpo") / "model",
@@ -103,10 +109,10 @@ def commands(home, world, model, make_model):
 
 
 NEEDS = {"score": ["generate", "reward"], "pairs": ["score"], "dpo": ["pairs"], "evaluate": ["reward"],
-         "compare": ["dpo"], "export": ["sft-lora"], "export-checkpoint": ["unfinished"]}
+         "compare": ["dpo"], "export": ["sft-lora"], "export-checkpoint": ["unfinished"], "probe": ["features"]}
 TRAININGS = {"sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "dpo", "dpo-lora"}
 NAMES = ["sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "generate", "score", "pairs", "dpo",
-         "dpo-lora", "evaluate", "compare", "data", "export", "export-checkpoint", "iterate"]
+         "dpo-lora", "evaluate", "features", "probe", "compare", "data", "export", "export-checkpoint", "iterate"]
 
 
 def behind_a_checkpoint(changes):

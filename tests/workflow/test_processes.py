@@ -136,6 +136,26 @@ def test_an_export_by_two_is_the_export_by_one(launch, home, model):
     assert [name for name in expected if expected[name] != found[name]] == []
 
 
+def test_features_and_a_probe_by_two_are_those_by_one(launch, home, world, model):
+    pairs = [json.loads(line) for line in (world / "preference.jsonl").read_text().splitlines()]
+    (home / "graded.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"], "responses": [
+        {"text": row["chosen"], "score": 1}, {"text": row["rejected"], "score": 0}]}) + "\n" for row in pairs))
+    found = {}
+    for processes in (2, 1):
+        rated, made = home / f"features-by-{processes}", home / f"probe-by-{processes}"
+        features = ["features", "--model_name_or_path", model, "--kind", "preference", "--shard_size", 4,
+                    "--dataset_name", home / "graded.jsonl"]
+        launch(home / "config.yaml", rated, processes, 1, features).finish()
+        probe = ["probe", "--model_name_or_path", model, "--ratings", rated, "--pairs", rated, "--objectives",
+                 '["data"]', "--few_rows", "true", "--gate_hidden", 8, "--gate_steps", 20]
+        launch(home / "config.yaml", made, processes, 1, probe).finish()
+        paths = [*rated.glob("shard-*"), *(path for path in (made / "model").iterdir() if path.name != "README.md")]
+        found[processes] = {path.name: path.read_bytes() for path in paths}
+    assert len([name for name in found[1] if name.startswith("shard-")]) == 8
+    assert sorted(found[1]) == sorted(found[2])
+    assert [name for name in found[1] if found[1][name] != found[2][name]] == []
+
+
 BUG = """
 import jax
 

@@ -11,7 +11,8 @@ from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters.base import Row, others
 from rlhf_jax.data.example import NotedRow
 from rlhf_jax.data.graded import finite_number
-from rlhf_jax.data.turns import as_text
+from rlhf_jax.data.ratings import ARMORM, UNIT, rated_by, to_unit
+from rlhf_jax.data.turns import as_messages, as_text
 
 ASPECTS = ("instruction_following", "truthfulness", "honesty", "helpfulness")
 """What UltraFeedback's judge rates, from 1 to 5; `fine-grained_score` is their mean."""
@@ -35,15 +36,27 @@ def webgpt(row: Row) -> Row:
 
 
 def helpsteer(row: Row, *, objective: str) -> Row:
-    """HelpSteer and HelpSteer2: one response a row, graded; the rows of a prompt are joined afterwards.
+    """HelpSteer and HelpSteer2: one response per row, graded; the rows of a prompt are joined afterwards.
+
+    Its five ratings stand beside the score, in 0 to 1, by ArmoRM's names for them.
 
     objective: column of the score, or several joined by "+", of which the mean is taken: "helpfulness+correctness" is
       RLHFlow's rule for its best-against-random pairs.
     """
     scores = [finite_number(row[column], column) for column in objective.split("+")]
-    answer = {"text": as_text(row["response"], "response"), "score": sum(scores) / len(scores)}
+    answer = {"text": as_text(row["response"], "response"), "score": sum(scores) / len(scores),
+              "scores": rated_by("helpsteer", row)}
     return {**{column: row[column] for column in SYSTEM_COLUMNS if column in row},
             "prompt": helpsteer_prompt(row["prompt"]), "responses": [answer]}
+
+
+def armorm(row: Row) -> Row:
+    """ArmoRM's multi-objective data: a conversation, and a column in 0 to 1 for each objective, null if not rated."""
+    messages = as_messages(row["messages"], "messages")
+    scores = {rated.name: to_unit(rated.name, row[rated.name], UNIT) for rated in ARMORM
+              if row.get(rated.name) is not None}
+    return {**others(row, "messages", *(rated.name for rated in ARMORM)), "prompt": messages[:-1],
+            "responses": [{"text": messages[-1:], "scores": scores}]}
 
 
 def helpsteer_prompt(prompt: Any) -> Any:

@@ -14,6 +14,7 @@ CONVERTERS: dict[str, Converter] = {
     "alpaca_pairs": Converter(pairs.alpaca_pairs),
     "alpacaeval_graded": Converter(graded.alpacaeval_graded),
     "argilla_math": Converter(pairs.argilla_math),
+    "armorm": Converter(graded.armorm),
     "bon_graded": Converter(graded.bon_graded),
     "capybara": Converter(dialogues.capybara),
     "code_ultrafeedback": Converter(graded.code_ultrafeedback),

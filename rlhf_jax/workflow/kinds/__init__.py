@@ -9,7 +9,16 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
-from rlhf_jax.workflow.kinds import bradley_terry, function, judge, multi_objective, pairwise, reward_server
+from rlhf_jax.workflow.kinds import (
+    bradley_terry,
+    function,
+    judge,
+    multi_objective,
+    odin,
+    pairwise,
+    reward_server,
+    tree,
+)
 from rlhf_jax.workflow.kinds.base import GivenWeights, Kind, Passes, TrainedKind
 from rlhf_jax.workflow.remote import with_answers_in
 
@@ -22,6 +31,8 @@ KINDS: dict[str, Kind] = {
     "function": function.KIND,
     "judge": judge.KIND,
     "reward_server": reward_server.KIND,
+    "odin": odin.KIND,
+    "tree": tree.KIND,
 }
 """`kind` -> what it is."""
 

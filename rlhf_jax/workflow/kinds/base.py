@@ -43,7 +43,7 @@ class TrainedKind:
 
     Attributes:
       options: its class of training options.
-      examples: (seed, preference examples, funnel, renderer) -> what is rendered and trained on.
+      examples: (options, preference examples, funnel, renderer) -> what is rendered and trained on.
       model: (weights, config, seed) -> the weights and config that training starts from.
       objective: options -> what is minimised.
       passes: what one example takes of a row.
@@ -53,7 +53,7 @@ class TrainedKind:
     """
 
     options: type
-    examples: Callable[[int, list[Example], Funnel, Renderer], list[Example]]
+    examples: Callable[[Any, list[Example], Funnel, Renderer], list[Example]]
     model: Callable[[Params, DecoderConfig, int], tuple[Params, DecoderConfig]]
     shape: Callable[[DecoderConfig], DecoderConfig]
     objective: Callable[[Any], Callable[[Compute], Objective]]

@@ -41,9 +41,10 @@ def objective(options: BradleyTerryOptions) -> Callable[[Compute], Objective]:
                    use_margin=options.use_margin)
 
 
-def as_they_are(seed: int, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def as_they_are(options: BradleyTerryOptions, examples: list[Example], funnel: Funnel, renderer: Renderer
+                ) -> list[Example]:
     """Pairs are trained on as pairs."""
-    del seed, funnel, renderer
+    del options, funnel, renderer
     return examples
 
 

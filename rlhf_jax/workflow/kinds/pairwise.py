@@ -35,10 +35,10 @@ def language_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Pa
     return params, config
 
 
-def letters(seed: int, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def letters(options: PairwiseOptions, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
     """Pairs as questions that a letter answers."""
     letter_ids(renderer)  # that they cannot be told apart is said now, not when the trained model is asked
-    return letter_examples(examples, seed, funnel)
+    return letter_examples(examples, options.train.seed, funnel)
 
 
 def objective(options: PairwiseOptions) -> Callable[[Compute], Objective]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,8 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import data_key, read_data
 from rlhf_jax.workflow.products import INPUTS, RECORD
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
+
+_SHARDS = "shard-*.jsonl"
 
 
 class Shards(Protocol):
@@ -121,10 +124,11 @@ def shards(folder: Path) -> list[Path]:
       ValueError: where there is none, where one is missing between others, or where the stage's record has others.
       DamagedProduct: where one is no longer what the stage made.
     """
-    record, found = check_made(folder), sorted(folder.glob("shard-*.jsonl"))
+    record, found = check_made(folder), sorted(folder.glob(_SHARDS))
     if not found:
-        raise ValueError(f"{folder} holds no shard-*.jsonl; give the output_dir of a finished `generate` or `score`")
-    made = [name for name in (record or {}).get("products", ()) if name.startswith("shard-")]
+        raise ValueError(f"{folder} holds no {_SHARDS}; give the output_dir of a finished `generate`, `score` or "
+                         "`features`")
+    made = [name for name in (record or {}).get("products", ()) if fnmatch(name, _SHARDS)]
     odd = {path.name for path in found} ^ {*(made or map(shard_name, range(len(found))))}
     if odd:
         raise ValueError(f"{folder} does not hold the shards of one stage: {min(odd)} is missing or was added. Bring "

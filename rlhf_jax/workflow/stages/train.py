@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.lora import LoraConfig, adapter_of
 from rlhf_jax.config.preference import PreferenceOptions
-from rlhf_jax.config.training import BradleyTerryOptions, PairwiseOptions, SftOptions, TrainConfig
+from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
 from rlhf_jax.data.groups import PromptGroup, check_ids
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import group_length, pack_rows
@@ -47,7 +47,7 @@ from rlhf_jax.workflow.reward_model import pad_as_config, reading_note
 from rlhf_jax.workflow.stage import to_plain
 from rlhf_jax.workflow.trackers import tracking
 
-Trained = SftOptions | BradleyTerryOptions | PairwiseOptions | PreferenceOptions
+Trained = SftOptions | RewardOptions | PreferenceOptions
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -191,7 +191,7 @@ def check_values(objective: Objective, groups: Sequence[PromptGroup], eval_group
 def checked_plan(objective: Objective, options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
                  reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
     """The batches of a stage. ValueError: a group is longer than a row, or an objective over a batch sees it cut."""
-    plan = make_plan(list(groups), options.train, mesh, reference=reference, values=objective.reads)
+    plan = make_plan(list(groups), options.train, mesh, reference=reference, objective=objective)
     pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
     if objective.whole_batch and plan.accumulation > 1:
         raise ValueError(f"the loss looks across a whole batch, and this batch needs {plan.accumulation} "
