@@ -162,7 +162,7 @@ def _value(field: Declared, value: Any, where: str) -> Any:
         return _checker(plain).parse_object({"value": value}).value
     except ValueError as error:
         said = re.sub(r'^.*?Parser key "value":\s*', "", str(error), flags=re.DOTALL)
-        said = re.sub(r"<class '(\w+)'>", r"\1", said).replace("a typing.Literal[", "one of [")
+        said = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said).replace("a typing.Literal[", "one of [")
         raise ValueError(f"{where}: {said}") from error
 
 

@@ -89,6 +89,7 @@ JUDGED = {"output_dir": "o", "scorer": FUNCTION}
     (DataCommand, {"output_dir": "o"}, "sources is missing"),
     (DataCommand, {**MIX, "sources": []}, "sources is empty"),
     (DataCommand, {**MIX, "sources": 3}, r"sources = 3; give a list, of names or of objects {name: ...}"),
+    (DataCommand, {**MIX, "sources": [{"name": "a", "columns": ["x"]}]}, r"columns: Expected a Mapping. Got value"),
     (DataCommand, {**MIX, "sources": [{"name": "a", "wieght": 2}]}, r"no such key: sources\[0\].wieght"),
     (DataCommand, {**MIX, "sources": [{"weight": 2}]}, r"sources\[0\].name is missing"),
     (DataCommand, {**MIX, "sources": ["a", {"name": "b", "weight": 0}]}, r"sources\[1\]: weight = 0.*greater than 0"),

@@ -130,6 +130,8 @@ def test_what_is_missing_is_said_before_any_source_is_read(mix, monkeypatch):
         mix([many(3)], benchmarks=["/none.jsonl"])
     with pytest.raises(SourceError, match=r"there is no file '/gone\.jsonl'"):
         mix([(many(3), {"name": "/gone.jsonl"})], "gone")
+    with pytest.raises(ValueError, match="converter 'shp' has no option 'ratio'"):
+        mix([many(3), (many(3), {"converter": "shp", "converter_options": {"ratio": 3}})], "option")
 
 
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(mix, monkeypatch):

@@ -5,7 +5,10 @@ import math
 
 import pytest
 
+from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.data.jsonl import write_jsonl_atomic
+from rlhf_jax.losses import PreferenceLoss
+from rlhf_jax.workflow.stages.dpo import as_read
 
 TRAIN = {"train_batch_size": 4, "micro_rows": 8, "row_length": 256, "learning_rate": 1e-3, "max_steps": 2,
          "logging_steps": 1, "warmup_steps": 0}
@@ -61,3 +64,14 @@ def test_one_prompt_alone_is_refused(dpo, tmp_path):
     write_jsonl_atomic(tmp_path / "one.jsonl", ({"prompt": "p", "completion": c, "label": True} for c in "abc"))
     with pytest.raises(ValueError, match="all rows have the same prompt"):
         dpo(dataset_name=str(tmp_path / "one.jsonl"), loss_type="kto")
+
+
+def test_pairs_of_a_file_or_a_round_become_labelled_responses_with_answers_to_other_prompts(make_groups):
+    groups = make_groups(4, k=(2, 2))
+    options = PreferenceOptions(PreferenceLoss("kto"), split_pairs=True)
+    found = as_read(options, groups)
+    assert [sorted(name for r in group.responses for name in r.scores) for group in found] == [
+        ["label", "label", "mismatched", "mismatched"]] * 4
+    assert options.responses == 4
+    assert as_read(PreferenceOptions(), groups) == groups
+    assert as_read(options, []) == []

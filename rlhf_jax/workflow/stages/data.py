@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.mixes import DataCommand
+from rlhf_jax.data.converters import find_converter
 from rlhf_jax.data.duplicates import check_installed
 from rlhf_jax.data.example import Example
 from rlhf_jax.data.funnel import Funnel
@@ -74,6 +75,8 @@ class DataStage(Stage):
             check_installed()
         for source in self.options.sources:
             check_sources(source.rows)
+            if source.converter is not None:
+                find_converter(source.converter, source.converter_options)
         for name in self.options.benchmark_files:
             next(iter(read_rows(name)))
         mixture = entries_of([self._source(number, store, context) for number in range(len(self.options.sources))])
