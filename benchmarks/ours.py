@@ -198,7 +198,7 @@ def rounds():
         groups = [g for _, g in sorted(sampler.generate(policy, prompts(i)), key=lambda found: found[0])]
         sampled = clock()
         scored = [g.with_scores("reward", s) for g, s in zip(groups, scores(groups), strict=True)]
-        pairs = [pair for g in scored if (pair := make_pair(g, "reward", PairOptions())[0]) is not None]
+        pairs = [pair for g in scored if (pair := make_pair(g, PairOptions(scorer="reward"))[0]) is not None]
         paired = clock()
         shape = capacities(pairs)
         for j in range(0, len(pairs), size):

@@ -13,6 +13,7 @@ from rlhf_jax.cli.main import prepare_environment
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.cli.run import experiment
 from rlhf_jax.config.run import ExperimentConfig, reseeded
+from rlhf_jax.evaluation import Results
 from rlhf_jax.report import aggregate, write_seeds_markdown
 
 CAVEAT = ("What the control does not separate: the rounds have a learning-rate schedule each where it has one, and end "
@@ -34,12 +35,13 @@ def main() -> None:
     for seed in range(args.seeds):
         folder = Path(args.runs) / f"seed-{seed}"
         experiment("iterate", dataclasses.replace(reseeded(config, seed), output_dir=str(folder)))
-        results.append(json.loads((folder / "results.json").read_text()))
-    seconds = [sum(stage["seconds"] for stage in result["stages"]) for result in results]
+        results.append(Results.from_json(json.loads((folder / "results.json").read_text())))
+    seconds = [sum(stage.seconds for stage in result.stages) for result in results]
     text = write_seeds_markdown(aggregate(results))
-    text += (f"\nMeasured on {results[-1]['created'][:10]}, {args.seeds} seeds, {platform.machine()} CPU; stages took "
-             f"{min(seconds):.0f} to {max(seconds):.0f} s a seed. Versions: "
-             + ", ".join(f"{name} {version}" for name, version in results[-1]["versions"].items())
+    day = str(results[-1].created)[:10]
+    text += (f"\nMeasured on {day}, {args.seeds} seeds, {platform.machine()} CPU; stages took "
+             f"{min(seconds):.0f} to {max(seconds):.0f} s per seed. Versions: "
+             + ", ".join(f"{name} {version}" for name, version in results[-1].versions.items())
              + f".\n\n{CAVEAT}\n\nReproduce with `make reproduce SEEDS={args.seeds}`.\n")
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(text)

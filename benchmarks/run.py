@@ -1,4 +1,4 @@
-"""Side by side: every framework's steps of one task, in turn, in one run; one JSON line a framework.
+"""Side by side: every framework's steps of one task, in turn, in one run; one JSON line per framework.
 
     python benchmarks/run.py dpo --shape small --torch VENV_WITH_TORCH_AND_TRL/bin/python --output results.jsonl
 

@@ -66,7 +66,7 @@ def options(steps):
 
 
 def in_order(trainer):
-    """A trainer that takes the rows as they come: the same pairs a step as the other workers."""
+    """A trainer that takes the rows as they come: the same pairs per step as the other workers."""
 
     class InOrder(trainer):
         def _get_train_sampler(self, *_, **__):

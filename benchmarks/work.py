@@ -56,7 +56,7 @@ def pairs(shape, count, longest, seed=0):
 
 
 def text(ids):
-    """Words of the checkpoint's tokenizer, one a token; padding, BOS and EOS have none."""
+    """Words of the checkpoint's tokenizer, one per token; padding, BOS and EOS have none."""
     return " ".join(f"t{i}" for i in ids if i > 2)
 
 
@@ -95,7 +95,7 @@ def arguments(tasks):
     parser.add_argument("--checkpoints", type=Path, required=True, help="what make_checkpoint.py wrote")
     parser.add_argument("--batch", type=int, default=16, help="pairs (dpo, rm), rows (sft), prompts (generate, score)")
     parser.add_argument("--longest", type=int, default=512, help="prompt and response together")
-    parser.add_argument("--n", type=int, default=8, help="continuations or candidates a prompt")
+    parser.add_argument("--n", type=int, default=8, help="continuations or candidates per prompt")
     parser.add_argument("--new", type=int, default=128, help="most new tokens")
     parser.add_argument("--mean", type=int, default=64, help="mean response length")
     parser.add_argument("--steps", type=int, default=12, help="warm-up included")

@@ -197,6 +197,11 @@ def replaced(options: T, **changes: Any) -> T:
     return type(options)(**values)
 
 
+def changed(options: Any) -> list[str]:
+    """Names of the fields that do not have their defaults."""
+    return [field.name for field in declared(type(options)) if getattr(options, field.name) != field.default]
+
+
 def flattened(options: Any) -> dict[str, Any]:
     """Options as the nested mapping a user writes: flat groups stand among the keys of what holds them."""
     tree: dict[str, Any] = {}

@@ -1,7 +1,8 @@
-"""Eight virtual CPU devices for the whole run, and what several rooms' tests share: tiny models and prompt groups."""
+"""Eight virtual CPU devices for the whole run, and what several rooms' tests share: tiny models, groups, real data."""
 
 import dataclasses
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,15 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time 
 # a busy machine is no failure: no deadlines
 settings.register_profile("shared_cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared_cores")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Root of the real data (../shared/data of the repository)."""
+    root = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not root.is_dir():
+        pytest.skip("the folder ../shared/data with real data is not there")
+    return root
 
 
 def tiny_config(family="llama", **changes):

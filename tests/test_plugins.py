@@ -103,5 +103,5 @@ def test_the_source_of_a_function_is_part_of_the_key_of_what_uses_it(mine, tmp_p
     options = PreferenceOptions(loss=PreferenceLoss(name))
     stage = DpoStage(start=None, reference=None, data=(), options=options)
     assert stage.inputs()["functions"] == plugin_keys(name)
-    pairs = PairsStage(source=None, scorer="proxy", options=PairOptions(rule=f"{mine}:second_and_third"))
+    pairs = PairsStage(source=None, options=PairOptions(rule=f"{mine}:second_and_third"))
     assert pairs.inputs()["functions"] == plugin_keys(f"{mine}:second_and_third")

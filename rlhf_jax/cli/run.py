@@ -19,6 +19,7 @@ from rlhf_jax.cli.terminal import printable
 from rlhf_jax.config.commands import CompareCommand, ReportCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.data.chat import describe
+from rlhf_jax.evaluation import Results
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_mesh, watch_for_preemption
 from rlhf_jax.report import headline, write_markdown, write_report
@@ -27,7 +28,7 @@ from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
 from rlhf_jax.workflow.results import gather_results
-from rlhf_jax.workflow.stage import Run, to_plain, write_json_atomic
+from rlhf_jax.workflow.stage import Run, write_json_atomic
 from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import STAGES
 
@@ -175,8 +176,8 @@ def comparison(verb: str, command: CompareCommand) -> None:
 def _report(context: Context, outcome: Outcome, title: str, gold: str | None, seed: int) -> None:
     if is_main_process():
         results = gather_results(context.run, outcome, title=title, gold=gold, seed=seed)
-        write_json_atomic(context.run.folder / "results.json", results)
-        _draw(to_plain(results), context.run.folder)
+        write_json_atomic(context.run.folder / "results.json", results.to_json())
+        _draw(results, context.run.folder)
 
 
 def report(verb: str, command: ReportCommand) -> None:
@@ -187,16 +188,16 @@ def report(verb: str, command: ReportCommand) -> None:
     if not path.is_file():
         raise ValueError(f"{folder} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
     try:
-        _draw(json.loads(path.read_text()), folder)
+        _draw(Results.from_json(json.loads(path.read_text())), folder)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{path} is not as a run writes it ({type(error).__name__}: {error}); give the command of the "
                          "run again, which writes it anew") from error
 
 
-def _draw(results: dict[str, Any], folder: Path) -> None:
+def _draw(results: Results, folder: Path) -> None:
     page = write_report(results, folder)
     (folder / "report.md").write_text(write_markdown(results))
-    print(printable(write_markdown(results) if results["policies"] else "\n".join(headline(results))))
+    print(printable(write_markdown(results) if results.policies else "\n".join(headline(results))))
     print(f"\nreport: {page}")
 
 

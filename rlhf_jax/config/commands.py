@@ -12,9 +12,10 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed
 
 Dtype = Literal["float32", "bfloat16"]
+SHARD_SIZE = 128
 
 
 def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
@@ -93,7 +94,7 @@ class GenerateCommand(Options):
     model_name_or_path: str
     output_dir: str
     dtype: Dtype = "float32"
-    shard_size: Annotated[int, COUNT] = 128
+    shard_size: Annotated[int, COUNT] = SHARD_SIZE
     mesh: MeshChoice = MeshConfig()
     data: Flat[DataOptions] = DataOptions()
     sampling: Flat[SamplingConfig] = SamplingConfig()
@@ -101,21 +102,36 @@ class GenerateCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreCommand(Options):
-    """Scoring sampled responses with a reward model, a preference model or a Python function.
+    """Scoring responses, sampled ones or those of a data set, with a reward or preference model or a Python function.
 
     Attributes:
-      input: folder of shards that `rlhf-jax generate` or an earlier `score` wrote.
+      input: folder of shards that `rlhf-jax generate` or an earlier `score` wrote; or give dataset_name.
       output_dir: where the scored shards go.
       name: under which the scores are stored.
+      layout: "rlhflow" also writes OUTPUT_DIR/rlhflow.jsonl, rows of prompt, responses and rewards.
+      shard_size: rows of a data set in one shard file; what a killed run loses at most.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      rows: prompts with responses, in any layout, instead of input.
       scorer: what scores.
     """
 
-    input: str
+    input: str | None = None
     output_dir: str
     name: str = "proxy"
+    layout: Literal["groups", "rlhflow"] = "groups"
+    shard_size: Annotated[int, COUNT] = SHARD_SIZE
     mesh: MeshChoice = MeshConfig()
+    rows: Flat[RowOptions] = RowOptions()
     scorer: Flat[ScorerOptions]
+
+    def conflicts(self) -> None:
+        if (self.input is None) == (not self.rows.sources):
+            both = "" if self.input is None else f"input = {self.input!r} and dataset_name are both given; "
+            raise ValueError(f"{both}give either input, a folder of shards, or dataset_name, rows with responses")
+        idle = changed(self.rows) + (["shard_size"] if self.shard_size != SHARD_SIZE else [])
+        if self.input is not None and idle:
+            raise ValueError(f"{', '.join(idle)} has no effect with input, whose shards stay as they are; leave it "
+                             "out, or give dataset_name instead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,13 +141,13 @@ class PairsCommand(Options):
     Attributes:
       input: folder of scored shards.
       output_dir: where pairs.jsonl goes.
-      scorer: name of the scores to choose by.
+      layout: "trl" also writes OUTPUT_DIR/trl.jsonl, rows of prompt, chosen, rejected and margin.
       pairs: which responses make a pair.
     """
 
     input: str
     output_dir: str
-    scorer: str = "proxy"
+    layout: Literal["groups", "trl"] = "groups"
     pairs: Flat[PairOptions] = PairOptions()
 
 
@@ -142,6 +158,9 @@ class EvaluateCommand(Options):
     Attributes:
       scorer: what is evaluated.
       output_dir: where the results go.
+      benchmark: whose rows dataset_name holds, as its authors publish them: auto_j, hhh, judgebench, llmbar, pandalm,
+        rewardbench, rewardbench2, rm_bench; or preference, any preference rows, with a column `subset` or without.
+      tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
       seed: of the bootstrap.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       rows: held-out preference rows.
@@ -150,10 +169,22 @@ class EvaluateCommand(Options):
 
     scorer: ScorerOptions
     output_dir: str
+    benchmark: str = "preference"
+    tie_rule: Literal["half", "strict"] | None = None
     seed: Annotated[int, SEED] = 0
     mesh: MeshChoice = MeshConfig()
     rows: Flat[RowOptions] = RowOptions()
     graded: Flat[GradedOptions] = GradedOptions()
+
+    def conflicts(self) -> None:
+        """Raises ValueError for keys that say how rows are read, beside a benchmark that says so itself."""
+        if self.benchmark == "preference":
+            return
+        for options, name in ((self.rows, "converter"), (self.graded, "pair_rule"), (self.graded, "min_gap")):
+            if getattr(options, name) != getattr(type(options)(), name):
+                raise ValueError(f"{name} = {getattr(options, name)!r} has no effect with benchmark = "
+                                 f"{self.benchmark!r}, whose rows are read in one way; leave it out, or set benchmark: "
+                                 "preference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,10 +71,13 @@ class GradedOptions(Options):
 
     Attributes:
       pair_rule: which pairs graded rows make as preferences.
+      pair_score: the number that they are graded by: data, or data/NAME of rows with several grades; of scored samples
+        the name of a scorer.
       min_gap: the smallest score gap of such a pair.
     """
 
     pair_rule: PairRule = "all"
+    pair_score: str = "data"
     min_gap: Annotated[float, at_least(0)] = 0.0
 
 

@@ -20,6 +20,7 @@ class PairOptions(Options):
       rule: max_min (best and worst, the paper's), max_random (best and another), max_max (best and second best),
         random (two at random); or "module:function" that gets the values of the responses, best first, and a
         random.Random, and returns the places of chosen and rejected, or None for no pair.
+      scorer: name of the score to choose by, as `proxy`, or of a number beside it, as `proxy/helpfulness`.
       min_gap: the smallest penalised score gap of a pair.
       length_penalty: subtracted from the score for each unit of length, *before* selection and ordering.
       length_unit: "characters" (the paper's) or "tokens".
@@ -28,6 +29,7 @@ class PairOptions(Options):
     """
 
     rule: str = "max_min"
+    scorer: str = "proxy"
     min_gap: Annotated[float, at_least(0)] = 0.0
     length_penalty: Annotated[float, between(-1e6, 1e6)] = 0.0
     length_unit: Annotated[Literal["characters", "tokens"], only_with("length_penalty")] = "characters"

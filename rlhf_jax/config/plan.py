@@ -42,7 +42,7 @@ class PlanOptions(Options):
     may lie in the folder `model` beside the config.
 
     Attributes:
-      accelerator: as its cloud spells it: v5p-16 (TensorCores, two a chip), v5e-64 and v6e-16 (chips), 2xv5e-256
+      accelerator: as its cloud spells it: v5p-16 (TensorCores, two per chip), v5e-64 and v6e-16 (chips), 2xv5e-256
         (slices), 8xH100, 4x8xH100 (hosts), cpu-8.
       verb: whose config it is; None to tell by its keys.
       stages: of sft, reward, pairwise, prefill, decode, score, reference, dpo; empty for all that the config has.

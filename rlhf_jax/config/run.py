@@ -199,6 +199,9 @@ class ExperimentConfig(Options):
         if self.gold is not None and self.evaluation is None:
             raise ValueError("gold judges policies in the evaluation, and the config has no evaluation section; add "
                              "one or leave gold out")
+        if self.pairs.scorer.split("/")[0] != PairOptions.scorer:
+            raise ValueError(f"pairs.scorer = {self.pairs.scorer!r}; the run's scorer stores its score as 'proxy' and "
+                             "numbers beside it as proxy/NAME. Name one of those")
         if self.raft != SftOptions() and self.loop.method != "raft" and "raft" not in self.baselines:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")

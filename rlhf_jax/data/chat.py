@@ -36,7 +36,6 @@ from rlhf_jax.data.tokenizer import (
 )
 
 __all__ = [
-    "DATA_SCORE",
     "TEMPLATES",
     "Overlong",
     "Renderer",
@@ -46,8 +45,6 @@ __all__ = [
     "stop_token_ids",
 ]
 
-DATA_SCORE = "data"
-"""Name under which the grades of a data set lie in `Response.scores`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +170,9 @@ def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str
         if rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist():
             raise BadRow("identical_after_truncation", "chosen and rejected have the same token ids; allow longer "
                                                        "responses")
-    scores = example.scores or (None,) * len(rendered)
-    labels = example.labels or (None,) * len(rendered)
-    responses = tuple(
-        dataclasses.replace(r, text=text, label=label, scores={} if score is None else {DATA_SCORE: score})
-        for r, text, score, label in zip(rendered, example.responses, scores, labels, strict=True)
-    )
+    scores = example.scores or ({},) * len(rendered)
+    responses = tuple(dataclasses.replace(r, text=text, scores=numbers)
+                      for r, text, numbers in zip(rendered, example.responses, scores, strict=True))
     group = PromptGroup(example.prompt_id, np.asarray(prompt_ids, np.int32), responses,
                         prompt if chat else example.prompt, example.pairs, example.margins, example.extra)
     return group, [*unread, *notes]
@@ -324,7 +318,6 @@ def describe(group: PromptGroup, tokenizer: Any) -> str:
         about = [*sorted(set(role)), f"{len(response.ids)} tokens", f"{trained} trained",
                  f"last {tokenizer.convert_ids_to_tokens(int(response.ids[-1]))!r}"]
         about += [f"{name} {score:g}" for name, score in response.scores.items()]
-        about += [] if response.label is None else [f"label {response.label}"]
         about += [] if response.finish_reason is None else [f"finish {response.finish_reason}"]
         edges = np.flatnonzero(np.diff(response.loss_mask)) + 1
         spans = zip(np.split(response.ids, edges), np.split(response.loss_mask, edges), strict=True)

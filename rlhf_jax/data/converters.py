@@ -13,7 +13,7 @@ import numpy as np
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.example import NotedRow
-from rlhf_jax.data.graded_pairs import finite_number
+from rlhf_jax.data.graded import finite_number
 from rlhf_jax.data.turns import as_messages, as_text, parse_hh
 
 Row = Mapping[str, Any]
@@ -77,7 +77,7 @@ def ultrafeedback_binarized(row: Row) -> Row:
 
 
 def helpsteer(row: Row) -> Row:
-    """HelpSteer: one response a row, graded by the mean of helpfulness and correctness (RLHFlow's rule).
+    """HelpSteer: one response per row, graded by the mean of helpfulness and correctness (RLHFlow's rule).
 
     The rows of a prompt are joined afterwards: it is one of `ONE_ANSWER_A_ROW`.
     """

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rlhf_jax.config.data import PairRule
-from rlhf_jax.data.groups import Text
+from rlhf_jax.data.groups import PromptGroup, Text, text_group
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.sources import SourceRow
 
-Kind = Literal["prompt", "sft", "preference", "graded", "unpaired"]
+DATA_SCORE, LABEL = "data", "label"
+"""Names of a data set's own numbers in `Response.scores`: its grade (several are `data/NAME`), and desirability."""
+Kind = Literal["prompt", "sft", "preference", "graded", "unpaired", "answered"]
 
 
 class NotedRow(dict[str, Any]):
@@ -30,9 +32,9 @@ class Example:
       prompt: text, or messages that end before the response.
       responses: each text, or messages that begin with an assistant turn.
       pairs: (chosen, rejected) indices into `responses`.
-      margins: one number a pair (score gap), or empty.
-      scores: graded data, one a response; None where nobody graded it.
-      labels: unpaired data, one a response: desirable or not.
+      margins: one number per pair (score gap), or empty.
+      scores: of each response its numbers by name: `data` and `data/NAME` are grades, `label` is 1 for a desirable one
+        of unpaired data, 0 for another. Empty where there are none at all.
       prompt_id: from prompt_id, id or index, else a short sha256 of the prompt with its white space collapsed.
       extra: the other columns of the row, as JSON can hold them.
       notes: what was done to the row in reading it, for the funnel.
@@ -43,12 +45,18 @@ class Example:
     responses: tuple[Text, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
     margins: tuple[float, ...] = ()
-    scores: tuple[float | None, ...] = ()
-    labels: tuple[bool, ...] = ()
+    scores: tuple[Mapping[str, float], ...] = ()
     prompt_id: str = ""
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     origin: SourceRow | None = dataclasses.field(default=None, compare=False, repr=False)
+
+
+def as_text(example: Example) -> PromptGroup:
+    """The example as a group of text alone: for scorers, which render by themselves."""
+    scores = example.scores or ({},) * len(example.responses)
+    return text_group(example.prompt_id, example.prompt, zip(example.responses, scores, strict=True),
+                      pairs=example.pairs, margins=example.margins, extra=example.extra)
 
 
 def turn_by_turn(example: Example) -> list[Example]:
@@ -70,12 +78,16 @@ class ParseOptions:
 
     Attributes:
       pair_rule: graded rows read as preferences: all unequal pairs, best against worst, or best against a random one.
+      pair_score: the number of graded responses that those pairs are made by.
       min_gap: pairs whose scores differ by less are left out; equal scores never make a pair.
       seed: of the rule best_random; a prompt's draw depends on the seed and its id alone.
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
+      to_judge: pairs are judged as they are and not learned from: a response may be empty, or both be the same.
     """
 
     pair_rule: PairRule = "all"
+    pair_score: str = DATA_SCORE
     min_gap: float = 0.0
     seed: int = 0
     allow_empty_prompt: bool = False
+    to_judge: bool = False

@@ -18,6 +18,8 @@ Message = dict[str, Any]
 Text = str | list[Message]
 """A prompt or a response as people write it: plain text, or a list of chat messages."""
 
+Verdict = Mapping[str, float]
+"""What a scorer says of a response: "" is the score, other keys are numbers beside it (objectives, steps, ...)."""
 STOP, LENGTH = "stop", "length"
 """Why a response ended: it produced a stop token or string, or it ran out of budget (then it has no EOS)."""
 
@@ -32,8 +34,8 @@ class Response:
       text: the decoded response, or the messages it was rendered from.
       finish_reason: "stop", "length", or None for responses that came from a data set.
       logps: [n] float32 log-probabilities the sampler reported at temperature 1, or None.
-      scores: score by scorer name; a scorer that failed is absent, never 0.
-      label: desirability for unpaired data (KTO), else None.
+      scores: all numbers about it, by name: `proxy` and `proxy/quality` of a scorer, `data` and `data/helpfulness` of a
+        data set's grades, `label` of unpaired data (1 desirable, 0 not). What has no number is absent, never 0.
     """
 
     ids: np.ndarray
@@ -42,7 +44,6 @@ class Response:
     finish_reason: str | None = None
     logps: np.ndarray | None = None
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    label: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {"ids": self.ids.tolist(), "text": self.text}
@@ -54,8 +55,6 @@ class Response:
             row["logps"] = [float(x) for x in self.logps]
         if self.scores:
             row["scores"] = dict(self.scores)
-        if self.label is not None:
-            row["label"] = self.label
         return row
 
     @staticmethod
@@ -66,14 +65,12 @@ class Response:
         if not np.isin(mask, (0, 1)).all():
             raise ValueError("loss_mask holds other numbers than 0 and 1")
         logps = _numbers(row["logps"], "logps", "fi", ids).astype(np.float32) if "logps" in row else None
-        reason, label, scores = row.get("finish_reason"), row.get("label"), row.get("scores", {})
+        reason, scores = row.get("finish_reason"), row.get("scores", {})
         if reason not in (None, STOP, LENGTH):
             raise ValueError(f"finish_reason is {reason!r}; it is {STOP!r}, {LENGTH!r} or left out")
-        if label is not None and not isinstance(label, bool):
-            raise ValueError(f"label is {label!r}; it is true, false or left out")
         if not isinstance(scores, dict) or not all(_finite(score) for score in scores.values()):
-            raise ValueError("scores holds something else than a finite number per scorer")
-        return Response(ids, mask.astype(bool), _text(row, "text"), reason, logps, scores, label)
+            raise ValueError("scores holds something else than a finite number per name")
+        return Response(ids, mask.astype(bool), _text(row, "text"), reason, logps, scores)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +79,8 @@ class PromptGroup:
 
     Attributes:
       prompt_id: stable name of the prompt; random keys and shards are derived from it.
-      prompt_ids: [p] int32 token ids, BOS and generation header included.
+      prompt_ids: [p] int32 token ids, BOS and generation header included. Empty, as the responses' ids, in a group of
+        text alone: rows that were scored and not rendered.
       responses: the k continuations.
       prompt: the prompt as text or messages, for scorers with another tokenizer.
       pairs: (chosen, rejected) indices into `responses`.
@@ -121,6 +119,12 @@ class PromptGroup:
         if not isinstance(row["prompt_id"], str):
             raise ValueError(f"prompt_id is {row['prompt_id']!r} and no text")
         responses, extra = _responses(row["responses"]), row.get("extra", {})
+        prompt_ids = _token_ids(row, "prompt_ids")
+        if odd := [i for i, response in enumerate(responses) if bool(len(response.ids)) != bool(len(prompt_ids))]:
+            raise ValueError(f"prompt_ids has {len(prompt_ids)} numbers and the ids of responses[{odd[0]}] "
+                             f"{len(responses[odd[0]].ids)}; either all are empty (text alone) or none")
+        if not len(prompt_ids) and not row.get("prompt"):
+            raise ValueError("prompt_ids is empty and there is no prompt as text either")
         pairs = tuple(_pair(pair, len(responses)) for pair in _listed(row.get("pairs", []), "pairs"))
         margins = tuple(_listed(row.get("margins", []), "margins"))
         if not all(_finite(margin) for margin in margins) or len(margins) not in (0, len(pairs)):
@@ -128,16 +132,35 @@ class PromptGroup:
                              "pairs, or left out")
         if not isinstance(extra, dict):
             raise ValueError(f"extra is {type(extra).__name__} and no object of columns")
-        return PromptGroup(row["prompt_id"], _token_ids(row, "prompt_ids"), responses, _text(row, "prompt"), pairs,
-                           margins, extra)
+        return PromptGroup(row["prompt_id"], prompt_ids, responses, _text(row, "prompt"), pairs, margins, extra)
 
-    def with_scores(self, name: str, scores: list[float | None]) -> PromptGroup:
-        """This group with one more scorer's verdicts; `None` (the scorer failed) adds nothing."""
+    def with_scores(self, name: str, verdicts: Sequence[Verdict | None]) -> PromptGroup:
+        """This group with what one more scorer says: its score as `name`, its other numbers as `name/key`.
+
+        A verdict of None (the scorer failed) adds nothing.
+        """
         responses = tuple(
-            r if s is None else dataclasses.replace(r, scores={**r.scores, name: float(s)})
-            for r, s in zip(self.responses, scores, strict=True)
+            r if verdict is None else dataclasses.replace(r, scores={**r.scores, **named(name, verdict)})
+            for r, verdict in zip(self.responses, verdicts, strict=True)
         )
         return dataclasses.replace(self, responses=responses)
+
+
+def text_group(prompt_id: str, prompt: Text, responses: Iterable[tuple[Text, Verdict]], **more: Any) -> PromptGroup:
+    """A group of text alone, of (text, scores) responses; `more` are its other fields."""
+    nothing = np.zeros(0, np.int32)
+    return PromptGroup(prompt_id, nothing, tuple(Response(nothing, nothing.astype(bool), text, scores=scores)
+                                                 for text, scores in responses), prompt, **more)
+
+
+def same_answer(a: Response, b: Response) -> bool:
+    """The same tokens; of responses that are text alone, the same text."""
+    return a.ids.tolist() == b.ids.tolist() and (len(a.ids) > 0 or a.text == b.text)
+
+
+def named(name: str, verdict: Verdict) -> dict[str, float]:
+    """A verdict as it lies in `Response.scores`."""
+    return {f"{name}/{key}" if key else name: float(value) for key, value in verdict.items()}
 
 
 def _finite(value: Any) -> bool:
@@ -166,13 +189,11 @@ def _numbers(value: Any, name: str, kinds: str, ids: np.ndarray | None = None) -
 
 
 def _token_ids(row: Mapping[str, Any], name: str) -> np.ndarray:
-    """[n] int32, from 0; one or more."""
+    """[n] int32, from 0."""
     if name not in row:
         raise ValueError(f"there is no {name}; the columns are {', '.join(row)}")
     found = _numbers(row[name], name, "i")
-    if not len(found):
-        raise ValueError(f"{name} is empty")
-    if not 0 <= found.min() <= found.max() < 2**31:
+    if len(found) and not 0 <= found.min() <= found.max() < 2**31:
         raise ValueError(f"{name} holds {found.min() if found.min() < 0 else found.max()}, which is no token id")
     return found.astype(np.int32)
 

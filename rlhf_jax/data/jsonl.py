@@ -121,7 +121,7 @@ def _own_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def write_groups(path: str | Path, groups: Iterable[PromptGroup]) -> int:
-    """Writes prompt groups, one a line, whole or not at all; returns their number. Errors as write_jsonl_atomic."""
+    """Writes prompt groups, one per line, whole or not at all; returns their number. Errors as write_jsonl_atomic."""
     return write_jsonl_atomic(path, (group.to_json() for group in groups))
 
 

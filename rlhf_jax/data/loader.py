@@ -36,6 +36,7 @@ class BatchPlan:
         pack the rest); None for all.
       epochs: passes over the groups; a fraction of a pass is rounded up to whole steps, as transformers does.
       max_steps: so many steps instead of `epochs`; fewer or more, with as many passes as that takes.
+      values: names of the numbers of a response that the objective reads.
       seed: with the epoch number it decides the order. shuffle: False keeps the order given.
     """
 
@@ -49,6 +50,7 @@ class BatchPlan:
     max_steps: int | None = None
     reference: Sequence[Sequence[np.ndarray]] | None = None
     rows_here: Sequence[int] | None = None
+    values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -87,7 +89,7 @@ class BatchPlan:
     @cached_property
     def shape(self) -> RowShape:
         """Row capacities that serve every step."""
-        return row_shape(self.groups, [row for rows in self._all_rows for row in rows], self.row_length)
+        return row_shape(self.groups, [row for rows in self._all_rows for row in rows], self.row_length, self.values)
 
     @cached_property
     def accumulation(self) -> int:

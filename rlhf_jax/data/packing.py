@@ -37,7 +37,7 @@ class PackedBatch:
       source: [B, M] row position whose hidden state predicts the target. target: [B, M] token id.
       target_slot: [B, M] branch slot the target belongs to. target_mask: [B, M] bool.
       slot_end: [B, S] row position of the branch's last token. slot_mask: [B, S] bool.
-      slot_label: [B, S] float32, desirability (KTO) or any number a branch carries.
+      slot_values: [B, S, K] float32, the K named numbers (see `RowShape`) of each branch; NaN where it lacks one.
       pair_slots: [B, P, 2] (chosen, rejected). pair_mask: [B, P] bool. pair_margin: [B, P] float32.
       reference_logps: [B, M] float32 log-probability of each target under the reference, 0 where there is none.
     """
@@ -52,7 +52,7 @@ class PackedBatch:
     target_mask: Any
     slot_end: Any
     slot_mask: Any
-    slot_label: Any
+    slot_values: Any
     pair_slots: Any
     pair_mask: Any
     pair_margin: Any
@@ -61,12 +61,13 @@ class PackedBatch:
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """Capacity of one row: tokens T, targets M, branch slots S, pairs P."""
+    """Capacity of one row: tokens T, targets M, branch slots S, pairs P; names of the K numbers per branch."""
 
     tokens: int
     targets: int
     slots: int
     pairs: int
+    values: tuple[str, ...] = ()
 
 
 def group_length(group: PromptGroup) -> int:
@@ -139,7 +140,8 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return sorted((sorted(row) for row in rows), key=lambda row: row[0])
 
 
-def row_shape(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], tokens: int) -> RowShape:
+def row_shape(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], tokens: int,
+              values: tuple[str, ...] = ()) -> RowShape:
     """The smallest capacities (targets rounded up to 64, slots and pairs to powers of two) that hold all rows."""
 
     def largest(count: Any) -> int:
@@ -150,7 +152,7 @@ def row_shape(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], toke
 
     targets = min(-(-largest(_targets) // 64) * 64, max(tokens, largest(_targets)))
     return RowShape(tokens, targets, power_of_two(largest(lambda g: len(g.responses))),
-                    power_of_two(largest(lambda g: len(g.pairs))))
+                    power_of_two(largest(lambda g: len(g.pairs))), values)
 
 
 def empty_rows(count: int, shape: RowShape) -> PackedBatch:
@@ -163,7 +165,8 @@ def empty_rows(count: int, shape: RowShape) -> PackedBatch:
     return PackedBatch(
         tokens=zeros(t), positions=zeros(t), group_ids=zeros(t), branch_ids=zeros(t),
         source=zeros(m), target=zeros(m), target_slot=zeros(m), target_mask=zeros(m, dtype=bool),
-        slot_end=zeros(s), slot_mask=zeros(s, dtype=bool), slot_label=zeros(s, dtype=np.float32),
+        slot_end=zeros(s), slot_mask=zeros(s, dtype=bool),
+        slot_values=np.full((count, s, len(shape.values)), np.nan, np.float32),
         pair_slots=zeros(p, 2), pair_mask=zeros(p, dtype=bool), pair_margin=zeros(p, dtype=np.float32),
         reference_logps=zeros(m, dtype=np.float32),
     )
@@ -177,7 +180,7 @@ class _Cursor:
 
 
 def _write_response(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup, branch: int,
-                    prompt_end: int, reference: np.ndarray | None) -> None:
+                    prompt_end: int, values: tuple[str, ...], reference: np.ndarray | None) -> None:
     response = group.responses[branch]
     start, size = at.token, len(response.ids)
     span = slice(start, start + size)
@@ -197,11 +200,11 @@ def _write_response(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup,
         out.reference_logps[row, goal] = reference
     out.slot_end[row, at.slot] = start + size - 1
     out.slot_mask[row, at.slot] = True
-    out.slot_label[row, at.slot] = 0.0 if response.label is None else float(response.label)
+    out.slot_values[row, at.slot] = [response.scores.get(name, np.nan) for name in values]
     at.token, at.target, at.slot = start + size, goal.stop, at.slot + 1
 
 
-def _write_group(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup,
+def _write_group(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup, values: tuple[str, ...],
                  reference: Sequence[np.ndarray] | None) -> None:
     at.group += 1
     start, size = at.token, len(group.prompt_ids)
@@ -211,7 +214,7 @@ def _write_group(out: PackedBatch, row: int, at: _Cursor, group: PromptGroup,
     at.token += size
     first_slot = at.slot
     for branch in range(len(group.responses)):
-        _write_response(out, row, at, group, branch, start + size - 1,
+        _write_response(out, row, at, group, branch, start + size - 1, values,
                         None if reference is None else reference[branch])
     margins = group.margins or (0.0,) * len(group.pairs)
     for (chosen, rejected), margin in zip(group.pairs, margins, strict=True):
@@ -234,7 +237,8 @@ def pack(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], shape: Ro
     for row, members in enumerate(rows):
         at = _Cursor()
         for index in members:
-            _write_group(out, row, at, groups[index], reference[index] if reference is not None else None)
+            _write_group(out, row, at, groups[index], shape.values,
+                         reference[index] if reference is not None else None)
     return out
 
 

@@ -5,8 +5,11 @@
 | `prompt`     | `prompt`; or `context_messages`, `messages`, `conversations`; or a preference row, whose prompt it is |
 | `sft`        | `prompt` + `completion`; or `messages` / `conversations`; or `text` (language modelling)           |
 | `preference` | `prompt` + `chosen` + `rejected` (explicit); `chosen` + `rejected` whole dialogues (implicit); graded |
-| `graded`     | `prompt` + `responses` [{text, score}]; or `responses` [str] + `rewards` [float] (RLHFlow's loop)  |
+| `graded`     | `prompt` + `responses` [{text, score}] or [{text, scores: {name: number}}]; or [str] + `rewards`      |
 | `unpaired`   | `prompt` + `completion` + `label`                                                                  |
+| `answered`   | any of the last four: a prompt and what was answered, for scorers                                  |
+
+Rows that `generate`, `score` and `pairs` wrote are read as any kind that they hold.
 
 Every text may be a string or a list of messages, and the two may be mixed: a string `prompt` beside message-list
 `chosen` (UltraFeedback-binarized) is understood. ShareGPT's `conversations`/`from`/`value` count as messages.
@@ -18,15 +21,16 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.data.bad_row import BadRow, checked_text
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS, check_media, template_variables, with_system
-from rlhf_jax.data.example import Example, Kind, NotedRow, ParseOptions
-from rlhf_jax.data.graded_pairs import finite_number, pairs_from_scores
+from rlhf_jax.data.example import LABEL, Example, Kind, NotedRow, ParseOptions
+from rlhf_jax.data.graded import finite_number, graded_example, paired, pairs_from_scores
+from rlhf_jax.data.group_rows import GROUP_COLUMN, example_of_group
 from rlhf_jax.data.groups import Message, Text
 from rlhf_jax.data.json_values import count_non_finite, writable
 from rlhf_jax.data.message_fields import TRAIN
@@ -43,7 +47,9 @@ _USED = {
     "preference": (*PROMPT_COLUMNS, "chosen", "rejected", "responses", "rewards", "scores", "margin",
                    *SCORE_COLUMNS[0], *SCORE_COLUMNS[1]),
     "graded": (*PROMPT_COLUMNS, "responses", "rewards", "scores"),
-    "unpaired": (*PROMPT_COLUMNS, "completion", "label"),
+    "unpaired": (*PROMPT_COLUMNS, "completion", LABEL),
+    "answered": (*PROMPT_COLUMNS, "messages", "completion", "text", LABEL, "chosen", "rejected", "responses", "rewards",
+                 "scores", "margin", *SCORE_COLUMNS[0], *SCORE_COLUMNS[1]),
 }
 
 
@@ -60,16 +66,18 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
     options, notes = options or ParseOptions(), Counter(row.notes if isinstance(row, NotedRow) else {})
     row = {column: value for column, value in row.items() if value is not None}
     check_media(row)
-    example = _PARSERS[kind](row, options)
-    whole_text = kind == "sft" and example.prompt == "" and "text" in row
+    ours = GROUP_COLUMN in row
+    example = _parse_group(row, kind, options) if ours else _PARSERS[kind](row, options)
+    whole_text = kind in ("sft", "answered") and example.prompt == "" and "text" in row
     if is_empty(example.prompt) and not (example.prompt == "" and (options.allow_empty_prompt or whole_text)):
         raise BadRow("empty_prompt", "the prompt is empty; remove the row, or set allow_empty_prompt to let the model "
                                      "start from its BOS token")
-    if any(is_empty(response) for response in example.responses):
+    if not options.to_judge and any(is_empty(response) for response in example.responses):
         raise BadRow("empty_response", "a response is empty; there is nothing to learn from or to judge")
     prompt_id = example.prompt_id or _prompt_id(row, example)
-    example = dataclasses.replace(example, prompt=_with_system(example.prompt, row), prompt_id=prompt_id)
-    rest = {c: v for c, v in row.items() if c not in (*_USED[kind], *ID_COLUMNS, *SYSTEM_COLUMNS)}
+    prompt = example.prompt if ours else _with_system(example.prompt, row)
+    example = dataclasses.replace(example, prompt=prompt, prompt_id=prompt_id)
+    rest = {} if ours else {c: v for c, v in row.items() if c not in (*_USED[kind], *ID_COLUMNS, *SYSTEM_COLUMNS)}
     template_variables(rest)  # what they are is a fault of the row, whether a template reads them or not
     return dataclasses.replace(example, extra=writable({**rest, **example.extra}),
                                notes=notes + Counter(example.notes) + Counter(
@@ -171,7 +179,7 @@ def _parse_preference(row: Mapping[str, Any], options: ParseOptions) -> Example:
     chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
     given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
     prompt, sides = _explicit_or_whole(given, chosen, rejected)
-    if sides[0] == sides[1]:
+    if sides[0] == sides[1] and not options.to_judge:
         raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same; there is nothing to prefer")
     return Example(prompt, sides, pairs=((0, 1),), margins=_margins(row))
 
@@ -218,64 +226,34 @@ def _margins(row: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _parse_graded(row: Mapping[str, Any], options: ParseOptions) -> Example:
-    graded = _graded_cells(row)
-    # One model that said nothing must not cost the answers of the others; the funnel counts what is left out.
-    spoken = [cell for cell in graded if not (isinstance(cell[0], str) and not cell[0].strip())]
-    if not spoken:
-        raise BadRow("empty_response", "every response is empty; there is nothing to judge")
-    extra: dict[str, Any] = {}
-    if all(model is not None for _, _, model in spoken):
-        extra["response_models"] = [model for _, _, model in spoken]
-    notes = {"left_out_responses": len(graded) - len(spoken)} if len(spoken) < len(graded) else {}
-    responses = tuple(_response(text, "responses") for text, _, _ in spoken)
-    scores = tuple(None if score is None else finite_number(score, "responses") for _, score, _ in spoken)
-    return Example(_prompt(row), responses, scores=scores, extra=extra, notes=notes)
-
-
-def _graded_cells(row: Mapping[str, Any]) -> list[tuple[Any, Any, Any]]:
-    """(text, score, model or None) of each graded response, from either layout."""
-    cells = _need(row, "responses")
-    if not isinstance(cells, Sequence) or isinstance(cells, str) or not cells:
-        raise BadRow("no_responses", "column 'responses' must be a list of at least one response")
-    if "rewards" in row or "scores" in row:
-        scores = row.get("rewards", row.get("scores"))
-        if not isinstance(scores, Sequence) or len(scores) != len(cells):
-            raise BadRow("unequal_lists", f"{len(cells)} responses but scores {str(scores)[:60]}; give one score each")
-        return [(text, score, None) for text, score in zip(cells, scores, strict=True)]
-    if not all(isinstance(cell, Mapping) and "text" in cell and "score" in cell for cell in cells):
-        raise BadRow("missing_score", "'responses' must hold objects {text, score}, or the row a list 'rewards'")
-    return [(cell["text"], cell["score"], cell.get("model")) for cell in cells]
+    del options
+    return graded_example(row, _prompt, _response)
 
 
 def _pair_graded(example: Example, row: Mapping[str, Any], options: ParseOptions) -> Example:
     digest = hashlib.sha256(f"{options.seed}:{_prompt_id(row, example)}".encode()).digest()
-    pairs, margins = pairs_from_scores(example.scores, options.pair_rule, options.min_gap,
-                                       np.random.default_rng(int.from_bytes(digest[:8], "big")))
-    kept = [i for i, (chosen, rejected) in enumerate(pairs) if example.responses[chosen] != example.responses[rejected]]
-    if not kept:
-        raise BadRow("no_pair", f"no two responses differ in score by more than {options.min_gap}; scores are "
-                                f"{list(example.scores[:8])}")
-    return _without_unpaired(dataclasses.replace(example, pairs=tuple(pairs[i] for i in kept),
-                                                 margins=tuple(margins[i] for i in kept)))
-
-
-def _without_unpaired(example: Example) -> Example:
-    """Responses that are in no pair teach a preference nothing: they take no room in a row."""
-    paired = sorted({i for pair in example.pairs for i in pair})
-    place = {old: new for new, old in enumerate(paired)}
-    extra = dict(example.extra)
-    if "response_models" in extra:
-        extra["response_models"] = [extra["response_models"][i] for i in paired]
-    return dataclasses.replace(
-        example, responses=tuple(example.responses[i] for i in paired), scores=tuple(example.scores[i] for i in paired),
-        pairs=tuple((place[chosen], place[rejected]) for chosen, rejected in example.pairs), extra=extra)
+    return paired(example, options, np.random.default_rng(int.from_bytes(digest[:8], "big")))
 
 
 def _parse_unpaired(row: Mapping[str, Any], options: ParseOptions) -> Example:
-    response, label = _response(_need(row, "completion"), "completion"), _need(row, "label")
+    response, label = _response(_need(row, "completion"), "completion"), _need(row, LABEL)
     if not (isinstance(label, bool) or label in (0, 1)) or isinstance(label, str):
         raise BadRow("bad_label", f"column 'label' is {label!r}; give true (desirable) or false")
-    return Example(_prompt(row), (response,), labels=(bool(label),))
+    return Example(_prompt(row), (response,), scores=({LABEL: float(label)},))
+
+
+def _parse_answered(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    if "chosen" in row and "rejected" in row:
+        return _parse_preference(row, options)
+    if "responses" in row:
+        return _parse_graded(row, options)
+    return _parse_unpaired(row, options) if LABEL in row and "completion" in row else _parse_sft(row, options)
+
+
+def _parse_group(row: Mapping[str, Any], kind: Kind, options: ParseOptions) -> Example:
+    """A row as `generate`, `score` and `pairs` write it."""
+    example = example_of_group(row, kind)
+    return _pair_graded(example, row, options) if kind == "preference" and not example.pairs else example
 
 
 _PARSERS = {
@@ -284,4 +262,5 @@ _PARSERS = {
     "preference": _parse_preference,
     "graded": _parse_graded,
     "unpaired": _parse_unpaired,
+    "answered": _parse_answered,
 }

@@ -1,7 +1,7 @@
 """Renders one chat template; run as a script, a process that does nothing else, within limits of time and memory.
 
 A template of a model folder is a stranger's program. The script reads one JSON request a line and writes one JSON
-answer a line (see `templates`); it ends with its input.
+answer per line (see `templates`); it ends with its input.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,12 @@ class BestOfN:
     def to_json(self) -> dict[str, Any]:
         return {"n": self.n, "proxy": self.proxy.to_json(), "gold": self.gold.to_json() if self.gold else None,
                 "kl": self.kl}
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> BestOfN:
+        gold = row.get("gold")
+        return BestOfN(row["n"], Estimate.from_json(row["proxy"]), Estimate.from_json(gold) if gold else None,
+                       row["kl"])
 
 
 def best_of_n_kl(n: int) -> float:
@@ -69,7 +75,7 @@ def expected_best_of_n(proxy: ArrayLike, values: ArrayLike, n: int) -> float:
 
 def best_of_n_curve(groups: Sequence[PromptGroup], proxy: str, gold: str | None = None, max_n: int | None = None,
                     seed: int = 0, confidence: float = 0.95, resamples: int = 2000) -> list[BestOfN]:
-    """Points for n = 1, 2, 4, ... and max_n, each an exact expectation a prompt and an Estimate over prompts.
+    """Points for n = 1, 2, 4, ... and max_n, each an exact expectation per prompt and an Estimate over prompts.
 
     All points use the same prompts: those with at least `max_n` responses that have every score asked for.
 

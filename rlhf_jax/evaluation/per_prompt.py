@@ -10,25 +10,25 @@ from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.rows import canonical_prompt
 from rlhf_jax.evaluation.statistics import Estimate, mean_estimate
 
-Measure = Callable[[Response], float | None]
+ResponseNumber = Callable[[Response], float | None]
 """A number of one response, or None where it was not measured."""
 
 
-def score_of(name: str) -> Measure:
-    """The measure that reads a stored score; None where that scorer gave the response no verdict."""
+def score_of(name: str) -> ResponseNumber:
+    """Reads a stored score; None where that scorer gave the response no verdict."""
     return lambda response: response.scores.get(name)
 
 
-def measured(group: PromptGroup, *measures: Measure) -> np.ndarray:
-    """[responses, measures]: the values of those responses of a group that have all of them."""
-    rows = [[measure(response) for measure in measures] for response in group.responses]
-    whole = [row for row in rows if None not in row]
-    return np.array(whole, np.float64).reshape(len(whole), len(measures))
+def measured(group: PromptGroup, *numbers: ResponseNumber) -> np.ndarray:
+    """[responses, numbers]: the values of those responses of a group that have all of them."""
+    rows = [[number(response) for number in numbers] for response in group.responses]
+    complete = [row for row in rows if None not in row]
+    return np.array(complete, np.float64).reshape(len(complete), len(numbers))
 
 
-def prompt_means(groups: Sequence[PromptGroup], measure: Measure) -> list[float | None]:
-    """Per group: the mean of a measure over its responses; None where no response has it."""
-    values = (measured(group, measure) for group in groups)
+def prompt_means(groups: Sequence[PromptGroup], number: ResponseNumber) -> list[float | None]:
+    """Per group: the mean of a number over its responses; None where no response has it."""
+    values = (measured(group, number) for group in groups)
     return [float(v.mean()) if len(v) else None for v in values]
 
 

@@ -80,7 +80,7 @@ def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.n
     if len(clusters) != len(columns):
         raise ValueError(f"{len(columns)} values have {len(clusters)} cluster ids; give one for each")
     number = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
-    sums = np.zeros((len(number), columns.shape[1]))
+    sums = np.zeros_like(columns, shape=(len(number), columns.shape[1]))  # in the same memory order
     np.add.at(sums, [number[name] for name in clusters], columns)
     return sums
 

@@ -15,7 +15,7 @@ from rlhf_jax.losses.divergence import EXPONENT_CAP
 
 
 def kl_k1(logps: Array, ref_logps: Array) -> Array:
-    """Computes k1 = -r, [...] nats a token: unbiased, of either sign, high variance (Schulman 2020)."""
+    """Computes k1 = -r, [...] nats per token: unbiased, of either sign, high variance (Schulman 2020)."""
     return logps - ref_logps
 
 

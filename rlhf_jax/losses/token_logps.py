@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens without ever holding the [tokens, vocab] logits whole.
 
 This is the only place that touches vocabulary logits in training; every loss stands on it. The forward pass walks over
-chunks of positions and keeps one number a token (the log-normaliser); the backward pass recomputes each chunk's logits.
+chunks of positions and keeps one number per token (the log-normaliser); the backward pass recomputes a chunk's logits.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class DecoderConfig:
       experts, experts_per_token, normalize_experts: mixture of experts in place of the one MLP; 0 for none.
         `normalize_experts` makes the chosen experts' weights sum to one.
       num_labels: 0 for a language model, 1 or more for a sequence classifier (reward model).
+      labels: names of a classifier's outputs, where config.json has any.
       score_at: where a classifier's head is read. "last_token": the last token of the rendered conversation that is
         not `pad_token_id`, as transformers and TRL do; "end_of_turn": the stop token, as models that were trained here
         before config.json had a key for it.
@@ -90,6 +91,7 @@ class DecoderConfig:
     experts_per_token: int = 0
     normalize_experts: bool = True
     num_labels: int = 0
+    labels: tuple[str, ...] = ()
     score_at: ScoreAt = "last_token"
     gate: Gate | None = None
     bos_token_id: int | None = None
@@ -105,6 +107,11 @@ class DecoderConfig:
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token = {self.experts_per_token} of experts = {self.experts}; "
                              "a token cannot go to more experts than there are")
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """A name for each output of a classifier: its label, else its number."""
+        return self.labels or tuple(map(str, range(self.num_labels)))
 
     @property
     def is_classifier(self) -> bool:

@@ -16,7 +16,7 @@ from rlhf_jax.models.config import DecoderConfig, Gate, Rope
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
+class ModelFamily:
     """What tells a family apart.
 
     Attributes:
@@ -70,20 +70,20 @@ def _experts(room: str, router: str, gate: str, up: str, down: str) -> dict[str,
 
 
 FAMILIES = {
-    "llama": Family("Llama"),
-    "mistral": Family("Mistral", windows=True),
-    "qwen2": Family("Qwen2", {"qkv_bias": True}, windows=True),
-    "qwen3": Family("Qwen3", {"qk_norm": "head"}, windows=True),
-    "gemma": Family("Gemma", _GEMMA),
-    "gemma2": Family("Gemma2", {**_GEMMA, "norms": "both"}, _GEMMA2_KEYS, _AROUND, windows=True),
-    "gemma3_text": Family("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
+    "llama": ModelFamily("Llama"),
+    "mistral": ModelFamily("Mistral", windows=True),
+    "qwen2": ModelFamily("Qwen2", {"qkv_bias": True}, windows=True),
+    "qwen3": ModelFamily("Qwen3", {"qk_norm": "head"}, windows=True),
+    "gemma": ModelFamily("Gemma", _GEMMA),
+    "gemma2": ModelFamily("Gemma2", {**_GEMMA, "norms": "both"}, _GEMMA2_KEYS, _AROUND, windows=True),
+    "gemma3_text": ModelFamily("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
                           windows=True, causal="Gemma3ForCausalLM"),
-    "olmo2": Family("Olmo2", _OLMO, names=_AFTER),
-    "olmo3": Family("Olmo3", _OLMO, names=_AFTER, windows=True),
-    "phi3": Family("Phi3", names=_FUSED, windows=True),
-    "mixtral": Family("Mixtral", {"normalize_experts": True}, _EXPERT_KEYS, _experts(
+    "olmo2": ModelFamily("Olmo2", _OLMO, names=_AFTER),
+    "olmo3": ModelFamily("Olmo3", _OLMO, names=_AFTER, windows=True),
+    "phi3": ModelFamily("Phi3", names=_FUSED, windows=True),
+    "mixtral": ModelFamily("Mixtral", {"normalize_experts": True}, _EXPERT_KEYS, _experts(
         "block_sparse_moe.experts", "block_sparse_moe.gate.weight", "w1", "w3", "w2"), windows=True),
-    "qwen3_moe": Family("Qwen3Moe", {"qk_norm": "head"},
+    "qwen3_moe": ModelFamily("Qwen3Moe", {"qk_norm": "head"},
                         {**_EXPERT_KEYS, "norm_topk_prob": "normalize_experts", "moe_intermediate_size": "mlp"},
                         _experts("mlp.experts", "mlp.gate.weight", "gate_proj", "up_proj", "down_proj"), windows=True),
 }
@@ -160,7 +160,7 @@ def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
             "num_labels": raw.get("num_labels")}
 
 
-def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _head(raw: Mapping[str, Any], family: ModelFamily) -> dict[str, Any]:
     """The fields `num_labels`, `score_at` and `gate`, from the architecture that config.json names."""
     known = family.architectures
     architecture = (raw["architectures"] or [known["causal"]])[0]
@@ -173,10 +173,22 @@ def _head(raw: Mapping[str, Any], family: Family) -> dict[str, Any]:
     if score_at not in get_args(ScoreAt):
         raise ValueError(f"config.json has {SCORE_AT} = {score_at!r}; known are {', '.join(get_args(ScoreAt))}")
     if architecture == known["scores"]:
-        return {"num_labels": int(raw["num_labels"] or len(raw.get("id2label") or "01")),  # absent: transformers' 2
-                "score_at": score_at}
+        outputs = int(raw["num_labels"] or len(raw.get("id2label") or "01"))  # absent: transformers' 2
+        return {"num_labels": outputs, "labels": _labels(raw, outputs), "score_at": score_at}
     gate = Gate(**{field: raw[key] for key, field in _GATE.items() if key in raw})
-    return {"num_labels": int(raw.get("num_objectives") or _ARMO_OBJECTIVES), "gate": gate, "score_at": score_at}
+    objectives = int(raw.get("num_objectives") or _ARMO_OBJECTIVES)
+    return {"num_labels": objectives, "labels": _labels(raw, objectives), "gate": gate, "score_at": score_at}
+
+
+def _labels(raw: Mapping[str, Any], outputs: int) -> tuple[str, ...]:
+    """What `id2label` calls the outputs; none where it has transformers' own names, or is about another number."""
+    names = {str(key): str(name) for key, name in (raw.get("id2label") or {}).items()}
+    found = tuple(names.get(str(i), f"LABEL_{i}") for i in range(outputs))
+    if len(names) != outputs or all(name == f"LABEL_{i}" for i, name in enumerate(found)):
+        return ()
+    if len(set(found)) < outputs or not all(found):
+        raise ValueError(f"config.json has id2label = {names}; each output has a name of its own")
+    return found
 
 
 _COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts_per_tok", "gating_n_hidden", "num_objectives")
@@ -244,7 +256,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
 
 
 def head_kind(config: DecoderConfig) -> str:
-    """Key of `Family.architectures`."""
+    """Key of `ModelFamily.architectures`."""
     return "causal" if not config.is_classifier else "scores" if config.gate is None else "gated"
 
 
@@ -285,8 +297,9 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
     known = AutoConfig.for_model(config.family).to_dict()
     raw |= {key: value for key, value in some_have.items() if key in known}
     if config.is_classifier:
-        raw |= {"id2label": {str(i): f"LABEL_{i}" for i in range(config.num_labels)},
-                "label2id": {f"LABEL_{i}": i for i in range(config.num_labels)}, "num_labels": config.num_labels,
+        labels = config.labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
+        raw |= {"id2label": {str(i): label for i, label in enumerate(labels)},
+                "label2id": {label: i for i, label in enumerate(labels)}, "num_labels": config.num_labels,
                 SCORE_AT: config.score_at}
     if config.gate is not None:
         raw |= {key: getattr(config.gate, field) for key, field in _GATE.items()}

@@ -13,7 +13,7 @@ from rlhf_jax.parallel.distributed import (
 )
 from rlhf_jax.parallel.mesh import (
     PRESETS,
-    Rules,
+    AxisRules,
     auto_inside,
     batch_sharding,
     batch_ways,
@@ -38,13 +38,13 @@ from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote
 __all__ = [
     "EXIT_PREEMPTED",
     "PRESETS",
+    "AxisRules",
     "Choice",
     "HandOver",
     "Need",
     "Notice",
     "Preempted",
     "Room",
-    "Rules",
     "auto_inside",
     "batch_sharding",
     "batch_ways",

@@ -1,11 +1,11 @@
 """Accelerators under the names their clouds give them: chips, memory, speed, links and topology.
 
-A name counts what its vendor counts. `v4-N` and `v5p-N` count **TensorCores**, two a chip: `v5p-16` is 8 chips.
-`v5e-N` (also written `v5litepod-N`) and `v6e-N` count **chips**. JAX shows one device a chip for all of them (v4 and
+A name counts what its vendor counts. `v4-N` and `v5p-N` count **TensorCores**, two per chip: `v5p-16` is 8 chips.
+`v5e-N` (also written `v5litepod-N`) and `v6e-N` count **chips**. JAX shows one device per chip for all of them (v4 and
 v5p fuse their two cores). `2xv5e-256` is two slices joined by the data-centre network; `8xH100` one host of eight
 GPUs, `4x8xH100` four such hosts; `cpu-8` eight virtual devices of a CPU.
 
-All figures are per chip. Bandwidths are in bytes a second and one direction; vendors often print both directions added.
+All figures are per chip. Bandwidths are in bytes per second and one direction; vendors often print both, added.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Chip:
     Attributes:
       kind: "tpu", "gpu" or "cpu".
       hbm_bytes: what a program may use; for TPUs the limit their compiler enforces. flops: dense bfloat16 peak.
-      hbm_bandwidth: bytes a second. link: one direction of one link of the torus, or of all NVLinks together.
+      hbm_bandwidth: bytes per second. link: one direction of one link of the torus, or of all NVLinks together.
       across: to chips of another slice (data-centre network) or another host (InfiniBand), per chip.
       per_host: chips one host drives. cores: what a name such as v5p-16 counts, per chip.
       wrap: the torus closes along a dimension of a multiple of this; 0 where there is no torus.
@@ -52,7 +52,7 @@ CHIPS = {
     # 400 GB/s in both directions together; pod of 256 has 6.4 Tbit/s of data-centre network.
     "v5e": Chip("v5e", "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, 3.125e9, 4, wrap=16),
     # docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GiB at 2,765 GB/s, 1,200 GB/s in both directions over six
-    # links, 50 Gbit/s of data-centre network a chip.
+    # links, 50 Gbit/s of data-centre network per chip.
     "v5p": Chip("v5p", "tpu", 95.73 * _GIB, 459e12, 2.765e12, 100e9, 6.25e9, 4, cores=2, wrap=4),
     # docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, four ports, 800 GB/s in both directions; pod
     # of 256 has 25.6 Tbit/s of data-centre network.
@@ -91,7 +91,7 @@ class Accelerator:
 
     @property
     def devices(self) -> int:
-        """Devices that JAX sees: one a chip."""
+        """Devices that JAX sees: one per chip."""
         return self.slices * self.per_slice
 
     @property

@@ -76,7 +76,7 @@ def choose_mesh(room: Room, need: Need) -> Choice:
     if room.devices == 1:
         reasons.append("one device")
     elif fsdp > 1:
-        reasons.insert(0, f"fsdp {fsdp}: {state / fsdp / tensor / 2**30:.1f} GiB of training state a device")
+        reasons.insert(0, f"fsdp {fsdp}: {state / fsdp / tensor / 2**30:.1f} GiB of training state per device")
     return Choice(MeshConfig(data, fsdp, 1, tensor), "; ".join(reasons))
 
 

@@ -21,7 +21,7 @@ _Place = str | tuple[str, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
+class AxisRules:
     """Logical axis -> mesh axes. `None` replicates."""
 
     batch: _Place = ("data", "fsdp")
@@ -53,11 +53,11 @@ class Rules:
 
 
 PRESETS = {
-    "fsdp": Rules(),
-    "ddp": Rules(embed=None, vocab=None, heads=None, kv_heads=None, mlp=None),
-    "sampling": Rules(embed=None, vocab="tensor"),
+    "fsdp": AxisRules(),
+    "sampling": AxisRules(embed=None, vocab="tensor"),
 }
-"""`fsdp` also serves tensor parallelism: the `tensor` axis is in it and costs nothing at size 1."""
+"""`fsdp` also serves tensor parallelism: the `tensor` axis is in it and costs nothing at size 1. Whole weights on every
+device (what PyTorch calls DDP) are the same rules on a mesh of `data` alone."""
 
 
 def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
@@ -91,7 +91,7 @@ def auto_inside(fn: Callable[..., Any], mesh: Mesh, out: Any) -> Callable[..., A
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-    """The devices in the mesh's shape, neighbours in it being neighbours in the network.
+    """The devices in the mesh's shape, ordered so that devices adjacent in the mesh are adjacent in the network.
 
     Slices of TPUs are joined by a slow network, so `data` lies across them, and `fsdp` where `data` is too small.
     """
@@ -122,12 +122,12 @@ def _divides(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractM
     return PartitionSpec(*places)
 
 
-def param_shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh, rules: Rules | None = None) -> Any:
+def param_shardings(config: DecoderConfig, mesh: Mesh | AbstractMesh, rules: AxisRules | None = None) -> Any:
     """Tree of `NamedSharding`s, the keys of `param_specs(config)`."""
     return spec_shardings(param_specs(config), mesh, rules)
 
 
-def spec_shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: Rules | None = None) -> Any:
+def spec_shardings(specs: Any, mesh: Mesh | AbstractMesh, rules: AxisRules | None = None) -> Any:
     """`NamedSharding` for each `ParamSpec` of a tree."""
     rules = rules or PRESETS["fsdp"]
     return map_specs(lambda s: NamedSharding(mesh, _divides(rules.spec(s.axes), s.shape, mesh)), specs)
@@ -147,7 +147,7 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def constrainer(mesh: Mesh, rules: Rules | None = None) -> Any:
+def constrainer(mesh: Mesh, rules: AxisRules | None = None) -> Any:
     """The `constrain` argument of `models.forward`: pins activations by their logical axes."""
     activations = dataclasses.replace(rules or PRESETS["fsdp"], embed=None)
 

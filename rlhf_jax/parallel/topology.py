@@ -94,7 +94,7 @@ def _tpu_devices(accelerator: Accelerator) -> Sequence[Any]:
     if accelerator.slices > 1:
         options["num_slices"] = accelerator.slices
     if accelerator.chip.name == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip, as v4 runs
+        options["chip_config_name"] = "megacore"  # one device per chip, as v4 runs
     if accelerator.per_slice == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     with captured_stderr():  # what libtpu says while it starts helps nobody

@@ -110,7 +110,7 @@ def notes(report: Report) -> list[str]:
         if not s.fits:
             out.append(f"{s.stage}: does not fit, and no change tried makes it fit; use more devices")
         if s.across:
-            out.append(f"{s.stage}: {gib(s.across)} GiB a call cross the slower network between slices or hosts")
+            out.append(f"{s.stage}: {gib(s.across)} GiB per call cross the slower network between slices or hosts")
     if not all(s.exact for s in report.stages):
         out.append("compiled by the CPU's compiler over as many virtual devices, which knows neither this "
                    "accelerator's memory nor its kernels and computes bfloat16 in float32: read temporaries and bytes "
@@ -139,7 +139,7 @@ SWEEP_COLUMNS = ("mesh", "fits", "hours in all", "largest peak, GiB", "sent, GiB
 
 
 def sweep_rows(reports: Sequence[Report]) -> list[tuple[str, ...]]:
-    """One mesh a row, best first: those where all stages fit, by hours."""
+    """One mesh per row, best first: those where all stages fit, by hours."""
     ranked = sorted(reports, key=lambda r: (sum(not s.fits or bool(s.change) for s in r.stages), sum(r.hours.values())))
     rows: list[tuple[str, ...]] = []
     for report in ranked:

@@ -62,8 +62,8 @@ def assumed(tasks: Sequence[Task], assume: Assumptions) -> list[str]:
         if isinstance(stage, TrainShape | PassShape):
             shape = stage.shape()
             out.append(f"{stage.name}: rows of {shape.tokens} tokens, {shape.targets} of them targets, "
-                       f"{stage.groups_per_row:g} group(s) a row; {task.groups:,.0f} groups in all, epochs included")
+                       f"{stage.groups_per_row:g} group(s) per row; {task.groups:,.0f} groups in all, epochs included")
         if isinstance(stage, SampleShape) and stage.name == "decode":
-            out.append(f"decode: {stage.sampling.slots} slots a host of {stage.prompt_length} prompt tokens, caches "
+            out.append(f"decode: {stage.sampling.slots} slots per host of {stage.prompt_length} prompt tokens, caches "
                        f"looked at to their full depth; {task.groups:,.0f} prompts in all")
     return out

@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rlhf_jax.evaluation import Estimate, PolicySummary
+from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results
 from rlhf_jax.report.policies import (
     CONTROLS,
     FAMILIES,
     MATCHED,
     ONLINE,
-    Difference,
     difference,
     family_of,
     judge_of,
     last_of,
-    read_policies,
 )
 
 
-def headline(results: Mapping[str, Any]) -> list[str]:
+def headline(results: Results) -> list[str]:
     """Sentences for the top of the page; empty without a scored policy."""
-    policies = read_policies(results)
-    judge = judge_of(policies)
-    scored = [p for p in policies if getattr(p, judge) is not None]
+    judge = judge_of(results.policies)
+    scored = [p for p in results.policies if p.get(judge) is not None]
     if not scored:
         return []
-    best = max(scored, key=lambda p: getattr(p, judge).value)
-    sentences = [f"{_name(best)} has the highest {judge} reward, {getattr(best, judge)}."]
+    best = max(scored, key=lambda p: _value(p, judge))
+    sentences = [f"{_name(best)} has the highest {judge} reward, {best.estimates[judge]}."]
     subject = last_of(scored, *ONLINE) or best
     if subject is not best:
         gap = difference(results, subject, best, judge)
         level = " and cannot be told apart from it." if gap and gap.verdict == "level" else "."
         sentences[0] += (f" The last round of {family_of(subject).title}, {subject.label}, reaches "
-                         f"{getattr(subject, judge)}{level}")
+                         f"{subject.estimates[judge]}{level}")
     sentences += _against_controls(results, scored, subject, judge)
     sentences += _win_rate(results, subject)
     sentences += _over_optimised(results, scored, judge)
-    sentences += _length(results, policies, subject)
+    sentences += _length(results, subject)
     if judge == "proxy":
         sentences.append("No gold scorer judged this run: all scores are those of the reward model the policies were "
                          "trained against, which flatters them.")
@@ -52,7 +48,7 @@ def _name(policy: PolicySummary) -> str:
         f"{policy.label} ({family.title})")
 
 
-def _against_controls(results: Mapping[str, Any], scored: Sequence[PolicySummary], subject: PolicySummary, judge: str
+def _against_controls(results: Results, scored: Sequence[PolicySummary], subject: PolicySummary, judge: str
                       ) -> list[str]:
     controls = {family: last_of(scored, family) for family in CONTROLS if family != subject.family}
     gaps = {family: gap for family, control in controls.items()
@@ -85,40 +81,48 @@ def _online_or_not(gap: Difference) -> str:
             "anew in rounds helps beyond the same prompts and number of samples drawn from the start at once.")
 
 
-def _win_rate(results: Mapping[str, Any], subject: PolicySummary) -> list[str]:
-    rate = subject.win_rate
-    if rate is None or math.isnan(rate.low) or subject.label == results.get("baseline"):
+def _win_rate(results: Results, subject: PolicySummary) -> list[str]:
+    rate = subject.get("win_rate")
+    if rate is None or math.isnan(rate.low) or subject.label == results.baseline:
         return []
     side = "more than half" if rate.low > 0.5 else "less than half" if rate.high < 0.5 else "not clearly off a half"
     return [f"It wins {100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}] of its comparisons with "
-            f"{results.get('baseline', 'the baseline')}: {side}."]
+            f"{results.baseline or 'the baseline'}: {side}."]
 
 
-def _over_optimised(results: Mapping[str, Any], scored: Sequence[PolicySummary], judge: str) -> list[str]:
+def _over_optimised(results: Results, scored: Sequence[PolicySummary], judge: str) -> list[str]:
     """A warning where a later round has more proxy reward and clearly less gold reward than an earlier one."""
     if judge != "gold":
         return []
     for family in (name for name, f in FAMILIES.items() if f.iterative):
-        rounds = [p for p in scored if p.family == family and p.proxy is not None]
+        rounds = [p for p in scored if p.family == family and p.get("proxy") is not None]
         last = last_of(rounds, family)
-        if last is None or last.proxy is None:
+        if last is None:
             continue
-        peak = max(rounds, key=lambda p: p.gold.value if p.gold else 0.0)
+        peak = max(rounds, key=lambda p: _value(p, "gold"))
         gap = difference(results, last, peak, "gold")
-        if peak is not last and peak.proxy and last.proxy.value > peak.proxy.value and gap and gap.verdict == "below":
+        if (peak is not last and _value(last, "proxy") > _value(peak, "proxy") and gap is not None
+                and gap.verdict == "below"):
             return [f"Over-optimisation: from {peak.label} to {last.label} the proxy reward rose and the gold reward "
                     f"fell by {_signed(gap.estimate)}; the policy found what the reward model likes and the judge does "
                     "not."]
     return []
 
 
-def _length(results: Mapping[str, Any], policies: Sequence[PolicySummary], subject: PolicySummary) -> list[str]:
-    base = next((p for p in policies if p.label == results.get("baseline")), None)
-    if base is None or base is subject or base.length is None or subject.length is None or base.length.value == 0:
+def _value(policy: PolicySummary, measure: str) -> float:
+    """The value of a measure that the policy is known to have."""
+    return policy.estimates[measure].value
+
+
+def _length(results: Results, subject: PolicySummary) -> list[str]:
+    base = next((p for p in results.policies if p.label == results.baseline), None)
+    if base is None or base is subject:
         return []
-    ratio = subject.length.value / base.length.value
-    return [f"Its answers average {subject.length.value:.0f} tokens, {ratio:.2f} times {base.label}'s "
-            f"{base.length.value:.0f}."]
+    before, after = base.get("length"), subject.get("length")
+    if before is None or after is None or before.value == 0:
+        return []
+    return [f"Its answers average {after.value:.0f} tokens, {after.value / before.value:.2f} times {base.label}'s "
+            f"{before.value:.0f}."]
 
 
 def _signed(estimate: Estimate) -> str:

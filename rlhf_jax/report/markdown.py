@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from rlhf_jax.evaluation import Results
 from rlhf_jax.report.headline import headline
-from rlhf_jax.report.policies import present_columns, read_policies, show
+from rlhf_jax.report.policies import present_measures, show
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -22,23 +22,20 @@ def joined(parts: Sequence[str]) -> str:
     return html.escape("\n\n".join(part for part in parts if part), quote=False) + "\n"
 
 
-def write_markdown(results: Mapping[str, Any]) -> str:
+def write_markdown(results: Results) -> str:
     """Title, what the numbers say, and the table of policies with 95 % intervals; ends with a newline.
 
     What stands in the results is text: HTML in it is shown, not obeyed.
     """
-    policies = read_policies(results)
-    columns = present_columns(policies)
-    parts = [f"## {results['title']}"]
-    if results.get("subtitle"):
-        parts.append(str(results["subtitle"]))
-    parts += ["\n".join(headline(results)), *(results.get("notes") or ())]
-    if columns:
+    policies = results.policies
+    measures = present_measures(policies)
+    parts = [f"## {results.title}", results.subtitle or "", "\n".join(headline(results)), *results.notes]
+    if measures:
         rows = []
         for policy in policies:
-            cells = [show(getattr(policy, c.measure), c) for c in columns]
+            cells = [show(policy.get(m.name), m) for m in measures]
             rows.append([policy.label, *(f"{number} ({range_})" if range_ else number for number, range_ in cells)])
-        parts.append(table(["policy", *(c.title for c in columns)], rows))
+        parts.append(table(["policy", *(m.title for m in measures)], rows))
         parts.append(f"Means over {max(p.prompts for p in policies):,} prompts; in brackets, 95 % bootstrap intervals "
                      "over prompts.")
     return joined(parts)

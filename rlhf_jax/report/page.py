@@ -6,21 +6,21 @@ import datetime
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import yaml
 
-from rlhf_jax.evaluation import Estimate, PolicySummary
+from rlhf_jax.data.groups import LENGTH, Text
+from rlhf_jax.evaluation import PAIR_MEASURES, PolicyMeasure, PolicySummary, Results, Sample, ScorerReport, StageTime
 from rlhf_jax.report.drawing import Drawing
 from rlhf_jax.report.headline import headline
-from rlhf_jax.report.policies import Column, family_of, present_columns, read_policies, show
+from rlhf_jax.report.policies import best_value, family_of, present_measures, show, written
 from rlhf_jax.report.policy_figures import policy_figures
 from rlhf_jax.report.run_figures import funnel_bars, reliability, training_figures
 
-BEST_IS_HIGHEST = ("gold", "proxy", "best_of_n", "win_rate", "proxy_win_rate")
 SECTIONS = (("notes", "notes", "Notes"), ("rows", "comparison", "Policies compared"),
             ("policy_figures", "figures", "Figures"), ("reward_model", "reward-model", "Reward model"),
             ("training_figures", "training", "Learning curves"), ("funnels", "data", "Data"),
@@ -29,17 +29,13 @@ SECTIONS = (("notes", "notes", "Notes"), ("rows", "comparison", "Policies compar
 """(part of the page's content, its anchor, its heading), in order."""
 
 
-def write_report(results: Mapping[str, Any], folder: Path) -> Path:
+def write_report(results: Results, folder: Path) -> Path:
     """Writes `report.html` and `figures/*.png` into a folder.
 
     The page needs nothing but itself: style and figures are inside, there is no script, and whatever part the results
-    lack is left out.
+    lack is left out. Differences that the results hold, paired by prompt, replace the report's own, unpaired ones.
 
     Args:
-      results: the contents of results.json; every part but `title` may be missing. `policies`, `best_of_n`,
-        `reward_model` and `funnels` hold the JSON of PolicySummary, BestOfN, PreferenceReport and Funnel; `training`
-        a log_history a stage; `differences` rows of {policy, against, measure, estimate}, paired by prompt, that
-        replace the report's own, unpaired ones; `stages` names and seconds; `samples` prompts and their answers.
       folder: made where it does not exist.
 
     Returns:
@@ -65,80 +61,79 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     return page
 
 
-def _content(results: Mapping[str, Any]) -> dict[str, Any]:
+def _content(results: Results) -> dict[str, Any]:
     """Everything the template shows, in plain texts and figures."""
-    policies = read_policies(results)
-    columns = present_columns(policies)
+    policies = results.policies
+    measures = present_measures(policies)
     content: dict[str, Any] = {
-        "title": results["title"],
-        "subtitle": results.get("subtitle"),
-        "created": _date(results.get("created")),
+        "title": results.title,
+        "subtitle": results.subtitle,
+        "created": _date(results.created),
         "headline": headline(results),
-        "notes": results.get("notes"),
-        "columns": columns,
-        "rows": _rows(policies, columns),
+        "notes": results.notes,
+        "columns": measures,
+        "rows": _rows(policies, measures),
         "prompts": f"{max((p.prompts for p in policies), default=0):,}",
         "policy_figures": policy_figures(results),
-        "reward_model": _reward_model(results.get("reward_model") or {}),
-        "reliability": reliability(results),
-        "training_figures": training_figures(results),
-        "funnels": results.get("funnels"),
-        "funnel_bars": funnel_bars(results),
-        "samples": [_sample(s) for s in results.get("samples") or ()],
-        "stages": _stages(results.get("stages") or ()),
-        "config": _config(results.get("config")),
-        "versions": results.get("versions"),
+        "reward_model": _reward_model(results.reward_model),
+        "reliability": reliability(results.reward_model),
+        "training_figures": training_figures(results.training),
+        "funnels": results.funnels,
+        "funnel_bars": funnel_bars(results.funnels),
+        "samples": [_sample(sample) for sample in results.samples],
+        "stages": _stages(results.stages),
+        "config": _config(results.config),
+        "versions": results.versions,
     }
     content["sections"] = [(anchor, heading) for part, anchor, heading in SECTIONS if content[part]]
     return content
 
 
-def _rows(policies: Sequence[PolicySummary], columns: Sequence[Column]) -> list[dict[str, Any]]:
-    best = {c.measure: max((getattr(p, c.measure).value for p in policies if getattr(p, c.measure)), default=None)
-            for c in columns if c.measure in BEST_IS_HIGHEST}
+def _rows(policies: Sequence[PolicySummary], measures: Sequence[PolicyMeasure]) -> list[dict[str, Any]]:
+    best = {measure.name: best_value(policies, measure) for measure in measures}
 
-    def cell(policy: PolicySummary, column: Column) -> dict[str, Any]:
-        estimate = getattr(policy, column.measure)
-        number, interval = show(estimate, column)
-        marked = estimate is not None and len(policies) > 1 and best.get(column.measure) == estimate.value
+    def cell(policy: PolicySummary, measure: PolicyMeasure) -> dict[str, Any]:
+        estimate = policy.get(measure.name)
+        number, interval = show(estimate, measure)
+        marked = estimate is not None and best[measure.name] == estimate.value
         return {"number": number, "interval": interval, "best": marked}
 
     return [{"label": p.label, "family": family_of(p).title, "colour": family_of(p).colour,
-             "round": p.round if family_of(p).iterative else 0, "cells": [cell(p, c) for c in columns]}
+             "round": p.round if family_of(p).iterative else 0, "cells": [cell(p, m) for m in measures]}
             for p in policies]
 
 
-def _reward_model(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, interval) of each number of a PreferenceReport's JSON."""
-    columns = (Column("accuracy", "Accuracy", "", percent=True, digits=1),
-               Column("nll", "Negative log-likelihood", "", digits=3), Column("brier", "Brier score", "", digits=3),
-               Column("ece", "Expected calibration error", "", percent=True, digits=1))
-    facts = [(c.title, *show(Estimate.from_json(report[c.measure]), c)) for c in columns if report.get(c.measure)]
-    counts = [(title, f"{report[key]:,}", "") for key, title in (("pairs", "Pairs"), ("ties", "Ties"))
-              if key in report]
-    return facts + counts
+def _reward_model(report: ScorerReport | None) -> list[tuple[str, str, str, str]]:
+    """(name, value, interval, help) of each number of a reward model."""
+    if report is None:
+        return []
+    found = report.preference
+    facts = [(measure.title, *show(found.estimates[name], measure), measure.help)
+             for name, measure in PAIR_MEASURES.items()]
+    facts += [(name, *written(estimate, percent=True, digits=1), "") for name, estimate in report.benchmark.items()]
+    return [*facts, ("Pairs", f"{found.pairs:,}", "", "Pairs that were judged."),
+            ("Ties", f"{found.ties:,}", "", "Pairs whose responses got the same score.")]
 
 
-def _sample(sample: Mapping[str, Any]) -> dict[str, Any]:
-    answers = [{"label": a["label"], "text": _text(a["text"]), "cut": a.get("finish_reason") == "length",
-                "scores": [(name, f"{score:.2f}") for name, score in (a.get("scores") or {}).items()]}
-               for a in sample["answers"]]
-    return {"prompt": _text(sample["prompt"]), "answers": answers}
+def _sample(sample: Sample) -> dict[str, Any]:
+    answers = [{"label": a.label, "text": _text(a.text), "cut": a.finish_reason == LENGTH,
+                "scores": [(name, f"{score:.2f}") for name, score in a.scores.items()]} for a in sample.answers]
+    return {"prompt": _text(sample.prompt), "answers": answers}
 
 
-def _text(text: str | Sequence[Mapping[str, str]]) -> str:
+def _text(text: Text) -> str:
     """Plain text of an answer or a conversation; roles are named where there are several messages."""
     if isinstance(text, str):
         return text
     if len(text) == 1:
-        return text[0]["content"]
+        return str(text[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in text)
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    total = math.fsum(s["seconds"] for s in stages)
-    rows = [{"name": s["name"], "time": _duration(s["seconds"]),
-             "share": f"{100 * s['seconds'] / total:.0f} %" if total else ""} for s in stages]
+def _stages(stages: Sequence[StageTime]) -> list[dict[str, str]]:
+    total = math.fsum(s.seconds for s in stages)
+    rows = [{"name": s.name, "time": _duration(s.seconds),
+             "share": f"{100 * s.seconds / total:.0f} %" if total else ""} for s in stages]
     return [*rows, {"name": "all", "time": _duration(total), "share": ""}] if rows else []
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.evaluation import Estimate, PolicySummary
+from rlhf_jax.evaluation import POLICY_MEASURES, BestOfN, Estimate, PolicySummary, Results
 from rlhf_jax.report.drawing import INK, Drawing, interval_arms, legend_below, render
-from rlhf_jax.report.policies import COLUMNS, STARTS, Family, family_of, read_policies
-
-TITLES = {column.measure: column.title for column in COLUMNS}
+from rlhf_jax.report.policies import STARTS, PolicyFamily, family_of
 
 
-def policy_figures(results: Mapping[str, Any]) -> list[Drawing]:
+def policy_figures(results: Results) -> list[Drawing]:
     """The figures the results have numbers for."""
-    policies = read_policies(results)
-    made = [reward_against_kl(policies, results.get("best_of_n") or ()),
-            win_rates(policies, str(results.get("baseline", "the baseline"))),
+    policies = results.policies
+    made = [reward_against_kl(policies, results.best_of_n), win_rates(policies, results.baseline or "the baseline"),
             by_round(policies, ("gold", "proxy"), "reward_by_round", "Reward by round",
                      "Bars are 95 % intervals over prompts. A proxy that climbs while gold stays or falls means that "
                      "the policy exploits the reward model."),
@@ -29,10 +26,10 @@ def policy_figures(results: Mapping[str, Any]) -> list[Drawing]:
     return [figure for figure in made if figure is not None]
 
 
-def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[Mapping[str, Any]]) -> Drawing | None:
+def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[BestOfN]) -> Drawing | None:
     """Proxy and gold reward against the square root of the divergence from the start (Gao et al., arXiv 2210.10760)."""
-    shown = [p for p in policies if p.kl_k1 is not None]
-    measures = [m for m in ("gold", "proxy") if any(getattr(p, m) for p in shown)]
+    shown = [p for p in policies if p.get("kl_k1") is not None]
+    measures = [m for m in ("gold", "proxy") if any(p.get(m) for p in shown)]
     if not measures:
         return None
 
@@ -41,7 +38,8 @@ def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[Map
             _best_of_n(ax, measure, best_of_n)
             for family, members in _families(shown, measure):
                 _path(ax, family, members, measure)
-            ax.set(title=TITLES[measure], xlabel="√KL from the start (√nats an answer)", ylabel="mean score")
+            ax.set(title=POLICY_MEASURES[measure].title, xlabel="√KL from the start (√nats per answer)",
+                   ylabel=POLICY_MEASURES[measure].unit)
         legend_below(axes)
 
     return render("reward_against_kl", "Reward against divergence",
@@ -53,21 +51,21 @@ def reward_against_kl(policies: Sequence[PolicySummary], best_of_n: Sequence[Map
                   draw, panels=len(measures), height=4.2)
 
 
-def _best_of_n(ax: Any, measure: str, points: Sequence[Mapping[str, Any]]) -> None:
-    kept = [(p["n"], math.sqrt(max(p["kl"], 0.0)), Estimate.from_json(p[measure])) for p in points if p.get(measure)]
+def _best_of_n(ax: Any, measure: str, points: Sequence[BestOfN]) -> None:
+    kept = [(p, e) for p in points if (e := p.gold if measure == "gold" else p.proxy) is not None]
     if not kept:
         return
-    x = np.array([x for _, x, _ in kept])
-    estimates = [e for _, _, e in kept]
+    x = np.array([math.sqrt(max(p.kl, 0.0)) for p, _ in kept])
+    estimates = [e for _, e in kept]
     y = np.array([e.value for e in estimates])
     ax.errorbar(x, y, yerr=interval_arms(estimates), color=INK, linestyle="--", marker=".", linewidth=1.0,
                 elinewidth=0.7, alpha=0.7, label="best of n from the start")
-    ax.annotate(f"n = {kept[-1][0]}", (x[-1], y[-1]), textcoords="offset points", xytext=(5, -9), fontsize=7.5)
+    ax.annotate(f"n = {kept[-1][0].n}", (x[-1], y[-1]), textcoords="offset points", xytext=(5, -9), fontsize=7.5)
 
 
-def _path(ax: Any, family: Family, members: Sequence[PolicySummary], measure: str) -> None:
-    estimates = [getattr(p, measure) for p in members]
-    root = [_root(p.kl_k1) for p in members if p.kl_k1 is not None]
+def _path(ax: Any, family: PolicyFamily, members: Sequence[PolicySummary], measure: str) -> None:
+    estimates = [p.estimates[measure] for p in members]
+    root = [_root(p.estimates["kl_k1"]) for p in members]
     x, y = [e.value for e in root], [e.value for e in estimates]
     ax.errorbar(x, y, xerr=interval_arms(root), yerr=interval_arms(estimates), color=family.colour,
                 marker=family.marker, linestyle="-" if family.iterative else "none", elinewidth=0.9, label=family.title)
@@ -87,37 +85,37 @@ def by_round(policies: Sequence[PolicySummary], measures: Sequence[str], name: s
              ) -> Drawing | None:
     """Measures over the rounds of the iterative families; the others as level lines with their interval."""
     rounds = [p for p in policies if family_of(p).iterative]
-    measures = [m for m in measures if any(getattr(p, m) for p in rounds)]
+    measures = [m for m in measures if any(p.get(m) for p in rounds)]
     if not measures:
         return None
     last = max(p.round for p in rounds)
 
     def draw(axes: list[Any]) -> None:
         for ax, measure in zip(axes, measures, strict=True):
-            column = next(c for c in COLUMNS if c.measure == measure)
-            scale = 100.0 if column.percent else 1.0
+            described = POLICY_MEASURES[measure]
+            scale = 100.0 if described.percent else 1.0
             for family, members in _families(policies, measure):
                 _rounds(ax, family, members, measure, policies, scale)
-            ax.set(title=column.title, xlabel="round", xticks=range(last + 1), xlim=(-0.2, last + 0.2))
-            ax.set_ylabel("% of answers" if column.percent else "tokens" if measure == "length" else "mean score")
+            ax.set(title=described.title, xlabel="round", ylabel=described.unit, xticks=range(last + 1),
+                   xlim=(-0.2, last + 0.2))
         legend_below(axes)
 
-    named = " and ".join(TITLES[m].lower() for m in measures)
+    named = " and ".join(POLICY_MEASURES[m].title.lower() for m in measures)
     return render(name, title, "Lines start at the policy before the first round; level lines are policies trained in "
                   "one go. " + caption, f"Lines of {named} over {last} rounds.", draw, panels=len(measures), height=3.5)
 
 
-def _rounds(ax: Any, family: Family, members: Sequence[PolicySummary], measure: str,
+def _rounds(ax: Any, family: PolicyFamily, members: Sequence[PolicySummary], measure: str,
             policies: Sequence[PolicySummary], scale: float) -> None:
     if not family.iterative:
-        estimate: Estimate = getattr(members[-1], measure)
+        estimate = members[-1].estimates[measure]
         ax.axhline(scale * estimate.value, color=family.colour, linestyle=":", linewidth=1.3, label=family.title)
         if estimate.low == estimate.low:
             ax.axhspan(scale * estimate.low, scale * estimate.high, color=family.colour, alpha=0.10, linewidth=0)
         return
-    start = [p for p in policies if p.family in STARTS and getattr(p, measure)]
+    start = [p for p in policies if p.family in STARTS and p.get(measure)]
     line = start[-1:] + sorted(members, key=lambda p: p.round)
-    estimates = [getattr(p, measure) for p in line]
+    estimates = [p.estimates[measure] for p in line]
     ax.errorbar([p.round if p.family not in STARTS else 0 for p in line], [scale * e.value for e in estimates],
                 yerr=interval_arms(estimates, scale), color=family.colour, marker=family.marker, elinewidth=0.9,
                 capsize=2, label=family.title)
@@ -125,17 +123,18 @@ def _rounds(ax: Any, family: Family, members: Sequence[PolicySummary], measure: 
 
 def win_rates(policies: Sequence[PolicySummary], baseline: str) -> Drawing | None:
     """Win rates against the baseline with intervals, by the judge and by the proxy."""
-    shown = [p for p in policies if p.win_rate is not None and p.label != baseline]
+    shown = [p for p in policies if p.get("win_rate") is not None and p.label != baseline]
     if not shown:
         return None
-    both = any(p.proxy_win_rate is not None and p.proxy_win_rate != p.win_rate for p in shown)
+    both = any(p.get("proxy_win_rate") not in (None, p.get("win_rate")) for p in shown)
 
     def draw(axes: list[Any]) -> None:
         (ax,) = axes
         ax.axvline(50, color=INK, linewidth=1.0, linestyle="--", alpha=0.6)
         for row, policy in enumerate(shown):
             family = family_of(policy)
-            for offset, rate, fill in ((-0.14, policy.win_rate, family.colour), (0.16, policy.proxy_win_rate, "none")):
+            for offset, measure, fill in ((-0.14, "win_rate", family.colour), (0.16, "proxy_win_rate", "none")):
+                rate = policy.get(measure)
                 if rate is not None and (both or offset < 0):
                     ax.errorbar([100 * rate.value], [row + (offset if both else 0.0)],
                                 xerr=interval_arms([rate], 100.0), color=family.colour, marker=family.marker,
@@ -151,10 +150,10 @@ def win_rates(policies: Sequence[PolicySummary], baseline: str) -> Drawing | Non
                   height=0.9 + 0.34 * len(shown))
 
 
-def _families(policies: Sequence[PolicySummary], measure: str) -> list[tuple[Family, list[PolicySummary]]]:
+def _families(policies: Sequence[PolicySummary], measure: str) -> list[tuple[PolicyFamily, list[PolicySummary]]]:
     """The measured policies by family, in order of presentation."""
-    found: dict[Family, list[PolicySummary]] = {}
+    found: dict[PolicyFamily, list[PolicySummary]] = {}
     for policy in policies:
-        if getattr(policy, measure) is not None:
+        if policy.get(measure) is not None:
             found.setdefault(family_of(policy), []).append(policy)
     return list(found.items())

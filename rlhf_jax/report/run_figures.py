@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.evaluation import ScorerReport
+from rlhf_jax.evaluation.results import LogRow
 from rlhf_jax.report.drawing import INK, Drawing, render
 
 TRAIN, HELD_OUT = "#1f9d74", "#d08a1d"
@@ -21,13 +24,13 @@ CURVES = (
 """Panels of a stage's learning curves. All but the rewards draw the first of their keys that the log has."""
 
 
-def training_figures(results: Mapping[str, Any]) -> list[Drawing]:
-    """Learning curves, one figure a training stage."""
-    made = [learning_curves(label, log) for label, log in (results.get("training") or {}).items()]
+def training_figures(training: Mapping[str, Sequence[LogRow]]) -> list[Drawing]:
+    """Learning curves, one figure per training stage."""
+    made = [learning_curves(label, log) for label, log in training.items()]
     return [figure for figure in made if figure is not None]
 
 
-def learning_curves(label: str, log: Sequence[Mapping[str, Any]]) -> Drawing | None:
+def learning_curves(label: str, log: Sequence[LogRow]) -> Drawing | None:
     """Training and held-out curves from a `log_history` in the layout of Hugging Face's trainer_state.json."""
     panels = []
     for title, keys in CURVES:
@@ -59,28 +62,28 @@ def learning_curves(label: str, log: Sequence[Mapping[str, Any]]) -> Drawing | N
                   draw, panels=max(len(panels), 3), height=2.2)
 
 
-def _series(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def _series(log: Sequence[LogRow], key: str) -> tuple[list[float], list[float]]:
     points = [(row.get("step", i), row[key]) for i, row in enumerate(log)
               if isinstance(row.get(key), int | float) and math.isfinite(row[key])]
     return [x for x, _ in points], [y for _, y in points]
 
 
-def reliability(results: Mapping[str, Any]) -> Drawing | None:
+def reliability(report: ScorerReport | None) -> Drawing | None:
     """The reward model's confidence against its accuracy, bin by bin, with the number of pairs below."""
-    bins = [b for b in (results.get("reward_model") or {}).get("reliability", ()) if b["count"]]
+    bins = [b for b in report.preference.reliability if b.count] if report is not None else []
     if not bins:
         return None
 
     def draw(axes: list[Any]) -> None:
         curve, counts = axes
         curve.plot([50, 100], [50, 100], color=INK, linestyle="--", linewidth=1.0, alpha=0.6, label="calibrated")
-        error = [100 * math.sqrt(b["accuracy"] * (1 - b["accuracy"]) / b["count"]) for b in bins]
-        curve.errorbar([100 * b["confidence"] for b in bins], [100 * b["accuracy"] for b in bins], yerr=error,
+        error = [100 * math.sqrt(b.accuracy * (1 - b.accuracy) / b.count) for b in bins]
+        curve.errorbar([100 * b.confidence for b in bins], [100 * b.accuracy for b in bins], yerr=error,
                        color=TRAIN, marker="o", elinewidth=0.9, label="this reward model")
         curve.set(title="Calibration", xlabel="confidence, %", ylabel="accuracy, %", xlim=(49, 101))
         curve.legend(loc="upper left")
-        counts.bar([50 * (b["low"] + b["high"]) for b in bins], [b["count"] for b in bins],
-                   width=[92 * (b["high"] - b["low"]) for b in bins], color=TRAIN, alpha=0.75)
+        counts.bar([50 * (b.low + b.high) for b in bins], [b.count for b in bins],
+                   width=[92 * (b.high - b.low) for b in bins], color=TRAIN, alpha=0.75)
         counts.set(title="Pairs", xlabel="confidence, %", ylabel="number of pairs", xlim=(49, 101))
 
     return render("reliability", "Calibration of the reward model",
@@ -90,9 +93,9 @@ def reliability(results: Mapping[str, Any]) -> Drawing | None:
                   f"Reliability diagram with {len(bins)} bins and a histogram of confidence.", draw, panels=2)
 
 
-def funnel_bars(results: Mapping[str, Any]) -> Drawing | None:
+def funnel_bars(funnels: Mapping[str, Funnel]) -> Drawing | None:
     """What became of the rows of each data set: kept, left out on purpose, unusable."""
-    funnels = {name: f for name, f in (results.get("funnels") or {}).items() if f["read"]}
+    funnels = {name: funnel for name, funnel in funnels.items() if funnel.read}
     if not funnels:
         return None
 
@@ -101,11 +104,11 @@ def funnel_bars(results: Mapping[str, Any]) -> Drawing | None:
         names = list(funnels)
         left = [0.0] * len(names)
         for part, colour in (("kept", KEPT), ("dropped", DROPPED), ("invalid", INVALID)):
-            shares = [100 * _rows(funnels[n], part) / funnels[n]["read"] for n in names]
+            shares = [100 * _rows(funnels[n], part) / funnels[n].read for n in names]
             ax.barh(names, shares, left=left, color=colour, height=0.62, label=part)
             left = [a + b for a, b in zip(left, shares, strict=True)]
         for row, name in enumerate(names):
-            ax.annotate(f"{funnels[name]['kept']:,} of {funnels[name]['read']:,}", (101, row), va="center", fontsize=8,
+            ax.annotate(f"{funnels[name].kept:,} of {funnels[name].read:,}", (101, row), va="center", fontsize=8,
                         annotation_clip=False)
         ax.set(xlabel="% of rows read", xlim=(0, 122), xticks=range(0, 101, 20), ylim=(len(names) - 0.5, -0.5))
         ax.grid(visible=False, axis="y")
@@ -118,5 +121,5 @@ def funnel_bars(results: Mapping[str, Any]) -> Drawing | None:
                   height=0.9 + 0.32 * len(funnels))
 
 
-def _rows(funnel: Mapping[str, Any], part: str) -> int:
-    return funnel["kept"] if part == "kept" else sum(funnel[part].values())
+def _rows(funnel: Funnel, part: str) -> int:
+    return funnel.kept if part == "kept" else (funnel.dropped if part == "dropped" else funnel.invalid).total()

@@ -2,81 +2,95 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
-from rlhf_jax.evaluation import MEASURES, Estimate, PolicySummary, across_seeds
+from rlhf_jax.evaluation import (
+    POLICY_MEASURES,
+    Difference,
+    Estimate,
+    PolicyMeasure,
+    PolicySummary,
+    Results,
+    across_seeds,
+)
 from rlhf_jax.report.markdown import joined, table
-from rlhf_jax.report.policies import COLUMNS, CONTROLS, FAMILIES, MATCHED, ONLINE, Column, last_of, read_policies
+from rlhf_jax.report.policies import CONTROLS, FAMILIES, MATCHED, ONLINE, last_of, present_measures
 
 
-def aggregate(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Over the results.json of several seeds of the same run.
+@dataclasses.dataclass(frozen=True)
+class Aggregate:
+    """Several seeds of one run. Estimates are over seeds; their count is the seeds that have the number.
 
-    Returns:
-      {"title", "seeds": count, "policies": [{"label", "family", "round", measure: Estimate JSON or None}],
-      "differences": [{"policy", "against", "measure", "estimate"}]}. Estimates are over seeds: mean, standard error of
-      the mean, t interval, and as `count` the seeds that have the number. Differences are taken within each seed: the
-      last online round minus the last policy of each other family.
+    Attributes:
+      title: of the run.
+      seeds: how many.
+      policies: each with the mean, the standard error of the mean and the t interval of every measure; its numbers of
+        prompts and samples are those of the first seed that has it.
+      differences: family -> the last online round minus the last policy of that family, taken within each seed.
+    """
+
+    title: str
+    seeds: int
+    policies: tuple[PolicySummary, ...]
+    differences: Mapping[str, tuple[Difference, ...]]
+
+
+def aggregate(results: Sequence[Results]) -> Aggregate:
+    """Over the results of several seeds of the same run.
 
     Raises:
       ValueError: there are no results.
     """
     if not results:
         raise ValueError("nothing to aggregate: give the results of at least one seed")
-    runs = [read_policies(one) for one in results]
+    runs = [one.policies for one in results]
     labels = dict.fromkeys(policy.label for run in runs for policy in run)
-    return {"title": results[0]["title"], "seeds": len(results),
-            "policies": [_over_seeds([p for run in runs for p in run if p.label == label]) for label in labels],
-            "differences": [row for family in CONTROLS for row in _differences(runs, family)]}
+    return Aggregate(results[0].title, len(results),
+                     tuple(_over_seeds([p for run in runs for p in run if p.label == label]) for label in labels),
+                     {family: found for family in CONTROLS if (found := tuple(_differences(runs, family)))})
 
 
-def _over_seeds(policies: Sequence[PolicySummary]) -> dict[str, Any]:
+def _over_seeds(policies: Sequence[PolicySummary]) -> PolicySummary:
     """One policy of several seeds."""
-    row: dict[str, Any] = {name: getattr(policies[0], name) for name in ("label", "family", "round")}
-    for measure in MEASURES:
-        values = [e.value for p in policies if (e := getattr(p, measure)) is not None]
-        row[measure] = across_seeds(values).to_json() if values else None
-    return row
+    values = {name: [e.value for p in policies if (e := p.get(name)) is not None] for name in POLICY_MEASURES}
+    return dataclasses.replace(policies[0], estimates={
+        name: across_seeds(found) for name, found in values.items() if found})
 
 
-def _differences(runs: Sequence[Sequence[PolicySummary]], family: str) -> list[dict[str, Any]]:
+def _differences(runs: Sequence[Sequence[PolicySummary]], family: str) -> Iterator[Difference]:
     """The last online round minus the last policy of a family, seed by seed, in every measure both have."""
     found = [(last_of(run, *ONLINE), last_of(run, family)) for run in runs]
     pairs = [(ours, theirs) for ours, theirs in found if ours is not None and theirs is not None]
-    rows = []
-    for measure in MEASURES:
+    for name in POLICY_MEASURES:
         values = [a.value - b.value for ours, theirs in pairs
-                  if (a := getattr(ours, measure)) is not None and (b := getattr(theirs, measure)) is not None]
+                  if (a := ours.get(name)) is not None and (b := theirs.get(name)) is not None]
         if values:
-            rows.append({"policy": pairs[0][0].label, "against": pairs[0][1].label, "family": family,
-                         "measure": measure, "estimate": across_seeds(values).to_json()})
-    return rows
+            yield Difference(pairs[0][0].label, pairs[0][1].label, name, across_seeds(values))
 
 
-def write_seeds_markdown(aggregate: Mapping[str, Any]) -> str:
+def write_seeds_markdown(total: Aggregate) -> str:
     """The two tables of an aggregate and a sentence on what the matched control says; ends with a newline."""
-    policies = aggregate["policies"]
-    columns = [c for c in COLUMNS if any(p[c.measure] for p in policies)]
-    parts = [f"## {aggregate['title']}: {aggregate['seeds']} seeds", _conclusion(aggregate["differences"]),
-             table(["policy", *(c.title for c in columns)],
-                   [[p["label"], *(_mean(p[c.measure], c) for c in columns)] for p in policies]) if columns else "",
-             "Mean over seeds ± standard error of the mean."]
-    if aggregate["differences"]:
-        parts += [_difference_table(aggregate["differences"], columns),
+    measures = present_measures(total.policies)
+    parts = [f"## {total.title}: {total.seeds} seeds", _conclusion(total.differences),
+             table(["policy", *(m.title for m in measures)],
+                   [[p.label, *(_mean(p.get(m.name), m) for m in measures)] for p in total.policies])
+             if measures else "", "Mean over seeds ± standard error of the mean."]
+    if total.differences:
+        parts += [_difference_table(total.differences, measures),
                   "Taken within each seed; in brackets, 95 % t intervals over seeds."]
     return joined(parts)
 
 
-def _conclusion(differences: Sequence[Mapping[str, Any]]) -> str:
+def _conclusion(differences: Mapping[str, Sequence[Difference]]) -> str:
     """What the seeds say of online against the matched control, by the gold reward where there is one."""
-    rows = {d["measure"]: d for d in differences if d["family"] in MATCHED}
-    row = rows.get("gold", rows.get("proxy"))
-    if row is None:
+    rows = {d.measure: (family, d) for family in MATCHED for d in differences.get(family, ())}
+    if not rows.keys() & {"gold", "proxy"}:
         return ""
-    estimate = Estimate.from_json(row["estimate"])
-    what = f"{row['policy']} minus the {FAMILIES[row['family']].title} control in {row['measure']} reward"
+    family, row = rows["gold"] if "gold" in rows else rows["proxy"]
+    estimate = row.estimate
+    what = f"{row.policy} minus the {FAMILIES[family].title} control in {row.measure} reward"
     if math.isnan(estimate.low):
         return f"{what}: {estimate.value:+.2f} with one seed, so no interval."
     verdict = ("excludes zero: sampling anew in rounds helps" if estimate.low > 0 else
@@ -86,28 +100,25 @@ def _conclusion(differences: Sequence[Mapping[str, Any]]) -> str:
             f"{estimate.high:+.2f}], which {verdict}.")
 
 
-def _mean(estimate: Mapping[str, Any] | None, column: Column) -> str:
+def _mean(estimate: Estimate | None, measure: PolicyMeasure) -> str:
     if estimate is None:
         return ""
-    scale, unit = (100.0, " %") if column.percent else (1.0, "")
-    error = estimate["standard_error"]
-    spread = "" if error is None else f" ± {error * scale:.{column.digits}f}"
-    return f"{estimate['value'] * scale:.{column.digits}f}{spread}{unit}"
+    scale, unit = (100.0, " %") if measure.percent else (1.0, "")
+    error = estimate.standard_error
+    spread = "" if math.isnan(error) else f" ± {error * scale:.{measure.digits}f}"
+    return f"{estimate.value * scale:.{measure.digits}f}{spread}{unit}"
 
 
-def _difference_table(differences: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> str:
-    """One row for each policy compared with, one column a measure."""
+def _difference_table(differences: Mapping[str, Sequence[Difference]], measures: Sequence[PolicyMeasure]) -> str:
+    """One row for each policy compared with, one column per measure."""
     cells: dict[str, dict[str, str]] = {}
-    for d in differences:
-        column = next((c for c in columns if c.measure == d["measure"]), None)
-        if column is not None:
-            cells.setdefault(f"{d['policy']} − {d['against']}", {})[column.measure] = _signed(d["estimate"], column)
-    return table(["difference", *(c.title for c in columns)],
-                 [[name, *(row.get(c.measure, "") for c in columns)] for name, row in cells.items()])
+    for d in (d for found in differences.values() for d in found):
+        cells.setdefault(f"{d.policy} − {d.against}", {})[d.measure] = _signed(d.estimate, POLICY_MEASURES[d.measure])
+    return table(["difference", *(m.title for m in measures)],
+                 [[name, *(row.get(m.name, "") for m in measures)] for name, row in cells.items()])
 
 
-def _signed(row: Mapping[str, Any], column: Column) -> str:
-    scale = 100.0 if column.percent else 1.0
-    estimate = Estimate.from_json(row)
-    value, low, high = (f"{x * scale:+.{column.digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+def _signed(estimate: Estimate, measure: PolicyMeasure) -> str:
+    scale = 100.0 if measure.percent else 1.0
+    value, low, high = (f"{x * scale:+.{measure.digits}f}" for x in (estimate.value, estimate.low, estimate.high))
     return value if math.isnan(estimate.low) else f"{value} ({low} to {high})"

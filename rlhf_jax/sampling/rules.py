@@ -1,6 +1,6 @@
 """How the next token is drawn: temperature, top-k, top-p, min-p per row, without sorting the vocabulary.
 
-All settings are arrays, one value a row, so no value of them compiles a new program.
+All settings are arrays, one value per row, so no value of them compiles a new program.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _keep(logits: Array, rules: Rules) -> Array:
 
 
 def _categorical(keys: Array, logits: Array) -> Array:
-    """Draws an index [...] from softmax(logits [..., V]) with one uniform number a row: inverse CDF in two levels."""
+    """Draws an index [...] from softmax(logits [..., V]) with one uniform number per row: inverse CDF in two levels."""
     vocab = logits.shape[-1]
     blocks = -(-vocab // _BLOCK)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))

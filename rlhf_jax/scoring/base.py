@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from rlhf_jax.data.chat import Renderer
-from rlhf_jax.data.groups import LENGTH, PromptGroup, Response, Text
+from rlhf_jax.data.groups import LENGTH, PromptGroup, Response, Text, Verdict
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.models import Params
 
-Scores = list[list[float | None]]
+Verdicts = list[list[Verdict | None]]
 """Per group, per response; None where the scorer failed on one (it is then excluded and counted, never 0)."""
 Progress = Callable[[int], None]
 """Called with the number of prompts done since the last call."""
@@ -23,7 +23,7 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which the scores are stored in `Response.scores`."""
+        """Under which verdicts are stored in `Response.scores`: the score as NAME, other numbers as NAME/key."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class Scorer(Protocol):
         """Responses or comparisons that got no verdict so far, by reason."""
         ...
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores: ...
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts: ...
 
     def release(self) -> None:
         """Called after the last score for a while: weights that can be read again leave the devices."""
@@ -51,6 +51,16 @@ class Comparing(Protocol):
                 ) -> list[float | None]:
         """P(first better than second) of each (prompt, first, second); None where the comparison failed."""
         ...
+
+
+def verdicts_of(scores: Sequence[Sequence[float | None]]) -> Verdicts:
+    """Scores without further numbers, as verdicts."""
+    return [[None if score is None else {"": score} for score in group] for group in scores]
+
+
+def scores_in(verdicts: Verdicts) -> list[list[float | None]]:
+    """The scores of verdicts, without the other numbers."""
+    return [[None if verdict is None else verdict[""] for verdict in group] for group in verdicts]
 
 
 class Weights:

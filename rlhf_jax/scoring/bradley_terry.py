@@ -12,20 +12,18 @@ from jax.sharding import Mesh
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.packing import PackedBatch, unpack_slots
+from rlhf_jax.data.packing import unpack_slots
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
-from rlhf_jax.scoring.base import Progress, Scores, Weights, rerender
+from rlhf_jax.scoring.base import Progress, Verdicts, Weights, rerender
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
 
-def slot_score(compute: Compute, output: int | None, params: Params, batch: PackedBatch) -> Any:
-    """[B, S] one output of a classifier for each response."""
-    return compute.slot_scores(params, batch)[..., output or 0]
-
-
 class BradleyTerryScorer:
-    """Scores with one output of a sequence classifier; the n responses share their prompt's forward pass.
+    """Scores with an output of a sequence classifier; the n responses share their prompt's forward pass.
+
+    Of a classifier with several outputs the others are stored beside the score, by the names that config.json gives
+    them (`id2label`) or by their numbers.
 
     Args:
       params, config: of the reward model; see `Weights`. renderer: with the reward model's own tokenizer.
@@ -41,6 +39,7 @@ class BradleyTerryScorer:
                  rows_per_batch: int = 4):
         self._output = output
         self._check(config)
+        self._names = self._number_names(config)
         self.name, self._key = name, key
         self.failures: Counter[str] = Counter()
         self._weights = Weights(params)
@@ -62,8 +61,13 @@ class BradleyTerryScorer:
             raise CheckpointError(f"output = {self._output} of a classifier with {config.num_labels} output(s); they "
                                   "count from 0")
 
+    def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
+        """Names of the numbers that `_outputs` gives of a response; the score's is ""."""
+        return tuple("" if i == (self._output or 0) else label for i, label in enumerate(config.output_names))
+
     def _outputs(self, params: Params, batch: Any) -> Any:
-        return slot_score(self._compute, self._output, params, batch)
+        """[B, S, numbers]."""
+        return self._compute.slot_scores(params, batch)
 
     @property
     def key(self) -> str:
@@ -73,17 +77,17 @@ class BradleyTerryScorer:
     def release(self) -> None:
         self._weights.release()
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Raw float32 rewards; a response that cannot be rendered or scores no finite number gets None."""
         rendered, places = rerender(groups, self._renderer, self.failures)
-        scores: Scores = [[None] * len(group.responses) for group in groups]
+        verdicts: Verdicts = [[None] * len(group.responses) for group in groups]
         if not rendered:
-            return scores
+            return verdicts
         found = self._map(self._weights(), rendered, progress)
         for (index, members), values in zip(places, found, strict=True):
-            for i, value in zip(members, np.asarray(values, np.float64), strict=True):
-                if math.isfinite(value):
-                    scores[index][i] = float(value)
+            for i, numbers in zip(members, np.asarray(values, np.float64).tolist(), strict=True):
+                if all(map(math.isfinite, numbers)):
+                    verdicts[index][i] = dict(zip(self._names, numbers, strict=True))
                 else:
                     self.failures["non_finite_score"] += 1
-        return scores
+        return verdicts

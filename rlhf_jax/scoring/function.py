@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import numbers
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import PromptGroup, Verdict
 from rlhf_jax.plugins import function_key
-from rlhf_jax.scoring.base import Progress, Scores
+from rlhf_jax.scoring.base import Progress, Verdicts
 
-RewardFunction = Callable[..., list[float | None]]
-"""f(prompts, completions, completion_ids=..., **columns) -> one number or None a completion."""
+RewardFunction = Callable[..., list[float | Mapping[str, float] | None]]
+"""f(prompts, completions, completion_ids=..., **columns) -> of each completion a number, several by name, or None.
+
+Of several, "" is the score; the others are stored beside it.
+"""
 
 
 class FunctionScorer:
@@ -29,7 +32,7 @@ class FunctionScorer:
     def release(self) -> None:
         """A function has nothing to let go of."""
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         flat = [(group, response) for group in groups for response in group.responses]
         columns: dict[str, list[Any]] = {name: [group.extra.get(name) for group, _ in flat]
                                          for name in sorted({name for group in groups for name in group.extra})}
@@ -37,18 +40,22 @@ class FunctionScorer:
                                 completion_ids=[r.ids.tolist() for _, r in flat], **columns)
         if len(values) != len(flat):
             raise ValueError(f"scorer {self.name!r} returned {len(values)} scores for {len(flat)} completions; a "
-                             "reward function returns one number or None for each")
+                             "reward function returns one verdict or None for each")
         clean = iter([self._checked(value) for value in values])
         scores = [[next(clean) for _ in group.responses] for group in groups]
         if progress:
             progress(len(groups))
         return scores
 
-    def _checked(self, value: float | None) -> float | None:
-        if value is not None and not isinstance(value, numbers.Real | np.number | np.bool_):
+    def _checked(self, value: float | Mapping[str, float] | None) -> Verdict | None:
+        verdict = {} if value is None else value if isinstance(value, Mapping) else {"": value}
+        if not all(isinstance(number, numbers.Real | np.number | np.bool_) for number in verdict.values()):
             raise ValueError(f"scorer {self.name!r} returned {value!r}, a {type(value).__name__}; a reward function "
-                             "returns one number or None for each completion")
-        if value is None or not math.isfinite(value):
-            self.failures["no_score" if value is None else "non_finite_score"] += 1
+                             'returns a number, {"": the score, name: another number} or None for each completion')
+        if "" not in verdict:
+            self.failures["no_score"] += 1
             return None
-        return float(value)
+        if not all(math.isfinite(number) for number in verdict.values()):
+            self.failures["non_finite_score"] += 1
+            return None
+        return {name: float(number) for name, number in verdict.items()}

@@ -27,6 +27,8 @@ class MultiObjectiveScorer(BradleyTerryScorer):
     """Scores with ArmoRM's gated sum of objectives (arXiv 2406.12845).
 
     The gate reads the hidden state where the last turn before the response ends, at the template's stop token.
+    Stored beside the score: each objective's reward, by its name, and what it counts, as `coefficient/NAME`; the score
+    is the sum over objectives of coefficient x reward.
 
     Raises:
       CheckpointError: if the checkpoint has no gate.
@@ -47,5 +49,9 @@ class MultiObjectiveScorer(BradleyTerryScorer):
         at = gate_positions(batch, self._stop)
         response = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
         prompt = jnp.take_along_axis(hidden, jnp.maximum(at, 0)[..., None], axis=1)
-        score = gated_scores(params, self._compute.config, response, prompt).score
-        return jnp.where(at < 0, jnp.nan, score)
+        found = gated_scores(params, self._compute.config, response, prompt)
+        numbers = jnp.concatenate([found.score[..., None], found.rewards, found.coefficients], axis=-1)
+        return jnp.where((at < 0)[..., None], jnp.nan, numbers)
+
+    def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
+        return ("", *config.output_names, *(f"coefficient/{name}" for name in config.output_names))

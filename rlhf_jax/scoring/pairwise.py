@@ -23,7 +23,7 @@ from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
-from rlhf_jax.scoring.base import Progress, Scores, Weights
+from rlhf_jax.scoring.base import Progress, Verdicts, Weights, verdicts_of
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
@@ -186,7 +186,7 @@ class PairwiseScorer:
     def release(self) -> None:
         self._weights.release()
 
-    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Scores:
+    def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Scores of all responses from the games of the configured tournament."""
         play = round_robin if self.method == "round_robin" else knock_out
 
@@ -194,6 +194,6 @@ class PairwiseScorer:
             return self.compare([(groups[g].prompt, groups[g].responses[i].text, groups[g].responses[j].text)
                                  for g, i, j in asked], progress)
 
-        return play([len(group.responses) for group in groups], games)
+        return verdicts_of(play([len(group.responses) for group in groups], games))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-Scores = list[list[float | None]]
+Points = list[list[float | None]]
+"""Per group, per response; None where it has none."""
 Games = Callable[[Sequence[tuple[int, int, int]]], list[float | None]]
 """Plays games (group, i, j) in one batch: P(i better than j), None where a game failed."""
 
 
-def round_robin(sizes: Sequence[int], play: Games) -> Scores:
+def round_robin(sizes: Sequence[int], play: Games) -> Points:
     """All pairs of each group, n (n - 1) / 2 games; a response's score is its mean probability of winning.
 
     Both orders are averaged in each game, so i beating j with p means j beating i with 1 - p.
@@ -46,7 +47,7 @@ def _knock_out_once(fields: list[list[int]], play: Games, keep_winner: bool) -> 
     return [field[0] if field else None for field in fields], out
 
 
-def knock_out(sizes: Sequence[int], play: Games) -> Scores:
+def knock_out(sizes: Sequence[int], play: Games) -> Points:
     """Best and worst of each group by two knock-out cups, about 2 n games: score 1, 0, and 0.5 for all others.
 
     A group of one response scores [0.5]. A response one of whose games failed gets None.

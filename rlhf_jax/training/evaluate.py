@@ -27,7 +27,7 @@ from rlhf_jax.losses import Term, token_logps
 from rlhf_jax.models import Params, cast, output_head
 from rlhf_jax.parallel import batch_sharding, batch_ways, over_rows, place, rows_here
 from rlhf_jax.training.attention import lone_cpu, skips_blocks
-from rlhf_jax.training.objectives import Compute, Metrics, Objective, Preference
+from rlhf_jax.training.objectives import Compute, Metrics, Objective, WholeBatch
 from rlhf_jax.training.step import Assemble, finish_metrics, whole
 
 Rows = list[list[int]]
@@ -39,10 +39,10 @@ LONG_ROW = 2048
 """Tokens of a row where attention visits blocks: one long row at a time then packs best, and no row is empty."""
 
 
-def best_fit(groups: Sequence[PromptGroup], tokens: int) -> tuple[Rows, RowShape]:
-    """Which groups share a row of so many tokens, and the capacities that hold every row."""
+def best_fit(groups: Sequence[PromptGroup], tokens: int, values: tuple[str, ...] = ()) -> tuple[Rows, RowShape]:
+    """Which groups share a row of so many tokens, and the capacities that hold every row. values: see `RowShape`."""
     rows = pack_rows([group_length(g) for g in groups], tokens)
-    return rows, row_shape(groups, rows, tokens)
+    return rows, row_shape(groups, rows, tokens, values)
 
 
 def packed_batches(groups: Sequence[PromptGroup], rows: Rows, shape: RowShape, rows_per_batch: int, mesh: Mesh,
@@ -88,7 +88,7 @@ class PackedMap:
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None) -> list[Any]:
-        """Per group, in order, one result a response. `progress` gets the number of groups done since its last call."""
+        """Per group, in order, one result per response. `progress` gets the groups done since its last call."""
         pieces = [(i, piece) for i, group in enumerate(groups)
                   for piece in (split_group(group, self._limit) if self._limit else [group])]
         split = [piece for _, piece in pieces]
@@ -140,21 +140,21 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
                    dtype: Any = jnp.float32) -> Callable[[Params, Params], dict[str, float]]:
     """(masters, frozen) -> loss and metrics of an objective over held-out groups, weighted exactly (no mean of means).
 
-    A loss that compares pairs (`aot`) compares all pairs of `groups`, so no result depends on how rows are batched.
+    An objective over the whole batch sees all of `groups` as one, so no result depends on how rows are batched.
     The masters are cast to `dtype` as a training step casts them. One program, compiled at the first call, serves all
     calls.
     """
-    compared = objective if isinstance(objective, Preference) and objective.loss.compares_pairs else None
+    compared = objective if isinstance(objective, WholeBatch) and objective.whole_batch else None
 
     def fn(weights: tuple[Params, Params], batch: PackedBatch) -> Any:
         masters, frozen = weights
         params = assemble(cast(masters, dtype), frozen)
         outputs = objective.outputs(params, batch)
         terms, metrics = objective.terms(outputs, batch)
-        return _sums(terms) if compared is None else compared.pairs(outputs, batch), metrics
+        return _sums(terms) if compared is None else compared.collected(outputs, batch), metrics
 
     compiled = over_rows(fn, mesh)
-    rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)))
+    rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)), objective.reads)
 
     def evaluate(masters: Params, frozen: Params) -> dict[str, float]:
         batches = packed_batches(groups, rows, shape, plan.micro_rows, mesh, reference)
@@ -162,7 +162,7 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
             compiled((masters, frozen), batch) for _, batch in batches)]
         sums = [part for part, _ in parts]
         if compared is not None:
-            sums = [_sums(compared.pair_terms(jax.tree.map(lambda *xs: np.concatenate(xs), *sums)))]
+            sums = [_sums(compared.collected_terms(jax.tree.map(lambda *xs: np.concatenate(xs), *sums)))]
         loss = 0.0
         for name, (coefficient, _, _) in sums[0].items():
             weight = sum(float(some[name][2]) for some in sums)

@@ -49,7 +49,7 @@ from rlhf_jax.training.step import (
 )
 
 Reporter = Callable[[int, int, dict[str, float]], None]
-"""(step, steps, metrics) -> None: shows progress; called once a step with the newest metrics known."""
+"""(step, steps, metrics) -> None: shows progress; called once per step with the newest metrics known."""
 OnRow = Callable[[dict[str, Any]], None]
 """Gets each row of `FitResult.log_history`, in its order."""
 
@@ -113,12 +113,12 @@ def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: 
 
 
 def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
-              reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
-    """The batches of a fit on this mesh; the global batch is the same on any mesh."""
+              reference: list[list[np.ndarray]] | None = None, values: tuple[str, ...] = ()) -> BatchPlan:
+    """The batches of a fit on this mesh; the global batch is the same on any mesh. values: what the objective reads."""
     rows = config.micro_rows * batch_ways(mesh)
     return BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
                      config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
-                     rows_here=rows_here(batch_sharding(mesh), rows))
+                     rows_here=rows_here(batch_sharding(mesh), rows), values=values)
 
 
 def fit(
@@ -140,7 +140,7 @@ def fit(
 
     Args:
       on_row: gets the rows of the log as they are made; after a restart those of the checkpoint come first, again.
-      flops: what training on some groups takes; metric lines then say how much of it a device does a second.
+      flops: what training on some groups takes; metric lines then say how much of it a device does per second.
       consume: if true, `fit` takes ownership of `model.trained` and deletes its device arrays; otherwise it keeps a
         copy, at 4 extra bytes per weight. Leaves may lie on the host (numpy), as a fresh head does.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,37 @@ class Pairs(NamedTuple):
 
 
 class Objective(Protocol):
-    """Loss of one kind of training, as pure functions over a packed micro-batch [B, ...]."""
+    """Loss of one kind of training, as pure functions over a packed micro-batch [B, ...].
+
+    Attributes:
+      needs_reference: it reads `PackedBatch.reference_logps`.
+      reads: names of the numbers of a response that it reads, in the order of `PackedBatch.slot_values`.
+      whole_batch: it looks across the batch, which must then be one micro-batch; it is a `WholeBatch`.
+    """
 
     @property
     def needs_reference(self) -> bool: ...
 
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def whole_batch(self) -> bool: ...
+
     def outputs(self, params: Params, batch: PackedBatch) -> Any: ...
 
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]: ...
+
+
+@runtime_checkable
+class WholeBatch(Objective, Protocol):
+    """An objective that may look across a batch, in two steps: what it collects of rows, and its terms over all."""
+
+    def collected(self, outputs: Any, batch: PackedBatch) -> Any:
+        """A tree of arrays [N, ...], so that those of several batches can be joined along N."""
+        ...
+
+    def collected_terms(self, collected: Any) -> tuple[Term, ...]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +165,8 @@ class Sft:
 
     compute: Compute
     needs_reference: bool = False
+    reads: tuple[str, ...] = ()
+    whole_batch: bool = False
 
     def outputs(self, params: Params, batch: PackedBatch) -> Any:
         return self.compute.target_logps(params, batch)
@@ -161,6 +186,8 @@ class BradleyTerry:
     center_rewards_coefficient: float = 0.0
     use_margin: bool = False
     needs_reference: bool = False
+    reads: tuple[str, ...] = ()
+    whole_batch: bool = False
 
     def outputs(self, params: Params, batch: PackedBatch) -> Any:
         return self.compute.slot_scores(params, batch)[..., 0]
@@ -195,15 +222,20 @@ class Preference:
     loss: PreferenceLoss
     ld_alpha: float | None = None
     use_weighting: bool = False
+    reads: tuple[str, ...] = ()
 
     @property
     def needs_reference(self) -> bool:
         return self.loss.needs_reference
 
+    @property
+    def whole_batch(self) -> bool:
+        return self.loss.compares_pairs
+
     def outputs(self, params: Params, batch: PackedBatch) -> Any:
         return self.compute.target_logps(params, batch)
 
-    def pairs(self, outputs: Any, batch: PackedBatch) -> Pairs:
+    def collected(self, outputs: Any, batch: PackedBatch) -> Pairs:
         """What the loss reads of the batch's pairs."""
         logps, _ = outputs
         lengths = slot_sums(jnp.ones_like(logps), batch)
@@ -216,16 +248,16 @@ class Preference:
         logps = PairLogps(*sums(logps), *sums(batch.reference_logps), *gather_pairs(lengths, batch))
         return Pairs(logps, batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1))
 
-    def pair_terms(self, pairs: Pairs) -> tuple[Term, ...]:
+    def collected_terms(self, collected: Pairs) -> tuple[Term, ...]:
         """The loss of any number of pairs, those of one batch or of many."""
-        return losses.preference_loss(pairs.logps, self.loss, mask=pairs.mask, margin=pairs.margin)
+        return losses.preference_loss(collected.logps, self.loss, mask=collected.mask, margin=collected.margin)
 
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]:
         logps, stats = outputs
         lengths = slot_sums(jnp.ones_like(logps), batch)
-        pairs = self.pairs(outputs, batch)
+        pairs = self.collected(outputs, batch)
         pair, mask, _ = pairs
-        terms = self.pair_terms(pairs)
+        terms = self.collected_terms(pairs)
         if self.use_weighting:
             adjusted = slot_sums(logps - stats.log_sum_p2, batch) / jnp.maximum(lengths, 1.0)
             weight_chosen, weight_rejected = gather_pairs(losses.wpo_weight(adjusted), batch)

@@ -89,6 +89,9 @@ class PairFile(GroupFile):
                 raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) has no pair, so there is nothing to "
                                   "learn from it. What `generate` and `score` write goes through `rlhf-jax pairs` "
                                   "first")
+            if not len(group.prompt_ids):
+                raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) is text alone, in no model's tokens. "
+                                  "Give the file as dataset_name instead, whose rows are rendered")
             largest = max(int(ids.max()) for ids in (group.prompt_ids, *(r.ids for r in group.responses)))
             if largest >= self.vocab_size:
                 raise SourceError(f"{path}: group {number} ({group.prompt_id!r}) holds the token id {largest} and the "
@@ -160,12 +163,12 @@ class RenderedRows:
         return self._read[1]
 
 
-def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions()
-              ) -> tuple[list[Example], Funnel]:
+def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions(), *,
+              to_judge: bool = False) -> tuple[list[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
     check_named({"": rows})
-    options = ParseOptions(pair_rule=graded.pair_rule, min_gap=graded.min_gap,
-                           allow_empty_prompt=rows.allow_empty_prompt)
+    options = ParseOptions(pair_rule=graded.pair_rule, pair_score=graded.pair_score, min_gap=graded.min_gap,
+                           allow_empty_prompt=rows.allow_empty_prompt, to_judge=to_judge)
     examples, funnel = load_examples(list(rows.sources), kind, split=rows.split, converter=rows.converter,
                                      options=options, max_bad_rows=rows.max_bad_rows,
                                      quarantine_path=quarantine if is_main_process() else None,
@@ -221,5 +224,5 @@ def groups_key(groups: Sequence[PromptGroup]) -> str:
 
 def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
     """Prompts alone, as groups without responses."""
-    return render_all([dataclasses.replace(e, responses=(), pairs=(), margins=(), scores=(), labels=())
+    return render_all([dataclasses.replace(e, responses=(), pairs=(), margins=(), scores=())
                        for e in examples], renderer, funnel)

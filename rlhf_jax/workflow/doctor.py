@@ -18,6 +18,7 @@ from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text, read_tokenize
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -192,13 +193,13 @@ def _step_zero(checkpoint: Checkpoint, mesh: Mesh, groups: Sequence[PromptGroup]
         renderer = Renderer(checkpoint.tokenizer, eos_id=checkpoint.stop_ids[0])
         scorer = BradleyTerryScorer(params, config, renderer, mesh, output=0) if config.gate is None else \
             MultiObjectiveScorer(params, config, renderer, mesh)
-        scores = [score for some in scorer.score(groups) for score in some]
+        scores = [score for some in scores_in(scorer.score(groups)) for score in some]
         finite = all(score is not None and math.isfinite(score) for score in scores)
         return Finding("step 0", "ok" if finite else "fail", f"scores of {rows}: "
                        + ", ".join("none" if score is None else f"{score:.3f}" for score in scores[:4]))
     logps = np.concatenate([x for group in logps_map(Compute(config, mesh=mesh), mesh)(params, groups) for x in group])
     loss, chance = float(-np.mean(logps)), math.log(config.vocab_size)
-    seen = f"loss {loss:.3f} nats a token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
+    seen = f"loss {loss:.3f} nats per token over {len(logps):,} tokens of {rows}; chance is {chance:.3f}"
     if not math.isfinite(loss) or loss > chance + _NOISE:
         return Finding("step 0", "fail", seen, "worse than chance: the weights, the tokenizer or the template is not "
                        "the one the model was trained with")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rlhf_jax.config.run import ExperimentConfig, RewardSection, ScorerData, Scr
 from rlhf_jax.config.scorer import ScorerModel
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.evaluation.preference import ScorerReport
 from rlhf_jax.fields import replaced
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.scoring import Scorer
@@ -140,7 +141,7 @@ class Experiment:
         return self.context.train("sft", SftStage(start=base, data=(self.rows("sft", section.data, "sft", base),),
                                                   options=section.train, evaluation=held_out))
 
-    def scorer(self, start: Checkpoint) -> tuple[Scorer, Mapping[str, Any] | None]:
+    def scorer(self, start: Checkpoint) -> tuple[Scorer, ScorerReport | None]:
         """The proxy the loop learns from, trained here or opened, and its evaluation on held-out pairs."""
         section = self.config.reward
         if section is None:
@@ -160,9 +161,10 @@ class Experiment:
                          prepare=partial(kind.examples, seed), scores=kind.reads_head)
         return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 
-    def _evaluate_reward(self, scorer: Scorer, data: ScorerData) -> Mapping[str, Any]:
+    def _evaluate_reward(self, scorer: Scorer, data: ScorerData) -> ScorerReport:
         rows = PreferenceRows(self.located(data.rows), data.graded, self.context.quarantine("reward/eval"))
-        return self.context.do("reward/evaluate", EvaluateStage(scorer=scorer, data=rows)).report
+        done = self.context.do("reward/evaluate", EvaluateStage(scorer=scorer, data=rows))
+        return ScorerReport.from_json(done.report)
 
     def _baselines(self, start: Checkpoint, prompts: Sequence[PromptGroup], scorer: Scorer) -> list[Entry]:
         c, out = self.config, []

@@ -86,8 +86,8 @@ def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[P
             policy=latest, prompts=GivenGroups(share), sampling=sampling, dtype=recipe.dpo.train.dtype,
             shard_size=loop.shard_size))
         scored = context.do(f"{stem}/score", ScoreStage(scorer=scorer, source=shards_of(sampled)))
-        paired = context.do(f"{stem}/pairs", PairsStage(source=shards_of(scored), scorer=scorer.name,
-                                                        options=recipe.pairs, method=loop.method))
+        paired = context.do(f"{stem}/pairs", PairsStage(source=shards_of(scored), options=recipe.pairs,
+                                                        method=loop.method))
         data.append(pairs_of(paired))
         origin = latest if loop.init_from == "previous" else start
         anchor = latest if loop.reference == "previous" else reference

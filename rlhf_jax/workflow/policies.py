@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from rlhf_jax.config.commands import CompareCommand
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.evaluation.preference import ScorerReport
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
@@ -50,7 +50,7 @@ class Outcome:
     entries: list[Entry]
     judged: dict[str, list[PromptGroup]]
     funnels: dict[str, Funnel]
-    reward_model: Mapping[str, Any] | None
+    reward_model: ScorerReport | None
 
 
 def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[PromptGroup], sampling: SamplingConfig,

@@ -20,6 +20,8 @@ CHECKPOINTS = "checkpoints"
 """What a training continues from until it is done."""
 MODEL, PAIRS, JUDGED, ROWS = "model", "pairs.jsonl", "judged.jsonl", "rows.jsonl"
 """What stages make: a model, groups as pairs or with verdicts, one line per evaluated row."""
+RLHFLOW, TRL = "rlhflow.jsonl", "trl.jsonl"
+"""Scored samples and pairs once more, in the layouts of other software."""
 SMALL = 64 << 20
 """Bytes up to which a file's hash is checked whenever its stage is reused; of a larger one only when it is read."""
 _NO_PRODUCTS = (".*", INPUTS, RECORD, CHECKPOINTS, "trackers.json", "events.out.tfevents.*", "quarantine*",

@@ -1,16 +1,19 @@
-"""results.json: everything the report shows, gathered from a finished run."""
+"""From a finished run to its `Results`, which become results.json."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.evaluation.answers import JudgedAnswers
 from rlhf_jax.evaluation.best_of_n import best_of_n_curve
 from rlhf_jax.evaluation.policy import summarise
+from rlhf_jax.evaluation.results import Answer, Difference, LogRow, Results, Sample, StageTime
 from rlhf_jax.evaluation.win_rate import score_difference
 from rlhf_jax.workflow.policies import Outcome
 from rlhf_jax.workflow.products import MODEL
@@ -28,8 +31,8 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: int) -> dict[str, Any]:
-    """The one dictionary behind report, figures and tables.
+def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, seed: int) -> Results:
+    """Everything behind report, figures and tables.
 
     Args:
       gold: name of the gold judge's scores, or None where there is none.
@@ -37,68 +40,56 @@ def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, 
     """
     start = outcome.entries[0].label
     baseline = outcome.judged.get(start, [])
-    summaries = [summarise(entry.label, entry.family, entry.round, outcome.judged[entry.label], baseline,
-                           proxy="proxy", gold=gold, seed=seed).to_json()
-                 for entry in outcome.entries if entry.label in outcome.judged]
-    return {
-        "title": title,
-        "notes": [NO_KL] if summaries and all(row["kl_k1"] is None for row in summaries) else [],
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "baseline": start,
-        "policies": summaries,
-        "differences": differences(outcome, gold, seed),
-        "best_of_n": [point.to_json() for point in best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)]
-        if baseline else [],
-        "reward_model": outcome.reward_model,
-        "training": training_logs(run),
-        "funnels": {name: funnel.to_json() for name, funnel in outcome.funnels.items()} | _pair_funnels(run),
-        "stages": [{"name": s.name, "seconds": s.seconds} for s in run.stages],
-        "samples": samples(outcome, count=6),
-        "config": to_plain(run.config),
-    }
+    policies = tuple(
+        summarise(entry.label, entry.family, entry.round,
+                  JudgedAnswers(outcome.judged[entry.label], baseline, proxy="proxy", gold=gold), seed=seed)
+        for entry in outcome.entries if entry.label in outcome.judged)
+    return Results(
+        title, notes=(NO_KL,) if policies and all(policy.get("kl_k1") is None for policy in policies) else (),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), versions=versions(), baseline=start,
+        policies=policies, differences=tuple(differences(outcome, gold, seed)),
+        best_of_n=tuple(best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)) if baseline else (),
+        reward_model=outcome.reward_model, training=training_logs(run), funnels=outcome.funnels | _pair_funnels(run),
+        stages=tuple(StageTime(stage.name, stage.seconds) for stage in run.stages),
+        samples=tuple(samples(outcome, count=6)), config=to_plain(run.config))
 
 
-def differences(outcome: Outcome, gold: str | None, seed: int) -> list[dict[str, Any]]:
+def differences(outcome: Outcome, gold: str | None, seed: int) -> Iterator[Difference]:
     """Paired score differences, by prompt, of the last policy to the last one of every other family."""
     labels = _shown(outcome)
-    if not labels:
-        return []
     last = outcome.entries[-1].label
-    return [{"policy": last, "against": label, "measure": measure,
-             "estimate": score_difference(outcome.judged[last], outcome.judged[label], measure, seed).to_json()}
-            for label in labels if label != last for measure in ("gold", "proxy") if measure == "proxy" or gold]
+    for label in labels:
+        for measure in ("gold", "proxy") if gold else ("proxy",):
+            if label != last:
+                yield Difference(last, label, measure,
+                                 score_difference(outcome.judged[last], outcome.judged[label], measure, seed))
 
 
-def training_logs(run: Run) -> dict[str, list[dict[str, Any]]]:
+def training_logs(run: Run) -> dict[str, tuple[LogRow, ...]]:
     """Stage name -> log_history of each training stage."""
     logs = {}
     for stage in run.stages:
         path = stage.folder / MODEL / "trainer_state.json"
         if path.is_file():
-            logs[stage.name] = json.loads(path.read_text())["log_history"]
+            logs[stage.name] = tuple(json.loads(path.read_text())["log_history"])
     return logs
 
 
-def _pair_funnels(run: Run) -> dict[str, Any]:
-    return {s.name: s.report["funnel"] for s in run.stages if "funnel" in s.report}
+def _pair_funnels(run: Run) -> dict[str, Funnel]:
+    return {s.name: Funnel.from_json(s.report["funnel"]) for s in run.stages if "funnel" in s.report}
 
 
-def samples(outcome: Outcome, count: int) -> list[dict[str, Any]]:
+def samples(outcome: Outcome, count: int) -> Iterator[Sample]:
     """The first sample of every policy on a few prompts, side by side."""
     labels = _shown(outcome)
     first: Sequence[PromptGroup] = outcome.judged[labels[0]] if labels else []
     step = max(1, len(first) // count)
     by_label = {label: {g.prompt_id: g for g in outcome.judged[label]} for label in labels}
-    shown = []
     for group in first[::step][:count]:
-        answers = []
-        for label in labels:
-            response = by_label[label][group.prompt_id].responses[0]
-            answers.append({"label": label, "text": response.text, "scores": dict(response.scores),
-                            "finish_reason": response.finish_reason})
-        shown.append({"prompt": _text(group.prompt), "answers": answers})
-    return shown
+        answers = ((label, by_label[label][group.prompt_id].responses[0]) for label in labels)
+        yield Sample(_text(group.prompt), tuple(
+            Answer(label, response.text, dict(response.scores), response.finish_reason)
+            for label, response in answers))
 
 
 def _shown(outcome: Outcome) -> list[str]:

@@ -19,6 +19,8 @@ from rlhf_jax.config.commands import (
 from rlhf_jax.config.data import PreferenceData, RowOptions, Sources
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.data.rows import Kind
+from rlhf_jax.fields import flattened
+from rlhf_jax.workflow.benchmarking import find_benchmark
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, PairFile, RenderedRows
@@ -31,7 +33,7 @@ from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.score import ScoreStage
 from rlhf_jax.workflow.stages.sft import SftStage
-from rlhf_jax.workflow.stages.shards import ShardFolder
+from rlhf_jax.workflow.stages.shards import RowShards, ShardFolder, Shards
 
 
 class _Rows:
@@ -100,21 +102,27 @@ def generate(command: GenerateCommand, context: Context) -> SampleStage:
 
 def score(command: ScoreCommand, context: Context) -> ScoreStage:
     """`rlhf-jax score`."""
-    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name),
-                      source=ShardFolder(Path(command.input)))
+    source: Shards = RowShards(command.rows, command.shard_size, context.quarantine("rows"))
+    if command.input is not None:
+        source = ShardFolder(Path(command.input))
+    return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name), source=source,
+                      layout=command.layout)
 
 
 def pairs(command: PairsCommand, context: Context) -> PairsStage:
     """`rlhf-jax pairs`."""
     del context
-    return PairsStage(source=ShardFolder(Path(command.input)), scorer=command.scorer, options=command.pairs)
+    return PairsStage(source=ShardFolder(Path(command.input)), options=command.pairs, layout=command.layout)
 
 
 def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage:
     """`rlhf-jax evaluate`."""
-    rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"))
+    rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
+    find_benchmark(command.benchmark)
+    scorer = flattened(command.scorer)
     return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy"), data=rows,
-                         seed=command.seed)
+                         seed=command.seed, tie_rule=command.tie_rule,
+                         model=str(scorer.get("model_name_or_path") or scorer.get("function") or scorer["kind"]))
 
 
 def export(command: ExportCommand, context: Context) -> ExportStage:

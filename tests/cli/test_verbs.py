@@ -76,6 +76,39 @@ def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):
     assert report["pairs"] == 100  # after so few steps it answers with a letter, if not yet with the right one
 
 
+def shorter(prompts, completions, **columns):
+    return [-float(len(text)) for text in completions]
+
+
+def test_a_benchmark_writes_its_numbers_and_its_authors_file(rlhf_jax, tmp_path):
+    rows = [{"id": i, "prompt": f"q{i}", "chosen": ["a", "ab", "abc"], "rejected": ["b", "ba", "bac"],
+             "domain": "chat"} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ("evaluate", "--benchmark", "rm_bench", "--dataset_name", tmp_path / "rows.jsonl", "--scorer.kind",
+             "function", "--scorer.function", f"{__name__}:shorter")
+    status, out, err = rlhf_jax(*asked, "--output_dir", tmp_path / "strict")
+    assert status == 0, err
+    assert "rm_bench has no Code, nor a number that Code is part of: no row of code was judged" in " ".join(out.split())
+    metrics = json.loads((tmp_path / "strict/metrics.json").read_text())
+    assert (metrics["benchmark"], metrics["tie_rule"]) == ("rm_bench", "strict")
+    assert {name: metrics["numbers"][name]["value"] for name in ("hard", "normal", "easy")} == {
+        "hard": 1.0, "normal": 0.0, "easy": 0.0}
+    assert metrics["numbers"]["hard"]["count"] == 3
+    official = json.loads((tmp_path / "strict/rm_bench.json").read_text())
+    assert official[0] == {"id": "0", "domain": "chat", "score_chosen": [-1, -2, -3], "score_rejected": [-1, -2, -3]}
+    assert len((tmp_path / "strict/rows.jsonl").read_text().splitlines()) == 27
+    status, _, err = rlhf_jax(*asked, "--tie_rule", "half", "--output_dir", tmp_path / "half")
+    assert status == 0, err
+    assert json.loads((tmp_path / "half/metrics.json").read_text())["numbers"]["normal"]["value"] == 0.5
+    status, _, err = rlhf_jax(*asked, "--converter", "hh_rlhf", "--output_dir", tmp_path / "no")
+    assert status == 2
+    assert "converter = 'hh_rlhf' has no effect with benchmark = 'rm_bench'" in " ".join(err.split())
+    asked = (*asked[:2], "rm_bnch", *asked[3:])
+    status, _, err = rlhf_jax(*asked, "--dry-run", "--output_dir", tmp_path / "no")
+    assert status == 1
+    assert "there is no benchmark 'rm_bnch', did you mean rm_bench?" in " ".join(err.split())
+
+
 def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     base = world / "base"
     status, _, err = rlhf_jax(

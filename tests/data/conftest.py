@@ -1,8 +1,7 @@
-"""A tiny tokenizer made on the spot, and the folder of real data beside the repository where there is one."""
+"""A tiny tokenizer made on the spot, and real ones where there are some."""
 
 import gzip
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -63,15 +62,6 @@ def thinking():
 def plain_text():
     """The tiny tokenizer without a chat template."""
     return build_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def shared():
-    """Root of the real data (../shared/data of the repository)."""
-    root = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-    if not root.is_dir():
-        pytest.skip("the folder ../shared/data with real data is not there")
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -413,7 +413,7 @@ def test_scores_labels_and_ids_come_along(plain_text):
     assert [dict(r.scores) for r in group.responses] == [{"data": 1.5}, {}]
     assert (group.prompt_id, group.extra, group.prompt) == ("7", {"x": 1}, "p")
     unpaired = parse_row({"prompt": "p", "completion": "a", "label": False}, "unpaired")
-    assert Renderer(plain_text).render(unpaired).responses[0].label is False
+    assert Renderer(plain_text).render(unpaired).responses[0].scores == {"label": 0.0}
 
 
 def test_describe_shows_the_mask(chatml):

@@ -39,7 +39,8 @@ def test_graded_sources():
     cells = [{"model": "m", "text": "a", "score": 0.1}, {"model": "n", "text": "b", "score": 0.9}]
     graded = converted("alpacaeval_graded", "graded", {"index": 3, "dataset": "koala", "prompt": "p", "baseline": "x",
                                                        "responses": cells})
-    assert (graded.prompt_id, graded.scores, graded.extra["baseline"]) == ("koala-3", (0.1, 0.9), "x")
+    assert (graded.prompt_id, graded.extra["baseline"]) == ("koala-3", "x")
+    assert graded.scores == ({"data": 0.1}, {"data": 0.9})
     samples = [{"k": 0, "text": "a", "score": 0.5}, {"k": 1, "text": "b", "score": None}]
     best = converted("bon_graded", "graded", {"prompt": "p", "samples": samples})
     assert (best.responses, best.scores, best.notes["left_out_responses"]) == (("a",), (0.5,), 1)

@@ -8,7 +8,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import SourceError, read_groups
 
 RESPONSE = {"ids": [5, 6, 2], "text": "hi", "loss_mask": [1, 0, 1], "logps": [-1.0, -2.5, 0], "finish_reason": "stop",
-            "scores": {"rm": 1}, "label": True}
+            "scores": {"rm": 1, "rm/short": 0.5, "label": 1}}
 GROUP = {"prompt_id": "p", "prompt": [{"role": "user", "content": "q"}], "prompt_ids": [1, 7],
          "responses": [RESPONSE, {"ids": [3], "text": "no"}], "pairs": [[0, 1]], "margins": [0.5], "extra": {"a": [1]}}
 
@@ -24,7 +24,7 @@ def test_a_whole_group_is_taken_and_written_again():
     ({"prompt_ids": [-1]}, "prompt_ids holds -1, which is no token id"),
     ({"prompt_ids": [2**31]}, "prompt_ids holds 2147483648, which is no token id"),
     ({"prompt_ids": [10**30]}, "prompt_ids holds something else than whole numbers"),
-    ({"prompt_ids": []}, "prompt_ids is empty"),
+    ({"prompt_ids": []}, "prompt_ids has 0 numbers and the ids of"),
     ({"prompt_ids": [1.5]}, "prompt_ids holds something else than whole numbers"),
     ({"prompt_ids": ["1"]}, "prompt_ids holds something else than whole numbers"),
     ({"prompt_ids": [True]}, "prompt_ids holds something else than whole numbers"),
@@ -64,13 +64,13 @@ def test_a_group_that_none_of_our_stages_writes_is_refused_by_line_and_column(ch
     ({"loss_mask": [1, 1]}, "loss_mask has 2 numbers and ids 3"),
     ({"loss_mask": [0, 1, 2]}, "loss_mask holds other numbers than 0 and 1"),
     ({"ids": [5, -6, 2]}, "ids holds -6"),
-    ({"ids": []}, "ids is empty"),
+    ({"ids": []}, "loss_mask has 3 numbers and ids 0"),
     ({"ids": None}, "ids is NoneType and no list"),
     ({"text": {"a": 1}}, "text is neither"),
     ({"text": []}, "text is neither"),
     ({"text": [{"role": "assistant", "content": ["hi"]}]}, "text is neither"),
     ({"finish_reason": "eos"}, "finish_reason is 'eos'"),
-    ({"label": 1}, "label is 1"),
+    ({"scores": {"label": True}}, "scores holds something else"),
     ({"scores": [1]}, "scores holds something else"),
     ({"scores": {"rm": float("nan")}}, "scores holds something else"),
     ({"scores": {"rm": 10**400}}, "scores holds something else"),

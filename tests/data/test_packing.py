@@ -191,10 +191,16 @@ def test_pairs_point_at_their_own_responses_and_keep_their_margins(case, make_gr
         np.testing.assert_allclose(batch.pair_margin[row, real], [e[2] for e in expected], rtol=1e-6)
 
 
-def test_labels_reach_their_slots():
-    yes, no, none = (Response(np.array([5], np.int32), np.ones(1, bool), label=x) for x in (True, False, None))
-    batch, _, _ = packed([PromptGroup("p", np.array([1], np.int32), (no, yes, none))])
-    assert batch.slot_label[0].tolist() == [0.0, 1.0, 0.0, 0.0]
+def test_named_numbers_reach_their_slots_in_the_order_asked_for():
+    responses = tuple(Response(np.array([5], np.int32), np.ones(1, bool), scores=scores)
+                      for scores in ({"label": 0.0}, {"label": 1.0, "data/short": 2.5, "proxy": 9.0}, {}))
+    groups = [PromptGroup("p", np.array([1], np.int32), responses)]
+    nan = np.nan
+    for names, expected in ((("data/short", "label"), [[nan, 0.0], [2.5, 1.0], [nan, nan], [nan, nan]]),
+                            ((), np.zeros((4, 0)))):
+        batch = pack(groups, [[0]], row_shape(groups, [[0]], 8, names), 1)
+        assert batch.slot_values.dtype == np.float32
+        np.testing.assert_array_equal(batch.slot_values[0], expected)
 
 
 def test_row_capacities_are_the_smallest_round_numbers_that_hold_the_rows(make_groups):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.groups import PromptGroup, Response
+from rlhf_jax.evaluation.benchmarks import JudgedRow
 
 
 @pytest.fixture
@@ -21,5 +22,16 @@ def make_group():
             for i in range(count)
         )
         return PromptGroup(prompt_id, np.array([1, 2], np.int32), responses, pairs=pairs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def judged():
+    """Builds a row of a benchmark as a scorer judged it: judged("Math", gap of the first pair, ...)."""
+
+    def make(subset, *gaps, pairs=None, name="", prompt=None, scores=None):
+        pairs = pairs or tuple((0, i + 1) for i in range(len(gaps)))
+        return JudgedRow(name or f"{subset}-{gaps}", prompt or f"{subset}-{gaps}", subset, pairs, gaps, scores or {})
 
     return make

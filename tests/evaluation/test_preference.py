@@ -7,31 +7,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.evaluation import PreferenceReport, pair_margins, preference_accuracy
+from rlhf_jax.evaluation import PAIR_MEASURES, PreferenceReport, pair_margins, preference_accuracy
 
 
 def test_worked_by_hand():
     p = np.array([0.95, 0.85, 0.25, 0.5])
     report = preference_accuracy(probabilities=p, bins=5, resamples=50)
-    assert report.accuracy.value == pytest.approx(2.5 / 4)
+    assert report.estimates["accuracy"].value == pytest.approx(2.5 / 4)
     assert (report.pairs, report.ties) == (4, 1)
-    assert report.nll.value == pytest.approx(-np.log(p).mean())
-    assert report.brier.value == pytest.approx(((1 - p) ** 2).mean())
+    assert report.estimates["nll"].value == pytest.approx(-np.log(p).mean())
+    assert report.estimates["brier"].value == pytest.approx(((1 - p) ** 2).mean())
     # Bins of width 0.1 hold: 0.5 (a tie, half right); 0.75 (wrong); 0.85 (right); 0.95 (right).
-    assert report.ece.value == pytest.approx((0.0 + 0.75 + 0.15 + 0.05) / 4)
+    assert report.estimates["ece"].value == pytest.approx((0.0 + 0.75 + 0.15 + 0.05) / 4)
     assert [b.count for b in report.reliability] == [1, 0, 1, 1, 1]
     assert math.isnan(report.reliability[1].accuracy)
-    assert preference_accuracy(probabilities=p, tie_rule="strict", resamples=50).accuracy.value == pytest.approx(0.5)
+    strict = preference_accuracy(probabilities=p, tie_rule="strict", resamples=50)
+    assert strict.estimates["accuracy"].value == pytest.approx(0.5)
 
 
 def test_margins_are_logits_of_probabilities():
     margins = np.random.default_rng(0).normal(size=50)
     a = preference_accuracy(margins, resamples=50)
     b = preference_accuracy(probabilities=1 / (1 + np.exp(-margins)), resamples=50)
-    for name in ("accuracy", "nll", "brier", "ece"):
-        assert getattr(a, name).value == pytest.approx(getattr(b, name).value)
+    for name in PAIR_MEASURES:
+        assert a.estimates[name].value == pytest.approx(b.estimates[name].value)
     far = preference_accuracy([800.0, -800.0], resamples=50)
-    assert far.nll.value == pytest.approx(400.0)
+    assert far.estimates["nll"].value == pytest.approx(400.0)
 
 
 def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large():
@@ -39,8 +40,8 @@ def test_a_calibrated_model_has_a_small_error_and_an_overconfident_one_a_large()
     margins = np.abs(rng.normal(scale=2.0, size=8000)) * np.where(rng.random(8000) < 0.5, 1, -1)
     chosen_first = rng.random(8000) < 1 / (1 + np.exp(-margins))
     margins = np.where(chosen_first, margins, -margins)
-    assert preference_accuracy(margins, resamples=20).ece.value < 0.02
-    assert preference_accuracy(4 * margins, resamples=20).ece.value > 0.05
+    assert preference_accuracy(margins, resamples=20).estimates["ece"].value < 0.02
+    assert preference_accuracy(4 * margins, resamples=20).estimates["ece"].value > 0.05
 
 
 def test_clusters_widen_the_interval():
@@ -48,9 +49,9 @@ def test_clusters_widen_the_interval():
     clusters = [f"p{i // 10}" for i in range(400)]
     apart = preference_accuracy(margins, resamples=300)
     together = preference_accuracy(margins, clusters=clusters, resamples=300)
-    assert together.accuracy.value == pytest.approx(apart.accuracy.value)
-    assert (apart.accuracy.count, together.accuracy.count) == (400, 40)
-    assert together.accuracy.standard_error > 2 * apart.accuracy.standard_error
+    assert together.estimates["accuracy"].value == pytest.approx(apart.estimates["accuracy"].value)
+    assert (apart.estimates["accuracy"].count, together.estimates["accuracy"].count) == (400, 40)
+    assert together.estimates["accuracy"].standard_error > 2 * apart.estimates["accuracy"].standard_error
 
 
 def test_margins_of_groups(make_group):
@@ -87,4 +88,4 @@ def test_every_pair_is_in_one_bin(probabilities, bins):
     report = preference_accuracy(probabilities=probabilities, bins=bins, resamples=10)
     assert sum(b.count for b in report.reliability) == report.pairs == len(probabilities)
     assert all(b.low - 1e-9 <= b.confidence <= b.high + 1e-9 for b in report.reliability if b.count)
-    assert 0 <= report.ece.value <= 1
+    assert 0 <= report.estimates["ece"].value <= 1

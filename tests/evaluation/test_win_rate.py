@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.data.groups import PromptGroup, Response
-from rlhf_jax.evaluation import MEASURES, best_of_n_curve, prompt_win_rates, score_difference, summarise, win_rate
+from rlhf_jax.evaluation import (
+    JudgedAnswers,
+    best_of_n_curve,
+    prompt_win_rates,
+    score_difference,
+    summarise,
+    win_rate,
+)
 
 EMPTY = np.zeros(0, np.int32)
 
@@ -64,8 +71,8 @@ def test_rows_of_one_prompt_are_one_unit(make_group):
         assert together.value == pytest.approx(alone.value)
         assert (together.count, alone.count) == (30, 120)
         assert together.standard_error > 1.6 * alone.standard_error
-    summary = summarise("x", "sft", 0, groups, baseline, gold="gold", proxy="gold")
-    assert {e.count for name in MEASURES if (e := getattr(summary, name)) is not None} == {30}
+    summary = summarise("x", "sft", 0, JudgedAnswers(groups, baseline, gold="gold", proxy="gold"))
+    assert {estimate.count for estimate in summary.estimates.values()} == {30}
     assert (summary.prompts, summary.samples) == (30, 120)
     assert {point.proxy.count for point in best_of_n_curve(groups, "gold")} == {30}
 

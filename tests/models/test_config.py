@@ -137,6 +137,23 @@ def test_absent_keys_mean_what_transformers_takes_them_to_mean():
     assert config_from_hf(bare | {"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}}).rope.theta == 7.0
 
 
+def test_outputs_are_called_what_id2label_calls_them():
+    raw = {"model_type": "llama", "vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4,
+           "intermediate_size": 8, "architectures": ["LlamaForSequenceClassification"], "num_labels": 2}
+    config = config_from_hf(raw | {"id2label": {"0": "length", "1": "quality"}})
+    assert config.output_names == ("length", "quality")
+    assert config_from_hf(config_to_hf(config)) == config
+    for names in ({"0": "LABEL_0", "1": "LABEL_1"}, None):
+        plain = config_from_hf(raw | {"id2label": names})
+        assert (plain.labels, plain.output_names) == ((), ("0", "1"))
+        assert config_from_hf(config_to_hf(plain)) == plain
+    for names in ({"0": "same", "1": "same"}, {"0": "", "1": "b"}):
+        with pytest.raises(ValueError, match=r"id2label.*each output has a name of its own"):
+            config_from_hf(raw | {"id2label": names})
+    gated = raw | {"architectures": ["LlamaForRewardModelWithGating"], "num_objectives": 2}
+    assert config_from_hf(gated | {"id2label": {"0": "help", "1": "verbosity"}}).output_names == ("help", "verbosity")
+
+
 def test_configs_hash_and_compare_by_value(tiny):
     config = tiny(rope=SCALED)
     assert hash(config) == hash(dataclasses.replace(config))

@@ -4,7 +4,7 @@ from rlhf_jax.parallel.accelerators import CHIPS, find_accelerator, known_names,
 
 
 @pytest.mark.parametrize(("name", "devices", "topology", "hosts"), [
-    ("v4-64", 32, "2x4x4", 8),  # v4 and v5p count TensorCores, two a chip
+    ("v4-64", 32, "2x4x4", 8),  # v4 and v5p count TensorCores, two per chip
     ("v5p-16", 8, "2x2x2", 2),
     ("v5p-512", 256, "4x8x8", 64),
     ("v5e-16", 16, "4x4", 4),  # v5e and v6e count chips

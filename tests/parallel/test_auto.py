@@ -14,7 +14,7 @@ LLAMA = 8_030_261_248
     ("v5e-256", LLAMA, 128, MeshConfig(1, 128, 1, 2), "tensor 2, since a batch of 128 rows does not feed 256"),
     ("v5e-256", LLAMA, 16, MeshConfig(1, 64, 1, 4), "idle"),  # tensor stays inside a host of four
     ("2xv5p-16", LLAMA, 128, MeshConfig(2, 8), "data 2 across the slices"),
-    ("2xv5e-4", LLAMA, 128, MeshConfig(1, 8), "too much for one"),  # 18 bytes a weight, 16 GB a chip
+    ("2xv5e-4", LLAMA, 128, MeshConfig(1, 8), "too much for one"),  # 18 bytes per weight, 16 GB per chip
     ("4x8xH100", LLAMA, 128, MeshConfig(4, 8), "data 4 across the slices"),
     ("v5e-1", 1000, 8, MeshConfig(1, 1), "one device"),
     ("cpu-8", 1000, None, MeshConfig(1, 8), "fsdp 8"),

@@ -7,7 +7,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.config.mesh import AXES, MeshConfig
-from rlhf_jax.parallel import PRESETS, Rules, batch_sharding, batch_ways, constrainer, make_mesh, param_shardings
+from rlhf_jax.parallel import PRESETS, AxisRules, batch_sharding, batch_ways, constrainer, make_mesh, param_shardings
 
 
 @pytest.mark.parametrize(("sizes", "devices", "shape"), [
@@ -44,7 +44,7 @@ def test_a_mesh_has_four_auto_axes_over_all_devices():
 
 
 def test_the_first_axis_that_asks_for_a_mesh_axis_gets_it():
-    rules = Rules()
+    rules = AxisRules()
     assert rules.spec(("embed", "mlp")) == P(("fsdp", "context"), "tensor")
     assert rules.spec(("vocab", "embed")) == P(("tensor", "fsdp", "context"), None)
     assert rules.spec(("embed", "vocab")) == P(("fsdp", "context"), "tensor")
@@ -53,7 +53,6 @@ def test_the_first_axis_that_asks_for_a_mesh_axis_gets_it():
     assert rules.spec(("seq", "rank", "labels", "head_dim")) == P("context", None, None, None)
     assert rules.spec(()) == P()
     assert PRESETS["sampling"].spec(("vocab", "embed")) == P("tensor", None)
-    assert all(place is None for place in PRESETS["ddp"].spec(("vocab", "embed", "heads", "kv_heads", "mlp")))
 
 
 def test_devices_that_share_a_row_share_the_weights_too(tiny):
@@ -62,16 +61,21 @@ def test_devices_that_share_a_row_share_the_weights_too(tiny):
     assert gate.spec == P(None, ("fsdp", "context"), "tensor")
 
 
+def test_replicas_of_whole_weights_are_a_mesh_of_data_alone(tiny):
+    shardings = jax.tree.leaves(param_shardings(tiny(), make_mesh(MeshConfig(data=-1, fsdp=1))))
+    assert all(place is None for sharding in shardings for place in sharding.spec)
+
+
 def test_an_unknown_logical_axis_is_an_error():
     with pytest.raises(AttributeError, match="depth"):
-        Rules().spec(("depth",))
+        AxisRules().spec(("depth",))
 
 
 def test_every_rule_moves_some_array():
-    for field in dataclasses.fields(Rules):
-        place = "data" if getattr(Rules(), field.name) != "data" else "fsdp"
-        changed = dataclasses.replace(Rules(), **{field.name: place})
-        assert changed.spec((field.name,)) == P(place) != Rules().spec((field.name,))
+    for field in dataclasses.fields(AxisRules):
+        place = "data" if getattr(AxisRules(), field.name) != "data" else "fsdp"
+        changed = dataclasses.replace(AxisRules(), **{field.name: place})
+        assert changed.spec((field.name,)) == P(place) != AxisRules().spec((field.name,))
 
 
 def test_the_embedding_is_cut_over_both_axes_on_the_vocabulary(tiny):

@@ -35,7 +35,7 @@ def test_what_costs_least_comes_first_then_all_together(stage):
 
 def test_tensor_stays_inside_a_host_and_divides_the_key_heads(tiny):
     wide = PassShape("reference", tiny(heads=8, kv_heads=8), "bfloat16", "logps", 1024, 1, 1, Assumptions())
-    assert words(wide, MeshConfig(fsdp=4, tensor=4), find_accelerator("v6e-16")) == []  # four chips a host
+    assert words(wide, MeshConfig(fsdp=4, tensor=4), find_accelerator("v6e-16")) == []  # four chips per host
     assert words(wide, MeshConfig(fsdp=8, tensor=2), find_accelerator("v6e-16")) == ["mesh fsdp 4 x tensor 4"]
     narrow = PassShape("reference", tiny(), "bfloat16", "logps", 1024, 1, 1, Assumptions())
     assert words(narrow, MeshConfig(fsdp=8, tensor=2), find_accelerator("v6e-16")) == []  # two key heads

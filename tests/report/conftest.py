@@ -11,12 +11,13 @@ def estimate(value, error=0.05, count=400):
 
 
 def policy(label, family, number, gold, proxy, kl, length):
-    return PolicySummary(
-        label, family, number, 400, 3200, gold=estimate(gold), proxy=estimate(proxy, 0.03),
-        best_of_n=estimate(gold + 0.6), win_rate=estimate(0.5 + gold / 8, 0.015),
-        proxy_win_rate=estimate(0.5 + proxy / 7, 0.012), kl_k1=estimate(kl, 0.2), kl_k3=estimate(0.9 * kl, 0.1),
-        length=estimate(length, 1.5), clipped_ratio=estimate(0.02 + length / 4000, 0.005),
-        distinct_ratio=estimate(0.95 - kl / 60, 0.01), length_correlation=estimate(0.06, 0.02)).to_json()
+    return PolicySummary(label, family, number, 400, 3200, {
+        "gold": estimate(gold), "proxy": estimate(proxy, 0.03),
+        "best_of_n": estimate(gold + 0.6), "win_rate": estimate(0.5 + gold / 8, 0.015),
+        "proxy_win_rate": estimate(0.5 + proxy / 7, 0.012), "kl_k1": estimate(kl, 0.2),
+        "kl_k3": estimate(0.9 * kl, 0.1),
+        "length": estimate(length, 1.5), "clipped_ratio": estimate(0.02 + length / 4000, 0.005),
+        "distinct_ratio": estimate(0.95 - kl / 60, 0.01), "length_correlation": estimate(0.06, 0.02)}).to_json()
 
 
 POLICIES = [

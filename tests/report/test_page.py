@@ -7,12 +7,17 @@ import subprocess
 import numpy as np
 import pytest
 
-from rlhf_jax.report import write_report
+from rlhf_jax.evaluation import Results
+from rlhf_jax.report import write_report as draw
 
 SECTIONS = ("headline", "notes", "comparison", "figures", "reward-model", "training", "data", "samples", "stages",
             "config")
 FIGURES = ("reward_against_kl", "reward_by_round", "length_by_round", "win_rate", "reliability", "data_funnel",
            "training-sft", "training-online-1-dpo")
+
+
+def write_report(results, folder):
+    return draw(Results.from_json(results), folder)
 
 
 @pytest.fixture(scope="module")

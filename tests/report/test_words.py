@@ -2,8 +2,21 @@ import copy
 
 import pytest
 
-from rlhf_jax.evaluation import Estimate
-from rlhf_jax.report import aggregate, headline, write_markdown, write_seeds_markdown
+from rlhf_jax import report
+from rlhf_jax.evaluation import Estimate, Results
+from rlhf_jax.report import write_seeds_markdown
+
+
+def headline(results):
+    return report.headline(Results.from_json(results))
+
+
+def write_markdown(results):
+    return report.write_markdown(Results.from_json(results))
+
+
+def aggregate(runs):
+    return report.aggregate([Results.from_json(results) for results in runs])
 
 
 def change(results, label, **values):
@@ -110,13 +123,13 @@ def seeds(results, golds):
 
 def test_seeds_worked_by_hand(results):
     total = aggregate(seeds(results, [1.7, 1.8, 1.9]))
-    online = next(p for p in total["policies"] if p["label"] == "online-3")
-    assert online["gold"]["value"] == pytest.approx(1.8)
-    assert online["gold"]["standard_error"] == pytest.approx(0.1 / 3**0.5)
-    row = next(d for d in total["differences"] if d["family"] == "matched_dpo" and d["measure"] == "gold")
-    assert (row["policy"], row["against"]) == ("online-3", "matched_dpo-1")
-    assert row["estimate"]["value"] == pytest.approx(0.5)
-    assert row["estimate"]["low"] == pytest.approx(0.5 - 4.302653 * 0.1 / 3**0.5)
+    online = next(p for p in total.policies if p.label == "online-3").get("gold")
+    assert online.value == pytest.approx(1.8)
+    assert online.standard_error == pytest.approx(0.1 / 3**0.5)
+    row = next(d for d in total.differences["matched_dpo"] if d.measure == "gold")
+    assert (row.policy, row.against) == ("online-3", "matched_dpo-1")
+    assert row.estimate.value == pytest.approx(0.5)
+    assert row.estimate.low == pytest.approx(0.5 - 4.302653 * 0.1 / 3**0.5)
     text = write_seeds_markdown(total)
     assert "over 3 seeds [+0.25, +0.75], which excludes zero: sampling anew in rounds helps" in text
     assert "| online-3 | 1.80 ± 0.06 |" in text
@@ -135,5 +148,5 @@ def test_seeds_that_disagree_and_one_seed(results):
 def test_a_policy_missing_in_one_seed_counts_fewer(results):
     runs = seeds(results, [1.7, 1.9])
     runs[1]["policies"] = [p for p in runs[1]["policies"] if p["family"] != "raft"]
-    raft = next(p for p in aggregate(runs)["policies"] if p["label"] == "raft-3")
-    assert raft["gold"]["count"] == 1
+    raft = next(p for p in aggregate(runs).policies if p.label == "raft-3")
+    assert raft.get("gold").count == 1

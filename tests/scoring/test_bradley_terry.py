@@ -15,6 +15,7 @@ from rlhf_jax.data.rows import Example
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError, packed_forward, score_heads
 from rlhf_jax.scoring import BradleyTerryScorer, rerender
+from rlhf_jax.scoring.base import scores_in
 
 ANSWERS = ("Dear Mia, the cat sat.", "No.", "The storm came at night and stayed for three days. Love, Ana.", "Yes!")
 
@@ -33,9 +34,9 @@ def groups(make_group):
 
 
 def test_sharing_the_prompt_gives_the_scores_of_one_response_at_a_time(scorer, groups):
-    together = scorer.score(groups)
+    together = scores_in(scorer.score(groups))
     for group, scores in zip(groups, together, strict=True):
-        alone = [scorer.score([dataclasses.replace(group, responses=(r,))])[0][0] for r in group.responses]
+        alone = [scores_in(scorer.score([dataclasses.replace(group, responses=(r,))]))[0][0] for r in group.responses]
         np.testing.assert_allclose(scores, alone, atol=1e-5)
     assert np.std(together) > 1e-3
 
@@ -64,7 +65,7 @@ def test_the_score_is_the_head_where_the_config_says(changes, place, groups, oth
     ids, heads = heads_of(params, config, other_tokenizer, groups[0].prompt, ANSWERS[2])
     assert ids[-2] == other_tokenizer.eos_token_id
     assert abs(heads[-1] - heads[-2]) > 1e-2
-    found = BradleyTerryScorer(params, config, renderer, mesh).score(groups[:1])[0][2]
+    found = scores_in(BradleyTerryScorer(params, config, renderer, mesh).score(groups[:1]))[0][2]
     np.testing.assert_allclose(found, heads[place], atol=1e-5)
 
 
@@ -123,13 +124,14 @@ def test_plain_text_that_was_truncated_gets_no_stop_token(pad, make_group, other
 def test_a_response_that_cannot_be_rendered_gets_none_and_is_counted(scorer, make_group):
     group = make_group("Write.", "Short.", "word " * 300, "Also short.")
     before = scorer.failures["response_too_long"]
-    found = scorer.score([group])[0]
+    found = scores_in(scorer.score([group]))[0]
     assert found[1] is None
     assert scorer.failures["response_too_long"] == before + 1
-    alone = scorer.score([dataclasses.replace(group, responses=(group.responses[0], group.responses[2]))])[0]
+    shorter = dataclasses.replace(group, responses=(group.responses[0], group.responses[2]))
+    alone = scores_in(scorer.score([shorter]))[0]
     np.testing.assert_allclose([found[0], found[2]], alone, atol=1e-5)
     too_long = make_group("word " * 300, "Short.")
-    assert scorer.score([too_long, group])[0] == [None]
+    assert scores_in(scorer.score([too_long, group]))[0] == [None]
 
 
 def test_scores_that_are_no_finite_number_are_failures(other_tokenizer, make_config, make_params, mesh, groups):
@@ -137,7 +139,7 @@ def test_scores_that_are_no_finite_number_are_failures(other_tokenizer, make_con
     params = make_params(config)
     params["score"] = params["score"] * np.nan
     broken = BradleyTerryScorer(params, config, Renderer(other_tokenizer, overlong="drop"), mesh)
-    assert broken.score(groups) == [[None] * 4] * 2
+    assert scores_in(broken.score(groups)) == [[None] * 4] * 2
     assert broken.failures == {"non_finite_score": 8}
 
 

@@ -9,6 +9,7 @@ from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.world import gold_judge, judge_text
 from rlhf_jax.plugins import load_function
 from rlhf_jax.scoring import FunctionScorer
+from rlhf_jax.scoring.base import scores_in
 
 
 def group(name, *texts, **extra):
@@ -26,7 +27,7 @@ def lengths(prompts, completions, completion_ids, **columns):
 
 
 def test_scores_come_back_per_group_in_order():
-    assert FunctionScorer(lengths, name="length").score(GROUPS) == [[1.0, 2.0], [3.0]]
+    assert scores_in(FunctionScorer(lengths, name="length").score(GROUPS)) == [[1.0, 2.0], [3.0]]
 
 
 def test_the_function_sees_prompts_texts_ids_and_columns_one_value_a_completion():
@@ -45,7 +46,7 @@ def odd_values(prompts, completions, **columns):
 
 def test_none_nan_and_infinity_are_no_scores_and_are_counted():
     scorer = FunctionScorer(odd_values, name="odd")
-    assert scorer.score(GROUPS) == [[None, None], [None]]
+    assert scores_in(scorer.score(GROUPS)) == [[None, None], [None]]
     assert scorer.failures == {"no_score": 1, "non_finite_score": 2}
     scored = [g.with_scores("odd", s) for g, s in zip(GROUPS, scorer.score(GROUPS), strict=True)]
     assert all("odd" not in r.scores for g in scored for r in g.responses)
@@ -56,7 +57,7 @@ def numpy_values(prompts, completions, **columns):
 
 
 def test_numpy_scores_become_plain_numbers():
-    found = FunctionScorer(numpy_values, name="n").score(GROUPS)
+    found = scores_in(FunctionScorer(numpy_values, name="n").score(GROUPS))
     assert found == [[0.0, 1.0], [2.0]]
     assert all(type(x) is float for scores in found for x in scores)
 
@@ -75,7 +76,7 @@ def test_a_wrong_number_of_scores_is_an_error_that_names_both_numbers():
 
 
 def test_a_score_that_is_no_number_is_an_error_that_says_what_came():
-    with pytest.raises(ValueError, match=r"'words' returned 'good'.*number or None"):
+    with pytest.raises(ValueError, match=r"'words' returned 'good'.*number.* or None"):
         FunctionScorer(words, name="words").score(GROUPS)
 
 

@@ -22,6 +22,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.workflow.kinds import open_scorer
 
 GATE = Gate(hidden=6, layers=2, temperature=3.0)
@@ -64,12 +65,20 @@ def by_hand(params, config, tokenizer, group, answer):
 
 
 def test_the_score_is_the_gate_times_the_transformed_objectives(scorer, model, groups, other_tokenizer):
-    found = scorer.score(groups)
+    found = scores_in(scorer.score(groups))
     for group, scores in zip(groups, found, strict=True):
         expected = [by_hand(*model, other_tokenizer, group, r.text if isinstance(r.text, str) else
                             r.text[-1]["content"]) for r in group.responses]
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)
     assert np.std(found) > 1e-3
+
+
+def test_every_objective_and_what_it_counts_lie_beside_the_score(scorer, groups):
+    names = {"", *map(str, range(5)), *(f"coefficient/{i}" for i in range(5))}
+    for verdict in (verdict for group in scorer.score(groups) for verdict in group):
+        assert set(verdict) == names
+        together = sum(verdict[f"coefficient/{i}"] * verdict[str(i)] for i in range(5))
+        np.testing.assert_allclose(verdict[""], together, rtol=1e-4)
 
 
 def test_coefficients_add_up_to_the_score_and_the_gate_is_a_distribution(model):
@@ -115,10 +124,15 @@ def test_of_two_outputs_one_must_be_chosen(other_tokenizer, make_config, make_pa
         BradleyTerryScorer(params, config, renderer, mesh)
     with pytest.raises(CheckpointError, match="output = 2 of a classifier with 2"):
         BradleyTerryScorer(params, config, renderer, mesh, output=2)
-    quality = BradleyTerryScorer(params, config, renderer, mesh, output=1).score(groups)
+    quality = scores_in(BradleyTerryScorer(params, config, renderer, mesh, output=1).score(groups))
     alone = dataclasses.replace(config, num_labels=1)
-    expected = BradleyTerryScorer({**params, "score": params["score"][1:]}, alone, renderer, mesh).score(groups)
+    quality_alone = BradleyTerryScorer({**params, "score": params["score"][1:]}, alone, renderer, mesh)
+    expected = scores_in(quality_alone.score(groups))
     np.testing.assert_allclose(quality, expected, atol=1e-6)
+    named = dataclasses.replace(config, labels=("length", "quality"))
+    for names, shape in (({"", "0"}, config), ({"", "length"}, named)):
+        verdict = BradleyTerryScorer(params, shape, renderer, mesh, output=1).score(groups[:1])[0][0]
+        assert set(verdict) == names
     with pytest.raises(CheckpointError, match="has no gate"):
         MultiObjectiveScorer(params, config, renderer, mesh)
 
@@ -158,7 +172,7 @@ def test_the_score_is_that_of_the_layout_in_torch(model, scorer, groups, other_t
 
     save_hf(tmp_path, *model)
     theirs = Gated.from_pretrained(tmp_path).eval()
-    for group, scores in zip(groups, scorer.score(groups), strict=True):
+    for group, scores in zip(groups, scores_in(scorer.score(groups)), strict=True):
         for response, score in zip(group.responses, scores, strict=True):
             text = response.text if isinstance(response.text, str) else response.text[-1]["content"]
             messages = [*group.prompt, {"role": "assistant", "content": text}]

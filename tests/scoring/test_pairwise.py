@@ -9,6 +9,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import CheckpointError, output_head, packed_forward
 from rlhf_jax.scoring import PairwiseScorer, comparison, context_text, letter_examples
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.scoring.pairwise import letter_ids
 
 PROMPT = [{"role": "user", "content": "Write about a cat."}]
@@ -163,9 +164,9 @@ def test_round_robin_scores_come_from_the_models_own_games(make_scorer, make_gro
     texts = [r.text for r in group.responses]
     p01, p02, p12 = scorer.compare([(group.prompt, texts[i], texts[j]) for i, j in ((0, 1), (0, 2), (1, 2))])
     expected = [(p01 + p02) / 2, (1 - p01 + p12) / 2, (1 - p02 + 1 - p12) / 2]
-    np.testing.assert_allclose(scorer.score([group])[0], expected, atol=1e-5)
+    np.testing.assert_allclose(scores_in(scorer.score([group]))[0], expected, atol=1e-5)
     best, worst = int(np.argmax(expected)), int(np.argmin(expected))
-    knocked = make_scorer(method="knock_out").score([group])[0]
+    knocked = scores_in(make_scorer(method="knock_out").score([group]))[0]
     if expected[best] > 0.5:
         assert knocked[best] >= knocked[worst]
     assert sorted(knocked) == [0.0, 0.5, 1.0]

@@ -26,7 +26,7 @@ BASE = TrainConfig(train_batch_size=3, micro_rows=1, row_length=24, learning_rat
 
 @pytest.fixture(scope="module")
 def groups(make_groups):
-    return make_groups(16, 1)  # 6 steps an epoch, 12 in all
+    return make_groups(16, 1)  # 6 steps per epoch, 12 in all
 
 
 @pytest.fixture

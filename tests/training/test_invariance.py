@@ -26,7 +26,7 @@ MESHES = {"fsdp=8": MeshConfig(), "data=2 fsdp=4": MeshConfig(data=2, fsdp=4),
 
 
 class Case:
-    """One optimizer step of 8 groups, one group a row."""
+    """One optimizer step of 8 groups, one group per row."""
 
     def __init__(self, config, groups, reference, mesh, micro_rows):
         train = TrainConfig(train_batch_size=8, micro_rows=micro_rows, row_length=24, learning_rate=1e-2,

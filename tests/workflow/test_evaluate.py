@@ -4,6 +4,7 @@ import pytest
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation import ScorerReport
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.stages.evaluate import evaluate_scorer
 
@@ -26,8 +27,8 @@ def test_pairs_that_were_not_judged_are_counted_by_reason_beside_those_that_were
     before = Funnel(read=6)
     before.invalid["missing_column"] = 2
     report, verdicts = evaluate_scorer(FunctionScorer(none_for_one_word, name="proxy"), PAIRS, before, seed=0)
-    assert (report["pairs_read"], report["pairs"], report["failures"]) == (5, 2, {"no_score": 4})
-    assert report["funnel"] == {"read": 6, "valid": 4, "kept": 2, "invalid": {"missing_column": 2},
+    assert (report.pairs_read, report.preference.pairs, report.failures) == (5, 2, {"no_score": 4})
+    assert report.funnel.to_json() == {"read": 6, "valid": 4, "kept": 2, "invalid": {"missing_column": 2},
                                 "dropped": {"no_score": 2}, "notes": {}}
     assert before.kept == 4
     assert [(v.prompt_id, v.pair, dict(v.scores), v.result) for v in verdicts] == [
@@ -42,8 +43,8 @@ def word_is_nan(prompts, completions, **columns):
 
 def test_rows_lost_for_several_reasons_are_not_judged_and_the_reasons_are_listed():
     report, _ = evaluate_scorer(FunctionScorer(word_is_nan, name="proxy"), PAIRS, Funnel(read=4), seed=0)
-    assert report["failures"] == {"no_score": 3, "non_finite_score": 1}
-    assert report["funnel"]["dropped"] == {"not_judged": 2}
+    assert report.failures == {"no_score": 3, "non_finite_score": 1}
+    assert report.funnel.dropped == {"not_judged": 2}
 
 
 def test_a_scorer_that_judges_no_pair_says_why():
@@ -58,4 +59,21 @@ def saw_answer(prompts, completions, answer, **columns):
 def test_a_reward_function_gets_the_columns_of_held_out_pairs_too():
     pair = Example("q", ("3", "4"), ((1, 0),), prompt_id="p", extra={"answer": "4"})
     report, _ = evaluate_scorer(FunctionScorer(saw_answer, name="proxy"), [pair], Funnel(read=1), seed=0)
-    assert report["accuracy"]["value"] == 1.0
+    assert report.preference.estimates["accuracy"].value == 1.0
+
+
+def longer(prompts, completions, **columns):
+    return [float(len(c)) for c in completions]
+
+
+def test_a_column_named_subset_gives_an_accuracy_for_each_subset():
+    pairs = [Example(prompt, answers, ((0, 1),), prompt_id=f"{subset}{prompt}", extra={"subset": subset})
+             for subset, prompt, answers in (("a", "q", ("long", "no")), ("a", "q", ("of", "me")),
+                                             ("a", "r", ("no", "long")), ("b", "q", ("long", "no")))]
+    report, _ = evaluate_scorer(FunctionScorer(longer, name="proxy"), pairs, Funnel(read=4), seed=0)
+    assert {name: (e.value, e.count) for name, e in report.benchmark.items()} == {
+        "subset/a": (0.5, 2), "subset/b": (1.0, 1)}
+    assert report.preference.estimates["accuracy"].value == 2.5 / 4
+    again = ScorerReport.from_json(report.to_json())
+    assert again.to_json() == report.to_json()
+    assert again.benchmark["subset/a"].value == 0.5

@@ -51,7 +51,7 @@ def test_the_report_says_when_no_divergence_was_measured(scores, said):
     judged = [PromptGroup(name, ids, (Response(ids, np.ones(1, bool), scores=scores),)) for name in "ab"]
     results = gather_results(SimpleNamespace(stages=(), config={}), Outcome(
         [Entry("start", "start", 0, None)], {"start": judged}, {}, None), title="x", gold=None, seed=0)
-    assert (NO_KL in results["notes"]) is said
+    assert (NO_KL in results.notes) is said
     assert (NO_KL in write_markdown(results)) is said
     assert ("KL, k1" in write_markdown(results)) is not said
 

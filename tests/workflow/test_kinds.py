@@ -18,6 +18,7 @@ from rlhf_jax.config.training import BradleyTerryOptions, PairwiseOptions
 from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.workflow.kinds import KINDS, open_scorer, trainable_kind
 
 
@@ -51,7 +52,7 @@ def test_a_scorer_in_bfloat16_scores_in_float32_and_differs_by_rounding_alone(ma
         for place, p in enumerate(prompts[:10])]
     wide, narrow = (open_scorer(BradleyTerryScoring(ScorerModel(str(folder), dtype=dtype)), lone_mesh, "proxy")
                     for dtype in ("float32", "bfloat16"))
-    expected, found = (np.concatenate(scorer.score(groups)) for scorer in (wide, narrow))
+    expected, found = (np.concatenate(scores_in(scorer.score(groups))) for scorer in (wide, narrow))
     assert wide.key != narrow.key
     assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
     assert len(set(found)) > 0.8 * len(set(expected))  # a bfloat16 head would tie

@@ -17,7 +17,7 @@ from rlhf_jax.workflow.pairs import best_of_n, make_pair, make_pairs
 
 def response(score, text="x", ids=None, finish=STOP):
     ids = np.array([7, 8, 9] if ids is None else ids, np.int32)
-    return Response(ids, np.ones(len(ids), bool), text, finish, scores={} if score is None else {"rm": score})
+    return Response(ids, np.ones(len(ids), bool), text, finish, scores={} if score is None else {"proxy": score})
 
 
 def group(*scores, name="p", **keywords):
@@ -33,7 +33,7 @@ def chosen_rejected(found):
 def test_the_length_penalty_comes_before_selection_and_ordering():
     """Fact 10 of the specification: 5.0 - 4.0 < 4.9 - 0.5, so the shorter response is chosen (fails on defect D7)."""
     long, short = response(5.0, "x" * 4000, [1]), response(4.9, "x" * 500, [2])
-    pair, reason = make_pair(PromptGroup("p", np.array([1], np.int32), (long, short)), "rm",
+    pair, reason = make_pair(PromptGroup("p", np.array([1], np.int32), (long, short)),
                              PairOptions(length_penalty=0.001))
     assert reason == ""
     assert pair.responses == (short, long)
@@ -45,7 +45,7 @@ def test_the_length_penalty_comes_before_selection_and_ordering():
 def test_the_penalty_selects_who_is_best_and_who_is_worst():
     texts = ["x" * 3000, "x" * 10, "x" * 1000, "x" * 200]
     members = tuple(response(s, t, [i]) for i, (s, t) in enumerate(zip([3.0, 1.0, 2.5, 2.0], texts, strict=True)))
-    pair, _ = make_pair(PromptGroup("p", np.array([1], np.int32), members), "rm", PairOptions(length_penalty=0.001))
+    pair, _ = make_pair(PromptGroup("p", np.array([1], np.int32), members), PairOptions(length_penalty=0.001))
     assert chosen_rejected(pair) == (3, 0)  # penalised: 0.0, 0.99, 1.5, 1.8
     np.testing.assert_allclose(pair.margins, [1.8])
 
@@ -54,13 +54,13 @@ def test_the_penalty_counts_characters_or_tokens_as_asked():
     wordy = response(1.0, "x" * 100, [1, 2])
     many = response(1.0, "x", list(range(50)))
     both = PromptGroup("p", np.array([1], np.int32), (wordy, many))
-    characters, _ = make_pair(both, "rm", PairOptions(length_penalty=0.01))
-    tokens, _ = make_pair(both, "rm", PairOptions(length_penalty=0.01, length_unit="tokens"))
+    characters, _ = make_pair(both, PairOptions(length_penalty=0.01))
+    tokens, _ = make_pair(both, PairOptions(length_penalty=0.01, length_unit="tokens"))
     assert chosen_rejected(characters) == (1, 0)
     assert chosen_rejected(tokens) == (0, 1)
     np.testing.assert_allclose(tokens.margins, [0.48])
     messages = dataclasses.replace(wordy, text=[{"role": "assistant", "content": "x" * 100}])
-    again, _ = make_pair(dataclasses.replace(both, responses=(messages, many)), "rm", PairOptions(length_penalty=0.01))
+    again, _ = make_pair(dataclasses.replace(both, responses=(messages, many)), PairOptions(length_penalty=0.01))
     assert again.margins == characters.margins
 
 
@@ -69,14 +69,14 @@ SCORES = (0.5, 3.0, -1.0, 2.0, 1.0)
 
 @pytest.mark.parametrize(("rule", "expected"), [("max_min", (1, 2)), ("max_max", (1, 3))])
 def test_rules_choose_the_pair_they_name(rule, expected):
-    assert chosen_rejected(make_pair(group(*SCORES), "rm", PairOptions(rule=rule))[0]) == expected
+    assert chosen_rejected(make_pair(group(*SCORES), PairOptions(rule=rule))[0]) == expected
 
 
 def test_max_random_is_the_best_against_any_other_and_random_is_any_two_in_order():
     best, pairs = collections.Counter(), collections.Counter()
     for i in range(300):
-        best[chosen_rejected(make_pair(group(*SCORES, name=f"p{i}"), "rm", PairOptions(rule="max_random"))[0])] += 1
-        pairs[chosen_rejected(make_pair(group(*SCORES, name=f"p{i}"), "rm", PairOptions(rule="random"))[0])] += 1
+        best[chosen_rejected(make_pair(group(*SCORES, name=f"p{i}"), PairOptions(rule="max_random"))[0])] += 1
+        pairs[chosen_rejected(make_pair(group(*SCORES, name=f"p{i}"), PairOptions(rule="random"))[0])] += 1
     assert set(best) == {(1, j) for j in (0, 2, 3, 4)}
     assert min(best.values()) > 40  # 75 expected
     assert len(pairs) == 10
@@ -89,7 +89,7 @@ def test_a_random_rule_depends_on_seed_and_prompt_id_alone(rule):
     groups = [group(*SCORES, name=f"p{i}") for i in range(30)]
 
     def chosen(some, seed=0):
-        return {g.prompt_id: chosen_rejected(g) for g in make_pairs(some, "rm", PairOptions(rule=rule, seed=seed))[0]}
+        return {g.prompt_id: chosen_rejected(g) for g in make_pairs(some, PairOptions(rule=rule, seed=seed))[0]}
 
     whole = chosen(groups)
     assert chosen(groups[::-1][:10]) == {name: whole[name] for name in (f"p{i}" for i in range(20, 30))}
@@ -98,83 +98,83 @@ def test_a_random_rule_depends_on_seed_and_prompt_id_alone(rule):
 
 @pytest.mark.parametrize("rule", ["max_min", "max_max", "max_random", "random"])
 def test_equal_scores_make_no_pair(rule):
-    assert make_pair(group(1.0, 1.0, 1.0), "rm", PairOptions(rule=rule)) == (None, "tie")
+    assert make_pair(group(1.0, 1.0, 1.0), PairOptions(rule=rule)) == (None, "tie")
 
 
 def test_a_tie_made_by_the_penalty_makes_no_pair():
     tied = PromptGroup("p", np.array([1], np.int32), (response(2.0, "xx", [1]), response(1.0, "x", [2])))
-    assert make_pair(tied, "rm", PairOptions(length_penalty=1.0)) == (None, "tie")
+    assert make_pair(tied, PairOptions(length_penalty=1.0)) == (None, "tie")
 
 
 @pytest.mark.parametrize(("gap", "kept"), [(0.5, True), (0.49, False)])
 def test_min_gap_is_the_smallest_gap_that_stays(gap, kept):
-    pair, reason = make_pair(group(gap, 0.0), "rm", PairOptions(min_gap=0.5))
+    pair, reason = make_pair(group(gap, 0.0), PairOptions(min_gap=0.5))
     assert (pair is not None) == kept
     assert reason == ("" if kept else "gap_too_small")
 
 
 def test_min_gap_is_measured_after_the_penalty():
     pair = PromptGroup("p", np.array([1], np.int32), (response(2.0, "x" * 10, [1]), response(1.0, "", [2])))
-    assert make_pair(pair, "rm", PairOptions(length_penalty=0.08, min_gap=0.5))[1] == "gap_too_small"
+    assert make_pair(pair, PairOptions(length_penalty=0.08, min_gap=0.5))[1] == "gap_too_small"
 
 
 def test_identical_responses_make_no_pair_even_with_different_scores():
     same = PromptGroup("p", np.array([1], np.int32), (response(2.0), response(1.0)))
-    assert make_pair(same, "rm", PairOptions()) == (None, "identical_responses")
+    assert make_pair(same, PairOptions()) == (None, "identical_responses")
 
 
 def test_truncated_responses_take_no_part_where_asked():
     members = (response(3.0, ids=[1], finish=LENGTH), response(2.0, ids=[2]), response(1.0, ids=[3]))
     whole = PromptGroup("p", np.array([1], np.int32), members)
-    assert chosen_rejected(make_pair(whole, "rm", PairOptions())[0]) == (0, 2)
-    assert chosen_rejected(make_pair(whole, "rm", PairOptions(drop_truncated=True))[0]) == (1, 2)
+    assert chosen_rejected(make_pair(whole, PairOptions())[0]) == (0, 2)
+    assert chosen_rejected(make_pair(whole, PairOptions(drop_truncated=True))[0]) == (1, 2)
 
 
 def test_a_response_without_a_score_takes_no_part():
-    assert chosen_rejected(make_pair(group(None, 1.0, 2.0), "rm", PairOptions())[0]) == (2, 1)
-    assert make_pair(group(None, 1.0), "rm", PairOptions()) == (None, "fewer_than_two_scored")
-    assert make_pair(group(1.0, 2.0), "other", PairOptions()) == (None, "fewer_than_two_scored")
+    assert chosen_rejected(make_pair(group(None, 1.0, 2.0), PairOptions())[0]) == (2, 1)
+    assert make_pair(group(None, 1.0), PairOptions()) == (None, "fewer_than_two_scored")
+    assert make_pair(group(1.0, 2.0), PairOptions(scorer="other")) == (None, "fewer_than_two_scored")
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from([None, 0.0, 0.3, 1.0]), min_size=1, max_size=4), min_size=1, max_size=12))
 def test_the_funnel_adds_up_and_every_pair_is_better_by_its_margin(scores):
     groups = [group(*s, name=f"p{i}") for i, s in enumerate([*scores, [0.0, 1.0]])]
-    pairs, funnel = make_pairs(groups, "rm", PairOptions(min_gap=0.5))
+    pairs, funnel = make_pairs(groups, PairOptions(min_gap=0.5))
     assert funnel.read == len(groups)
     assert funnel.kept == len(pairs)
     assert funnel.read == funnel.kept + funnel.dropped.total()
     for pair in pairs:
-        chosen, rejected = (r.scores["rm"] for r in pair.responses)
+        chosen, rejected = (r.scores["proxy"] for r in pair.responses)
         assert pair.margins == (chosen - rejected,)
         assert chosen - rejected >= 0.5
 
 
 def test_no_pair_at_all_is_an_error_that_shows_the_funnel_and_the_scorers_there_are():
-    with pytest.raises(ValueError, match=r"by the scores 'rm'[\s\S]*'rm'[\s\S]*tie"):
-        make_pairs([group(1.0, 1.0)], "rm", PairOptions())
+    with pytest.raises(ValueError, match=r"by the scores 'proxy'[\s\S]*'proxy'[\s\S]*tie"):
+        make_pairs([group(1.0, 1.0)], PairOptions())
     with pytest.raises(ValueError, match=r"'wrong'.*\['rm'\]"):
-        make_pairs([group(1.0, 2.0)], "wrong", PairOptions())
+        make_pairs([group(1.0, 2.0)], PairOptions(scorer="wrong"))
     with pytest.raises(ValueError, match=r"no response has a score 'wrong'"):
-        best_of_n([group(1.0, 2.0)], "wrong", PairOptions())
+        best_of_n([group(1.0, 2.0)], PairOptions(scorer="wrong"))
 
 
 def test_best_of_n_keeps_the_first_of_the_best_by_the_penalised_score():
     groups = [group(0.5, 3.0, 3.0, name="a"), group(None, None, name="b")]
-    found, funnel = best_of_n(groups, "rm", PairOptions())
+    found, funnel = best_of_n(groups, PairOptions())
     assert [g.prompt_id for g in found] == ["a"]
     assert found[0].responses == (groups[0].responses[1],)
     assert found[0].pairs == ()
     assert funnel.dropped == {"none_scored": 1}
     long, short = response(5.0, "x" * 4000, [1]), response(4.9, "x" * 500, [2])
     both = PromptGroup("p", np.array([1], np.int32), (long, short))
-    assert best_of_n([both], "rm", PairOptions(length_penalty=0.001))[0][0].responses == (short,)
+    assert best_of_n([both], PairOptions(length_penalty=0.001))[0][0].responses == (short,)
 
 
 @pytest.mark.parametrize(("groups", "vocab_size", "said"), [
     ([], 12, "pairs.jsonl holds no pairs"),
     ([group(2.0, 1.0)], 12, r"group 1 \('p'\) has no pair.*goes through `rlhf-jax pairs` first"),
-    ([make_pair(group(2.0, 1.0), "rm", PairOptions())[0]], 11, "holds the token id 11 and the model has 11 tokens"),
+    ([make_pair(group(2.0, 1.0), PairOptions())[0]], 11, "holds the token id 11 and the model has 11 tokens"),
 ])
 def test_a_file_of_no_pairs_or_of_another_models_tokens_is_not_trained_on(groups, vocab_size, said, tmp_path):
     write_groups(tmp_path / "pairs.jsonl", groups)
@@ -183,7 +183,7 @@ def test_a_file_of_no_pairs_or_of_another_models_tokens_is_not_trained_on(groups
 
 
 def test_the_pairs_of_a_model_are_read_and_a_folder_of_them_is_not(tmp_path):
-    pair, _ = make_pair(group(2.0, 1.0), "rm", PairOptions())
+    pair, _ = make_pair(group(2.0, 1.0), PairOptions())
     write_groups(tmp_path / "pairs.jsonl", [pair])
     assert [found.to_json() for found in PairFile(tmp_path / "pairs.jsonl", vocab_size=12).read()] == [pair.to_json()]
     with pytest.raises(SourceError, match=r"is a folder; give the pairs\.jsonl"):

@@ -18,6 +18,7 @@ from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.data.tokenizer import end_of_turn
 from rlhf_jax.models import DecoderConfig, read_config, save_hf
+from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.workflow.kinds import open_scorer
 
 torch = pytest.importorskip("torch")
@@ -110,7 +111,7 @@ def ours(folder, mesh, **options):
                                                        for answer in answers), prompt)
               for i, (prompt, answers) in enumerate(CONVERSATIONS)]
     options = build(BradleyTerryScoring, {"model_name_or_path": str(folder), **options})
-    return np.array(open_scorer(options, mesh, "proxy").score(groups))
+    return np.array(scores_in(open_scorer(options, mesh, "proxy").score(groups)))
 
 
 def theirs(folder, batched=False, last=False, model=None):

@@ -18,7 +18,7 @@ TRAIN = {"train_batch_size": 2, "micro_rows": 2, "row_length": 160, "num_train_e
 
 @pytest.fixture
 def make_experiment(make_context, world, model, tmp_path):
-    """make_experiment(template, reward=..., **changes): a run on four rows a stage, in the same folder every time.
+    """make_experiment(template, reward=..., **changes): a run on four rows per stage, in the same folder every time.
     reward: more options of the reward model's training."""
 
     def make(template, reward=None, **changes):

@@ -88,6 +88,17 @@ def test_held_out_pairs_need_margins_too(refused, job, make_groups):
     assert "4 of 4 evaluation groups" in said
 
 
+def test_numbers_that_no_response_has_cannot_be_learned(job, context, make_groups, tmp_path):
+    groups = [group.with_scores("proxy", [{"": 1.0}] * len(group.responses)) for group in make_groups(4)]
+    for reads, some, held_out, said in (
+            (("data/tone", "proxy"), groups, [], "data/tone is to be learned, and no .* training .*; there are proxy"),
+            (("proxy",), groups, make_groups(4), "proxy is to be learned, and no .* evaluation .*; there are none")):
+        reading = dataclasses.replace(job(BradleyTerryOptions(), some, held_out), objective=partial(Sft, reads=reads))
+        with pytest.raises(ValueError, match=said):
+            train(tmp_path, reading, context)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("options", "lacking"), [
     (preference("rev_kl"), 0), (PreferenceOptions(), 4), (BradleyTerryOptions(use_margin=True), 0),
     (BradleyTerryOptions(), 4),

@@ -15,7 +15,6 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import DecoderConfig, Params, as_classifier
 from rlhf_jax.scoring import BradleyTerryScorer
-from rlhf_jax.scoring.bradley_terry import slot_score
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Objective
 from rlhf_jax.workflow.kinds.base import Kind, Passes, TrainedKind, open_model, read_at
 from rlhf_jax.workflow.reward_model import reward_config
@@ -50,7 +49,7 @@ def as_they_are(seed: int, examples: list[Example], funnel: Funnel, renderer: Re
 KIND = Kind(
     options=BradleyTerryScoring, open=open_scorer, shape=reward_config,
     passes=lambda options, responses: Passes(1, responses),
-    outputs=lambda compute: partial(slot_score, compute, None),
+    outputs=lambda compute: compute.slot_scores,
     training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model, shape=reward_config,
                          objective=objective, responses=2, quoted=0, reads_head=True,
                          served=BradleyTerryScoring))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import MultiObjectiveScoring
 from rlhf_jax.scoring import MultiObjectiveScorer
-from rlhf_jax.scoring.bradley_terry import slot_score
 from rlhf_jax.workflow.kinds.base import Kind, Passes, open_model, read_at
 from rlhf_jax.workflow.reward_model import reward_config
 
@@ -22,4 +19,4 @@ def open_scorer(options: MultiObjectiveScoring, mesh: Mesh, name: str) -> MultiO
 
 KIND = Kind(options=MultiObjectiveScoring, open=open_scorer, shape=reward_config,
             passes=lambda options, responses: Passes(1, responses),
-            outputs=lambda compute: partial(slot_score, compute, None))  # the gate's product is too small to count
+            outputs=lambda compute: compute.slot_scores)  # the gate's product is too small to count

@@ -55,6 +55,10 @@ class DpoStage(Stage):
     options: PreferenceOptions
     evaluation: GroupSource | None = None
 
+    @property
+    def objective(self) -> Callable[[Compute], Objective]:
+        return preference_objective(self.options)
+
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "functions": plugin_keys(*self.options.loss.loss_types)}
 
@@ -66,7 +70,7 @@ class DpoStage(Stage):
         check_margins(self.options, groups, held_out)  # before the reference's pass over all of them
         reference, eval_reference = self._reference_logps(context, groups, held_out)
         job = Training(start=self.start, params=context.params(self.start), config=self.start.config,
-                       objective=preference_objective(self.options), options=self.options, groups=groups,
+                       objective=self.objective, options=self.options, groups=groups,
                        reference=reference, eval_groups=held_out, eval_reference=eval_reference, keep=True)
         return {**train(folder, job, context), **funnels(self.data)}
 

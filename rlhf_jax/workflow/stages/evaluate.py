@@ -9,46 +9,83 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlhf_jax.config.data import GradedOptions, RowOptions
+from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import PromptGroup, Response
+from rlhf_jax.data.groups import named
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation.benchmarks import JudgedRow, measured_rows
+from rlhf_jax.evaluation.calibration import TieRule
 from rlhf_jax.evaluation.per_prompt import prompt_name
-from rlhf_jax.evaluation.preference import preference_accuracy
+from rlhf_jax.evaluation.preference import ScorerReport, preference_accuracy
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Comparing, Scorer
+from rlhf_jax.workflow.benchmarking import (
+    check_subsets,
+    find_benchmark,
+    missing_sentences,
+    write_metrics,
+    write_official,
+)
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, data_key, read_data
 from rlhf_jax.workflow.products import ROWS
 from rlhf_jax.workflow.stage import Stage
 
+SIDES = ("chosen", "rejected")
+"""Names of the two scores of a verdict."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceRows:
-    """Preference rows as text, which every scorer renders by itself. quarantine: file for unusable ones."""
+    """Preference rows as text, which every scorer renders by itself.
+
+    Attributes:
+      quarantine: file for unusable rows.
+      benchmark: whose rows they are.
+    """
 
     rows: RowOptions
     graded: GradedOptions = GradedOptions()
     quarantine: Path | None = None
+    benchmark: str = "preference"
+
+    @cached_property
+    def _given(self) -> RowOptions:
+        converter = find_benchmark(self.benchmark).converter
+        return self.rows if converter is None else dataclasses.replace(self.rows, converter=converter)
 
     @cached_property
     def key(self) -> str:
-        return data_key("preference", self.rows, self.graded)
+        return data_key("preference", self._given, self.graded)
 
     def read(self) -> tuple[list[Example], Funnel]:
-        return read_data(self.rows, "preference", self.quarantine, self.graded)
+        """Raises ValueError for rows that are not the benchmark's."""
+        examples, funnel = read_data(self._given, "preference", self.quarantine, self.graded,
+                                     to_judge=self._given is not self.rows)
+        check_subsets(self.benchmark, examples)
+        return examples, funnel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateStage(Stage):
-    """Accuracy, likelihood and calibration of a scorer; seed: of the bootstrap."""
+    """Accuracy, likelihood and calibration of a scorer, and the numbers of a benchmark.
+
+    Attributes:
+      seed: of the bootstrap.
+      tie_rule: what an equal score counts; None for what the benchmark's authors do.
+      model: what the benchmark's own file calls the scorer; no input.
+    """
 
     scorer: Scorer
     data: PreferenceRows
     seed: int = 0
+    tie_rule: TieRule | None = None
+    model: str = ""
+
+    def inputs(self) -> dict[str, Any]:
+        return {name: value for name, value in super().inputs().items() if name != "model"}
 
     def preview(self, context: Context) -> Preview:
         del context
@@ -57,10 +94,16 @@ class EvaluateStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         examples, funnel = self.data.read()
         context.run.announce(str(funnel))
-        report, verdicts = evaluate_scorer(self.scorer, examples, funnel, self.seed)
+        name = self.data.benchmark
+        report, verdicts = evaluate_scorer(self.scorer, examples, funnel, self.seed, name, self.tie_rule)
+        rows = rows_of(verdicts)
+        for sentence in missing_sentences(name, rows):
+            context.run.announce(sentence)
         if is_main_process():
             write_jsonl_atomic(folder / ROWS, [verdict.to_json() for verdict in verdicts])
-        return report
+            write_metrics(folder, name, {**report.preference.estimates, **report.benchmark}, self.tie_rule)
+            write_official(folder, name, rows, self.tie_rule, self.model)
+        return report.to_json()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,19 +121,21 @@ class Verdict:
                 "result": self.result}
 
     @property
-    def result(self) -> float | None:
-        """1 for the chosen, 0 for the rejected, a half for a tie; None where the scorer failed."""
+    def gap(self) -> float | None:
+        """By how much the chosen response is preferred; None where the scorer failed."""
         if not self.scores:
             return None
-        gap = self.scores["p"] - 0.5 if "p" in self.scores else self.scores["chosen"] - self.scores["rejected"]
-        return 0.5 if gap == 0 else float(gap > 0)
+        return self.scores["p"] - 0.5 if "p" in self.scores else self.scores["chosen"] - self.scores["rejected"]
+
+    @property
+    def result(self) -> float | None:
+        """1 for the chosen, 0 for the rejected, a half for a tie; None where the scorer failed."""
+        return None if self.gap is None else 0.5 if self.gap == 0 else float(self.gap > 0)
 
 
 def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
     """The scorer's verdict on every pair, in order."""
-    nothing = np.zeros(0, np.int32)
-    groups = [PromptGroup(e.prompt_id, nothing, tuple(Response(nothing, nothing, text) for text in e.responses),
-                          e.prompt, e.pairs, extra=e.extra) for e in examples]
+    groups = [as_text(example) for example in examples]
     pairs = [(g, chosen, rejected) for g in groups for chosen, rejected in g.pairs]
     scores: list[Mapping[str, float]]
     if isinstance(scorer, Comparing):
@@ -99,21 +144,31 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[Verdict]:
         scores = [{} if p is None else {"p": p} for p in found]
     else:
         by_group = map_over_processes(groups, scorer.score)
-        sides = [(s[c], s[r]) for g, s in zip(groups, by_group, strict=True) for c, r in g.pairs]
-        scores = [{} if c is None or r is None else {"chosen": c, "rejected": r} for c, r in sides]
+        sides = [(v[c], v[r]) for g, v in zip(groups, by_group, strict=True) for c, r in g.pairs]
+        scores = [{} if c is None or r is None else {**named("chosen", c), **named("rejected", r)} for c, r in sides]
     scorer.release()
     return [Verdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
             for (g, c, r), s in zip(pairs, scores, strict=True)]
 
 
-def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel, seed: int
-                    ) -> tuple[dict[str, Any], list[Verdict]]:
+def rows_of(verdicts: Sequence[Verdict]) -> list[JudgedRow]:
+    """The rows that the verdicts are on, in order, each with all its pairs."""
+    rows: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        rows.setdefault(verdict.prompt_id, []).append(verdict)
+    return [JudgedRow(name, found[0].prompt, str(found[0].subset or ""), tuple(v.pair for v in found),
+                      tuple(v.gap for v in found),
+                      {place: v.scores[side] for v in found for place, side in zip(v.pair, SIDES, strict=True)
+                       if side in v.scores}) for name, found in rows.items()]
+
+
+def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel, seed: int,
+                    benchmark: str = "preference", tie_rule: TieRule | None = None
+                    ) -> tuple[ScorerReport, list[Verdict]]:
     """Accuracy, likelihood and calibration of a scorer on held-out preference pairs, intervals by prompt.
 
     Returns:
-      The JSON of PreferenceReport (`pairs` were judged); `pairs_read`; `failures`, of responses or comparisons that got
-      no verdict, by reason; and `funnel`, with the rows of which no pair was judged among the dropped. And the verdict
-      on every pair.
+      What it came to, the numbers of the benchmark included, and the verdict on every pair.
 
     Raises:
       ValueError: no pair could be judged.
@@ -126,13 +181,15 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
         raise ValueError(f"none of the {len(verdicts)} pairs could be judged; responses or comparisons failed for "
                          f"these reasons: {failures}. Raise scorer.max_length, or see what is unlike the scorer's own "
                          "data")
-    clusters = [verdict.prompt for verdict in judged]
+    found = find_benchmark(benchmark)
+    settings: dict[str, Any] = {"clusters": [verdict.prompt for verdict in judged], "seed": seed,
+                                "tie_rule": tie_rule or found.tie_rule}
     if isinstance(scorer, Comparing):
-        report = preference_accuracy(probabilities=[v.scores["p"] for v in judged], clusters=clusters, seed=seed)
+        report = preference_accuracy(probabilities=[v.scores["p"] for v in judged], **settings)
     else:
-        margins = [v.scores["chosen"] - v.scores["rejected"] for v in judged]
-        report = preference_accuracy(margins, clusters=clusters, seed=seed)
+        report = preference_accuracy([v.scores["chosen"] - v.scores["rejected"] for v in judged], **settings)
     reason = next(iter(failures)) if len(failures) == 1 else "not_judged"
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
-    return {**report.to_json(), "pairs_read": len(verdicts), "failures": failures, "funnel": funnel.to_json()}, verdicts
+    numbers = measured_rows(found, rows_of(verdicts), tie_rule, seed)
+    return ScorerReport(report, len(verdicts), failures, funnel, numbers), verdicts

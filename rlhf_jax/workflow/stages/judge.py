@@ -75,9 +75,9 @@ def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarra
     out = []
     for group, theirs in zip(groups, reference, strict=True):
         for name, estimator in (("kl_k1", losses.kl_k1), ("kl_k3", losses.kl_k3)):
-            values: list[float | None] = [
-                float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref)))) if mine and r.logps is not None
-                else None for r, ref, mine in zip(group.responses, theirs, own, strict=True)]
-            group = group.with_scores(name, values)
+            group = group.with_scores(name, [
+                {"": float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref))))}
+                if mine and r.logps is not None else None
+                for r, ref, mine in zip(group.responses, theirs, own, strict=True)])
         out.append(group)
     return out

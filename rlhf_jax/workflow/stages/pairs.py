@@ -10,14 +10,15 @@ from typing import Any, Literal
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import write_groups
+from rlhf_jax.data.jsonl import write_groups, write_jsonl_atomic
+from rlhf_jax.data.layouts import pair_rows
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
-from rlhf_jax.workflow.products import PAIRS
+from rlhf_jax.workflow.products import PAIRS, TRL
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import ShardFolder
 
@@ -27,14 +28,14 @@ class PairsStage(Stage):
     """Pairs of scored responses, and the funnel of prompts.
 
     Attributes:
-      scorer: name of the scores to choose by.
+      layout: "trl" writes TRL beside pairs.jsonl, one row per pair as TRL and RLHFlow read it.
       method: "dpo" makes pairs, "raft" keeps each prompt's best response.
     """
 
     source: ShardFolder
-    scorer: str
     options: PairOptions
     method: Literal["dpo", "raft"] = "dpo"
+    layout: Literal["groups", "trl"] = "groups"
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "functions": plugin_keys(self.options.rule)}
@@ -44,6 +45,8 @@ class PairsStage(Stage):
         groups, funnel = self._select()
         if is_main_process():
             write_groups(folder / PAIRS, groups)
+            if self.layout == "trl":
+                write_jsonl_atomic(folder / TRL, [row for group in groups for row in pair_rows(group)])
         return {"funnel": funnel.to_json()}
 
     def preview(self, context: Context) -> Preview:
@@ -52,7 +55,7 @@ class PairsStage(Stage):
 
     def _select(self) -> tuple[list[PromptGroup], Funnel]:
         select = best_of_n if self.method == "raft" else make_pairs
-        return select(self.source.read(), self.scorer, self.options)
+        return select(self.source.read(), self.options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

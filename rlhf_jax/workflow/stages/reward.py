@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.training import RewardOptions
 from rlhf_jax.models import DecoderConfig
+from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
@@ -37,6 +38,10 @@ class RewardStage(Stage):
     def _shape(self) -> DecoderConfig:
         return self.start.reward_model if trainable_kind(self.options).reads_head else self.start.config
 
+    @property
+    def objective(self) -> Callable[[Compute], Objective]:
+        return trainable_kind(self.options).objective(self.options)
+
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), **reading_key(self._shape())}
 
@@ -48,7 +53,7 @@ class RewardStage(Stage):
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
         check_margins(self.options, groups, held_out)
         params, config = kind.model(context.params(self.start), self._shape(), self.options.train.seed)
-        job = Training(start=self.start, params=params, config=config, objective=kind.objective(self.options),
+        job = Training(start=self.start, params=params, config=config, objective=self.objective,
                        options=self.options, groups=groups, eval_groups=held_out)
         del params
         return {**train(folder, job, context), **funnels(self.data)}

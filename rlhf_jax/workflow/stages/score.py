@@ -6,54 +6,65 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import read_groups, write_groups
-from rlhf_jax.parallel import Notice, gather_counts
+from rlhf_jax.data.jsonl import write_groups, write_jsonl_atomic
+from rlhf_jax.data.layouts import scored_row
+from rlhf_jax.parallel import Notice, gather, gather_counts, on_main
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
+from rlhf_jax.workflow.products import RLHFLOW
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import ShardFolder, read_shards, shards, shards_here
+from rlhf_jax.workflow.stages.shards import RowShards, Shards, read_shards, shards_here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreStage(Stage):
-    """Scoring every shard of `source`, under the scorer's name."""
+    """Scoring every shard of `source`, under the scorer's name.
+
+    layout: "rlhflow" writes RLHFLOW beside the shards, rows as RLHFlow's programs read them.
+    """
 
     scorer: Scorer
-    source: ShardFolder
+    source: Shards
+    layout: Literal["groups", "rlhflow"] = "groups"
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "as": self.scorer.name}
 
     def preview(self, context: Context) -> Preview:
         del context
-        return Preview(funnel=Funnel(read=len(self.source.read())))
+        funnel = self.source.funnel if isinstance(self.source, RowShards) else None
+        return Preview(funnel=funnel or Funnel(read=len(self.source.read())))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
-        scorer, paths, done = self.scorer, shards(self.source.folder), 0
+        scorer, names, done = self.scorer, self.source.names, 0
         before = Counter(scorer.failures)
         with count_compiles() as compiles:
-            for number in shards_here(len(paths), Notice(folder)):
-                target = folder / paths[number].name
+            for number in shards_here(len(names), Notice(folder)):
+                target = folder / names[number]
                 if not target.is_file():
-                    groups = read_groups(paths[number])
-                    scores = scorer.score(groups)
-                    scored = [g.with_scores(scorer.name, s) for g, s in zip(groups, scores, strict=True)]
+                    groups = self.source.read_shard(number)
+                    verdicts = scorer.score(groups)
+                    scored = [g.with_scores(scorer.name, v) for g, v in zip(groups, verdicts, strict=True)]
                     write_groups(target, scored)
                 done += 1
-                context.progress(min(done * jax.process_count(), len(paths)), len(paths))
+                context.progress(min(done * jax.process_count(), len(names)), len(names))
         scorer.release()
+        gather(None)  # the others may still be at their shards
         groups = read_shards(folder)
+        if self.layout == "rlhflow":
+            on_main(lambda: write_jsonl_atomic(folder / RLHFLOW, [scored_row(g, scorer.name) for g in groups]))
         unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
-        return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored,
+        funnel = {"funnel": self.source.funnel.to_json()} if isinstance(self.source, RowShards) else {}
+        return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored, **funnel,
                 "failures": gather_counts(scorer.failures - before), "compiled_programs": compiles.programs}
 
 

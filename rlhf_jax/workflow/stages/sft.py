@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.training import SftOptions
-from rlhf_jax.training.objectives import Sft
+from rlhf_jax.training.objectives import Compute, Objective, Sft
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
@@ -31,11 +31,15 @@ class SftStage(Stage):
     options: SftOptions
     evaluation: GroupSource | None = None
 
+    @property
+    def objective(self) -> Callable[[Compute], Objective]:
+        return Sft
+
     def preview(self, context: Context) -> Preview:
         return preview_training(self, context)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
-        job = Training(start=self.start, params=context.params(self.start), config=self.start.config, objective=Sft,
-                       options=self.options, groups=groups, eval_groups=held_out, keep=True)
+        job = Training(start=self.start, params=context.params(self.start), config=self.start.config,
+                       objective=self.objective, options=self.options, groups=groups, eval_groups=held_out, keep=True)
         return {**train(folder, job, context), **funnels(self.data)}

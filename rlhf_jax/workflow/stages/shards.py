@@ -10,14 +10,67 @@ import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import jax
 
+from rlhf_jax.config.data import GradedOptions, RowOptions
+from rlhf_jax.data.example import Example, as_text
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.parallel import Notice
+from rlhf_jax.workflow.datasets import data_key, read_data
 from rlhf_jax.workflow.products import INPUTS, RECORD
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
+
+
+class Shards(Protocol):
+    """Groups cut into numbered shards, as a stage's input."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def names(self) -> list[str]:
+        """File name of each shard."""
+        ...
+
+    def read_shard(self, number: int) -> list[PromptGroup]: ...
+
+    def read(self) -> list[PromptGroup]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShards:
+    """Rows of data sets as groups of text, `size` in a shard. quarantine: file for the rows that cannot be used."""
+
+    rows: RowOptions
+    size: int
+    quarantine: Path | None = None
+
+    @cached_property
+    def key(self) -> str:
+        return fingerprint({"rows": data_key("answered", self.rows, GradedOptions()), "size": self.size})
+
+    @cached_property
+    def _read(self) -> tuple[list[Example], Funnel]:
+        return read_data(self.rows, "answered", self.quarantine)
+
+    @property
+    def funnel(self) -> Funnel:
+        """How many rows were used, and why not the others."""
+        return self._read[1]
+
+    @property
+    def names(self) -> list[str]:
+        return [shard_name(number) for number in range(-(-len(self._read[0]) // self.size))]
+
+    def read_shard(self, number: int) -> list[PromptGroup]:
+        return [as_text(example) for example in self._read[0][number * self.size : (number + 1) * self.size]]
+
+    def read(self) -> list[PromptGroup]:
+        return [as_text(example) for example in self._read[0]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +93,17 @@ class ShardFolder:
             raise ValueError(f"the stage in {self.folder} is not finished, and prompts of the shards that it has not "
                              "written yet would be left out; give its command again first")
         return fingerprint([hash_path(path) for path in shards(self.folder)])
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return shards(self.folder)
+
+    @property
+    def names(self) -> list[str]:
+        return [path.name for path in self._paths]
+
+    def read_shard(self, number: int) -> list[PromptGroup]:
+        return read_groups(self._paths[number])
 
     def read(self) -> list[PromptGroup]:
         return read_shards(self.folder)

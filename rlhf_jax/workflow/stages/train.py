@@ -171,22 +171,33 @@ def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: 
                 f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
 
 
-def checked_plan(options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
+def check_values(objective: Objective, groups: Sequence[PromptGroup], eval_groups: Sequence[PromptGroup]) -> None:
+    """Raises ValueError if the objective reads a number that no response has."""
+    for name, some in (("training", groups), ("evaluation", eval_groups)):
+        there = {number for group in some for response in group.responses for number in response.scores}
+        if some and (missing := [number for number in objective.reads if number not in there]):
+            raise ValueError(f"{', '.join(missing)} is to be learned, and no response of the {name} rows has that "
+                             f"number; there are {', '.join(sorted(there)) or 'none'}")
+
+
+def checked_plan(objective: Objective, options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
                  reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
-    """The batches of a stage. ValueError: a group is longer than a row, or a loss that sorts a batch sees it cut."""
-    plan = make_plan(list(groups), options.train, mesh, reference=reference)
+    """The batches of a stage. ValueError: a group is longer than a row, or an objective over a batch sees it cut."""
+    plan = make_plan(list(groups), options.train, mesh, reference=reference, values=objective.reads)
     pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
-    if isinstance(options, PreferenceOptions) and options.loss.compares_pairs and plan.accumulation > 1:
-        raise ValueError(f"loss_type {options.loss.loss_type!r} sorts all pairs of a batch, and this batch needs "
-                         f"{plan.accumulation} micro-batches; raise micro_rows or lower train_batch_size to need one")
+    if objective.whole_batch and plan.accumulation > 1:
+        raise ValueError(f"the loss compares all pairs of a batch, and this batch needs {plan.accumulation} "
+                         "micro-batches; raise micro_rows or lower train_batch_size to need one")
     return plan
 
 
 def preview_training(stage: Any, context: Context) -> Preview:
     """What a dry run shows of a training stage, once its checks have passed."""
     groups, held_out = read_all(stage.data), stage.evaluation.read() if stage.evaluation else []
+    objective = stage.objective(compute_of(stage.start.config, stage.options.train, context.mesh))
     check_margins(stage.options, groups, held_out)
-    checked_plan(stage.options, groups, context.mesh)
+    check_values(objective, groups, held_out)
+    checked_plan(objective, stage.options, groups, context.mesh)
     return Preview(stage.start, stage.data[0], groups)
 
 
@@ -197,19 +208,20 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
-      ValueError: as `check_margins`, `check_ids` and `checked_plan`.
+      ValueError: as `check_margins`, `check_values`, `check_ids` and `checked_plan`.
     """
     options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
+    objective = job.objective(compute_of(config, options.train, mesh))
     check_margins(options, job.groups, job.eval_groups)
+    check_values(objective, job.groups, job.eval_groups)
     check_ids([*job.groups, *job.eval_groups], config.vocab_size)
     model = trainable(job.params, config, lora, options.train.seed)
     job.params = {}
-    plan = checked_plan(options, job.groups, mesh, job.reference)
+    plan = checked_plan(objective, options, job.groups, mesh, job.reference)
     template = job.start.chat_template
     if template is not None:  # beside the checkpoints, for the export of a training that does not finish
         on_main(lambda: write_chat_template(folder, template))
     context.latest.release()
-    objective = job.objective(compute_of(config, options.train, mesh))
     with tracking(context.trackers, folder, context.run.config) as on_row:
         result = fit(model, objective, plan, options.train, mesh, folder=folder / CHECKPOINTS,
                      eval_groups=list(job.eval_groups), eval_reference=job.eval_reference, report=context.report,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_jax.data.graded_pairs import pairs_from_scores
+from rlhf_jax.data.graded import pairs_from_scores
 
 
 def test_worked_by_hand():
