@@ -194,7 +194,7 @@ def test_help_needs_neither_jax_nor_a_tokenizer(verb):
     ("sft", [*SFT, "--pair_rule", "all"], "pair_rule"),
     ("evaluate", ["--scorer.kind", "function", "--scorer.function", "m:f", "--max_length", "9"], "max_length"),
     ("evaluate", ["--scorer", "m"], "scorer = 'm'; it takes keys of its own"),
-    ("score", ["--output_dir", "o"], "input is missing"),
+    ("score", ["--output_dir", "o"], "model_name_or_path is missing"),
     ("sft", [*SFT, "--lora_r", "4"], "lora_r = 4 has no effect with use_peft = False; set use_peft: true"),
 ])
 def test_a_key_that_belongs_to_another_kind_or_verb_is_refused_by_name(verb, args, words, rlhf_jax):
