@@ -202,6 +202,7 @@ def test_help_needs_neither_jax_nor_a_tokenizer(verb):
     ("evaluate", ["--dataset_name", "d"], "give either scorer, to be evaluated"),
     ("evaluate", ["--scorer.kind", "function", "--scorer.function", "m:f", "--length_unit", "characters"],
      "length_unit = 'characters' has no effect with input = None"),
+    ("score", ["--output_dir", "o"], "model_name_or_path is missing"),
     ("sft", [*SFT, "--lora_r", "4"], "lora_r = 4 has no effect with use_peft = False; set use_peft: true"),
 ])
 def test_a_key_that_belongs_to_another_kind_or_verb_is_refused_by_name(verb, args, words, rlhf_jax):
