@@ -146,7 +146,8 @@ def test_a_bad_row_costs_no_other_answer_of_its_prompt(helpsteer, tmp_path):
     rows = [graded("p", "a", 1), graded("p", "b", None), graded("p", "c", 3), graded("p", 7, 3), graded("p", " ", 3),
             graded("", "x", 1), graded("", "y", 2), graded(None, "x", 1), {"prompt": "p", "response": "no score"}]
     examples, funnel = helpsteer(rows, "graded", max_bad_rows=6, quarantine_path=quarantine)
-    assert [(e.responses, e.scores) for e in examples] == [(("a", "c"), ({"data": 1.0}, {"data": 3.0}))]
+    (example,) = examples
+    assert (example.responses, [scores["data"] for scores in example.scores]) == (("a", "c"), [1.0, 3.0])
     assert funnel.invalid == {"not_a_number": 1, "not_messages": 1, "empty_prompt": 2, "missing_column": 2}
     assert funnel.notes == {"joined_rows": 2, "left_out_responses": 1}
     assert [row["row_number"] for row in read_jsonl(quarantine)] == [2, 4, 6, 7, 8, 9]

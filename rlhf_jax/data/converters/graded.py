@@ -55,6 +55,8 @@ def armorm(row: Row) -> Row:
     messages = as_messages(row["messages"], "messages")
     scores = {rated.name: to_unit(rated.name, row[rated.name], UNIT) for rated in ARMORM
               if row.get(rated.name) is not None}
+    if not scores:
+        raise BadRow("missing_score", "the row has a rating for none of ArmoRM's objectives")
     return {**others(row, "messages", *(rated.name for rated in ARMORM)), "prompt": messages[:-1],
             "responses": [{"text": messages[-1:], "scores": scores}]}
 
