@@ -153,10 +153,11 @@ def _context(run: Run, tick: Tick, trackers: tuple[str, ...]) -> Context:
 
 
 @contextmanager
-def _at_work(config: Any, *, title: str | None = None) -> Iterator[Context]:
+def _at_work(config: Any, *, single: bool = False, title: str | None = None) -> Iterator[Context]:
     """The context of a command that alone writes to its output folder.
 
-    title: of the page that is kept while it goes; None for the command of a single stage.
+    single: it does one stage, whose folder the output folder is. title: of the page that is kept while it goes; None
+    where there is none.
 
     The process joins the others of the run, if there are several; from here on SIGTERM ends it with its state saved.
     """
@@ -173,7 +174,7 @@ def _at_work(config: Any, *, title: str | None = None) -> Iterator[Context]:
                 _refreshed(run, title, stage)
 
         announce = partial(console.print, soft_wrap=True)  # a line stays one in a log
-        run = Run(folder, config, announce=announce if is_main_process() else lambda _: None, single=title is None,
+        run = Run(folder, config, announce=announce if is_main_process() else lambda _: None, single=single,
                   begins=begin)
         run.announce_earlier()
         yield _context(run, tick, trackers)
@@ -181,7 +182,7 @@ def _at_work(config: Any, *, title: str | None = None) -> Iterator[Context]:
 
 def stage(verb: str, command: Any) -> None:
     """Does the one stage that a verb asks for, and prints its report."""
-    with _at_work(command) as context:
+    with _at_work(command, single=True) as context:
         finished = context.do(verb, STAGES[verb](command, context))
     if is_main_process():
         print(json.dumps({key: value for key, value in finished.report.items() if key != "reliability"}, indent=1))

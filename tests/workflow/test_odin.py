@@ -75,7 +75,7 @@ def test_what_is_no_odin_model_is_refused(do_verb, make_model, world, lone_mesh,
 
 
 def test_a_batch_that_does_not_fit_into_one_micro_batch_is_refused(do_verb, model, world, tmp_path):
-    with pytest.raises(ValueError, match=r"of a batch, and this batch needs \d micro-batches"):
+    with pytest.raises(ValueError, match=r"looks across a whole batch, and this batch needs \d micro-batches"):
         do_verb("reward", tmp_path / "o", model_name_or_path=str(model),
                 dataset_name=str(world / "preference.jsonl"), **{**TRAIN, "micro_rows": 1})
 

@@ -153,7 +153,7 @@ def test_the_funnel_adds_up_and_every_pair_is_better_by_its_margin(scores):
 def test_no_pair_at_all_is_an_error_that_shows_the_funnel_and_the_scorers_there_are():
     with pytest.raises(ValueError, match=r"by the scores 'proxy'[\s\S]*'proxy'[\s\S]*tie"):
         make_pairs([group(1.0, 1.0)], PairOptions())
-    with pytest.raises(ValueError, match=r"'wrong'.*\['rm'\]"):
+    with pytest.raises(ValueError, match=r"'wrong'.*\['proxy'\]"):
         make_pairs([group(1.0, 2.0)], PairOptions(scorer="wrong"))
     with pytest.raises(ValueError, match=r"no response has a score 'wrong'"):
         best_of_n([group(1.0, 2.0)], PairOptions(scorer="wrong"))

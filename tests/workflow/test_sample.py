@@ -204,7 +204,7 @@ def test_failures_are_those_of_this_stage_alone(whole, score, tmp_path):
 
 
 def test_score_metrics_leave_out_what_has_no_score_and_refuse_where_nothing_has(whole):
-    groups = [g.with_scores("s", [1.0, 3.0]) for g in read_shards(whole[0])[:2]]
+    groups = [g.with_scores("s", [{"": 1.0}, {"": 3.0}]) for g in read_shards(whole[0])[:2]]
     groups[1] = dataclasses.replace(groups[1], responses=tuple(
         dataclasses.replace(r, scores={}) for r in groups[1].responses))
     assert score_metrics(groups, "s") == {"reward": 2.0, "reward_std": 1.0, "reward_best_of_n": 3.0,
