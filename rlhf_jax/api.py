@@ -237,7 +237,7 @@ def run(verb: str, **keys: Any) -> dict[str, Any]:
     """Does what `rlhf-jax VERB` does, with the same keys, and continues or reuses what was done before.
 
     Args:
-      verb: sft, reward, generate, score, pairs, dpo, evaluate, export, compare or iterate.
+      verb: one that does a single stage (data, sft, reward, generate, score, probe ...), compare or iterate.
       keys: as in a config file; sections are mappings.
 
     Returns:

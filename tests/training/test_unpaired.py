@@ -79,7 +79,7 @@ def one_step(config, mesh, groups, reference, name):
     objective = Unpaired(Compute(config, mesh=mesh), PreferenceLoss(name, beta=0.3))
     options = TrainConfig(train_batch_size=8, micro_rows=8 // mesh.size, row_length=32, learning_rate=1e-2,
                           warmup_steps=0, max_steps=2, num_train_epochs=2, max_grad_norm=0)
-    plan = make_plan(groups, options, mesh, reference=reference, values=objective.reads)
+    plan = make_plan(groups, options, mesh, reference=reference, objective=objective)
     schedule, params = make_schedule(options, 2), init_params(jax.random.key(0), config)
     optimizer = make_optimizer(options, schedule, param_specs(config))
     shardings = state_shardings(optimizer, params, param_shardings(config, mesh), mesh)
