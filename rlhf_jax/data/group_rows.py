@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow
-from rlhf_jax.data.example import LABEL, Example, Kind
+from rlhf_jax.data.example import LABEL, Example, Kind, with_responses
 from rlhf_jax.data.graded import without_unpaired
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.turns import is_empty
@@ -46,6 +46,5 @@ def _spoken(example: Example) -> Example:
     """Without empty answers, which no scorer judges; how many there were is noted."""
     kept = [i for i, response in enumerate(example.responses) if not is_empty(response)]
     left_out = len(example.responses) - len(kept)
-    return dataclasses.replace(example, responses=tuple(example.responses[i] for i in kept),
-                               scores=tuple(example.scores[i] for i in kept),
+    return dataclasses.replace(with_responses(example, kept),
                                notes={"left_out_responses": left_out} if left_out else {})

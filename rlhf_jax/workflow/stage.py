@@ -144,9 +144,11 @@ def write_json_atomic(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]
-              ) -> Finished:
+def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]],
+              begins: Callable[[str], None] = lambda name: None) -> Finished:
     """Runs `body(folder)` unless this very stage is done; its return value is the stage's report.
+
+    begins: is told the name of a stage that is about to work; what it does is no part of the stage's seconds.
 
     `body` may find partial work of a killed run of the *same* inputs (finished shards, checkpoints) and continue it.
     The record is written last, so a folder without one is unfinished, whatever lies in it. With several processes all
@@ -163,6 +165,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
     record = on_main(lambda: _begun(folder, name, key, inputs))
     if record is not None:
         return Finished(name, folder, key, record["report"], record["seconds"], reused=True)
+    begins(name)
     start = time.perf_counter()
     report = to_plain(body(folder))
     gather(None)  # the others may still be writing their files
@@ -249,18 +252,13 @@ class Run:
 
     def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Finished:
         """`run_stage` in this run's folder; the same inputs under the same name are one stage for all who ask."""
-
-        def work(folder: Path) -> Mapping[str, Any]:
-            self.begins(name)
-            return body(folder)
-
         if self.single:
-            return run_stage(self.folder, name, inputs, work)
+            return run_stage(self.folder, name, inputs, body, self.begins)
         folder = self.folder / "stages" / f"{name.replace('/', '-')}-{stage_key(name, inputs)[:10]}"
         known = any(stage.folder == folder for stage in self.stages)
         if not known:
             self.announce(f"{name} ...")
-        stage = run_stage(folder, name, inputs, work)
+        stage = run_stage(folder, name, inputs, body, self.begins)
         if not known:
             self.stages.append(stage)
             told = ["already done" if stage.reused else f"{stage.seconds:.1f} s", found(stage.report)]

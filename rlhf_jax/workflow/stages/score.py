@@ -22,7 +22,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import RLHFLOW
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import RowShards, Shards, announce_kept, read_shards, shards_here
+from rlhf_jax.workflow.stages.shards import Shards, announce_kept, read_shards, shards_here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,7 @@ class ScoreStage(Stage):
 
     def preview(self, context: Context) -> Preview:
         del context
-        funnel = self.source.funnel if isinstance(self.source, RowShards) else None
-        return Preview(funnel=funnel or Funnel(read=len(self.source.read())))
+        return Preview(funnel=self.source.funnel or Funnel(read=len(self.source.read())))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         scorer, names, done = self.scorer, self.source.names, 0
@@ -64,7 +63,7 @@ class ScoreStage(Stage):
         if self.layout == "rlhflow":
             on_main(lambda: write_jsonl_atomic(folder / RLHFLOW, [scored_row(g, scorer.name) for g in groups]))
         unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
-        funnel = {"funnel": self.source.funnel.to_json()} if isinstance(self.source, RowShards) else {}
+        funnel = {} if self.source.funnel is None else {"funnel": self.source.funnel.to_json()}
         return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored, **funnel,
                 "failures": gather_counts(scorer.failures - before), "compiled_programs": compiles.programs}
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import jax
 
 from rlhf_jax.config.data import GradedOptions, RowOptions
-from rlhf_jax.data.example import Example, as_text
+from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups
@@ -40,6 +40,11 @@ class Shards(Protocol):
         """File name of each shard."""
         ...
 
+    @property
+    def funnel(self) -> Funnel | None:
+        """How many rows of a data set were used, and why not the others; None of groups that a stage made."""
+        ...
+
     def read_shard(self, number: int) -> list[PromptGroup]: ...
 
     def read(self) -> list[PromptGroup]: ...
@@ -58,12 +63,12 @@ class RowShards:
         return fingerprint({"rows": data_key("answered", self.rows, GradedOptions()), "size": self.size})
 
     @cached_property
-    def _read(self) -> tuple[list[Example], Funnel]:
-        return read_data(self.rows, "answered", self.quarantine)
+    def _read(self) -> tuple[list[PromptGroup], Funnel]:
+        examples, funnel = read_data(self.rows, "answered", self.quarantine)
+        return [as_text(example) for example in examples], funnel
 
     @property
     def funnel(self) -> Funnel:
-        """How many rows were used, and why not the others."""
         return self._read[1]
 
     @property
@@ -71,10 +76,10 @@ class RowShards:
         return [shard_name(number) for number in range(-(-len(self._read[0]) // self.size))]
 
     def read_shard(self, number: int) -> list[PromptGroup]:
-        return [as_text(example) for example in self._read[0][number * self.size : (number + 1) * self.size]]
+        return self._read[0][number * self.size : (number + 1) * self.size]
 
     def read(self) -> list[PromptGroup]:
-        return [as_text(example) for example in self._read[0]]
+        return self._read[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,10 @@ class ShardFolder:
             raise ValueError(f"the stage in {self.folder} is not finished, and prompts of the shards that it has not "
                              "written yet would be left out; give its command again first")
         return fingerprint([hash_path(path) for path in shards(self.folder)])
+
+    @property
+    def funnel(self) -> None:
+        return None
 
     @cached_property
     def _paths(self) -> list[Path]:
@@ -143,7 +152,7 @@ def read_shards(folder: Path) -> list[PromptGroup]:
 
 def announce_kept(folder: Path, count: int, context: Context) -> None:
     """Says from where a stage of `count` shards goes on, if an earlier command made some of them."""
-    if kept := len(list(folder.glob("shard-*.jsonl"))):
+    if kept := len(list(folder.glob(_SHARDS))):
         context.run.announce(f"{context.name}: continues with {kept:,} of {count:,} shards made")
 
 
