@@ -17,6 +17,7 @@ from rlhf_jax.models import load_params, param_specs, read_config
 from rlhf_jax.parallel import make_mesh, param_shardings, replicated, spec_shardings
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.training.evaluate import PackedMap, logps_map
+from rlhf_jax.training.mfu import needed_flops
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
@@ -27,7 +28,8 @@ mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 dtype = jnp.dtype(args.dtype)
 VERSIONS = work.versions("rlhf_jax", "jax", "jaxlib", "flax", "optax")
 LARGE = args.shape in ("1b", "8b")
-REMAT, SLOTS, BLOCK = ("full", 32, 64) if LARGE else (TrainConfig().remat, 16, 8)
+REMAT = args.remat or ("full" if LARGE else TrainConfig().remat)
+SLOTS, BLOCK = args.slots or (32 if LARGE else 16), args.block or (64 if LARGE else 8)
 
 
 def memory():
@@ -62,7 +64,8 @@ class Trainer:
         config, params = loaded("rm" if task == "rm" else "lm", jnp.float32)
         options = TrainConfig(train_batch_size=batch, micro_rows=args.micro, row_length=row, dtype=args.dtype,
                               learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
-        compute = Compute(config, remat, logits_chunk, mesh)
+        how = {"logits_chunk": logits_chunk, "mesh": mesh, "attention": args.attention}
+        compute, self.config = Compute(config, remat, **how), config
         objective = {"dpo": lambda: Preference(compute, PreferenceLoss()), "rm": lambda: BradleyTerry(compute),
                      "sft": lambda: Sft(compute)}[task]()
         specs = param_specs(config)
@@ -73,8 +76,7 @@ class Trainer:
                                     frozen_shardings=replicated(mesh), dtype=dtype)
         self.state = init_state(optimizer, params, shardings)
         self._reference = jax.tree.map(lambda x: x.astype(dtype), params) if task == "dpo" else None
-        self._logps = logps_map(Compute(config, "none", logits_chunk, mesh), mesh, rows_per_batch=args.micro,
-                                row_length=row)
+        self._logps = logps_map(Compute(config, "none", **how), mesh, rows_per_batch=args.micro, row_length=row)
 
     def plan(self, groups, batch, reference=None):
         return BatchPlan(groups, batch, self.row, args.micro, shuffle=False, reference=reference)
@@ -104,16 +106,33 @@ def training():
     data = work.pairs(args.shape, args.batch * args.steps, args.longest)
     k = 1 if args.task == "sft" else 2
     groups = [group(str(i), p, r[:k], k == 2) for i, (p, *r) in enumerate(data)]
-    trainer = Trainer(args.task, 2048 if LARGE else default_row_length(groups), args.batch)
+    trainer = Trainer(args.task, args.row or (2048 if LARGE else default_row_length(groups)), args.batch)
     plan = trainer.plan(groups, args.batch)
     work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": trainer.row,
-                   "micro_rows": args.micro, "logits_chunk": args.logits_chunk, "remat": REMAT})
+                   "micro_rows": args.micro, "logits_chunk": args.logits_chunk, "remat": REMAT,
+                   "flops": step_flops(trainer.config, groups) / args.steps})
 
     def step(i):
         some = groups[i * args.batch : (i + 1) * args.batch]
         return useful(some), trainer.step(some, plan.shape, plan.accumulation)
 
     return step
+
+
+def step_flops(config, groups):
+    """What a step has to compute: forward and backward, and for DPO the reference's forward."""
+    return needed_flops(config, False, groups) * (4 / 3 if args.task == "dpo" else 1)
+
+
+def least_bytes(config, groups):
+    """What sampling has to read: all weights for each token of the longest lane if lanes are never idle, and for each
+    token what its lane has written, and its prompt once for all n."""
+    weights = work.parameters(args.shape) - config.vocab_size * config.embed  # of the embedding only a few rows
+    token = 2 * config.layers * config.kv_heads * config.head_dim
+    written = sum(n * (n - 1) // 2 for g in groups for n in (len(r.ids) for r in g.responses))
+    prompts = sum(len(g.prompt_ids) * max(len(r.ids) for r in g.responses) for g in groups)
+    steps = sum(len(r.ids) for g in groups for r in g.responses) / (SLOTS * args.n)
+    return dtype.itemsize * (steps * weights + token * (written + prompts))
 
 
 def sampling(data):
@@ -144,7 +163,10 @@ def generating():
     compile_all(sampler, params, prompts)
 
     def step(i):
-        return sum(len(r.ids) for _, g in sampler.generate(params, prompts(i)) for r in g.responses), {}
+        groups = [g for _, g in sampler.generate(params, prompts(i))]
+        if i == args.steps - 1:
+            work.say(note={"bytes": least_bytes(sampler.config, groups), "lanes": SLOTS * args.n, "block": BLOCK})
+        return sum(len(r.ids) for g in groups for r in g.responses), {}
 
     return step
 

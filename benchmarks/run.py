@@ -26,7 +26,8 @@ HERE = Path(__file__).parent
 WORKERS = {"ours": "ours.py", "torch": "torch_peers.py", "tunix": "tunix_peer.py"}
 WITH_TUNIX = ("dpo", "generate")
 QUIET = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false",
-         "TRANSFORMERS_VERBOSITY": "error"}
+         "TRANSFORMERS_VERBOSITY": "error", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}
+"""The last: on an accelerator the workers share its memory, of which JAX would take three quarters."""
 
 
 class Worker:

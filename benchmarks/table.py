@@ -25,8 +25,14 @@ Tokens are useful tokens: each prompt once, each response once; of sampling and 
 the peak of the process (on a CPU) or of the device. On one core seconds are the worker's processor time, which others
 that use the machine lengthen little; on several they are the clock's. "Load" is how many cores others kept busy.
 """
-COLUMNS = """| work | framework | seconds per step | tokens/s | ours is | target | peak memory | steps | load |
+COLUMNS = """| work | framework | seconds per step | tokens/s | ours is | target | peak memory | steps | {last} |
 |---|---|---:|---:|---:|---:|---:|---:|---:|"""
+CEILINGS = """
+Useful share: what a step has to compute (forward and backward over each prompt once and each response once, for DPO
+also the reference's forward; no padding, nothing recomputed) against the {flops:.0f} TFLOP/s of a large bfloat16
+product on this card; of sampling, what it has to read (all weights for each token if no lane is ever idle, what a lane
+has written, each prompt once for its n lanes) against the {bandwidth:.2f} TB/s of a large copy. Both were measured by
+benchmarks/ceilings.py. Options: {options}."""
 MEMORY = """### Memory of a DPO step under a vocabulary of {vocabulary:,}
 
 {options}. Beyond is the peak of the whole process, imports
@@ -45,11 +51,14 @@ Seconds of a DPO step (median of {steps}) and bytes that the compiled step keeps
 
 def main(paths):
     runs, remat = defaultdict(dict), {}  # (shape, machine, task) -> framework -> line; the last line of a kind counts
+    ceilings = {}
     for path in paths:
         for text in Path(path).read_text().splitlines():
             line = json.loads(text)
             machine = runs_on(line) or cores_of(line["machine"])
-            if line["task"] == "remat":
+            if line["task"] == "ceilings":
+                ceilings[machine] = line
+            elif line["task"] == "remat":
                 remat[machine, line["shape"], line["remat"], line["logits_chunk"]] = line
             else:
                 runs[line["shape"], machine, line["task"]][line["framework"]] = line
@@ -60,15 +69,33 @@ def main(paths):
         if shape == LARGE_VOCABULARY:
             memory_table(found["dpo"])
         else:
-            print(COLUMNS)
+            limits = ceilings.get(machine)
+            print(COLUMNS.format(last="load" if limits is None else "useful share"))
             for task, lines in found.items():
                 for framework, line in lines.items():
-                    print(row(task, framework, line, lines["rlhf_jax"]))
+                    last = line.get("others", "") if limits is None else useful(line, lines["rlhf_jax"], limits)
+                    print(row(task, framework, line, lines["rlhf_jax"], last))
+            if limits is not None:
+                about(limits, [lines["rlhf_jax"] for lines in found.values()])
         measured([line for lines in found.values() for line in lines.values()])
         remat_table([line for (where, what, *_), line in remat.items() if (where, what) == (machine, shape)])
 
 
-def row(task, framework, line, ours):
+def useful(line, ours, limits):
+    """Share of a ceiling that the work of a step makes up, whoever does it; ours says how much work it is."""
+    for work, ceiling in (("flops", "flops_per_second"), ("bytes", "bytes_per_second")):
+        if work in ours:
+            return f"{ours[work] / line['seconds'] / limits[ceiling]:.0%}"
+    return ""
+
+
+def about(limits, lines):
+    options = "; ".join(f"{TITLES[line['task']]} `{' '.join(line['options'])}`" for line in lines)
+    print(CEILINGS.format(flops=limits["flops_per_second"] / 1e12, bandwidth=limits["bytes_per_second"] / 1e12,
+                          options=options))
+
+
+def row(task, framework, line, ours, last):
     speed = ours["tokens_per_second"] / line["tokens_per_second"]
     ratio = "" if line is ours else f"{speed:.2f} x as fast, {memory(ours) / memory(line):.2f} x the memory"
     goal = SPEED.get((task, framework))
@@ -77,7 +104,7 @@ def row(task, framework, line, ours):
     parts = ", ".join(f"{seconds:.2f} {name}" for name, seconds in line["parts"].items() if seconds > 0.01)
     split = f" ({parts})" if len(line["parts"]) > 1 and "," in parts else ""
     cells = (TITLES[task], framework, f"{line['seconds']:.2f}{split}", f"{line['tokens_per_second']:,.0f}", ratio,
-             target, f"{memory(line) / 1e9:.2f} GB", line["steps"], line.get("others", ""))
+             target, f"{memory(line) / 1e9:.2f} GB", line["steps"], last)
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

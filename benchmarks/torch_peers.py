@@ -25,7 +25,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = getattr(torch, args.dtype)
 TOKENIZER = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
 TRAIN_BATCH = min(args.batch, work.TRAIN_BATCH)
-VERSIONS = work.versions("torch", "transformers", "trl", "accelerate")
+VERSIONS = work.versions("torch", "transformers", "trl", "accelerate") | {
+    "device": torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"}
 
 
 def memory():
@@ -58,11 +59,11 @@ class Steps(TrainerCallback):
 def options(steps):
     """Arguments that all trainers share; TRL's defaults otherwise."""
     return {"output_dir": tempfile.mkdtemp(), "max_steps": steps, "use_cpu": DEVICE == "cpu",
-            "bf16": args.dtype == "bfloat16", "gradient_checkpointing": args.shape in ("1b", "8b"),
+            "bf16": args.dtype == "bfloat16", "gradient_checkpointing": (args.remat or ("full" if args.shape in ("1b", "8b") else "none")) == "full",
             "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
             "learning_rate": 1e-5, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
             "max_length": args.longest + 8, "per_device_train_batch_size": min(TRAIN_BATCH, 8),
-            "gradient_accumulation_steps": -(-TRAIN_BATCH // 8)}
+            "gradient_accumulation_steps": -(-(TRAIN_BATCH if args.task == "round" else args.batch) // 8)}
 
 
 def in_order(trainer):

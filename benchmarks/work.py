@@ -101,7 +101,12 @@ def arguments(tasks):
     parser.add_argument("--steps", type=int, default=12, help="warm-up included")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--micro", type=int, default=4, help="pairs or rows a device works on at a time")
+    parser.add_argument("--remat", choices=("none", "dots", "full"), help="TRL checkpoints gradients where it is full")
     parser.add_argument("--logits_chunk", type=int, default=256, help="rlhf_jax: row positions whose logits exist")
+    parser.add_argument("--row", type=int, help="rlhf_jax: tokens of a packed row")
+    parser.add_argument("--attention", default="auto", help="rlhf_jax: its attn_implementation")
+    parser.add_argument("--slots", type=int, help="rlhf_jax: prompts the sampler works on at a time")
+    parser.add_argument("--block", type=int, help="rlhf_jax: tokens it decodes between refills")
     return parser.parse_args()
 
 

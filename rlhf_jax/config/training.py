@@ -9,9 +9,10 @@ from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, SHARE, Flat, Options, Range, at_least, between, only_if, only_with
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
-AttnImplementation = Literal["auto", "xla", "blocked", "splash", "cudnn"]
-"""auto: splash on TPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere. blocked: a loop over blocks,
-for one CPU device. splash: JAX's TPU kernel. cudnn: cuDNN's fused kernel, for NVIDIA GPUs in bfloat16 or float16."""
+AttnImplementation = Literal["auto", "xla", "blocked", "splash", "triton", "cudnn"]
+"""auto: splash on TPUs, triton on NVIDIA GPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere.
+blocked: a loop over blocks, for one CPU device. splash: JAX's TPU kernel. triton: this package's kernel for NVIDIA GPUs.
+cudnn: cuDNN's fused kernel, for NVIDIA GPUs in bfloat16 or float16."""
 _DECAY = Range(0, 0.9999999999)
 
 

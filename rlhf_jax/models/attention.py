@@ -41,22 +41,24 @@ def score_rule(config: DecoderConfig) -> ScoreRule:
     return {"scale": (config.query_scalar or config.head_dim) ** -0.5, "softcap": config.attn_softcap}
 
 
-def packed_mask(group_ids: Array, branch_ids: Array, positions: Array, window: int | None = None) -> Array:
-    """Who may attend to whom in a packed row.
+class RowIds(NamedTuple):
+    """What each position of packed rows is: [B, T] int32 group (0 is padding), branch (0 is the prompt), position."""
+
+    group: Array
+    branch: Array
+    position: Array
+
+
+def packed_mask(ids: RowIds, window: int | None = None) -> Array:
+    """[B, T, T] bool, [query, key]: who may attend to whom in packed rows.
 
     A query sees an earlier (or its own) position of its group, in the shared prompt (branch 0) or in its own branch;
-    with a window w only positions less than w behind it.
-
-    Args:
-      group_ids, branch_ids, positions: [B, T] int32; group 0 is padding.
-
-    Returns:
-      [B, T, T] bool, [query, key].
+    with a window w only positions less than w behind it. Padding sees nothing.
     """
-    same_group = group_ids[:, :, None] == group_ids[:, None, :]
-    branch_key, branch_query = branch_ids[:, None, :], branch_ids[:, :, None]
-    visible = same_group & ((branch_key == 0) | (branch_key == branch_query))
-    distance = positions[:, :, None] - positions[:, None, :]
+    group, branch, position = ids
+    visible = (group[:, :, None] == group[:, None, :]) & (group > 0)[:, :, None]
+    visible &= (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    distance = position[:, :, None] - position[:, None, :]
     visible &= distance >= 0
     if window is not None:
         visible &= distance < window
@@ -86,15 +88,15 @@ def attention(q: Array, k: Array, v: Array, mask: Array, *, scale: float, softca
 class RowAttention(NamedTuple):
     """One way to compute attention over packed rows; all of them give what `attention` gives where a token is real.
 
-    prepare: [B, T, T] bool of who sees whom (nobody sees padding) -> what `attend` needs of it, once for all layers.
+    prepare: (ids of the rows, window) -> what `attend` needs of them, once for all layers of a kind.
     attend: (q [B, T, H, Dh], k [B, T, K, Dh], v, prepared, scale=, softcap=) -> [B, T, H, Dh].
     """
 
-    prepare: Callable[[Array], Any]
+    prepare: Callable[[RowIds, int | None], Any]
     attend: Callable[..., Array]
 
 
-WHOLE_ROWS = RowAttention(lambda mask: mask, attention)
+WHOLE_ROWS = RowAttention(packed_mask, attention)
 """Every query looks at its whole row: plain XLA, on any backend."""
 
 
@@ -104,7 +106,7 @@ def _by_jax(implementation: Any, q: Array, k: Array, v: Array, mask: Array, *, s
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation=implementation)
 
 
-CUDNN_ROWS = RowAttention(WHOLE_ROWS.prepare, partial(_by_jax, "cudnn"))
+CUDNN_ROWS = RowAttention(packed_mask, partial(_by_jax, "cudnn"))
 """cuDNN's fused attention under the rows' mask: no [T, T] scores in memory; bfloat16 or float16, no soft cap."""
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import RowAttention
+from rlhf_jax.models.attention import RowAttention, RowIds, packed_mask
 
 _MASKED = -1e30
 
@@ -37,7 +37,7 @@ class _Static(NamedTuple):
 
 
 def find_blocks(mask: Array, block: int) -> Blocks:
-    """mask: [B, T, T] bool as `attention.packed_mask` gives it, no row of padding set; T a multiple of `block`."""
+    """mask: [B, T, T] bool as `attention.packed_mask` gives it; T a multiple of `block`."""
     rows, length = mask.shape[:2]
     count = length // block
     seen = jnp.swapaxes(mask.reshape(rows, count, block, count, block), 2, 3)
@@ -64,7 +64,11 @@ def blocked_attention(q: Array, k: Array, v: Array, blocks: Blocks, *, scale: fl
 
 def blocked_rows(block: int) -> RowAttention:
     """Visits only the pairs of blocks of so many tokens that hold something to see."""
-    return RowAttention(partial(find_blocks, block=block), blocked_attention)
+    return RowAttention(partial(_find, block=block), blocked_attention)
+
+
+def _find(ids: RowIds, window: int | None, *, block: int) -> Blocks:
+    return find_blocks(packed_mask(ids, window), block)
 
 
 def _at(x: Array, row: Array, block: Array) -> Array:

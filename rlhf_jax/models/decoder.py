@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import WHOLE_ROWS, RowAttention, packed_mask, score_rule, select_windowed
+from rlhf_jax.models.attention import WHOLE_ROWS, RowAttention, RowIds, score_rule, select_windowed
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.experts import mixture_of_experts
 from rlhf_jax.models.linear import dense
@@ -140,9 +140,8 @@ def packed_forward(
     *, remat: str = "none", constrain: Constrain = unconstrained, rows: RowAttention = WHOLE_ROWS,
 ) -> Array:
     """Hidden states [B, T, D] of packed, prefix-shared rows (see `data.packing`). rows: how attention is computed."""
-    real = group_ids[:, :, None] > 0
-    seen = [rows.prepare(packed_mask(group_ids, branch_ids, positions, window) & real)
-            for window in (config.window, None)]
+    ids = RowIds(group_ids, branch_ids, positions)
+    seen = [rows.prepare(ids, window) for window in (config.window, None)]
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, None]:
         del cache

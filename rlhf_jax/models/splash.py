@@ -13,7 +13,7 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import Mesh, PartitionSpec
 
-from rlhf_jax.models.attention import RowAttention
+from rlhf_jax.models.attention import RowAttention, RowIds, packed_mask
 
 LANES = 128
 """The kernel's blocks are multiples of it, and so must be a row's tokens on each device."""
@@ -52,15 +52,14 @@ def splash_rows(mesh: Mesh, length: int, softcap: float | None, *, places: RowPl
     how: dict[str, Any] = {"block_sizes": sizes, "attn_logits_soft_cap": softcap, "interpret": interpret}
     of_rows = PartitionSpec(places.rows, None, places.positions)
 
-    def prepare(mask: Array) -> Any:
-        """[B, T, T] bool as the blocks of each row, all heads alike; padding sees itself, so that its sums are
-        finite."""
+    def prepare(ids: RowIds, window: int | None) -> Any:
+        """The blocks of each row, all heads alike; padding sees itself, so that its sums are finite."""
 
         def blocks_of(mask: Array) -> tuple[Any, ...]:
             kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=cuts, **how)
             return tuple(part._replace(is_dynamic_mask=None) for part in kernel.tree_flatten()[0])
 
-        return jax.vmap(blocks_of)((mask | jnp.eye(length, dtype=bool))[:, None])
+        return jax.vmap(blocks_of)((packed_mask(ids, window) | jnp.eye(length, dtype=bool))[:, None])
 
     def attend_row(q: Array, k: Array, v: Array, blocks: tuple[Any, ...]) -> Array:
         kernel = splash.SplashAttentionKernel(

@@ -19,6 +19,7 @@ from jax import Array
 from rlhf_jax.models import DecoderConfig, Params, forward, vocab_logits
 from rlhf_jax.models.attention import (
     KeyValues,
+    RowIds,
     Stored,
     attention,
     decode_attention,
@@ -106,7 +107,8 @@ def prefill(params: Params, config: DecoderConfig, state: DecodeState, refill: R
     count, width = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(width), (count, width))
     present = (positions < refill.lengths[:, None] - 1).astype(jnp.int32)
-    masks = [packed_mask(present, jnp.zeros_like(present), positions, window) for window in (config.window, None)]
+    ids = RowIds(present, jnp.zeros_like(present), positions)
+    masks = [packed_mask(ids, window) for window in (config.window, None)]
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         del cache

@@ -9,6 +9,7 @@ from rlhf_jax.models import DecoderConfig, RowAttention
 from rlhf_jax.models.attention import CUDNN_ROWS, WHOLE_ROWS
 from rlhf_jax.models.blocked import blocked_rows
 from rlhf_jax.models.splash import splash_rows
+from rlhf_jax.models.triton import BLOCKS, triton_rows
 
 _BLOCKS = (64, 32)
 
@@ -25,7 +26,7 @@ def lone_cpu(mesh: Mesh) -> bool:
 
 def skips_blocks(mesh: Mesh) -> bool:
     """Whether attention by default visits only the blocks something is seen in, so that long rows cost little."""
-    return lone_cpu(mesh) or platform_of(mesh) == "tpu"
+    return lone_cpu(mesh) or platform_of(mesh) != "cpu"
 
 
 def row_attention(wanted: AttnImplementation, config: DecoderConfig, mesh: Mesh | None, length: int) -> RowAttention:
@@ -36,7 +37,9 @@ def row_attention(wanted: AttnImplementation, config: DecoderConfig, mesh: Mesh 
     """
     block = next((size for size in _BLOCKS if length % size == 0 and length > size), None)
     if wanted == "auto" and mesh is not None:
+        visits = length % BLOCKS[-1] == 0 and mesh.shape["context"] == 1
         automatic: dict[bool, AttnImplementation] = {platform_of(mesh) == "tpu": "splash",
+                                                     platform_of(mesh) == "gpu" and visits: "triton",
                                                      lone_cpu(mesh) and block is not None: "blocked"}
         wanted = automatic.get(True, "xla")
     if wanted == "splash":
@@ -49,6 +52,10 @@ def row_attention(wanted: AttnImplementation, config: DecoderConfig, mesh: Mesh 
                              f"{_BLOCKS[-1]} tokens; here are {mesh.size if mesh else 1} device(s), rows of {length}. "
                              "Use auto, or another row_length")
         return blocked_rows(block)
+    if wanted == "triton":
+        if mesh is None or platform_of(mesh) != "gpu":
+            raise ValueError("attn_implementation = 'triton' needs an NVIDIA GPU and there is none here; use auto")
+        return triton_rows(mesh, length)
     if wanted == "cudnn":
         if mesh is None or platform_of(mesh) != "gpu":
             raise ValueError("attn_implementation = 'cudnn' needs an NVIDIA GPU and there is none here; use auto")

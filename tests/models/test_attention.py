@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models.attention import KeyValues, Stored, attention, decode_attention, packed_mask
+from rlhf_jax.models.attention import KeyValues, RowIds, Stored, attention, decode_attention, packed_mask
 
 
 def random(*shape, seed=0):
@@ -19,18 +19,18 @@ ROW = {"group_ids": [1, 1, 1, 1, 1, 1, 2, 2, 0], "branch_ids": [0, 0, 1, 1, 2, 2
 
 def mask_of(window=None):
     arrays = [jnp.asarray([ROW[name]], jnp.int32) for name in ("group_ids", "branch_ids", "positions")]
-    return np.asarray(packed_mask(*arrays, window))[0]
+    return np.asarray(packed_mask(RowIds(*arrays), window))[0]
 
 
 def test_a_query_sees_its_prompt_and_its_own_branch_by_hand():
     picture = ["1........", "11.......", "111......", "1111.....", "11..1....", "11..11...", "......1..", "......11.",
-               "........1"]
+               "........."]
     assert ["".join("1" if x else "." for x in row) for row in mask_of()] == picture
 
 
 def test_the_window_counts_positions_along_the_branch_and_not_along_the_row():
     picture = ["1........", "11.......", ".11......", "..11.....", ".1..1....", "....11...", "......1..", "......11.",
-               "........1"]
+               "........."]
     assert ["".join("1" if x else "." for x in row) for row in mask_of(2)] == picture
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax.data.packing import group_length, pack, pack_rows, row_shape
 from rlhf_jax.models import packed_forward
-from rlhf_jax.models.attention import attention, packed_mask
+from rlhf_jax.models.attention import RowIds, attention, packed_mask
 from rlhf_jax.models.blocked import blocked_attention, blocked_rows, find_blocks
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")
@@ -22,8 +22,7 @@ def rows(make_groups):
 
 
 def visible(rows, window=None):
-    mask = packed_mask(*(jnp.asarray(x) for x in (rows.group_ids, rows.branch_ids, rows.positions)), window)
-    return mask & (rows.group_ids > 0)[:, :, None]
+    return packed_mask(RowIds(*(jnp.asarray(x) for x in (rows.group_ids, rows.branch_ids, rows.positions))), window)
 
 
 @pytest.mark.parametrize("block", [8, 16, 32, 64])

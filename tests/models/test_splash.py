@@ -8,7 +8,7 @@ import pytest
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.data.packing import group_length, pack, pack_rows, row_shape
 from rlhf_jax.models import packed_forward
-from rlhf_jax.models.attention import attention, packed_mask
+from rlhf_jax.models.attention import RowIds, attention, packed_mask
 from rlhf_jax.models.splash import splash_rows
 from rlhf_jax.parallel import auto_inside, make_mesh, replicated
 
@@ -32,8 +32,8 @@ def check(rows, mesh, heads, kv_heads, window, softcap):
         keys, (heads, kv_heads, kv_heads), strict=False))
     real = np.asarray(rows.group_ids > 0)
     weights = jax.random.normal(keys[3], q.shape) * real[:, :, None, None]
-    ids = (jnp.asarray(x) for x in (rows.group_ids, rows.branch_ids, rows.positions))
-    mask = packed_mask(*ids, window) & real[:, :, None]
+    ids = RowIds(*(jnp.asarray(x) for x in (rows.group_ids, rows.branch_ids, rows.positions)))
+    mask = packed_mask(ids, window)
     rule = {"scale": 0.4, "softcap": softcap}
     splash = splash_rows(mesh, TOKENS, softcap, interpret=True)
 
@@ -42,7 +42,7 @@ def check(rows, mesh, heads, kv_heads, window, softcap):
         return jnp.sum(weights * out), out
 
     def ours(q, k, v):
-        out = splash.attend(q, k, v, splash.prepare(mask), **rule)
+        out = splash.attend(q, k, v, splash.prepare(ids, window), **rule)
         return jnp.sum(weights * out), out
 
     ours_and_gradients = auto_inside(jax.value_and_grad(ours, (0, 1, 2), has_aux=True), mesh, replicated(mesh))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config.training import TrainConfig
-from rlhf_jax.models.attention import WHOLE_ROWS, _by_jax, attention, packed_mask
+from rlhf_jax.models.attention import WHOLE_ROWS, RowIds, _by_jax, attention, packed_mask
 from rlhf_jax.models.blocked import blocked_attention
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.training.attention import row_attention, skips_blocks
@@ -53,6 +53,6 @@ def test_the_call_that_cudnn_gets_is_attention():
     q, k, v = (rng.normal(size=(2, 16, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     groups = np.repeat([[1, 2]], 8, axis=1).repeat(2, axis=0)
     places = np.tile(np.arange(8), (2, 2))
-    mask = packed_mask(groups, np.zeros_like(groups), places)
+    mask = packed_mask(RowIds(groups, np.zeros_like(groups), places))
     np.testing.assert_allclose(_by_jax("xla", q, k, v, mask, scale=0.3, softcap=None),
                                attention(q, k, v, mask, scale=0.3), atol=1e-6)
