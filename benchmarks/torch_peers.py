@@ -59,7 +59,8 @@ class Steps(TrainerCallback):
 def options(steps):
     """Arguments that all trainers share; TRL's defaults otherwise."""
     return {"output_dir": tempfile.mkdtemp(), "max_steps": steps, "use_cpu": DEVICE == "cpu",
-            "bf16": args.dtype == "bfloat16", "gradient_checkpointing": (args.remat or ("full" if args.shape in ("1b", "8b") else "none")) == "full",
+            "bf16": args.dtype == "bfloat16",
+            "gradient_checkpointing": args.remat == "full" if args.remat else args.shape in ("1b", "8b"),
             "report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True,
             "learning_rate": 1e-5, "lr_scheduler_type": "constant", "dataloader_pin_memory": False,
             "max_length": args.longest + 8, "per_device_train_batch_size": min(TRAIN_BATCH, 8),

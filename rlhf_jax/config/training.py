@@ -11,8 +11,8 @@ from rlhf_jax.fields import COUNT, POSITIVE, SEED, SHARE, Flat, Options, Range, 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
 AttnImplementation = Literal["auto", "xla", "blocked", "splash", "triton", "cudnn"]
 """auto: splash on TPUs, triton on NVIDIA GPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere.
-blocked: a loop over blocks, for one CPU device. splash: JAX's TPU kernel. triton: this package's kernel for NVIDIA GPUs.
-cudnn: cuDNN's fused kernel, for NVIDIA GPUs in bfloat16 or float16."""
+blocked: a loop over blocks, for one CPU device. splash: JAX's TPU kernel. triton: our kernel for NVIDIA GPUs. cudnn:
+cuDNN's fused kernel, for NVIDIA GPUs in bfloat16 or float16."""
 _DECAY = Range(0, 0.9999999999)
 
 

@@ -106,7 +106,7 @@ def forward(
     """Runs the decoder.
 
     Args:
-      params: tree of `param_specs(config)`, in the compute dtype.
+      params: tree of `param_specs(config)`, in the compute dtype; `unstacked`, its layers are not a loop.
       tokens, positions: [B, T] int32.
       attend: attention for this use; gets each layer's slice of `cache`.
       cache: tree with the layers on the leading axis, or None.
@@ -131,7 +131,15 @@ def forward(
 
     if REMAT_POLICIES[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    x, kept = jax.lax.scan(body, x, (params["layers"], cache, mixed))
+    if isinstance(params["layers"], tuple):
+        every = []
+        for index, weights in enumerate(params["layers"]):
+            own = jax.tree.map(lambda stacked, index=index: stacked[index], cache)
+            x, some = body(x, (weights, own, kinds[index]))
+            every.append(some)
+        kept = jax.tree.map(lambda *layers: jnp.stack(layers), *every)
+    else:
+        x, kept = jax.lax.scan(body, x, (params["layers"], cache, mixed))
     return rms_norm(x, params["final_norm"], config.norm_eps, config.norm_offset), kept
 
 

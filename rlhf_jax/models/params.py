@@ -173,3 +173,11 @@ def as_classifier(params: Params, key: Array, config: DecoderConfig) -> Params:
     score = jax.device_get(_init_weight(key, names.index("score"), specs["score"], config))
     backbone = {name: value for name, value in params.items() if name not in ("head", "score")}
     return {**backbone, "score": score.astype(params["embed"].dtype)}
+
+
+def unstacked(params: Params) -> Params:
+    """The tree with a tuple of one tree a layer under "layers": GPUs copy a layer out of a stacked weight at each use,
+    because their matrix products cannot read from the middle of an array that a loop walks through."""
+    layers = params["layers"]
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -28,8 +29,15 @@ from rlhf_jax.models.attention import (
     select_windowed,
 )
 from rlhf_jax.models.decoder import Constrain, unconstrained
+from rlhf_jax.models.params import unstacked
 from rlhf_jax.sampling.cache import append_tokens, empty_cache, first, write_prompts, write_token
+from rlhf_jax.sampling.lanes import Caches, Spans
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
+
+Append = Callable[[KeyValues, KeyValues, Array], KeyValues]
+"""`append_tokens`, or what does the same on a mesh."""
+LanesAttention = Callable[..., Array]
+"""`lanes_attention`, or what does the same on a mesh."""
 
 
 @struct.dataclass
@@ -191,6 +199,7 @@ class _Block(NamedTuple):
 
     written: [P, n] tokens that lanes have in the suffix cache. The block's own tokens are kept apart, all lanes' at one
     place, and appended at its end: caches are read at every token and written once a block.
+    kernel: that attends, None for plain XLA.
     """
 
     view: View
@@ -198,6 +207,20 @@ class _Block(NamedTuple):
     written: Array
     seed: Array
     stop_ids: Array
+    kernel: LanesAttention | None
+
+
+def _spans(config: DecoderConfig, block: _Block, state: DecodeState, step: Array) -> tuple[Spans, Spans]:
+    """What lanes at work see, in layers with the window and in those without."""
+    prompt = jnp.broadcast_to(state.prompt_length[:, None], state.count.shape)
+    starts, counts = (jnp.zeros_like(prompt), prompt, prompt + block.written), (prompt, block.written, step)
+
+    def seen(lowest: Array) -> Spans:
+        return Spans(*((jnp.maximum(lowest - start, 0), jnp.where(state.active, count, 0))
+                       for start, count in zip(starts, counts, strict=True)))
+
+    full = seen(jnp.zeros_like(prompt))
+    return (full if config.window is None else seen(prompt + state.count - (config.window - 1))), full
 
 
 def _seen(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, steps: int) -> tuple[Any, Any]:
@@ -222,6 +245,15 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
     rows, lanes, capacity = block.rows, state.out.shape[1], state.out.shape[2]
     position = state.prompt_length[:, None] + state.count  # [P, n]
     seen = _seen(config, block, state, step, recent.k.shape[-1])
+    spans = _spans(config, block, state, step)
+    caches = Caches(state.prompt, state.suffix, recent)
+
+    def attend_by_kernel(q: Array, k: Array, v: Array, layer: Any, local: bool | Array
+                         ) -> tuple[Array, tuple[Array, Array]]:
+        assert block.kernel is not None
+        grids = map(rows.spread, (q, k, v))
+        out = block.kernel(*grids, caches, layer, select_windowed(local, *spans), **score_rule(config))
+        return rows.take(out), (k, v)
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         on_prompt, on_suffix, on_recent = select_windowed(local, *seen)
@@ -231,8 +263,8 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
             (Stored(first(suffix, block.view.suffix), on_suffix), Stored(recent, on_recent)), **score_rule(config))
         return rows.take(out), (k, v)
 
-    cache = (state.prompt, state.suffix, recent)
-    hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, cache)
+    how = (attend, tuple(caches)) if block.kernel is None else (attend_by_kernel, np.arange(config.layers))
+    hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), *how)
     slot, lane = rows.pick // lanes, rows.pick % lanes
     sample, count = rows.take(state.sample), rows.take(state.count)
     random_keys = jax.vmap(token_key, (None, 0, 0, 0))(block.seed, state.prompt_hash[slot], sample, count)
@@ -253,22 +285,19 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
                                active=state.active & ~stopped & (state.count < state.limit)), recent
 
 
-Append = Callable[[KeyValues, KeyValues, Array], KeyValues]
-"""`append_tokens`, or what does the same on a mesh."""
-
-
 def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
-                 steps: int, append: Append = append_tokens) -> DecodeState:
+                 steps: int, append: Append = append_tokens, kernel: LanesAttention | None = None) -> DecodeState:
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
       view: of the caches, at least as deep as any lane is now; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
-      append: stores the block's tokens in the suffix cache.
+      append: stores the block's tokens in the suffix cache. kernel: that attends; layers are then not a loop.
     """
     slots, lanes, capacity = state.out.shape
     steps = min(steps, capacity)  # no lane takes more, and `append` has room
-    block = _Block(view, _Rows.of(state.active, view.rows), state.count, seed, stop_ids)
+    block = _Block(view, _Rows.of(state.active, view.rows), state.count, seed, stop_ids, kernel)
+    params = params if kernel is None else unstacked(params)
     recent = empty_cache(config, (slots, lanes), steps, state.suffix.k.dtype)
 
     def going(carry: tuple[Array, DecodeState, KeyValues]) -> Array:

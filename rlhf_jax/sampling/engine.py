@@ -21,8 +21,19 @@ from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.parallel import batch_ways, constrainer
-from rlhf_jax.sampling.cache import append_tokens, stored_dtype
-from rlhf_jax.sampling.decode import Append, DecodeState, Refill, View, decode_block, empty_state, prefill, restart
+from rlhf_jax.sampling.cache import append_at_once, append_tokens, stored_dtype
+from rlhf_jax.sampling.decode import (
+    Append,
+    DecodeState,
+    LanesAttention,
+    Refill,
+    View,
+    decode_block,
+    empty_state,
+    prefill,
+    restart,
+)
+from rlhf_jax.sampling.lanes import CHUNK, Caches, kernel_for
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -80,6 +91,9 @@ class Sampler:
         self._lanes = sampling.lanes or sampling.num_generations
         # a processor's time follows the rows it computes, an accelerator's the weights it reads
         self._skips_idle = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        kernel = kernel_for(mesh, config, self._cache_dtype)
+        self._kernel = None if kernel is None else self._on_mesh(kernel)
+        self._line = CHUNK if self._kernel else 1  # of positions that a cache's depth is a multiple of
         ways = batch_ways(mesh)
         self.prefill_rows = -(-max(1, sampling.slots // 4) // ways) * ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
@@ -87,8 +101,9 @@ class Sampler:
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        self.decode_program = jax.jit(partial(_decode, config, sampling.block, self._append()), static_argnums=0,
-                                      donate_argnums=2, out_shardings=shard)
+        how = sampling.block, self._append(append_tokens if self._kernel is None else append_at_once), self._kernel
+        self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
+                                      out_shardings=shard)
 
     def shardings(self) -> DecodeState:
         """Where the state of decoding lies: everything by slot, the caches also by key head."""
@@ -102,14 +117,28 @@ class Sampler:
             (like.prompt, of_prompts), (like.suffix, of_lanes)))
         return shardings.replace(prompt=prompt, suffix=suffix)
 
-    def _append(self) -> Append:
+    def _append(self, append: Append) -> Append:
         """Every device appends to the lanes that it has."""
         if self.mesh.devices.size == 1:
-            return append_tokens
-        shardings = self.shardings()
-        caches = jax.tree.map(lambda sharding: sharding.spec, shardings.suffix)
-        return jax.shard_map(append_tokens, mesh=self.mesh, in_specs=(caches, caches, shardings.count.spec),
-                             out_specs=caches, check_vma=False)
+            return append
+        specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
+        return jax.shard_map(append, mesh=self.mesh, in_specs=(specs.suffix, specs.suffix, specs.count),
+                             out_specs=specs.suffix, check_vma=False)
+
+    def _on_mesh(self, kernel: LanesAttention) -> LanesAttention:
+        """Every device attends for the lanes and heads that it has."""
+        if self.mesh.devices.size == 1:
+            return kernel
+        specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
+        slot, head = specs.suffix.k[1], specs.suffix.k[3]
+        tokens = PartitionSpec(slot, None, head)
+        ins = (tokens, tokens, tokens, Caches(specs.prompt, specs.suffix, specs.suffix), PartitionSpec(), specs.count)
+
+        def attend(*args: Any, **how: Any) -> jax.Array:
+            return jax.shard_map(partial(kernel, **how), mesh=self.mesh, in_specs=ins, out_specs=tokens,
+                                 check_vma=False)(*args)
+
+        return attend
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -135,8 +164,8 @@ class Sampler:
         """
         longest = max(len(prompt.prompt_ids) for prompt in prompts)
         capacity = max(self.sampling.capacity(longest, self.config.max_position), 2)
-        make = partial(empty_state, self.config, self.sampling.slots, self._lanes, capacity - 1,
-                       self.sampling.max_new_tokens, self._cache_dtype)
+        prompt, response = (-(-n // self._line) * self._line for n in (capacity - 1, self.sampling.max_new_tokens))
+        make = partial(empty_state, self.config, self.sampling.slots, self._lanes, prompt, response, self._cache_dtype)
         state = jax.jit(make, out_shardings=self.shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
@@ -154,7 +183,9 @@ class Sampler:
         yield from self._groups(ended, prompts)
 
     def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
-        """What the next block looks at: few sizes, so that few programs serve all."""
+        """What the next block looks at: few sizes, so that few programs serve all. The kernel finds out itself."""
+        if self._kernel is not None:
+            return View(capacity - 1, self.sampling.max_new_tokens)
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth))
         rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
@@ -271,6 +302,6 @@ def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state:
     return prefill(params, config, state, refill, constrain)
 
 
-def _decode(config: DecoderConfig, steps: int, append: Append, view: View, params: Params, state: DecodeState,
-            seed: Any, stop_ids: Any) -> DecodeState:
-    return decode_block(params, config, view, state, seed, stop_ids, steps, append)
+def _decode(config: DecoderConfig, steps: int, append: Append, kernel: LanesAttention | None, view: View,
+            params: Params, state: DecodeState, seed: Any, stop_ids: Any) -> DecodeState:
+    return decode_block(params, config, view, state, seed, stop_ids, steps, append, kernel)

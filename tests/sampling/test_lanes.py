@@ -1,0 +1,88 @@
+"""The GPU kernels of decoding, run by Pallas's interpreter, are the attention of decoding."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.models.attention import KeyValues, Stored, decode_attention
+from rlhf_jax.parallel import make_mesh, param_shardings
+from rlhf_jax.sampling import Sampler
+from rlhf_jax.sampling.lanes import Caches, Spans, kernel_for, lanes_attention
+
+pytestmark = pytest.mark.usefixtures("exact_matmul")
+LAYERS, PROMPTS, DIM = 2, 3, 16
+
+
+def cache(key, *rows, depth):
+    one, two = jax.random.split(key)
+    return KeyValues(jax.random.normal(one, (LAYERS, PROMPTS, *rows, DIM, depth)),
+                     jax.random.normal(two, (LAYERS, PROMPTS, *rows, depth, DIM)))
+
+
+@pytest.mark.parametrize(("lanes", "heads", "kv_heads", "window", "softcap"), [
+    (8, 4, 2, None, None), (3, 6, 2, 70, 0.7), (1, 2, 2, None, None)])
+def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, softcap):
+    keys = jax.random.split(jax.random.key(0), 7)
+    q = jax.random.normal(keys[0], (PROMPTS, lanes, heads, DIM))
+    k, v = (jax.random.normal(key, (PROMPTS, lanes, kv_heads, DIM)) for key in keys[1:3])
+    caches = Caches(cache(keys[3], kv_heads, depth=192), cache(keys[4], lanes, kv_heads, depth=128),
+                    cache(keys[5], lanes, kv_heads, depth=64))
+    length = jnp.asarray([0, 65, 192])[:, None]
+    written = jax.random.randint(keys[6], (PROMPTS, lanes), 0, 128)
+    step = 5
+    position = length + written + step
+    lowest = jnp.zeros_like(position) if window is None else position - window + 1
+
+    def span(start, count):
+        return jnp.clip(lowest - start, 0, None), jnp.broadcast_to(count, written.shape)
+
+    spans = Spans(span(0, length), span(length, written), span(length + written, step))
+    out = lanes_attention(q, k, v, caches, 1, spans, scale=0.3, softcap=softcap, interpret=True)
+
+    def stored(cache, pair):
+        places = jnp.arange(cache.v.shape[-2])
+        mask = (places >= pair[0][..., None]) & (places < pair[1][..., None])
+        return Stored(KeyValues(cache.k[1], cache.v[1]), mask)
+
+    expected = decode_attention(q, k, v, stored(caches.prompt, spans.prompt),
+                                [stored(caches.suffix, spans.suffix), stored(caches.recent, spans.recent)], scale=0.3,
+                                softcap=softcap)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+def test_an_idle_lane_sees_its_own_token_alone():
+    keys = jax.random.split(jax.random.key(1), 6)
+    q, k, v = (jax.random.normal(key, (PROMPTS, 2, 2, DIM)) for key in keys[:3])
+    caches = Caches(cache(keys[3], 2, depth=64), cache(keys[4], 2, 2, depth=64), cache(keys[5], 2, 2, depth=64))
+    nothing = (jnp.zeros((PROMPTS, 2), jnp.int32),) * 2
+    out = lanes_attention(q, k, v, caches, 0, Spans(nothing, nothing, nothing), scale=1.0, softcap=None, interpret=True)
+    np.testing.assert_allclose(out, v, atol=1e-6)
+
+
+def draw(config, params, mesh, prompts):
+    sampling = SamplingConfig(2, max_new_tokens=12, slots=4, block=64, seed=3)
+    sampler = Sampler(config, sampling, [5], mesh, lambda prompt, ids: "")
+    return dict(sampler.generate(jax.device_put(params, param_shardings(config, mesh)), prompts))
+
+
+@pytest.mark.parametrize("shape", [None, MeshConfig(fsdp=2, tensor=2, data=2)], ids=["one", "mesh"])
+def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, tiny, prompts, lone_mesh, monkeypatch):
+    config = tiny.make_config(head_dim=16, window=6, full_layers=(1,), attn_softcap=2.0)
+    params, mesh = tiny.make_params(config), lone_mesh if shape is None else make_mesh(shape)
+    plain = draw(config, params, mesh, prompts)
+    monkeypatch.setattr("rlhf_jax.sampling.engine.kernel_for", lambda *_: partial(lanes_attention, interpret=True))
+    ours = draw(config, params, mesh, prompts)
+    assert sum(len(r.ids) for g in plain.values() for r in g.responses) > 20
+    for index, group in plain.items():
+        for one, other in zip(group.responses, ours[index].responses, strict=True):
+            np.testing.assert_array_equal(one.ids, other.ids)
+            np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)
+
+
+def test_only_gpus_have_the_kernels(config, lone_mesh):
+    assert kernel_for(lone_mesh, config, jnp.float32) is None
