@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -103,14 +104,19 @@ def main():
     command = [args.task, "--shape", args.shape, "--checkpoints", str(args.checkpoints.resolve()), "--steps",
                str(args.steps), *rest]
     workers = [Worker(name, python, command, args.cores) for name, python in pythons.items() if python]
-    for i in range(args.steps):
-        for worker in workers[:: 1 if i % 2 else -1]:
-            worker.step()
-        print(f"step {i + 1} of {args.steps}: " + ", ".join(
-            f"{w.about['framework']} {w.steps[-1]['seconds']:.2f} s" for w in workers), file=sys.stderr)
-    with args.output.open("a") as out:
-        for worker in workers:
-            out.write(json.dumps(line(worker, args, rest)) + "\n")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"stopped; {args.output} has the steps so far"))
+    done = 0
+    try:
+        for done in range(1, args.steps + 1):
+            for worker in workers[:: -1 if done % 2 else 1]:
+                worker.step()
+            print(f"step {done} of {args.steps}: " + ", ".join(
+                f"{w.about['framework']} {w.steps[-1]['seconds']:.2f} s" for w in workers), file=sys.stderr)
+    finally:  # an accelerator's time may end before the run does
+        if min(len(worker.steps) for worker in workers) > args.warm_up:
+            with args.output.open("a") as out:
+                for worker in workers:
+                    out.write(json.dumps(line(worker, args, rest)) + "\n")
 
 
 def line(worker, args, rest):

@@ -106,7 +106,12 @@ def _by_jax(implementation: Any, q: Array, k: Array, v: Array, mask: Array, *, s
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation=implementation)
 
 
-CUDNN_ROWS = RowAttention(packed_mask, partial(_by_jax, "cudnn"))
+def padding_sees_itself(ids: RowIds, window: int | None = None) -> Array:
+    """`packed_mask`, for kernels whose sums over a query that sees nothing are not finite."""
+    return packed_mask(ids, window) | jnp.eye(ids.group.shape[1], dtype=bool)
+
+
+CUDNN_ROWS = RowAttention(padding_sees_itself, partial(_by_jax, "cudnn"))
 """cuDNN's fused attention under the rows' mask: no [T, T] scores in memory; bfloat16 or float16, no soft cap."""
 
 

@@ -13,7 +13,7 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import Mesh, PartitionSpec
 
-from rlhf_jax.models.attention import RowAttention, RowIds, packed_mask
+from rlhf_jax.models.attention import RowAttention, RowIds, padding_sees_itself
 
 LANES = 128
 """The kernel's blocks are multiples of it, and so must be a row's tokens on each device."""
@@ -59,7 +59,7 @@ def splash_rows(mesh: Mesh, length: int, softcap: float | None, *, places: RowPl
             kernel = splash.make_splash_mha(mask, head_shards=1, q_seq_shards=cuts, **how)
             return tuple(part._replace(is_dynamic_mask=None) for part in kernel.tree_flatten()[0])
 
-        return jax.vmap(blocks_of)((packed_mask(ids, window) | jnp.eye(length, dtype=bool))[:, None])
+        return jax.vmap(blocks_of)(padding_sees_itself(ids, window)[:, None])
 
     def attend_row(q: Array, k: Array, v: Array, blocks: tuple[Any, ...]) -> Array:
         kernel = splash.SplashAttentionKernel(

@@ -26,7 +26,8 @@ def lone_cpu(mesh: Mesh) -> bool:
 
 def skips_blocks(mesh: Mesh) -> bool:
     """Whether attention by default visits only the blocks something is seen in, so that long rows cost little."""
-    return lone_cpu(mesh) or platform_of(mesh) != "cpu"
+    platform = platform_of(mesh)
+    return lone_cpu(mesh) or platform == "tpu" or (platform == "gpu" and mesh.shape["context"] == 1)
 
 
 def row_attention(wanted: AttnImplementation, config: DecoderConfig, mesh: Mesh | None, length: int) -> RowAttention:
@@ -37,9 +38,9 @@ def row_attention(wanted: AttnImplementation, config: DecoderConfig, mesh: Mesh 
     """
     block = next((size for size in _BLOCKS if length % size == 0 and length > size), None)
     if wanted == "auto" and mesh is not None:
-        visits = length % BLOCKS[-1] == 0 and mesh.shape["context"] == 1
+        fits = length % BLOCKS[-1] == 0 and skips_blocks(mesh)
         automatic: dict[bool, AttnImplementation] = {platform_of(mesh) == "tpu": "splash",
-                                                     platform_of(mesh) == "gpu" and visits: "triton",
+                                                     platform_of(mesh) == "gpu" and fits: "triton",
                                                      lone_cpu(mesh) and block is not None: "blocked"}
         wanted = automatic.get(True, "xla")
     if wanted == "splash":

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.models.attention import WHOLE_ROWS, RowIds, _by_jax, attention, packed_mask
 from rlhf_jax.models.blocked import blocked_attention
@@ -32,10 +33,20 @@ def test_many_cpu_devices_or_no_mesh_look_at_whole_rows(tiny):
 
 @pytest.mark.parametrize(("wanted", "what"), [
     ("splash", "is a TPU kernel and there is no TPU here"), ("cudnn", "needs an NVIDIA GPU"),
+    ("triton", "needs an NVIDIA GPU"),
     ("blocked", r"here are 8 device\(s\), rows of 640")])
 def test_what_cannot_work_here_is_refused(tiny, wanted, what):
     with pytest.raises(ValueError, match=what):
         row_attention(wanted, tiny(), make_mesh(), 640)
+
+
+@pytest.mark.parametrize(("context", "length", "kind"), [(1, 640, "triton"), (1, 100, "xla"), (2, 640, "xla")])
+def test_gpus_visit_blocks_unless_a_row_is_cut_or_fits_no_block(tiny, monkeypatch, context, length, kind):
+    monkeypatch.setattr("rlhf_jax.training.attention.platform_of", lambda mesh: "gpu")
+    mesh = make_mesh(MeshConfig(context=context))
+    found = row_attention("auto", tiny(), mesh, length)
+    assert (found is WHOLE_ROWS) == (kind == "xla")
+    assert skips_blocks(mesh) == (context == 1)
 
 
 def test_a_choice_has_an_effect(tiny, lone):
