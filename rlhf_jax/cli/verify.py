@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_jax.config.commands import VerifyCommand
+from rlhf_jax.config.evaluation import VerifyCommand
 from rlhf_jax.workflow.published import CHECKS, Figure
 from rlhf_jax.workflow.stage import write_json_atomic
 

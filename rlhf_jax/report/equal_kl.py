@@ -16,7 +16,7 @@ from rlhf_jax.report.policies import CONTROLS, FAMILIES, ONLINE, STARTS, judge_o
 HOW = ("Each method is read on its own curve of reward over divergence from the start, at the divergence of the one of "
        "the two that moved less: between policies that were measured the reward is taken as linear in the square root "
        "of the divergence, and a method with one policy as such a line from the start.")
-SHARES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+PLACES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Divergences in nats per answer at which curves are printed."""
 
 Runs = Sequence[Sequence[PolicySummary]]
@@ -94,7 +94,7 @@ def curves_table(runs: Runs) -> str:
     families = dict.fromkeys(policy.family for run in runs for policy in run if policy.round > 0)
     curves = {family: [frontier(run, (family,), measure) for run in runs] for family in families}
     whole = {family: [c for c in found if c is not None] for family, found in curves.items() if all(found)}
-    places = [kl for kl in SHARES if any(all(kl <= c.furthest for c in found) for found in whole.values())]
+    places = [kl for kl in PLACES if any(all(kl <= c.furthest for c in found) for found in whole.values())]
     if not places:
         return ""
     rows = [[title_of(family), *(_mean_at(found, kl) for kl in places)] for family, found in whole.items()]

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.commands import (
-    AgreementCommand,
-    EvaluateCommand,
     ExportCommand,
     GenerateCommand,
     PairsCommand,
@@ -18,6 +16,7 @@ from rlhf_jax.config.commands import (
     SftCommand,
 )
 from rlhf_jax.config.data import PreferenceData, RowOptions, Sources, as_sources
+from rlhf_jax.config.evaluation import AgreementCommand, EvaluateCommand
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.probe import FeaturesCommand, ProbeCommand

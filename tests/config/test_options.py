@@ -13,13 +13,13 @@ from rlhf_jax.cli.verbs import VERBS, named
 from rlhf_jax.config.build import build
 from rlhf_jax.config.commands import (
     CompareCommand,
-    EvaluateCommand,
     GenerateCommand,
     RewardCommand,
     ScoreCommand,
     SftCommand,
 )
 from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.evaluation import EvaluateCommand
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.mixes import DataCommand, SourceOptions
 from rlhf_jax.config.pairs import PairOptions
