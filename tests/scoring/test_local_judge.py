@@ -39,16 +39,18 @@ def folder(policy_tokenizer, config, make_params, tmp_path_factory):
 def opened(folder, mesh):
     def make(**options):
         return open_scorer(build(LocalJudgeScoring, {"model_name_or_path": str(folder), "kind": "local_judge",
-                                                     "max_tokens": 12, "slots": 4, **options}), mesh, "proxy")
+                                                     "max_tokens": 6, "slots": 4, **options}), mesh, "proxy")
 
     return make
 
 
 def greedy(plain, params, config, ids, count, stops):
-    """Token ids that an independent decoder writes."""
-    written = list(ids)
+    """Token ids that an independent decoder writes, over a sequence of one length: what comes behind is not seen."""
+    place, written = np.zeros(64, np.int32), list(ids)
     for _ in range(count):
-        logits = plain(params, config, np.array(written))[-1] @ np.asarray(params["head"])[: config.vocab_size].T
+        place[: len(written)] = written
+        logits = np.asarray(plain(params, config, place))[len(written) - 1] @ np.asarray(params["head"])[
+            : config.vocab_size].T
         written.append(int(np.argmax(logits)))
         if written[-1] in stops:
             break
@@ -61,7 +63,7 @@ def test_replies_are_those_of_an_independent_decoder_and_a_question_is_answered_
     found = replies.ask([*QUESTIONS, QUESTIONS[0]], failures)
     for turns, reply in zip(QUESTIONS, found, strict=False):
         ids = Renderer(policy_tokenizer).render(Example(turns, ())).prompt_ids
-        written = greedy(plain, make_params(config), config, ids, 12, replies._sampler._stop)
+        written = greedy(plain, make_params(config), config, ids, 6, replies._sampler._stop)
         assert reply == policy_tokenizer.decode(written, skip_special_tokens=True)
     assert found[2] == found[0] != found[1]
     assert not failures
@@ -107,7 +109,7 @@ def test_replies_are_read_as_those_of_a_server():
 def test_the_key_changes_with_what_verdicts_depend_on(opened, folder, tmp_path):
     rubric = tmp_path / "r.yaml"
     rubric.write_text('user: "{question} {answer_a} {answer_b}"\n')
-    ways = [{}, {"temperature": 0.5}, {"max_tokens": 13}, {"judges": "single"}, {"rubric": str(rubric)},
+    ways = [{}, {"temperature": 0.5}, {"max_tokens": 7}, {"judges": "single"}, {"rubric": str(rubric)},
             {"method": "knock_out"}, {"endpoint": "completions"}, {"dtype": "bfloat16"}, {"max_length": 100},
             {"seed": 1}]
     assert len({opened(**one).key for one in ways}) == len(ways)
