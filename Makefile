@@ -31,7 +31,8 @@ lint: $(VENV)/.installed
 check: lint test                      ## what a commit must pass
 
 reproduce: $(VENV)/.installed         ## the quickstart over SEEDS seeds, summarised in docs/results/quickstart.md
-	$(BIN)/python benchmarks/reproduce.py --seeds $(SEEDS) --output docs/results/quickstart.md
+	$(BIN)/rlhf-jax sweep --config configs/quickstart.yaml --output_dir runs/reproduce --seeds $(SEEDS) \
+	  --page docs/results/quickstart.md
 
 clean:
 	rm -rf runs $(VENV)

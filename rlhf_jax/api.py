@@ -40,7 +40,7 @@ from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.kinds import KINDS, open_scorer
-from rlhf_jax.workflow.products import RECORD
+from rlhf_jax.workflow.products import RECORD, RESULTS
 from rlhf_jax.workflow.stages.sample import with_capacity
 from rlhf_jax.workflow.verbs import STAGES
 
@@ -258,7 +258,7 @@ def run(verb: str, **keys: Any) -> dict[str, Any]:
         raise ValueError(f"no such key: {said}") from error
     named(row.run)(verb, command)
     folder = Path(command.output_dir).expanduser()
-    made: dict[str, Any] = json.loads((folder / (RECORD if verb in STAGES else "results.json")).read_text())
+    made: dict[str, Any] = json.loads((folder / (RECORD if verb in STAGES else RESULTS)).read_text())
     return made["report"] if verb in STAGES else made
 
 

@@ -66,7 +66,7 @@ def doctor(verb: str, command: DoctorCommand) -> None:
     if data.rows.sources:
         rows = dataclasses.replace(data.rows, max_samples=data.rows.max_samples or 64)
         groups = RenderedRows(checkpoint=checkpoint, kind=command.kind, rows=rows, render=data.render,
-                              graded=data.graded).read()
+                              graded=data.graded, benchmarks=data.benchmarks, announce=print).read()
     findings = examine(checkpoint, make_mesh(resolved(command.mesh, command).mesh), groups)
     table = _table("check", "", "seen", "advice")
     for one in findings:

@@ -46,11 +46,18 @@ _NO_MODEL = ("function", "judge", "reward_server")
 """Kinds of scorers whose weights, if they have any, lie elsewhere."""
 
 
+def _places(kind: Any, model: str) -> dict[str, str]:
+    """Where a scorer's weights are taken to lie; only their shape is looked at."""
+    if kind in _NO_MODEL:
+        return {}
+    return {"model_name_or_path": model, **({"reference_model": model} if kind == "implicit" else {})}
+
+
 def _completed(tree: dict[str, Any], verb: str, model: str) -> dict[str, Any]:
     """The config with what a run needs and a plan does not: where data lie and results go."""
     tree = {"output_dir": "unused", **tree}
     if verb == "score":
-        place = {} if tree.get("kind") in _NO_MODEL else {"model_name_or_path": model}
+        place = _places(tree.get("kind"), model)
         return {"input": "unused", **place, **tree}
     if "scratch" not in tree:
         tree = {"model_name_or_path": model, **tree}
@@ -58,7 +65,7 @@ def _completed(tree: dict[str, Any], verb: str, model: str) -> dict[str, Any]:
         tree = {"prompts": {}, **tree}
         if "reward" not in tree:
             scorer = {"kind": "bradley_terry", **tree.get("scorer", {})}
-            place = {} if scorer["kind"] in _NO_MODEL else {"model_name_or_path": model}
+            place = _places(scorer["kind"], model)
             tree["scorer"] = {**place, **scorer}
     elif verb == "dpo" and "pairs" not in tree:
         tree = {"dataset_name": "unused", **tree}

@@ -27,9 +27,11 @@ from rlhf_jax.parallel import check_shared, initialize, is_main_process, make_me
 from rlhf_jax.report import compare_runs, headline, write_length_bias, write_markdown, write_report
 from rlhf_jax.workflow.chat_benchmarks.run import preview_benchmark, run_benchmark
 from rlhf_jax.workflow.context import Context, Tick
+from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
+from rlhf_jax.workflow.products import RESULTS
 from rlhf_jax.workflow.progress import Noted
 from rlhf_jax.workflow.results import gather_results, results_so_far
 from rlhf_jax.workflow.stage import Run, write_json_atomic
@@ -153,7 +155,7 @@ def _context(run: Run, tick: Tick, trackers: tuple[str, ...]) -> Context:
 
 
 @contextmanager
-def _at_work(config: Any, *, single: bool = False, title: str | None = None) -> Iterator[Context]:
+def at_work(config: Any, *, single: bool = False, title: str | None = None) -> Iterator[Context]:
     """The context of a command that alone writes to its output folder.
 
     single: it does one stage, whose folder the output folder is. title: of the page that is kept while it goes; None
@@ -182,7 +184,7 @@ def _at_work(config: Any, *, single: bool = False, title: str | None = None) -> 
 
 def stage(verb: str, command: Any) -> None:
     """Does the one stage that a verb asks for, and prints its report."""
-    with _at_work(command, single=True) as context:
+    with at_work(command, single=True) as context:
         finished = context.do(verb, STAGES[verb](command, context))
     if is_main_process():
         print(json.dumps({key: value for key, value in finished.report.items() if key != "reliability"}, indent=1))
@@ -195,7 +197,7 @@ def stage(verb: str, command: Any) -> None:
 def experiment(verb: str, config: ExperimentConfig) -> None:
     """Runs the whole workflow and ends with the page a person opens."""
     del verb
-    with _at_work(config, title=config.title) as context:
+    with at_work(config, title=config.title) as context:
         outcome = Experiment(config, context).run()
         context.run.write_manifest()
     seed = config.evaluation.seed if config.evaluation else 0
@@ -206,7 +208,7 @@ def comparison(verb: str, command: CompareCommand) -> None:
     """Compares a policy with a baseline, with the same page."""
     del verb
     title = f"{command.model_name_or_path} against {command.baseline_model}"
-    with _at_work(command, title=title) as context:
+    with at_work(command, title=title) as context:
         outcome = compare(command, context)
         context.run.write_manifest()
     _report(context, outcome, title, "gold" if command.gold else None, command.seed)
@@ -214,7 +216,7 @@ def comparison(verb: str, command: CompareCommand) -> None:
 
 def benchmark(verb: str, command: BenchmarkCommand) -> None:
     """Does a chat benchmark and prints its figures."""
-    with _at_work(command) as context:
+    with at_work(command) as context:
         found = run_benchmark(command, context)
         context.run.write_manifest()
     if is_main_process():
@@ -225,7 +227,7 @@ def benchmark(verb: str, command: BenchmarkCommand) -> None:
 def _report(context: Context, outcome: Outcome, title: str, gold: str | None, seed: int) -> None:
     if is_main_process():
         results = gather_results(context.run, outcome, title=title, gold=gold, seed=seed)
-        write_json_atomic(context.run.folder / "results.json", results.to_json())
+        write_json_atomic(context.run.folder / RESULTS, results.to_json())
         _draw(results, context.run.folder)
 
 
@@ -242,7 +244,7 @@ def report(verb: str, command: ReportCommand) -> None:
 
 
 def _read_results(run: str) -> Results:
-    path = Path(run) / "results.json"
+    path = Path(run) / RESULTS
     if not path.is_file():
         raise ValueError(f"{run} holds no results.json; it is no finished run. Run `rlhf-jax iterate` to its end")
     with _faults_of(run):
@@ -271,23 +273,31 @@ def preview(verb: str, command: Any) -> None:
 
     Nothing is written to the command's output folder. Ends as the command would if that cannot begin.
     """
-    _check_trackers(command)
-    _check_output(Path(command.output_dir).expanduser())
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), command, announce=lambda _: None)
-        context = Context(run, make_mesh(resolved(getattr(command, "mesh", None), command).mesh), dry=True)
+    def look(context: Context) -> Preview:
         match command:
             case ExperimentConfig():
-                found = Experiment(command, context).preview()
+                return Experiment(command, context).preview()
             case BenchmarkCommand():
-                found = preview_benchmark(command, context)
+                return preview_benchmark(command, context)
             case CompareCommand():
-                found = preview_comparison(command, context)
+                return preview_comparison(command, context)
             case _:
-                found = STAGES[verb](command, context).preview(context)
+                found: Preview = STAGES[verb](command, context).preview(context)
+                return found
+
+    preview_of(command, look)
+
+
+def preview_of(config: Any, look: Callable[[Context], Preview]) -> None:
+    """`preview` of what a config does, as `look` finds it in a context that keeps nothing."""
+    _check_trackers(config)
+    _check_output(Path(config.output_dir).expanduser())
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), config, announce=lambda _: None)
+        found = look(Context(run, make_mesh(resolved(getattr(config, "mesh", None), config).mesh), dry=True))
         if found.checkpoint is not None:
-            config = found.checkpoint.config
-            print(f"model: {config.family}, {count_params(config):,} parameters\n")
+            shape = found.checkpoint.config
+            print(f"model: {shape.family}, {count_params(shape):,} parameters\n")
         if found.counts is not None:
             print(printable(f"{found.counts}\n"))
         for group in found.groups[:3]:

@@ -29,7 +29,7 @@ class Verb(NamedTuple):
 
 
 _COMMANDS, _STAGE = "rlhf_jax.config.commands", "rlhf_jax.cli.run:stage"
-_PROBE = "rlhf_jax.config.probe"
+_PROBE, _EVALUATION = "rlhf_jax.config.probe", "rlhf_jax.config.evaluation"
 _RUN, _WHOLE = "rlhf_jax.config.run:ExperimentConfig", "rlhf_jax.cli.run:experiment"
 
 VERBS: dict[str, Verb] = {
@@ -45,15 +45,24 @@ VERBS: dict[str, Verb] = {
     "score": Verb("score sampled responses", f"{_COMMANDS}:ScoreCommand", _STAGE),
     "pairs": Verb("choose preference pairs from scored responses", f"{_COMMANDS}:PairsCommand", _STAGE),
     "dpo": Verb("train on preference pairs (the DPO family)", "rlhf_jax.config.preference:DpoCommand", _STAGE),
-    "evaluate": Verb("evaluate a reward or preference model on held-out pairs", f"{_COMMANDS}:EvaluateCommand", _STAGE),
+    "evaluate": Verb("evaluate a reward or preference model on held-out pairs", f"{_EVALUATION}:EvaluateCommand",
+                     _STAGE),
     "compare": Verb("compare a policy with a baseline on held-out prompts", f"{_COMMANDS}:CompareCommand",
                     "rlhf_jax.cli.run:comparison"),
+    "agreement": Verb("hold judges against each other and against the pairs' labels: agreement and kappa",
+                      f"{_EVALUATION}:AgreementCommand", _STAGE),
+    "verify": Verb("recompute the published figures that the files in a folder allow, ours beside theirs",
+                   f"{_EVALUATION}:VerifyCommand", "rlhf_jax.cli.verify:verify", None, "data"),
     "features": Verb("store the hidden states of answers and prompts, for probes", f"{_PROBE}:FeaturesCommand",
                      _STAGE),
     "probe": Verb("make a reward model of stored features: regressed ratings, ArmoRM's gate or a tree over them",
                   f"{_PROBE}:ProbeCommand", _STAGE),
     "benchmark": Verb("AlpacaEval 2, Arena-Hard or MT-Bench: generate, judge, score",
                       "rlhf_jax.config.benchmark:BenchmarkCommand", "rlhf_jax.cli.run:benchmark"),
+    "sweep": Verb("a grid over any keys of a run x seeds: shared stages, tables with intervals, equal divergence",
+                  "rlhf_jax.config.sweep:SweepCommand", "rlhf_jax.cli.sweep:run_sweep", "rlhf_jax.cli.sweep:preview"),
+    "worth": Verb("is online worth it here? seeds of the rounds and their matched control until the sign is decided",
+                  "rlhf_jax.config.sweep:WorthCommand", "rlhf_jax.cli.sweep:run_worth", "rlhf_jax.cli.sweep:preview"),
     "export": Verb("write a model as a Hugging Face folder: adapter merged, dtype chosen, files of a given size",
                    f"{_COMMANDS}:ExportCommand", _STAGE, subject="model_name_or_path"),
     "inspect": Verb("what a checkpoint is: family, head, tensors, memory per device; nothing is loaded",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.config.data import DataOptions, GradedOptions, PreferenceData, RowOptions, Sources
+from rlhf_jax.config.data import DataOptions, PreferenceData, RowOptions, Sources
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed, only_with
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed
 
 Dtype = Literal["float32", "bfloat16"]
 SHARD_SIZE = 128
@@ -149,54 +149,6 @@ class PairsCommand(Options):
     output_dir: str
     layout: Literal["groups", "trl"] = "groups"
     pairs: Flat[PairOptions] = PairOptions()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateCommand(Options):
-    """Evaluating a reward or preference model: on held-out pairs or a benchmark, or by the length of what it likes.
-
-    Attributes:
-      scorer: what is evaluated on the rows of dataset_name.
-      output_dir: where the results go.
-      input: folder of scored shards, instead of scorer and dataset_name: how much their scores grow with length.
-      score: name of the scores in input.
-      length_unit: of the lengths in input.
-      benchmark: whose rows dataset_name holds, as its authors publish them: rewardbench, rewardbench2, rm_bench ...
-        (docs/evaluating.md has all); or preference, any preference rows, with a column `subset` or without.
-      tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
-      seed: of the bootstrap.
-      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
-      rows: held-out preference rows.
-      graded: which pairs graded rows make.
-    """
-
-    scorer: ScorerOptions | None = None
-    output_dir: str
-    input: str | None = None
-    score: Annotated[str, only_with("input")] = "proxy"
-    length_unit: Annotated[Literal["characters", "tokens"], only_with("input")] = "tokens"
-    benchmark: str = "preference"
-    tie_rule: Literal["half", "strict"] | None = None
-    seed: Annotated[int, SEED] = 0
-    mesh: MeshChoice = MeshConfig()
-    rows: Flat[RowOptions] = RowOptions()
-    graded: Flat[GradedOptions] = GradedOptions()
-
-    def conflicts(self) -> None:
-        """Raises ValueError for keys of rows beside scored shards, and of reading them beside a benchmark."""
-        if (self.scorer is None) == (self.input is None):
-            raise ValueError("give either scorer, to be evaluated on the rows of dataset_name, or input, a folder of "
-                             "scored shards whose scores are held against their lengths")
-        if self.input is not None:
-            why = f"input = {self.input!r}, whose shards are read as they are"
-            own = [name for name in ("benchmark", "tie_rule") if name in changed(self)]
-            idle = [*own, *changed(self.rows), *changed(self.graded)]
-        else:
-            why = f"benchmark = {self.benchmark!r}, whose rows are read in one way"
-            reading = [name for name in changed(self.rows) if name == "converter"] + changed(self.graded)
-            idle = reading if self.benchmark != "preference" else []
-        if idle:
-            raise ValueError(f"{', '.join(idle)} has no effect with {why}; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

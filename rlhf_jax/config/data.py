@@ -98,10 +98,13 @@ class DataOptions(Options):
     Attributes:
       rows: which rows.
       render: how they become tokens.
+      benchmarks: files of questions; how many prompts share 13 words in a row with one of them is said when the rows
+        are read. They stay in.
     """
 
     rows: Flat[RowOptions] = RowOptions()
     render: Flat[RenderOptions] = RenderOptions()
+    benchmarks: Sources = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +115,11 @@ class PreferenceData(Options):
       rows: which rows.
       graded: which pairs graded rows make.
       render: how they become tokens.
+      benchmarks: files of questions; how many prompts share 13 words in a row with one of them is said when the rows
+        are read. They stay in.
     """
 
     rows: Flat[RowOptions] = RowOptions()
     graded: Flat[GradedOptions] = GradedOptions()
     render: Flat[RenderOptions] = RenderOptions()
+    benchmarks: Sources = ()

@@ -179,6 +179,11 @@ class ExperimentConfig(Options):
             sections["evaluation.data"] = self.evaluation.data
         return {name: data.rows for name, data in sections.items() if data is not None}
 
+    @property
+    def reads_raft(self) -> bool:
+        """Whether the raft section has an effect."""
+        return self.loop.method == "raft" or "raft" in self.baselines
+
     def _check_templates(self) -> None:
         """Raises ValueError for a section's own template where its model already has one: the run's, or its own."""
         sections: list[tuple[str, DataOptions | PreferenceData | None]] = [("prompts", self.prompts)]
@@ -202,7 +207,7 @@ class ExperimentConfig(Options):
         if self.pairs.scorer.split("/")[0] != PairOptions.scorer:
             raise ValueError(f"pairs.scorer = {self.pairs.scorer!r}; the run's scorer stores its score as 'proxy' and "
                              "numbers beside it as proxy/NAME. Name one of those")
-        if self.raft != SftOptions() and self.loop.method != "raft" and "raft" not in self.baselines:
+        if self.raft != SftOptions() and not self.reads_raft:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")
         if self.dpo.loss.of_responses and not self.dpo.split_pairs:
@@ -223,6 +228,7 @@ def reseeded(config: T, shift: int) -> T:
     """A config with `shift` added to every field called `seed`, at any depth: another repetition of the same run."""
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         return config
+    idle = isinstance(config, ExperimentConfig) and not config.reads_raft  # a changed section that nothing reads
     changed = {f.name: getattr(config, f.name) + shift if f.name == "seed" else reseeded(getattr(config, f.name), shift)
-               for f in dataclasses.fields(config)}
+               for f in dataclasses.fields(config) if not (idle and f.name == "raft")}
     return dataclasses.replace(config, **changed)

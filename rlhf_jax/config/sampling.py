@@ -82,3 +82,9 @@ class SamplingConfig(Options):
         """Temperature of each of the n samples: the given values in equal, contiguous shares."""
         given = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
         return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))
+
+    @property
+    def unchanged(self) -> tuple[bool, ...]:
+        """Which of the n samples are drawn from the model's own distribution: temperature 1, and no token left out."""
+        whole = self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0
+        return tuple(whole and temperature == 1.0 for temperature in self.temperatures)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from rlhf_jax.config.server import Server
-from rlhf_jax.fields import COUNT, Flat, Options, at_least, between, only_if
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, at_least, between, only_if
 
 ScoreAt = Literal["last_token", "end_of_turn"]
 
@@ -35,8 +35,8 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise, multi_objective, odin or tree (models), function (Python), judge or reward_server
-        (HTTP).
+      kind: bradley_terry, pairwise, multi_objective, odin, tree, implicit or local_judge (models), function (Python),
+        judge or reward_server (HTTP).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -123,31 +123,87 @@ class FunctionScoring(Options):
     kind: Literal["function"] = "function"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JudgeScoring(Options):
-    """A served language model that judges answers.
+@dataclasses.dataclass(frozen=True)
+class ImplicitScoring(Options):
+    """A policy against its reference: beta times the log-ratio of a response, the reward that DPO gives it implicitly.
 
     Attributes:
-      kind: "judge".
-      server: which model, and what asking it may cost.
+      model: the policy.
+      reference_model: folder of what it started from, of the same vocabulary.
+      kind: "implicit".
+      beta: scale of the log-ratio; of a policy that DPO trained, its beta.
+      over: sum over the response's tokens, as DPO's own reward, or their mean (per token), which length does not scale.
+    """
+
+    model: Flat[ScorerModel]
+    reference_model: str
+    kind: Literal["implicit"] = "implicit"
+    beta: Annotated[float, POSITIVE] = 0.1
+    over: Literal["sum", "mean"] = "sum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging(Options):
+    """What a language model is asked that judges answers, and how it replies.
+
+    Attributes:
       judges: pairs (which of two answers is better, asked in both orders) or single (a rating of each answer).
       rubric: YAML file of what the judge is asked and how its reply is read; None for the one that comes with this
         program.
       method: tournament of n responses: round_robin plays all pairs, knock_out about 2n to find best and worst.
-      endpoint: chat (the server renders the rubric by the model's template), or completions (the rubric's text is
-        continued as it is, for models without one).
+      endpoint: chat (the rubric is rendered by the model's template), or completions (the rubric's text is continued as
+        it is, for models without one).
       temperature: at which it replies.
       max_tokens: of its reply.
     """
 
-    server: Flat[Server]
-    kind: Literal["judge"] = "judge"
     judges: Literal["pairs", "single"] = "pairs"
     rubric: str | None = None
     method: Annotated[Literal["round_robin", "knock_out"], only_if(judges="pairs")] = "round_robin"
     endpoint: Literal["chat", "completions"] = "chat"
     temperature: Annotated[float, between(0, 1e4)] = 0.0
     max_tokens: Annotated[int, COUNT] = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeScoring(Options):
+    """A served language model that judges answers.
+
+    Attributes:
+      server: which model, and what asking it may cost.
+      kind: "judge".
+      judging: what it is asked.
+    """
+
+    server: Flat[Server]
+    kind: Literal["judge"] = "judge"
+    judging: Flat[Judging] = Judging()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocalJudgeScoring(Options):
+    """A language model that judges answers on these devices, with our own sampler.
+
+    Attributes:
+      model_name_or_path: folder of the judge.
+      kind: "local_judge".
+      chat_template_path: replaces the template of the judge's tokenizer.
+      max_length: tokens of question and reply together; longer questions get no verdict. None for the model's
+        positions.
+      dtype: of its weights and computation.
+      slots: questions that are answered at a time.
+      seed: of its replies at a temperature above 0.
+      judging: what it is asked.
+    """
+
+    model_name_or_path: str
+    kind: Literal["local_judge"] = "local_judge"
+    chat_template_path: str | None = None
+    max_length: Annotated[int | None, COUNT] = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    slots: Annotated[int, COUNT] = 32
+    seed: Annotated[int, SEED] = 0
+    judging: Flat[Judging] = Judging(max_tokens=512)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,4 +224,4 @@ class RewardServerScoring(Options):
 
 
 ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | TreeScoring
-                 | FunctionScoring | JudgeScoring | RewardServerScoring)
+                 | ImplicitScoring | FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring)

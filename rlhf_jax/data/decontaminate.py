@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.groups import Text
 from rlhf_jax.data.jsonl import SourceError
-from rlhf_jax.data.prompt_text import plain_text
+from rlhf_jax.data.prompt_text import plain_text, user_turns
 from rlhf_jax.data.sources import locate_rows
 
 WORDS = 13
@@ -39,19 +40,51 @@ def word_runs(turns: Sequence[str]) -> Iterator[str]:
             yield " ".join(words[start : start + WORDS])
 
 
+class Contamination(NamedTuple):
+    """How many prompts were looked at, how many of them a benchmark asks too, and the first such question."""
+
+    prompts: int
+    found: int
+    first: Question | None = None
+
+    @property
+    def warning(self) -> str:
+        """A sentence; empty where no prompt was found."""
+        if self.first is None:
+            return ""
+        return (f"warning: {self.found:,} of {self.prompts:,} prompts are asked by a benchmark too (13 words in a row),"
+                f" first {self.first.text[:80]!r} ({self.first.benchmark}, row {self.first.row_number}); its numbers "
+                "flatter a model that was trained on them. `rlhf-jax data --benchmarks` leaves such rows out")
+
+
+def contaminated(prompts: Iterable[Text], index: Mapping[str, Question]) -> Contamination:
+    """Looks for the questions of an index in all prompts, which are none the fewer for it."""
+    hits = [contamination(user_turns(prompt), index) for prompt in prompts]
+    found = [hit[1] for hit in hits if hit is not None]
+    return Contamination(len(hits), len(found), found[0] if found else None)
+
+
+def question_index(questions: Iterable[Question], turns: Iterable[Sequence[str]]) -> dict[str, Question]:
+    """Run of words -> the first question that it stands in. turns: of each question."""
+    index: dict[str, Question] = {}
+    for question, said in zip(questions, turns, strict=True):
+        for run in word_runs(said):
+            index.setdefault(run, question)
+    return index
+
+
 def benchmark_index(sources: Iterable[str]) -> dict[str, Question]:
     """Run of words -> the first question that it stands in.
 
     Raises:
       SourceError: a source is missing, or a row of it has no question that could be found.
     """
-    index: dict[str, Question] = {}
+    questions, turns = [], []
     for source in sources:
         for located in locate_rows(source):
-            turns = _turns(located.row, f"{located.source}, row {located.number}")
-            for run in word_runs(turns):
-                index.setdefault(run, Question(located.source, located.number, turns[0]))
-    return index
+            turns.append(_turns(located.row, f"{located.source}, row {located.number}"))
+            questions.append(Question(located.source, located.number, turns[-1][0]))
+    return question_index(questions, turns)
 
 
 def _turns(row: Mapping[str, Any] | BadRow, where: str) -> list[str]:

@@ -13,7 +13,14 @@ from rlhf_jax.config.plan import Assumptions
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import FunctionScoring, JudgeScoring, RewardServerScoring, ScorerModel, ScorerOptions
+from rlhf_jax.config.scorer import (
+    FunctionScoring,
+    JudgeScoring,
+    LocalJudgeScoring,
+    RewardServerScoring,
+    ScorerModel,
+    ScorerOptions,
+)
 from rlhf_jax.config.training import RewardOptions
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.plan.shapes import (
@@ -142,7 +149,8 @@ def _sampling(config: DecoderConfig, sampling: SamplingConfig, dtype: str, rende
 def _scoring(config: DecoderConfig, scorer: ScorerOptions, responses: int, assume: Assumptions, prompts: float
              ) -> list[Task]:
     kind = kind_of(scorer)
-    if kind.passes is None or isinstance(scorer, FunctionScoring | JudgeScoring | RewardServerScoring):
+    if kind.passes is None or isinstance(
+            scorer, FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring):
         return []
     passes = kind.passes(scorer, responses)
     lengths = _quoting(assume, passes.quoted, passes.response_tokens)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_jax.evaluation import PolicySummary, Results
+from rlhf_jax.report.equal_kl import of_two_runs
 from rlhf_jax.report.markdown import joined, table
 from rlhf_jax.report.policies import ONLINE, difference, last_of, present_measures, show
 
@@ -31,6 +32,7 @@ def compare_runs(names: tuple[str, str], runs: tuple[Results, Results]) -> str:
     parts = [f"## {names[1]} against {names[0]}", _policies(first, second),
              "In brackets, 95 % intervals over prompts; differences are second minus first, the two runs' samples "
              "taken as independent. How much training runs vary from seed to seed is not in them."]
+    parts.append(of_two_runs(*(run.policies for run in runs)))
     changed = settings(*(run.config for run in runs))
     parts += [table(["setting", "first", "second"], changed)] if changed else ["Both runs have the same settings."]
     return joined(parts)

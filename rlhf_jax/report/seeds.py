@@ -15,6 +15,8 @@ from rlhf_jax.evaluation import (
     Results,
     across_seeds,
 )
+from rlhf_jax.evaluation.frontier import EqualKl
+from rlhf_jax.report.equal_kl import HOW, against_controls, curves_table, equal_kl_table, headline_at_equal_kl
 from rlhf_jax.report.markdown import joined, table
 from rlhf_jax.report.policies import CONTROLS, FAMILIES, MATCHED, ONLINE, last_of, present_measures
 
@@ -29,12 +31,16 @@ class Aggregate:
       policies: each with the mean, the standard error of the mean and the t interval of every measure; its numbers of
         prompts and samples are those of the first seed that has it.
       differences: family -> the last online round minus the last policy of that family, taken within each seed.
+      equal_kl: the online rounds against every other method at equal divergence from the start, within each seed.
+      curves: the methods' rewards at some divergences, a Markdown table.
     """
 
     title: str
     seeds: int
     policies: tuple[PolicySummary, ...]
     differences: Mapping[str, tuple[Difference, ...]]
+    equal_kl: tuple[EqualKl, ...] = ()
+    curves: str = ""
 
 
 def aggregate(results: Sequence[Results]) -> Aggregate:
@@ -48,11 +54,12 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
     runs = [one.policies for one in results]
     labels = dict.fromkeys(policy.label for run in runs for policy in run)
     return Aggregate(results[0].title, len(results),
-                     tuple(_over_seeds([p for run in runs for p in run if p.label == label]) for label in labels),
-                     {family: found for family in CONTROLS if (found := tuple(_differences(runs, family)))})
+                     tuple(over_seeds([p for run in runs for p in run if p.label == label]) for label in labels),
+                     {family: found for family in CONTROLS if (found := tuple(_differences(runs, family)))},
+                     against_controls(runs), curves_table(runs))
 
 
-def _over_seeds(policies: Sequence[PolicySummary]) -> PolicySummary:
+def over_seeds(policies: Sequence[PolicySummary]) -> PolicySummary:
     """One policy of several seeds."""
     values = {name: [e.value for p in policies if (e := p.get(name)) is not None] for name in POLICY_MEASURES}
     return dataclasses.replace(policies[0], estimates={
@@ -71,11 +78,14 @@ def _differences(runs: Sequence[Sequence[PolicySummary]], family: str) -> Iterat
 
 
 def write_seeds_markdown(total: Aggregate) -> str:
-    """The two tables of an aggregate and a sentence on what the matched control says; ends with a newline."""
+    """The tables of an aggregate, equal divergence first, and what they say; ends with a newline."""
     measures = present_measures(total.policies)
-    parts = [f"## {total.title}: {total.seeds} seeds", _conclusion(total.differences),
+    parts = [f"## {total.title}: {total.seeds} seeds", headline_at_equal_kl(total.equal_kl),
+             equal_kl_table(total.equal_kl), HOW if total.equal_kl else "", total.curves,
+             "Each method at its end, however far that is from the start:" if total.equal_kl else "",
+             _conclusion(total.differences),
              table(["policy", *(m.title for m in measures)],
-                   [[p.label, *(_mean(p.get(m.name), m) for m in measures)] for p in total.policies])
+                   [[p.label, *(mean_cell(p.get(m.name), m) for m in measures)] for p in total.policies])
              if measures else "", "Mean over seeds ± standard error of the mean."]
     if total.differences:
         parts += [_difference_table(total.differences, measures),
@@ -100,7 +110,8 @@ def _conclusion(differences: Mapping[str, Sequence[Difference]]) -> str:
             f"{estimate.high:+.2f}], which {verdict}.")
 
 
-def _mean(estimate: Estimate | None, measure: PolicyMeasure) -> str:
+def mean_cell(estimate: Estimate | None, measure: PolicyMeasure) -> str:
+    """A table cell: the mean over seeds ± its standard error; empty where nothing was measured."""
     if estimate is None:
         return ""
     scale, unit = (100.0, " %") if measure.percent else (1.0, "")
@@ -113,12 +124,14 @@ def _difference_table(differences: Mapping[str, Sequence[Difference]], measures:
     """One row for each policy compared with, one column per measure."""
     cells: dict[str, dict[str, str]] = {}
     for d in (d for found in differences.values() for d in found):
-        cells.setdefault(f"{d.policy} − {d.against}", {})[d.measure] = _signed(d.estimate, POLICY_MEASURES[d.measure])
+        row = cells.setdefault(f"{d.policy} − {d.against}", {})
+        row[d.measure] = difference_cell(d.estimate, POLICY_MEASURES[d.measure])
     return table(["difference", *(m.title for m in measures)],
                  [[name, *(row.get(m.name, "") for m in measures)] for name, row in cells.items()])
 
 
-def _signed(estimate: Estimate, measure: PolicyMeasure) -> str:
+def difference_cell(estimate: Estimate, measure: PolicyMeasure) -> str:
+    """A table cell: a difference and its interval over seeds."""
     scale = 100.0 if measure.percent else 1.0
     value, low, high = (f"{x * scale:+.{measure.digits}f}" for x in (estimate.value, estimate.low, estimate.high))
     return value if math.isnan(estimate.low) else f"{value} ({low} to {high})"

@@ -1,9 +1,11 @@
 """Scoring: what gives a response a score. Reward and preference models, functions, judges and reward servers."""
 
-from rlhf_jax.scoring.base import Comparing, Scorer, rerender
+from rlhf_jax.scoring.base import Comparing, InBothOrders, Scorer, averaged, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.function import FunctionScorer
-from rlhf_jax.scoring.judge import JudgeScorer, RatingScorer
+from rlhf_jax.scoring.implicit import ImplicitScorer
+from rlhf_jax.scoring.judge import JudgeScorer, RatingScorer, ServedModel
+from rlhf_jax.scoring.local_model import LocalModel
 from rlhf_jax.scoring.multi_objective import MultiObjectiveScorer
 from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, last_text, letter_examples, letter_ids
 from rlhf_jax.scoring.reward_server import RewardServerScorer
@@ -13,12 +15,17 @@ __all__ = [
     "BradleyTerryScorer",
     "Comparing",
     "FunctionScorer",
+    "ImplicitScorer",
+    "InBothOrders",
     "JudgeScorer",
+    "LocalModel",
     "MultiObjectiveScorer",
     "PairwiseScorer",
     "RatingScorer",
     "RewardServerScorer",
     "Scorer",
+    "ServedModel",
+    "averaged",
     "comparison",
     "context_text",
     "knock_out",

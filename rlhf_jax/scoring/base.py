@@ -53,6 +53,22 @@ class Comparing(Protocol):
         ...
 
 
+@runtime_checkable
+class InBothOrders(Protocol):
+    """A scorer that is shown two answers one after the other, and so may favour a place."""
+
+    def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
+               ) -> list[tuple[float, float] | None]:
+        """P(first better than second) of each (prompt, first, second), where the first is shown first, and where it is
+        shown second; None where the comparison failed."""
+        ...
+
+
+def averaged(orders: Sequence[tuple[float, float] | None]) -> list[float | None]:
+    """Of each game the mean of both orders."""
+    return [None if both is None else sum(both) / 2 for both in orders]
+
+
 def verdicts_of(scores: Sequence[Sequence[float | None]]) -> Verdicts:
     """Scores without further numbers, as verdicts."""
     return [[None if score is None else {"": score} for score in group] for group in scores]

@@ -1,15 +1,15 @@
-"""A served language model as a judge: which of two answers is better, asked in both orders, or a rating of one."""
+"""A language model as a judge: which of two answers is better, asked in both orders, or a rating of one."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from rlhf_jax.data.groups import PromptGroup, Text
 from rlhf_jax.data.rows import BadRow
 from rlhf_jax.remote import Client, Question, chat, chat_text, completion, completion_text
-from rlhf_jax.scoring.base import Progress, Verdicts, verdicts_of
+from rlhf_jax.scoring.base import Progress, Verdicts, averaged, verdicts_of
 from rlhf_jax.scoring.pairwise import check_texts_alone, context_text, last_text
 from rlhf_jax.scoring.rubric import Rubric
 from rlhf_jax.scoring.tournament import Method, tournament
@@ -19,23 +19,66 @@ NEVER = 8
 """So many replies at once without a single verdict, and the judge does not keep to the format."""
 
 
-class _Judge:
-    """Asks a rubric's questions.
+class Replies(Protocol):
+    """A language model that answers questions, here or on a server."""
+
+    model: str
+
+    def ask(self, conversations: Sequence[list[dict[str, str]]], failures: Counter[str],
+            progress: Progress | None = None) -> list[str | None]:
+        """The reply to each conversation, in order; None, counted in `failures`, where there is none."""
+        ...
+
+    def release(self) -> None:
+        """Frees what lies on the devices."""
+
+
+def continued(conversation: Sequence[Mapping[str, str]]) -> str:
+    """A conversation as text that a model without a template continues."""
+    return "\n\n".join(turn["content"] for turn in conversation) + "\n"
+
+
+class ServedModel:
+    """A model behind HTTP.
 
     Args:
       endpoint: "chat", or "completions" for a model without a template.
       settings: temperature, max_tokens.
     """
 
-    def __init__(self, client: Client, model: str, rubric: Rubric, *, name: str, key: str, settings: dict[str, Any],
-                 endpoint: Endpoint = "chat"):
-        self.name, self.key = name, key
-        self.failures: Counter[str] = Counter()
-        self._client, self._model, self._rubric, self._settings = client, model, rubric, settings
-        self._endpoint = endpoint
+    def __init__(self, client: Client, model: str, endpoint: Endpoint, settings: dict[str, Any]):
+        self.model = model
+        self._client, self._endpoint, self._settings = client, endpoint, settings
+
+    def ask(self, conversations: Sequence[list[dict[str, str]]], failures: Counter[str],
+            progress: Progress | None = None) -> list[str | None]:
+        read = chat_text if self._endpoint == "chat" else completion_text
+        return self._client.ask([self._question(turns) for turns in conversations], read, failures, progress)
+
+    def _question(self, turns: list[dict[str, str]]) -> Question:
+        if self._endpoint == "chat":
+            return chat(self.model, turns, **self._settings)
+        return completion(self.model, continued(turns), **self._settings)
 
     def release(self) -> None:
         """Nothing lies on the devices."""
+
+
+class _Judge:
+    """Asks a rubric's questions. key: finds the judge's key, which may take reading all weights."""
+
+    def __init__(self, replies: Replies, rubric: Rubric, *, name: str, key: Callable[[], str]):
+        self.name, self._key = name, key
+        self.failures: Counter[str] = Counter()
+        self._replies, self._rubric = replies, rubric
+
+    @property
+    def key(self) -> str:
+        """Changes when the verdicts would."""
+        return self._key()
+
+    def release(self) -> None:
+        self._replies.release()
 
     def _verdicts(self, asked: Sequence[dict[str, str] | None], progress: Progress | None) -> list[float | None]:
         """The rubric's verdict on each; None for what could not be asked, was not answered, or has no verdict.
@@ -43,13 +86,12 @@ class _Judge:
         Raises:
           ValueError: the judge never keeps to the format.
         """
-        questions = [self._question(values) for values in asked if values is not None]
-        read = chat_text if self._endpoint == "chat" else completion_text
-        replies = self._client.ask(questions, read, self.failures, progress)
+        questions = [self._rubric.conversation(**values) for values in asked if values is not None]
+        replies = self._replies.ask(questions, self.failures, progress)
         found = [None if reply is None else self._rubric.outcome(reply) for reply in replies]
         given = [reply for reply in replies if reply is not None]
         if len(given) >= NEVER and all(outcome is None for outcome in found):
-            raise ValueError(f"the judge {self._model!r} never answered in the format that its rubric asks for "
+            raise ValueError(f"the judge {self._replies.model!r} never answered in the format that its rubric asks for "
                              f"({self._rubric.verdict}): {len(given)} replies hold no verdict, the first begins "
                              f"{given[0][:200]!r}. Change the rubric, or use a judge that follows it")
         self.failures["no_verdict"] += sum(reply is not None and outcome is None
@@ -57,12 +99,6 @@ class _Judge:
         self.failures = +self.failures
         verdicts = iter(found)
         return [None if values is None else next(verdicts) for values in asked]
-
-    def _question(self, values: dict[str, str]) -> Question:
-        turns = self._rubric.conversation(**values)
-        if self._endpoint == "chat":
-            return chat(self._model, turns, **self._settings)
-        return completion(self._model, "\n\n".join(turn["content"] for turn in turns) + "\n", **self._settings)
 
     def _values(self, prompt: Text, answers: dict[str, Text]) -> dict[str, str] | None:
         """What a question says; None, counted, where a text cannot stand in it."""
@@ -80,26 +116,27 @@ class JudgeScorer(_Judge):
     Scores of n responses come from a tournament, as those of a pairwise preference model.
     """
 
-    def __init__(self, client: Client, model: str, rubric: Rubric, *, method: Method = "round_robin", **options: Any):
-        super().__init__(client, model, rubric, **options)
+    def __init__(self, replies: Replies, rubric: Rubric, *, method: Method = "round_robin", **options: Any):
+        super().__init__(replies, rubric, **options)
         self.method, self.disagreements = method, 0
 
-    def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
-        """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
+    def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
+               ) -> list[tuple[float, float] | None]:
+        """The judge's verdict on each game in both orders, as P(first is better); None on failure."""
         asked = []
         for prompt, first, second in games:
             values = self._values(prompt, {"answer_a": first, "answer_b": second})
             turned = values and {**values, "answer_a": values["answer_b"], "answer_b": values["answer_a"]}
             asked += [values, turned]
         found = self._verdicts(asked, progress)
-        out: list[float | None] = []
-        for one, other in zip(found[::2], found[1::2], strict=True):
-            if one is None or other is None:
-                out.append(None)
-                continue
-            self.disagreements += one != 1 - other
-            out.append((one + 1 - other) / 2)
-        return out
+        both = [None if one is None or other is None else (one, 1 - other)
+                for one, other in zip(found[::2], found[1::2], strict=True)]
+        self.disagreements += sum(orders is not None and orders[0] != orders[1] for orders in both)
+        return both
+
+    def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
+        """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
+        return averaged(self.orders(games, progress))
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Scores of all responses from the games of the configured tournament."""

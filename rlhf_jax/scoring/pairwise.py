@@ -23,7 +23,7 @@ from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
-from rlhf_jax.scoring.base import Progress, Verdicts, Weights
+from rlhf_jax.scoring.base import Progress, Verdicts, Weights, averaged
 from rlhf_jax.scoring.tournament import Method, tournament
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
@@ -154,8 +154,9 @@ class PairwiseScorer:
             return None
         return PromptGroup("", ids[:-1], (Response(ids[-1:], np.ones(1, bool)),))
 
-    def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
-        """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
+    def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
+               ) -> list[tuple[float, float] | None]:
+        """P(first better than second) of each (prompt, first, second) in both orders; None on failure."""
         questions: list[PromptGroup] = []
         places: list[tuple[int, int] | None] = []
         for prompt, first, second in games:
@@ -169,7 +170,7 @@ class PairwiseScorer:
         if not questions:
             return [None] * len(games)
         found = self._map(self._weights(), questions, progress)
-        out: list[float | None] = []
+        out: list[tuple[float, float] | None] = []
         for place in places:
             if place is None:
                 out.append(None)
@@ -180,8 +181,12 @@ class PairwiseScorer:
                 out.append(None)
                 continue
             self.disagreements += (p_ab > 0.5) == (p_ba > 0.5)
-            out.append(float(losses.average_orders(jnp.asarray(p_ab), jnp.asarray(p_ba))))
+            out.append((float(p_ab), 1 - float(p_ba)))
         return out
+
+    def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
+        """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
+        return averaged(self.orders(games, progress))
 
     @property
     def key(self) -> str:

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
+from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions, Sources, as_sources
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.decontaminate import benchmark_index, contaminated
 from rlhf_jax.data.example import with_responses
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
@@ -133,6 +134,7 @@ class RenderedRows:
       prepare: what examples become before they are rendered, and counts about it.
       scores: a reward model is trained on them, see `Checkpoint.renderer`.
       announce: is told the funnel, before anything is made of the rows.
+      benchmarks: files of questions, of which it is said how many prompts stand in; no part of the key.
     """
 
     checkpoint: Checkpoint
@@ -144,6 +146,7 @@ class RenderedRows:
     prepare: Callable[[list[Example], Funnel, Renderer], list[Example]] = _as_they_are
     scores: bool = False
     announce: Callable[[str], None] = lambda text: None
+    benchmarks: Sources = ()
 
     @cached_property
     def key(self) -> str:
@@ -155,8 +158,15 @@ class RenderedRows:
         make = prompt_groups if self.kind == "prompt" else render_all
         renderer = self.checkpoint.renderer(self.render, scores=self.scores)
         groups = make(self.prepare(examples, funnel, renderer), renderer, funnel)
-        self.announce(str(funnel))
+        self._told(examples, funnel)
         return groups, funnel
+
+    def _told(self, examples: Sequence[Example], funnel: Funnel) -> None:
+        """Says what became of the rows, and which of their prompts a benchmark asks too."""
+        self.announce(str(funnel))
+        if self.benchmarks:
+            found = contaminated((example.prompt for example in examples), benchmark_index(as_sources(self.benchmarks)))
+            self.announce(found.warning or f"none of {found.prompts:,} prompts is asked by the benchmarks")
 
     def read(self) -> list[PromptGroup]:
         return self._read[0]
@@ -183,7 +193,7 @@ class FittingRows(RenderedRows):
             self.left_out.extend(row for _, rows in fitted for row in rows)
             funnel.notes.update({"left_out_responses": len(self.left_out)} if self.left_out else {})
         groups = render_all(examples, renderer, funnel)
-        self.announce(str(funnel))
+        self._told(examples, funnel)
         return groups, funnel
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -66,8 +67,8 @@ class Experiment:
             more["graded"] = data.graded
         self._rows[name] = RenderedRows(
             checkpoint=checkpoint, kind=kind, rows=self.located(data.rows), render=data.render,
-            quarantine=self.context.quarantine(name),
-            announce=lambda funnel: self.context.run.announce(f"data of {name}:\n{funnel}"), **more)
+            benchmarks=data.benchmarks, quarantine=self.context.quarantine(name),
+            announce=lambda text: self.context.run.announce(f"data of {name}:\n{text}"), **more)
         return self._rows[name]
 
     @property
@@ -100,7 +101,7 @@ class Experiment:
         with_capacity(c.sampling, prompts, base.config.max_position)
         for options in (c.scorer, c.gold):
             if options is not None:
-                open_scorer(options, self.context.local_mesh, "", self.context.run.folder)  # loads no weights yet
+                open_scorer(options, self.context.local_mesh, "", self.context.run.store)  # loads no weights yet
         if c.reward is not None and c.reward.init != "policy":
             Checkpoint.find(c.reward.init)
         for rows in c.data.values():
@@ -146,11 +147,11 @@ class Experiment:
         section = self.config.reward
         if section is None:
             assert self.config.scorer is not None
-            return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.folder), None
+            return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.store), None
         model, render = self._reward_model(section, start), section.data.render
         served = trainable_kind(section.train).served(ScorerModel(
             str(model.folder), text_as_chat=render.text_as_chat, max_length=render.max_length))
-        scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.folder)
+        scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.store)
         return scorer, None if section.eval_data is None else self._evaluate_reward(scorer, section.eval_data)
 
     def _reward_model(self, section: RewardSection, start: Checkpoint) -> Checkpoint:
@@ -203,7 +204,7 @@ class Experiment:
             return {}
         scorers = [scorer]
         if self.config.gold is not None:
-            scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold", self.context.run.folder))
+            scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold", self.context.run.store))
         prompts = self.rows("evaluation", section.data, "prompt", entries[0].policy).read()
         return judge_all(self.context, entries, prompts, section.sampling, scorers, self.config.dpo.train.dtype)
 
@@ -211,7 +212,7 @@ class Experiment:
         """`policy` in the run folder points at the last round's model."""
         if not is_main_process():
             return
-        link, target = self.folder / "policy", policy.folder.relative_to(self.folder)
+        link, target = self.folder / "policy", os.path.relpath(policy.folder, self.folder)
         temporary = self.folder / ".policy.tmp"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)

@@ -85,7 +85,8 @@ def inspect_model(folder: Path, mesh: MeshConfig, devices: int) -> Inspection:
 def served_kinds(folder: Path, config: DecoderConfig) -> str:
     """The kinds of scorer that a checkpoint can be opened as; of a language model also what else it does."""
     if not config.is_classifier:
-        return "a policy; kind: pairwise if it was trained to answer A or B"
+        return ("a policy; kind: implicit against its reference_model; kind: local_judge; kind: pairwise if it was "
+                "trained to answer A or B")
     if config.gate is not None:
         return "kind: multi_objective"
     if (folder / TREE).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from rlhf_jax.workflow.datasets import GivenGroups, GroupFile, Preview, Rendered
 from rlhf_jax.workflow.iterate import shards_of
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.products import JUDGED
-from rlhf_jax.workflow.stages.judge import JudgeStage, unchanged
+from rlhf_jax.workflow.stages.judge import JudgeStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 
 EVALUATION_SHARD = 128
@@ -63,7 +64,7 @@ def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[Prom
             shard_size=EVALUATION_SHARD))
         found = context.do(f"evaluate/{entry.label}/judge", JudgeStage(
             source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype,
-            own=unchanged(sampling)))
+            own=sampling.unchanged))
         judged[entry.label] = GroupFile(found.folder / JUDGED).read()
     return judged
 
@@ -75,8 +76,10 @@ def policies_asked(command: CompareCommand, context: Context) -> tuple[Checkpoin
                         for name in (command.baseline_model, command.model_name_or_path))
     check_vocabularies(baseline, policy, "The policy is given the baseline's tokens, and the baseline is asked for "
                        "the probability of the policy's; give models of one tokenizer")
-    prompts, own = (RenderedRows(checkpoint=checkpoint, kind="prompt", rows=command.data.rows, render=render,
-                                 quarantine=context.quarantine("prompts")) for checkpoint in (baseline, policy))
+    rows = partial(RenderedRows, kind="prompt", rows=command.data.rows, render=render,
+                   quarantine=context.quarantine("prompts"))
+    prompts, own = rows(checkpoint=baseline, benchmarks=command.data.benchmarks,
+                        announce=context.run.announce), rows(checkpoint=policy)
     _check_same_prompts(baseline, policy, prompts.read(), own.read())
     return baseline, policy, prompts
 
@@ -91,7 +94,6 @@ def compare(command: CompareCommand, context: Context) -> Outcome:
     """`rlhf-jax compare`: fresh samples of a policy and of its baseline, judged, ready for the report."""
     scorers, (baseline, policy, prompts) = judges(command, context), policies_asked(command, context)
     entries = [Entry("baseline", "baseline", 0, baseline), Entry("policy", "policy", 1, policy)]
-    context.run.announce(str(prompts.funnel))
     judged = judge_all(context, entries, prompts.read(), command.sampling, scorers, command.dtype)
     return Outcome(entries, judged, {"prompts": prompts.funnel}, None)
 

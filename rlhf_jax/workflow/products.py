@@ -24,8 +24,9 @@ MODEL, PAIRS, JUDGED, ROWS, TREE = "model", "pairs.jsonl", "judged.jsonl", "rows
 """What stages make: a model, groups as pairs or with verdicts, one line per evaluated row, a tree beside a model."""
 RLHFLOW, TRL = "rlhflow.jsonl", "trl.jsonl"
 """Scored samples and pairs once more, in the layouts of other software."""
-METRICS, ANSWERS = "metrics.json", "answers"
-"""Figures of a benchmark; and a folder of answers that a server was paid for, which no stage's key depends on."""
+METRICS, ANSWERS, RESULTS = "metrics.json", "answers", "results.json"
+"""Figures of a benchmark; a folder of answers that a server was paid for, which no stage's key depends on; and
+what a run ends with."""
 SMALL = 64 << 20
 """Bytes up to which a file's hash is checked whenever its stage is reused; of a larger one only when it is read."""
 _NO_PRODUCTS = (".*", INPUTS, RECORD, CHECKPOINTS, "trackers.json", "events.out.tfevents.*", "quarantine*",

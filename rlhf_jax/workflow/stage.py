@@ -240,7 +240,8 @@ class Run:
     """A run folder: stages in `stages/<name>-<hash>`, and `manifest.json` that lists those this run is made of.
 
     single: the folder is that of one stage, for verbs that do one. begins: is told the name of a stage that is about to
-    work, rather than to be found done.
+    work, rather than to be found done. shared: folder of a sweep, whose stages, caches and paid answers this run uses
+    and adds to; None for a run that has its own.
     """
 
     folder: Path
@@ -249,12 +250,18 @@ class Run:
     announce: Callable[[str], None] = print
     single: bool = False
     begins: Callable[[str], None] = lambda name: None
+    shared: Path | None = None
+
+    @property
+    def store(self) -> Path:
+        """Where stages, caches and paid answers lie."""
+        return self.shared or self.folder
 
     def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Finished:
         """`run_stage` in this run's folder; the same inputs under the same name are one stage for all who ask."""
         if self.single:
             return run_stage(self.folder, name, inputs, body, self.begins)
-        folder = self.folder / "stages" / f"{name.replace('/', '-')}-{stage_key(name, inputs)[:10]}"
+        folder = self.store / "stages" / f"{name.replace('/', '-')}-{stage_key(name, inputs)[:10]}"
         known = any(stage.folder == folder for stage in self.stages)
         if not known:
             self.announce(f"{name} ...")
@@ -286,5 +293,5 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(self.folder / MANIFEST, {
             "config": self.config,
-            "stages": [{"name": s.name, "folder": str(s.folder.relative_to(self.folder)), "key": s.key,
+            "stages": [{"name": s.name, "folder": os.path.relpath(s.folder, self.folder), "key": s.key,
                         "seconds": s.seconds, "report": s.report} for s in self.stages]})

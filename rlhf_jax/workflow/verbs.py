@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.commands import (
-    EvaluateCommand,
     ExportCommand,
     GenerateCommand,
     PairsCommand,
@@ -17,6 +16,7 @@ from rlhf_jax.config.commands import (
     SftCommand,
 )
 from rlhf_jax.config.data import PreferenceData, RowOptions, Sources, as_sources
+from rlhf_jax.config.evaluation import AgreementCommand, EvaluateCommand
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.probe import FeaturesCommand, ProbeCommand
@@ -28,9 +28,10 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import FittingRows, GroupSource, PairFile, RenderedRows
 from rlhf_jax.workflow.features import Features
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
+from rlhf_jax.workflow.stages.agreement import AgreementStage, JudgeVerdicts
 from rlhf_jax.workflow.stages.data import DataStage
 from rlhf_jax.workflow.stages.dpo import DpoStage
-from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
+from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows, TrainingRows
 from rlhf_jax.workflow.stages.export import ExportStage, find_source
 from rlhf_jax.workflow.stages.features import FeaturesStage
 from rlhf_jax.workflow.stages.length_bias import LengthBiasStage
@@ -56,6 +57,7 @@ class _Rows:
 
     def _rendered(self, rows: RowOptions, name: str) -> RenderedRows:
         return self._reader(checkpoint=self.model, kind=self._kind, rows=rows, render=self._command.data.render,
+                            benchmarks=self._command.data.benchmarks,
                             quarantine=self._context.quarantine(name), announce=self._context.run.announce,
                             **self._more)
 
@@ -134,7 +136,15 @@ def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage | Leng
     scorer = flattened(command.scorer)
     names = [scorer[name] for name in ("model_name_or_path", "function", "model", "kind") if name in scorer]
     return EvaluateStage(scorer=open_scorer(command.scorer, context.local_mesh, "proxy", context.run.folder), data=rows,
-                         seed=command.seed, tie_rule=command.tie_rule, model=str(names[0]))
+                         seed=command.seed, tie_rule=command.tie_rule, model=str(names[0]),
+                         trained_on=None if command.trained_on is None else TrainingRows(command.trained_on))
+
+
+def agreement(command: AgreementCommand, context: Context) -> AgreementStage:
+    """`rlhf-jax agreement`."""
+    del context
+    return AgreementStage(judges=tuple(JudgeVerdicts(Path(path).expanduser()) for path in as_sources(command.verdicts)),
+                          seed=command.seed)
 
 
 def features(command: FeaturesCommand, context: Context) -> FeaturesStage:
@@ -170,5 +180,6 @@ def data(command: DataCommand, context: Context) -> DataStage:
 
 
 STAGES: dict[str, Any] = {"data": data, "sft": sft, "reward": reward, "dpo": dpo, "generate": generate, "score": score,
-                          "pairs": pairs, "evaluate": evaluate, "features": features, "probe": probe, "export": export}
+                          "pairs": pairs, "evaluate": evaluate, "agreement": agreement, "features": features,
+                          "probe": probe, "export": export}
 """Verb -> (its options, the context) -> the stage."""

@@ -373,7 +373,7 @@ def test_a_run_has_a_page_from_its_first_stage_on(tmp_path, capsys):
     config = build(ExperimentConfig, {"model_name_or_path": "m", "output_dir": str(tmp_path),
                                       "scorer": {"model_name_or_path": "m"}})
     for again in (False, True):
-        with run_module._at_work(config, title="A run") as context:
+        with run_module.at_work(config, title="A run") as context:
             first, second = (context.do(f"stage-{i}", Looking(i)) for i in (1, 2))
         assert first.reused is again
         assert "at work on <b>stage-1</b>, after 0 finished stages" in first.report["page"]

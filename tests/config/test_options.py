@@ -13,13 +13,13 @@ from rlhf_jax.cli.verbs import VERBS, named
 from rlhf_jax.config.build import build
 from rlhf_jax.config.commands import (
     CompareCommand,
-    EvaluateCommand,
     GenerateCommand,
     RewardCommand,
     ScoreCommand,
     SftCommand,
 )
 from rlhf_jax.config.data import DataOptions
+from rlhf_jax.config.evaluation import EvaluateCommand
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.mixes import DataCommand, SourceOptions
 from rlhf_jax.config.pairs import PairOptions
@@ -36,6 +36,7 @@ OTHER = {"dataset_name": "x.jsonl", "chat_template_path": "plain"}
 RUN = {"output_dir": "o", "prompts": DATA, "scorer": FUNCTION}
 REWARDED = {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}
 START = {**RUN, "model_name_or_path": "m"}
+EVALUATED = {**START, "evaluation": {"data": DATA}}
 MODEL = {"model_name_or_path": "m", "output_dir": "o"}
 SCORE = {"input": "i", "output_dir": "o"}
 MIX = {"sources": ["a.jsonl"], "output_dir": "o"}
@@ -309,7 +310,8 @@ def refused_by(key):
 
 
 COMPLETE = {
-    "quickstart": START, "iterate": START, "sft": {**MODEL, **DATA}, "reward": {**MODEL, **DATA},
+    "quickstart": START, "iterate": START, "sweep": EVALUATED, "worth": EVALUATED,
+    "sft": {**MODEL, **DATA}, "reward": {**MODEL, **DATA},
     "dpo": {**MODEL, **DATA}, "generate": {**MODEL, **DATA}, "score": {**SCORE, "model_name_or_path": "m"},
     "pairs": SCORE, "evaluate": {**JUDGED, **DATA}, "compare": {**JUDGED, **MODEL, **DATA, "baseline_model": "b"},
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
@@ -317,6 +319,7 @@ COMPLETE = {
     "features": {**MODEL, **DATA}, "probe": {**MODEL, "ratings": "f", "pairs": "p"},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
     "data": {"sources": ["a.jsonl"], "output_dir": "o"},
+    "agreement": {"verdicts": ["a", "b"], "output_dir": "o"}, "verify": {"data": "d"},
     "watch": {"run": "r"}, "convert": {"file": "f", "verb": "dpo"},
 }
 """verb -> a config that it takes."""

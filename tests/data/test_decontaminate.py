@@ -4,12 +4,10 @@ import json
 
 import pytest
 
-from rlhf_jax.data.decontaminate import benchmark_index, contamination, word_runs
+from rlhf_jax.data.decontaminate import benchmark_index, contaminated, contamination, word_runs
 from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.prompt_text import user_turns
-from rlhf_jax.data.sources import read_rows
-from rlhf_jax.data.turns import parse_hh
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
@@ -45,17 +43,22 @@ def test_a_benchmark_that_is_missing_or_asks_nothing(tmp_path):
         index_of(tmp_path, {"answer": "x"})
 
 
+def test_prompts_that_a_benchmark_asks_are_counted_and_said(tmp_path):
+    index = index_of(tmp_path, {"instruction": LONG})
+    prompts = ["something else", [{"role": "user", "content": f"Now: {LONG}"}], LONG]
+    found = contaminated(prompts, index)
+    assert (found.prompts, found.found) == (3, 2)
+    assert found.warning.startswith("warning: 2 of 3 prompts are asked by a benchmark too")
+    assert "row 1" in found.warning
+    assert contaminated(prompts[:1], index) == (1, 0, None)
+    assert contaminated(prompts[:1], index).warning == ""
+
+
 @pytest.fixture(scope="module")
 def published(shared):
     return benchmark_index([str(shared / "eval" / name) for name in (
         "alpaca-eval/instructions.jsonl.gz", "mt-bench/question.jsonl", "arena-hard/v0.1_question.jsonl.gz",
         "gsm8k/test.jsonl.gz")])
-
-
-def test_131_prompts_of_hh_helpful_are_alpacaevals(shared, published):
-    rows = [row for _, row in read_rows(str(shared / "preference/hh-rlhf/helpful_train.jsonl.gz"))]
-    first = [next(m["content"] for m in parse_hh(row["chosen"], "chosen") if m["role"] == "user") for row in rows]
-    assert (len(rows), sum(contamination([turn], published) is not None for turn in first)) == (1658, 131)
 
 
 @pytest.mark.parametrize(("source", "converter", "count", "found"), [

@@ -24,7 +24,10 @@ def test_two_runs_are_held_against_each_other(results):
 
 def test_equal_settings_are_said_and_a_run_without_policies_is_named(results):
     run = Results.from_json(results)
-    assert "Both runs have the same settings." in compare_runs(("a", "b"), (run, run))
+    text = compare_runs(("a", "b"), (run, run))
+    assert "Both runs have the same settings." in text
+    assert "At equal divergence from the start, 13.80 nats per answer, the second has 1.80 gold reward and the first " \
+           "1.80: a difference of +0.00" in text
     with pytest.raises(ValueError, match="the run b compared no policies"):
         compare_runs(("a", "b"), (run, Results("empty")))
 

@@ -136,6 +136,24 @@ def test_seeds_worked_by_hand(results):
     assert "| online-3 − sft | +1.80 (+1.55 to +2.05) |" in text
 
 
+def test_equal_divergence_stands_first_and_is_worked_by_hand(results):
+    """The control is at 9.0 nats with 1.3; online has 0.9 at 5.2 and 1.5 at 9.5, and moved further in the end."""
+    runs = seeds(results, [1.7, 1.8, 1.9])
+    share = (9.0**0.5 - 5.2**0.5) / (9.5**0.5 - 5.2**0.5)
+    found = {one.against: one for one in aggregate(runs).equal_kl}
+    assert found["matched_dpo"].kl.value == 9.0
+    assert found["matched_dpo"].difference.value == pytest.approx(0.9 + 0.6 * share - 1.3)
+    assert found["raft"].kl.value == 5.0
+    text = write_seeds_markdown(aggregate(runs))
+    assert text.index("At equal divergence") < text.index("minus the matched one-round DPO control")
+    assert "better than matched one-round DPO by +0.14 [+0.14, +0.14] at 9.00 nats" in text
+    assert "| online iterative DPO − matched one-round DPO | 9.00 | 1.44 | 1.30 | +0.14 (+0.14 to +0.14) |" in text
+    for run in runs:
+        for policy in run["policies"]:
+            policy["kl_k1"] = None
+    assert "equal divergence" not in write_seeds_markdown(aggregate(runs))
+
+
 def test_seeds_that_disagree_and_one_seed(results):
     assert "holds zero" in write_seeds_markdown(aggregate(seeds(results, [0.5, 1.8, 1.9])))
     one = write_seeds_markdown(aggregate([results]))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_jax.config.scorer import JudgeScoring, RewardServerScoring
+from rlhf_jax.config.scorer import JudgeScoring, Judging, RewardServerScoring
 from rlhf_jax.config.server import Server
 from rlhf_jax.data.groups import text_group
 from rlhf_jax.remote import RemoteError
@@ -29,7 +29,8 @@ def judge(serve, lone_mesh, tmp_path):
     def opened(behaviour, kind=JudgeScoring, **options):
         server = serve(behaviour)
         asked = Server(url=server.url, model="j", retry_wait=0.0, max_retries=1)
-        return open_scorer(kind(server=asked, **options), lone_mesh, "proxy", tmp_path), server
+        more = {"judging": Judging(**options)} if kind is JudgeScoring else options
+        return open_scorer(kind(server=asked, **more), lone_mesh, "proxy", tmp_path), server
 
     return opened
 

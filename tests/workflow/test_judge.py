@@ -14,7 +14,7 @@ from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.policies import Entry, Outcome
 from rlhf_jax.workflow.products import JUDGED
 from rlhf_jax.workflow.results import NO_KL, gather_results
-from rlhf_jax.workflow.stages.judge import JudgeStage, add_kl, unchanged
+from rlhf_jax.workflow.stages.judge import JudgeStage, add_kl
 from rlhf_jax.workflow.stages.shards import ShardFolder, shard_name
 
 
@@ -42,7 +42,7 @@ def test_divergence_is_estimated_from_samples_of_the_policys_own_distribution_al
     ({"temperature": (1.0, 0.7)}, (True, True, False)), ({"top_p": 0.9}, (False,) * 3), ({"top_k": 5}, (False,) * 3),
     ({"min_p": 0.1, "temperature": (1.0, 0.5, 1.0)}, (False,) * 3)])
 def test_only_temperature_one_with_no_token_left_out_is_the_policys_own_distribution(settings, own):
-    assert unchanged(SamplingConfig(num_generations=3, **settings)) == own
+    assert SamplingConfig(num_generations=3, **settings).unchanged == own
 
 
 @pytest.mark.parametrize(("scores", "said"), [({"proxy": 1.0}, True), ({"proxy": 1.0, "kl_k1": 0.0}, False)])

@@ -12,6 +12,7 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import (
     bradley_terry,
     function,
+    implicit,
     judge,
     multi_objective,
     odin,
@@ -29,7 +30,9 @@ KINDS: dict[str, Kind] = {
     "pairwise": pairwise.KIND,
     "multi_objective": multi_objective.KIND,
     "function": function.KIND,
-    "judge": judge.KIND,
+    "implicit": implicit.KIND,
+    "judge": judge.SERVED,
+    "local_judge": judge.LOCAL,
     "reward_server": reward_server.KIND,
     "odin": odin.KIND,
     "tree": tree.KIND,

@@ -94,5 +94,5 @@ class DpoStage(Stage):
         compute = compute_of(self.reference.config, train_options, context.mesh)
         weights = context.params(self.reference)
         return [reference_logps(compute, weights, list(groups), context.mesh, dtype=jnp.dtype(train_options.dtype),
-                                cache=context.run.folder / REFERENCE_CACHE, rows=train_options.micro_rows,
+                                cache=context.run.store / REFERENCE_CACHE, rows=train_options.micro_rows,
                                 row_length=train_options.row_length) if groups else None for groups in sets]

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.data import GradedOptions, RowOptions
+from rlhf_jax.data.decontaminate import Contamination, Question, contaminated, question_index
 from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import named
+from rlhf_jax.data.groups import Text, named
 from rlhf_jax.data.jsonl import write_jsonl_atomic
+from rlhf_jax.data.prompt_text import plain_text, user_turns
 from rlhf_jax.data.rows import Example
+from rlhf_jax.evaluation.agreement import position_bias
 from rlhf_jax.evaluation.benchmarks import JudgedRow, measured_rows
 from rlhf_jax.evaluation.calibration import TieRule
 from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import ScorerReport, preference_accuracy
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
-from rlhf_jax.scoring import Comparing, Scorer
+from rlhf_jax.scoring import Comparing, InBothOrders, Scorer
 from rlhf_jax.workflow.benchmarking import (
     check_subsets,
     find_benchmark,
@@ -35,6 +38,8 @@ from rlhf_jax.workflow.stage import Stage
 
 SIDES = ("chosen", "rejected")
 """Names of the two scores of a verdict."""
+FIRST, SECOND = "p_shown_first", "p_shown_second"
+"""Names of P(chosen is better) where it is shown first, and where it is shown second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,24 @@ class PreferenceRows:
         return examples, funnel
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingRows:
+    """Rows that a scorer was trained on, of which the prompts alone are looked at."""
+
+    rows: RowOptions
+
+    @cached_property
+    def key(self) -> str:
+        return data_key("prompt", self.rows, GradedOptions())
+
+    def asked_by(self, examples: Sequence[Example]) -> Contamination:
+        """Which of their prompts stand in the evaluated rows too."""
+        questions = [Question("the evaluated rows", number, plain_text(example.prompt))
+                     for number, example in enumerate(examples, start=1)]
+        index = question_index(questions, [user_turns(example.prompt) for example in examples])
+        return contaminated((example.prompt for example in read_data(self.rows, "prompt")[0]), index)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateStage(Stage):
     """Accuracy, likelihood and calibration of a scorer, and the numbers of a benchmark.
@@ -77,6 +100,7 @@ class EvaluateStage(Stage):
       seed: of the bootstrap.
       tie_rule: what an equal score counts; None for what the benchmark's authors do.
       model: what the benchmark's own file calls the scorer; no input.
+      trained_on: what the scorer was trained on, where that is to be looked at.
     """
 
     scorer: Scorer
@@ -84,9 +108,11 @@ class EvaluateStage(Stage):
     seed: int = 0
     tie_rule: TieRule | None = None
     model: str = ""
+    trained_on: TrainingRows | None = None
 
     def inputs(self) -> dict[str, Any]:
-        return {name: value for name, value in super().inputs().items() if name != "model"}
+        idle = {"model", *(["trained_on"] if self.trained_on is None else [])}
+        return {name: value for name, value in super().inputs().items() if name not in idle}
 
     def preview(self, context: Context) -> Preview:
         del context
@@ -95,6 +121,7 @@ class EvaluateStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         examples, funnel = self.data.read()
         context.run.announce(str(funnel))
+        known = self._contamination(examples, context)
         name = self.data.benchmark
         report, verdicts = evaluate_scorer(self.scorer, examples, funnel, self.seed, name, self.tie_rule)
         rows = rows_of(verdicts)
@@ -104,12 +131,21 @@ class EvaluateStage(Stage):
             write_jsonl_atomic(folder / ROWS, [verdict.to_json() for verdict in verdicts])
             write_metrics(folder, name, {**report.preference.estimates, **report.benchmark}, self.tie_rule)
             write_official(folder, name, rows, self.tie_rule, self.model)
-        return report.to_json()
+        return {**report.to_json(), **known}
+
+    def _contamination(self, examples: Sequence[Example], context: Context) -> dict[str, Any]:
+        """What the report says of training rows that are asked here too, which is announced."""
+        if self.trained_on is None:
+            return {}
+        found = self.trained_on.asked_by(examples)
+        context.run.announce(found.warning or f"none of {found.prompts:,} prompts of the training rows is asked here")
+        return {"trained_on": {"prompts": found.prompts, "asked_here": found.found}}
 
 
 @dataclasses.dataclass(frozen=True)
 class PairVerdict:
-    """What a scorer says of one pair. scores: of chosen and rejected, or P(chosen is better); empty where it failed."""
+    """What a scorer says of one pair. scores: of chosen and rejected, or P(chosen is better), also where the chosen is
+    shown first and second; empty where it failed."""
 
     prompt_id: str
     prompt: str
@@ -141,8 +177,7 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[PairVerdict
     scores: list[Mapping[str, float]]
     if isinstance(scorer, Comparing):
         games = [(g.prompt, g.responses[c].text, g.responses[r].text) for g, c, r in pairs]
-        found = map_over_processes(games, scorer.compare)
-        scores = [{} if p is None else {"p": p} for p in found]
+        scores = _compared(scorer, games)
     else:
         by_group = map_over_processes(groups, scorer.score)
         sides = [(v[c], v[r]) for g, v in zip(groups, by_group, strict=True) for c, r in g.pairs]
@@ -150,6 +185,14 @@ def verdicts_on(scorer: Scorer, examples: Sequence[Example]) -> list[PairVerdict
     scorer.release()
     return [PairVerdict(g.prompt_id, prompt_name(g), (c, r), s, g.extra.get("subset"))
             for (g, c, r), s in zip(pairs, scores, strict=True)]
+
+
+def _compared(scorer: Comparing, games: Sequence[tuple[Text, Text, Text]]) -> list[Mapping[str, float]]:
+    """What a scorer that compares says of each game, in both orders where it is asked in both."""
+    if not isinstance(scorer, InBothOrders):
+        return [{} if p is None else {"p": p} for p in map_over_processes(games, scorer.compare)]
+    return [{} if both is None else {"p": sum(both) / 2, FIRST: both[0], SECOND: both[1]}
+            for both in map_over_processes(games, scorer.orders)]
 
 
 def rows_of(verdicts: Sequence[PairVerdict]) -> list[JudgedRow]:
@@ -193,4 +236,6 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
     numbers = measured_rows(found, rows_of(verdicts), tie_rule, seed)
+    if orders := [(v.scores[FIRST], v.scores[SECOND]) for v in judged if FIRST in v.scores]:
+        numbers = {**numbers, **position_bias(orders, settings["clusters"], seed)}
     return ScorerReport(report, len(verdicts), failures, funnel, numbers), verdicts

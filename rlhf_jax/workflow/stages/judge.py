@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import losses
-from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
@@ -68,19 +67,13 @@ def mean_scores(groups: Sequence[PromptGroup]) -> dict[str, float]:
     return {name: float(np.mean(found[name])) for name in sorted(found)}
 
 
-def unchanged(sampling: SamplingConfig) -> tuple[bool, ...]:
-    """Which of the n samples are drawn from the model's own distribution: temperature 1, and no token left out."""
-    whole = sampling.top_k == 0 and sampling.top_p == 1.0 and sampling.min_p == 0.0
-    return tuple(whole and temperature == 1.0 for temperature in sampling.temperatures)
-
-
 def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarray]], own: Sequence[bool]
            ) -> list[PromptGroup]:
     """Groups with two more scores per response: KL(policy || reference) estimated by k1 and by k3, summed over tokens.
 
     The policy's log-probs are those the sampler reported; `reference` holds the other model's for the same tokens.
-    Only the samples that `own` marks get scores (see `unchanged`): the others come from another distribution than their
-    log-probs, and estimate no divergence.
+    Only the samples that `own` marks get scores (see `SamplingConfig.unchanged`): the others come from another
+    distribution than their log-probs, and estimate no divergence.
     """
     out = []
     for group, theirs in zip(groups, reference, strict=True):

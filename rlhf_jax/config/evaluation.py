@@ -1,0 +1,99 @@
+"""Options of the verbs that evaluate scorers: evaluate, agreement and verify."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Literal
+
+from rlhf_jax.config.data import GradedOptions, RowOptions, Sources, as_sources
+from rlhf_jax.config.mesh import MeshChoice, MeshConfig
+from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.fields import SEED, Flat, Options, changed, only_with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(Options):
+    """Evaluating a reward or preference model: on held-out pairs or a benchmark, or by the length of what it likes.
+
+    Attributes:
+      scorer: what is evaluated on the rows of dataset_name.
+      output_dir: where the results go.
+      input: folder of scored shards, instead of scorer and dataset_name: how much their scores grow with length.
+      score: name of the scores in input.
+      length_unit: of the lengths in input.
+      benchmark: whose rows dataset_name holds, as its authors publish them: rewardbench, rewardbench2, rm_bench ...
+        (docs/evaluating.md has all); or preference, any preference rows, with a column `subset` or without.
+      tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
+      seed: of the bootstrap.
+      mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
+      trained_on: rows that the scorer was trained on, in any layout: how many of their prompts the evaluated rows ask
+        too (13 words in a row) is said.
+      rows: held-out preference rows.
+      graded: which pairs graded rows make.
+    """
+
+    scorer: ScorerOptions | None = None
+    output_dir: str
+    input: str | None = None
+    score: Annotated[str, only_with("input")] = "proxy"
+    length_unit: Annotated[Literal["characters", "tokens"], only_with("input")] = "tokens"
+    benchmark: str = "preference"
+    tie_rule: Literal["half", "strict"] | None = None
+    seed: Annotated[int, SEED] = 0
+    trained_on: RowOptions | None = None
+    mesh: MeshChoice = MeshConfig()
+    rows: Flat[RowOptions] = RowOptions()
+    graded: Flat[GradedOptions] = GradedOptions()
+
+    def conflicts(self) -> None:
+        """Raises ValueError for keys of rows beside scored shards, and of reading them beside a benchmark."""
+        if (self.scorer is None) == (self.input is None):
+            raise ValueError("give either scorer, to be evaluated on the rows of dataset_name, or input, a folder of "
+                             "scored shards whose scores are held against their lengths")
+        if self.trained_on is not None and not self.trained_on.sources:
+            raise ValueError("trained_on names no rows; set trained_on.dataset_name, or leave trained_on out")
+        if self.input is not None:
+            why = f"input = {self.input!r}, whose shards are read as they are"
+            own = [name for name in ("benchmark", "tie_rule", "trained_on") if name in changed(self)]
+            idle = [*own, *changed(self.rows), *changed(self.graded)]
+        else:
+            why = f"benchmark = {self.benchmark!r}, whose rows are read in one way"
+            reading = [name for name in changed(self.rows) if name == "converter"] + changed(self.graded)
+            idle = reading if self.benchmark != "preference" else []
+        if idle:
+            raise ValueError(f"{', '.join(idle)} has no effect with {why}; leave it out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgreementCommand(Options):
+    """Judges of the same pairs held against each other and against the pairs' labels: agreement and kappa.
+
+    Attributes:
+      verdicts: output folders of `evaluate`, one for each judge; or files of rows with id, pair and result (1 for the
+        chosen answer, 0 for the other, 0.5 for a tie), as people's judgements may be collected.
+      output_dir: where the results go.
+      seed: of the bootstrap.
+    """
+
+    verdicts: Sources
+    output_dir: str
+    seed: Annotated[int, SEED] = 0
+
+    def conflicts(self) -> None:
+        """Raises ValueError for no judge, and for one that is given twice."""
+        given = as_sources(self.verdicts)
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"verdicts = {list(given)}; give one folder for each judge, at least one")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifyCommand(Options):
+    """Recomputing every published figure that the files in a folder allow, ours beside theirs.
+
+    Attributes:
+      data: folder with the files: eval/alpaca-eval, preference/rm-bench and so on.
+      output: JSON file for the same figures.
+    """
+
+    data: str
+    output: str | None = None
