@@ -143,6 +143,9 @@ class Model:
           ValueError: a prompt cannot be rendered or has no room, a key is unknown, or the model is a reward model.
         """
         policy, settings = self.checkpoint.as_policy(), build(SamplingConfig, {"num_generations": n, **sampling})
+        if settings.engine is not None:
+            raise ValueError("engine: a stage hands weights over to an engine and checks what it gives; use rlhf-jax "
+                             "generate, or run(\"generate\", ...)")
         examples = unique_prompt_ids([_parsed("prompts", i, "prompt", {"prompt": prompt})
                                       for i, prompt in enumerate(prompts)])
         groups = [group for i, example in enumerate(examples) for group in self._render("prompts", i, example)]

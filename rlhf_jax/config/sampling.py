@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.fields import SEED, Options, Range, above, at_least, between
+from rlhf_jax.config.engine import EngineOptions
+from rlhf_jax.fields import SEED, Options, Range, above, at_least, between, changed
 
 CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
 _LANES = at_least(1, 65_536)
 _TOKENS = at_least(1, 2**24)
+_OUR_OWN = ("slots", "lanes", "block", "cache_dtype")
 
 
 def rounded_up(tokens: int) -> int:
@@ -37,6 +39,7 @@ class SamplingConfig(Options):
         per token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the
         price of log-probs that `sampling.cache.logp_tolerance` bounds.
       seed: with the prompt id, the sample index and the position it decides every token.
+      engine: vLLM, SGLang or another engine outside of this program samples; None for our own sampler.
     """
 
     num_generations: Annotated[int, _LANES] = 8
@@ -52,8 +55,12 @@ class SamplingConfig(Options):
     prompt_length: Annotated[int | None, _TOKENS] = None
     cache_dtype: CacheDtype = "auto"
     seed: Annotated[int, SEED] = 0
+    engine: EngineOptions | None = None
 
     def conflicts(self) -> None:
+        if self.engine is not None and (idle := [name for name in changed(self) if name in _OUR_OWN]):
+            raise ValueError(f"{idle[0]} = {getattr(self, idle[0])!r} is about our own sampler and has no effect with "
+                             f"an engine; leave {', '.join(idle)} out, or leave engine out")
         if self.lanes is not None and self.lanes > self.num_generations:
             raise ValueError(f"lanes = {self.lanes}; a prompt has num_generations = {self.num_generations} samples, "
                              "choose between 1 and that")

@@ -143,6 +143,8 @@ def _with_reference(train: Task, pairs: float) -> list[Task]:
 
 def _sampling(config: DecoderConfig, sampling: SamplingConfig, dtype: str, render: RenderOptions, assume: Assumptions,
               prompts: float) -> list[Task]:
+    if sampling.engine is not None:
+        return []  # not by our programs
     return [Task(shape, prompts) for shape in sample_shapes(config, sampling, dtype, render, assume)]
 
 

@@ -2,7 +2,8 @@
 
 from rlhf_jax.remote.budget import BudgetSpent, RemoteError
 from rlhf_jax.remote.client import Client
+from rlhf_jax.remote.once import ask_once
 from rlhf_jax.remote.openai import Question, chat, chat_text, completion, completion_text, first_token_logps
 
-__all__ = ["BudgetSpent", "Client", "Question", "RemoteError", "chat", "chat_text", "completion", "completion_text",
-           "first_token_logps"]
+__all__ = ["BudgetSpent", "Client", "Question", "RemoteError", "ask_once", "chat", "chat_text", "completion",
+           "completion_text", "first_token_logps"]

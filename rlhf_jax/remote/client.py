@@ -9,17 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import httpx2
 
 from rlhf_jax.config.server import Server
+from rlhf_jax.remote.addresses import Addresses
 from rlhf_jax.remote.answers import Answers, question_key
 from rlhf_jax.remote.budget import Budget, RemoteError, Stopped
 from rlhf_jax.remote.openai import Question
 from rlhf_jax.remote.token import read_token
 
 T = TypeVar("T")
+Read: TypeAlias = Callable[[Mapping[str, Any]], T]
+"""What makes something of an answer."""
 LARGEST_ANSWER = 64 << 20
 """Bytes of an answer; a longer one is none."""
 LONGEST_WAIT = 60.0
@@ -42,37 +45,48 @@ class _Failed(NamedTuple):
 
 
 class Client:
-    """Asks a server, each distinct question once.
+    """Asks a server, or several of the same model, each distinct question once.
 
     Args:
       server: which, and what it may cost.
       folder: where answers are kept.
       place, count: this process among those of the run, which share rate, concurrency and budget equally.
+      replicas: addresses of further servers of the same model. Work is shared, and what one of them does not answer
+        another is asked.
+      name: what stands for the server in the keys of kept answers; None for its address.
+
+    Attributes:
+      addresses: all of them.
+      words: reason of a failure -> what the server did when a question failed of it last.
 
     Raises:
       ValueError: there is no token where the options name one.
     """
 
-    def __init__(self, server: Server, folder: Path, place: int = 0, count: int = 1):
-        self._server, self._url = server, server.asked["url"]
-        self._token = read_token(server)
+    def __init__(self, server: Server, folder: Path, place: int = 0, count: int = 1, *, replicas: Sequence[str] = (),
+                 name: str | None = None):
+        self._access, self._name = server.access, name or server.asked["url"]
+        self.addresses = Addresses((server.url, *replicas))
+        self.words: dict[str, str] = {}
+        self._token = read_token(server.access)
         self._answers = Answers(folder, place)
-        self._workers = max(1, server.concurrency // count)
+        self._workers = max(1, self._access.concurrency * len(self.addresses.urls) // count)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._budget, self._in_a_row = Budget(server, self._answers, count), 0
         self._http = httpx2.Client(
             headers={"Content-Type": "application/json",
                      **({"Authorization": f"Bearer {self._token}"} if self._token else {})},
-            timeout=httpx2.Timeout(server.timeout, connect=min(10.0, server.timeout)),
+            timeout=httpx2.Timeout(self._access.timeout, connect=min(10.0, self._access.timeout)),
             limits=httpx2.Limits(max_connections=self._workers, max_keepalive_connections=self._workers))
 
-    def ask(self, questions: Sequence[Question], read: Callable[[Mapping[str, Any]], T], failures: Counter[str],
+    def ask(self, questions: Sequence[Question], read: Read[T] | Sequence[Read[T]], failures: Counter[str],
             progress: Callable[[int], None] | None = None) -> list[T | None]:
         """What `read` makes of the answer to each question; None, counted by reason in `failures`, where there is none.
 
         Args:
           read: raises ValueError for what is no answer; the question is then asked again, as after any other failure.
+            One for all questions, or one for each.
           progress: called with the number of questions answered since the last call.
 
         Raises:
@@ -80,33 +94,37 @@ class Client:
           RemoteError: the server refuses to be asked, or does not answer any more.
         """
         self._answers.look()
-        keys = [question_key(self._url, question) for question in questions]
-        distinct = dict(zip(keys, questions, strict=True))
+        self.addresses.forgive()
+        keys = [question_key(self._name, question) for question in questions]
+        readers = [read] * len(keys) if callable(read) else read
+        distinct = {key: (question, reader) for key, question, reader in zip(keys, questions, readers, strict=True)}
         found: dict[str, T | _Failed] = {}
-        for key in distinct:
+        for key, (_, reader) in distinct.items():
             kept = self._answers.get(key)
             if kept is not None:
-                found[key] = _read(read, kept)
+                found[key] = _read(reader, kept)
         if progress and found:
             progress(sum(key in found for key in keys))
-        self._ask_all({key: question for key, question in distinct.items() if key not in found}, read, found, progress)
+        self._ask_all({key: pair for key, pair in distinct.items() if key not in found}, found, progress)
         out: list[T | None] = []
         for key in keys:
             answer = found[key]
             if isinstance(answer, _Failed):
                 failures[answer.reason] += 1
+                self.words[answer.reason] = answer.words
                 out.append(None)
             else:
                 out.append(answer)
         return out
 
-    def _ask_all(self, questions: Mapping[str, Question], read: Callable[[Mapping[str, Any]], T],
-                 found: dict[str, T | _Failed], progress: Callable[[int], None] | None) -> None:
+    def _ask_all(self, questions: Mapping[str, tuple[Question, Read[T]]], found: dict[str, T | _Failed],
+                 progress: Callable[[int], None] | None) -> None:
         self._stop.clear()
         problem: RemoteError | None = None
         with ThreadPoolExecutor(self._workers) as pool:
             waiting: dict[Future[T | _Failed], str] = {
-                pool.submit(self._ask_one, key, question, read): key for key, question in questions.items()}
+                pool.submit(self._ask_one, key, question, reader): key
+                for key, (question, reader) in questions.items()}
             try:
                 for future in as_completed(waiting):
                     try:
@@ -130,24 +148,27 @@ class Client:
         for future in waiting:
             future.cancel()
 
-    def _ask_one(self, key: str, question: Question, read: Callable[[Mapping[str, Any]], T]) -> T | _Failed:
+    def _ask_one(self, key: str, question: Question, read: Read[T]) -> T | _Failed:
         try:
             return self._tried(key, question, read)
         except BaseException:
             self._stop.set()  # at once: the next question may be about to be asked
             raise
 
-    def _tried(self, key: str, question: Question, read: Callable[[Mapping[str, Any]], T]) -> T | _Failed:
-        attempts, outcome = 0, _Failed("not_asked", "the run was stopped")
+    def _tried(self, key: str, question: Question, read: Read[T]) -> T | _Failed:
+        attempts, rounds, outcome = 0, 0, _Failed("not_asked", "the run was stopped")
+        asked = set[str]()
         try:
-            while attempts <= self._server.max_retries:
-                if attempts:
-                    wait = max(outcome.wait, self._server.retry_wait * 2 ** (attempts - 1))
+            while rounds <= self._access.max_retries:
+                if rounds and not asked:
+                    wait = max(outcome.wait, self._access.retry_wait * 2 ** (rounds - 1))
                     self._stop.wait(min(wait, LONGEST_WAIT))
                 self._budget.start(self._stop)
                 attempts += 1
-                answer = self._post(question)
-                made = answer if isinstance(answer, _Failed) else _read(read, answer)
+                with self.addresses.taken(asked) as url:
+                    answer = self._post(url, question)
+                    made = answer if isinstance(answer, _Failed) else _read(read, answer)
+                self.addresses.note(url, not isinstance(made, _Failed))
                 if not isinstance(answer, _Failed) and not isinstance(made, _Failed):
                     self._keep(key, question, attempts, answer)
                     return made
@@ -155,13 +176,16 @@ class Client:
                 outcome = made
                 if not outcome.again:
                     break
+                asked.add(url)
+                if not self.addresses.up() - asked:  # else at once, and it is another's turn
+                    rounds, asked = rounds + 1, set()
         except RemoteError:
             if attempts:
                 self._keep(key, question, attempts, None)
             raise
         self._keep(key, question, attempts, None)
         if outcome.down or self._in_a_row >= IN_A_ROW:
-            raise RemoteError(f"{self._url} {outcome.words}; {attempts} attempt(s) at this question, and "
+            raise RemoteError(f"{self.addresses} {outcome.words}; {attempts} attempt(s) at this question, and "
                               f"{self._in_a_row} questions in a row without an answer. The answers so far are "
                               f"kept in {self._answers.folder}: mend what is wrong and give the same command again")
         return outcome
@@ -171,10 +195,10 @@ class Client:
             self._in_a_row = 0 if answer is not None else self._in_a_row + 1
         self._budget.write_down(key, question, attempts, answer)
 
-    def _post(self, question: Question) -> Mapping[str, Any] | _Failed:
+    def _post(self, url: str, question: Question) -> Mapping[str, Any] | _Failed:
         """One attempt. Raises RemoteError where the server will refuse every question."""
-        end = time.monotonic() + self._server.timeout
-        address = f"{self._url}/{question.path.lstrip('/')}"
+        end = time.monotonic() + self._access.timeout
+        address = f"{url}/{question.path.lstrip('/')}"
         content = bytearray()
         try:
             with self._http.stream("POST", address, content=json.dumps(question.body)) as response:
@@ -183,9 +207,9 @@ class Client:
                     if len(content) > LARGEST_ANSWER:
                         return _Failed("garbage", f"gave an answer of more than {LARGEST_ANSWER:,} bytes")
                     if time.monotonic() > end:
-                        return _Failed("timeout", f"gave no whole answer in {self._server.timeout:g} s")
+                        return _Failed("timeout", f"gave no whole answer in {self._access.timeout:g} s")
         except httpx2.TimeoutException:
-            return _Failed("timeout", f"gave no whole answer in {self._server.timeout:g} s")
+            return _Failed("timeout", f"gave no whole answer in {self._access.timeout:g} s")
         except httpx2.DecodingError as error:
             return _Failed("garbage", f"gave an answer that cannot be read ({error})")
         except httpx2.TransportError as error:
@@ -194,9 +218,9 @@ class Client:
         text = content.decode(errors="replace")
         if self._token:
             text = text.replace(self._token, "[token]")
-        return self._answered(response, text)
+        return self._answered(url, response, text)
 
-    def _answered(self, response: httpx2.Response, text: str) -> Mapping[str, Any] | _Failed:
+    def _answered(self, url: str, response: httpx2.Response, text: str) -> Mapping[str, Any] | _Failed:
         status, said = response.status_code, f"says {response.status_code}: {text[:300]!r}"
         if status in _LATER:
             return _Failed("overloaded", said, down=True, wait=_seconds(response.headers.get("retry-after")))
@@ -208,7 +232,7 @@ class Client:
             hint = {401: "; give a token by token_env or token_file", 403: "; is the token one for this server?",
                     404: "; is the url the one where its interface begins (often it ends in /v1), and the model one "
                          "that it serves?"}.get(status, "")
-            raise RemoteError(f"{self._url} {said}{hint}. Nothing more was asked")
+            raise RemoteError(f"{url} {said}{hint}. Nothing more was asked")
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -216,7 +240,7 @@ class Client:
         return answer if isinstance(answer, dict) else _Failed("garbage", f"gave no JSON object: {text[:100]!r}")
 
 
-def _read(read: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T | _Failed:
+def _read(read: Read[T], answer: Mapping[str, Any]) -> T | _Failed:
     try:
         return read(answer)
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rlhf_jax.config.server import Server
+from rlhf_jax.config.server import Access
 
 
-def read_token(server: Server) -> str | None:
+def read_token(access: Access) -> str | None:
     """The access token, from the place that the options name.
 
     Raises:
       ValueError: there is none; says where it was looked for, and never what was found.
     """
-    if server.token_env is not None:
-        token = os.environ.get(server.token_env, "").strip()
-        where = f"token_env = {server.token_env!r}: this environment variable is not set, or empty"
-    elif server.token_file is not None:
-        path = Path(server.token_file).expanduser()
+    if access.token_env is not None:
+        token = os.environ.get(access.token_env, "").strip()
+        where = f"token_env = {access.token_env!r}: this environment variable is not set, or empty"
+    elif access.token_file is not None:
+        path = Path(access.token_file).expanduser()
         token = path.read_text().strip() if path.is_file() else ""
-        where = f"token_file = {server.token_file!r}: there is no such file, or it is empty"
+        where = f"token_file = {access.token_file!r}: there is no such file, or it is empty"
     else:
         return None
     if not token:

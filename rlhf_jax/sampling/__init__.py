@@ -2,7 +2,7 @@
 
 from rlhf_jax.sampling.cache import LogpTolerance, logp_tolerance
 from rlhf_jax.sampling.engine import Sampler, prompt_hash, rounded_up, shape_settings
-from rlhf_jax.sampling.rules import Rules, sample_token
+from rlhf_jax.sampling.rules import Rules, drawn, sample_token
 
-__all__ = ["LogpTolerance", "Rules", "Sampler", "logp_tolerance", "prompt_hash", "rounded_up",
+__all__ = ["LogpTolerance", "Rules", "Sampler", "drawn", "logp_tolerance", "prompt_hash", "rounded_up",
            "sample_token", "shape_settings"]

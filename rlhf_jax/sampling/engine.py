@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
 import dataclasses
 import hashlib
@@ -17,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.config.sampling import SamplingConfig, rounded_up
-from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
+from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.parallel import batch_ways, constrainer
@@ -33,6 +32,7 @@ from rlhf_jax.sampling.decode import (
     prefill,
     restart,
 )
+from rlhf_jax.sampling.ending import Ending
 from rlhf_jax.sampling.lanes import CHUNK, Caches, kernel_for
 from rlhf_jax.sampling.rules import Rules
 
@@ -139,6 +139,10 @@ class Sampler:
                                  check_vma=False)(*args)
 
         return attend
+
+    @property
+    def _ending(self) -> Ending:
+        return Ending(self._stop, self.sampling.stop_strings, self.decode_text)
 
     def with_settings(self, sampling: SamplingConfig) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`."""
@@ -253,7 +257,7 @@ class Sampler:
         ended = list[_Ended]()
         for place, slot, lane in asked:
             written = out[place, lane, : counts[place, lane]]
-            if active[place, lane] and not self._has_stop_string(written, prompts[slot.prompt]):
+            if active[place, lane] and not self._ending.has_stop_string(written, prompts[slot.prompt]):
                 continue
             some = logps[place, lane, : len(written)].copy()
             ended.append(_Ended(slot, slot.running.pop(lane), written.copy(), some))
@@ -265,36 +269,10 @@ class Sampler:
     def _groups(self, ended: Sequence[_Ended], prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
         """Makes responses of what was written; yields the prompts that have all of theirs."""
         for slot, sample, ids, logps in ended:
-            slot.done[sample] = self._response(ids, logps, prompts[slot.prompt])
+            slot.done[sample] = self._ending.response(ids, logps, prompts[slot.prompt])
             if len(slot.done) == self.sampling.num_generations:
                 responses = tuple(slot.done[i] for i in range(self.sampling.num_generations))
                 yield slot.prompt, dataclasses.replace(prompts[slot.prompt], responses=responses)
-
-    def _response(self, ids: np.ndarray, logps: np.ndarray, prompt: PromptGroup) -> Response:
-        stopped = int(ids[-1]) in self._stop
-        cut = self._stop_string_cut(ids, prompt)
-        if cut is not None:
-            ids, logps = ids[:cut], logps[:cut]
-        body = ids[:-1] if stopped and cut is None else ids
-        return Response(ids, np.ones(len(ids), bool), self._text(body, prompt),
-                        STOP if stopped or cut is not None else LENGTH, logps)
-
-    def _text(self, ids: np.ndarray, prompt: PromptGroup) -> str:
-        return self.decode_text(prompt.prompt_ids.tolist(), ids.tolist())
-
-    def _has_stop_string(self, ids: np.ndarray, prompt: PromptGroup) -> bool:
-        text = self._text(ids, prompt)
-        return any(s in text for s in self.sampling.stop_strings)
-
-    def _stop_string_cut(self, ids: np.ndarray, prompt: PromptGroup) -> int | None:
-        """Length of the shortest prefix of `ids` that contains a stop string, or None."""
-        if not self.sampling.stop_strings or not self._has_stop_string(ids, prompt):
-            return None
-
-        def has(count: int) -> bool:
-            return self._has_stop_string(ids[:count], prompt)
-
-        return bisect.bisect_left(range(1, len(ids)), True, key=has) + 1
 
 
 def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state: DecodeState, refill: Refill

@@ -58,7 +58,7 @@ def _largest_threshold(keys: Array, enough: Array, mass: Array) -> Array:
     return jax.lax.fori_loop(0, 32, step, jnp.zeros(enough.shape, jnp.uint32))
 
 
-def _keep(logits: Array, rules: Rules) -> Array:
+def kept_tokens(logits: Array, rules: Rules) -> Array:
     """[..., V] bool, tokens that top-k, top-p and min-p leave; the most probable one always stays.
 
     Ties at the threshold are all kept. Filters apply one after the other, top-p to what top-k left.
@@ -109,9 +109,39 @@ def sample_token(keys: Array, logits: Array, rules: Rules) -> tuple[Array, Array
     greedy = rules.temperature <= 0.0
     scaled = logits / jnp.where(greedy, 1.0, rules.temperature)[..., None]
     filtering = jnp.any((rules.top_k > 0) | (rules.top_p < 1.0) | (rules.min_p > 0.0))
-    scaled = jax.lax.cond(filtering, lambda x: jnp.where(_keep(x, rules), x, -jnp.inf), lambda x: x, scaled)
+    scaled = jax.lax.cond(filtering, lambda x: jnp.where(kept_tokens(x, rules), x, -jnp.inf), lambda x: x, scaled)
     drawn = _categorical(keys, scaled)
     token = jax.lax.cond(  # XLA for CPUs takes as long for an argmax over the vocabulary as for all the rest of this
         jnp.any(greedy), lambda: jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn), lambda: drawn)
     picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
     return token, picked - jax.nn.logsumexp(logits, axis=-1)
+
+
+class Drawn(NamedTuple):
+    """How a token fits the distribution that it should have been drawn from; each [...] float32.
+
+    logp: under the model itself. drawn_logp: in that distribution, -inf where a filter leaves the token out.
+    expected: mean of drawn_logp over that distribution.
+    """
+
+    logp: Array
+    drawn_logp: Array
+    expected: Array
+
+
+def drawn(logits: Array, tokens: Array, rules: Rules, filtered: bool = True) -> Drawn:
+    """What `sample_token` would have drawn tokens [...] from, at logits [..., V] float32; greedy rows from the best.
+
+    filtered: whether the rules may leave tokens out; finding those takes time.
+    """
+    greedy = (rules.temperature <= 0.0)[..., None]
+    scaled = logits / jnp.where(greedy, 1.0, rules.temperature[..., None])
+    best = logits >= jnp.max(logits, axis=-1, keepdims=True)
+    kept = jnp.where(greedy, best, kept_tokens(scaled, rules) if filtered else True)
+    wanted = jax.nn.log_softmax(jnp.where(kept, scaled, -jnp.inf), axis=-1)
+    expected = jnp.sum(jnp.where(kept, jnp.exp(wanted) * wanted, 0.0), axis=-1)
+
+    def at(x: Array) -> Array:
+        return jnp.take_along_axis(x, tokens[..., None], axis=-1)[..., 0]
+
+    return Drawn(at(jax.nn.log_softmax(logits, axis=-1)), at(wanted), expected)

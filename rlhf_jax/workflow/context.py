@@ -44,6 +44,13 @@ class LatestWeights:
         self.key = self.params = None
 
 
+@dataclasses.dataclass
+class LatestSampled:
+    """The policy that was sampled from last, whose weights an engine outside of this program still has."""
+
+    policy: Checkpoint | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """A run under way.
@@ -63,6 +70,7 @@ class Context:
     key: str = ""
     dry: bool = False
     latest: LatestWeights = dataclasses.field(default_factory=LatestWeights)
+    sampled: LatestSampled = dataclasses.field(default_factory=LatestSampled)
     samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
     logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
 

@@ -85,6 +85,7 @@ def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[P
         sampled = context.do(f"{stem}/sample", SampleStage(
             policy=latest, prompts=GivenGroups(share), sampling=sampling, dtype=recipe.dpo.train.dtype,
             shard_size=loop.shard_size))
+        context.sampled.policy = latest
         scored = context.do(f"{stem}/score", ScoreStage(scorer=scorer, source=shards_of(sampled)))
         paired = context.do(f"{stem}/pairs", PairsStage(source=shards_of(scored), options=recipe.pairs,
                                                         method=loop.method))

@@ -62,6 +62,7 @@ def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[Prom
         sampled = context.do(f"evaluate/{entry.label}/sample", SampleStage(
             policy=entry.policy, prompts=GivenGroups(prompts), sampling=sampling, dtype=dtype,
             shard_size=EVALUATION_SHARD))
+        context.sampled.policy = entry.policy
         found = context.do(f"evaluate/{entry.label}/judge", JudgeStage(
             source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype,
             own=sampling.unchanged))

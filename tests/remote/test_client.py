@@ -1,6 +1,5 @@
 """The HTTP client against a server that answers rightly, refuses, sends garbage, hangs, and dies half-way."""
 
-import dataclasses
 import subprocess
 import sys
 import threading
@@ -9,8 +8,11 @@ from collections import Counter
 
 import pytest
 
-from rlhf_jax.config.server import Server
+from rlhf_jax.config.build import build
+from rlhf_jax.config.server import Access, Server
 from rlhf_jax.remote import BudgetSpent, Client, RemoteError, chat, chat_text, completion, completion_text
+
+QUICK, NOBODY = Access(retry_wait=0.0, max_retries=1), "http://127.0.0.1:9/v1"
 
 
 def questions(count):
@@ -22,7 +24,8 @@ def echo(number, body):
 
 
 def options(server, **changes):
-    return dataclasses.replace(Server(url=server.url, model="m", retry_wait=0.0, timeout=5.0, concurrency=4), **changes)
+    quick = {"retry_wait": 0.0, "timeout": 5.0, "concurrency": 4}
+    return build(Server, {"url": server.url, "model": "m", **quick, **changes})
 
 
 def ask(server, folder, count=12, **changes):
@@ -94,10 +97,11 @@ KILLED = """
 import sys
 from collections import Counter
 from pathlib import Path
-from rlhf_jax.config.server import Server
+from rlhf_jax.config.server import Access, Server
 from rlhf_jax.remote import Client, chat, chat_text
 asked = [chat("m", [{"role": "user", "content": f"q{i}"}], temperature=0.0) for i in range(12)]
-Client(Server(url=sys.argv[1], model="m", concurrency=2), Path(sys.argv[2])).ask(asked, chat_text, Counter())
+server = Server(url=sys.argv[1], model="m", access=Access(concurrency=2))
+Client(server, Path(sys.argv[2])).ask(asked, chat_text, Counter())
 """
 
 
@@ -121,7 +125,7 @@ def test_a_run_that_is_killed_goes_on_and_asks_again_only_what_was_in_flight(ser
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path):
-    client = Client(Server(url="http://127.0.0.1:9/v1", model="m", retry_wait=0.0, max_retries=1), tmp_path)
+    client = Client(Server(url=NOBODY, model="m", access=QUICK), tmp_path)
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:9/v1 cannot be reached"):
         client.ask(questions(1), chat_text, Counter())
 
@@ -238,7 +242,7 @@ def test_a_token_may_lie_in_a_file(serve, tmp_path):
                                               ({"token_file": "/no/such/file"}, "there is no such file")])
 def test_a_missing_token_is_said_before_anything_is_asked(tmp_path, given, words):
     with pytest.raises(ValueError, match=words):
-        Client(Server(url="http://h/v1", model="m", **given), tmp_path)
+        Client(Server(url="http://h/v1", model="m", access=Access(**given)), tmp_path)
 
 
 @pytest.mark.parametrize(("url", "words"), [
@@ -255,3 +259,30 @@ def test_completions_take_text_or_ids(serve, tmp_path):
     asked = [completion("m", "a"), completion("m", [1, 2], max_tokens=4)]
     assert Client(options(server), tmp_path).ask(asked, completion_text, Counter()) == ["a!", "[1, 2]!"]
     assert server.asked[0][0] == "/v1/completions"
+
+
+def test_several_servers_share_the_work_and_what_one_leaves_behind_another_is_asked(serve, tmp_path):
+    first, dying = serve(echo), serve(lambda n, body: echo(n, body) if n < 2 else "cut")
+    client = Client(options(first, concurrency=1, max_retries=0), tmp_path, replicas=[dying.url, NOBODY])
+    failures = Counter()
+    assert client.ask(questions(12), chat_text, failures) == ALL
+    assert not failures
+    assert (client.addresses.answered[dying.url], client.addresses.answered[first.url]) == (2, 10)
+    assert len(dying.asked) == 3 or len(dying.asked) == 4  # two were in flight when it died, at most
+    dying.behaviour = echo  # it came back: the next questions find it again
+    client.ask([chat("m", [{"role": "user", "content": f"r{i}"}]) for i in range(12)], chat_text, Counter())
+    assert client.addresses.answered[dying.url] > 2
+
+
+def test_answers_kept_under_a_name_serve_whatever_the_address(serve, tmp_path):
+    first, second = serve(echo), serve(echo)
+    for server in (first, second):
+        assert Client(options(server), tmp_path, name="n").ask(questions(12), chat_text, Counter()) == ALL
+    assert (len(first.asked), len(second.asked)) == (12, 0)
+
+
+def test_when_all_servers_are_gone_all_are_named(serve, tmp_path):
+    server = serve(lambda n, body: "cut")
+    client = Client(options(server, max_retries=1), tmp_path, replicas=[NOBODY])
+    with pytest.raises(RemoteError, match=rf"{server.url}, {NOBODY} cannot be reached or broke off"):
+        client.ask(questions(3), chat_text, Counter())

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from rlhf_jax.config.build import build
 from rlhf_jax.config.scorer import JudgeScoring, Judging, RewardServerScoring
-from rlhf_jax.config.server import Server
+from rlhf_jax.config.server import Access, Server
 from rlhf_jax.data.groups import text_group
 from rlhf_jax.remote import RemoteError
 from rlhf_jax.scoring import Comparing
@@ -28,7 +29,7 @@ def judge(serve, lone_mesh, tmp_path):
 
     def opened(behaviour, kind=JudgeScoring, **options):
         server = serve(behaviour)
-        asked = Server(url=server.url, model="j", retry_wait=0.0, max_retries=1)
+        asked = Server(url=server.url, model="j", access=Access(retry_wait=0.0, max_retries=1))
         more = {"judging": Judging(**options)} if kind is JudgeScoring else options
         return open_scorer(kind(server=asked, **more), lone_mesh, "proxy", tmp_path), server
 
@@ -147,7 +148,7 @@ def test_what_costs_and_where_it_is_kept_is_no_part_of_the_key(serve, lone_mesh,
 
     def key(**changes):
         asked = {"url": server.url, "model": "j", **changes}
-        return open_scorer(JudgeScoring(server=Server(**asked)), lone_mesh, "proxy", tmp_path).key
+        return open_scorer(JudgeScoring(server=build(Server, asked)), lone_mesh, "proxy", tmp_path).key
 
     assert key() == key(cache_dir=str(tmp_path / "k"), max_requests=3, concurrency=2, timeout=9.0)
     assert key() != key(model="k")

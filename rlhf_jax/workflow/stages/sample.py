@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
-from rlhf_jax.parallel import Notice
+from rlhf_jax.parallel import Notice, gather
 from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
@@ -23,6 +25,7 @@ from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
+from rlhf_jax.workflow.engine import EngineSource
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import announce_kept, read_shards, shard_name, shards_here
 from rlhf_jax.workflow.stages.train import funnels
@@ -36,7 +39,7 @@ class LogpMismatch(RuntimeError):
 class SampleStage(Stage):
     """Sampling into shards of `shard_size` prompts; finished shards are kept as they are.
 
-    The first shard is checked against the trainer's forward pass.
+    The first shard is checked against the trainer's forward pass; where an engine outside samples, each one is.
 
     Attributes:
       policy: who answers.
@@ -50,49 +53,110 @@ class SampleStage(Stage):
     dtype: str
     shard_size: int
 
+    def inputs(self) -> dict[str, Any]:
+        """Of an engine what samples depend on: not where its servers are, nor how they are asked and checked."""
+        found, engine = super().inputs(), self.sampling.engine
+        engine_key = {} if engine is None else {"engine": engine.sampled_by}
+        return found | {"sampling": {k: v for k, v in found["sampling"].items() if k != "engine"} | engine_key}
+
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         prompts = self.prompts.read()
         sampling = with_capacity(self.sampling, prompts, self.policy.config.max_position)
-        sampler = context.sampler(self.policy, sampling, self.dtype)
         handed = context.handed_over(self.policy, self.dtype)
-        report = self._write_shards(folder, context, sampler, handed.params, prompts)
+        working = cast(handed.params, jnp.dtype(self.dtype))
+        source: Source
+        if sampling.engine is None:
+            source = _Ours(context.sampler(self.policy, sampling, self.dtype), working, jnp.dtype(self.dtype))
+        else:
+            left = any(not (folder / shard_name(n)).is_file() for n in range(-(-len(prompts) // self.shard_size)))
+            source = EngineSource(self.policy, sampling, self.dtype, working, folder, context)
+            source.hand_over(prompts, needed=left)
+        report = self._write_shards(folder, context, source, prompts)
         return {**report, "hand_over": {"seconds": round(handed.seconds, 4), "bytes": handed.bytes,
-                                        "mesh": dict(sampler.mesh.shape)}, **funnels([self.prompts])}
+                                        "mesh": dict(source.mesh.shape)}, **funnels([self.prompts])}
 
     def preview(self, context: Context) -> Preview:
         prompts = self.prompts.read()
         with_capacity(self.sampling, prompts, self.policy.config.max_position)
         return Preview(self.policy, self.prompts, prompts)
 
-    def _write_shards(self, folder: Path, context: Context, sampler: Sampler, params: Params,
-                      prompts: Sequence[PromptGroup]) -> Mapping[str, Any]:
-        dtype, size = jnp.dtype(self.dtype), self.shard_size
-        working, done, notice = cast(params, dtype), 0, Notice(folder)
-        gaps: Mapping[str, float] = {}
+    def _write_shards(self, folder: Path, context: Context, source: Source, prompts: Sequence[PromptGroup]
+                      ) -> Mapping[str, Any]:
+        size, done, notice = self.shard_size, 0, Notice(folder)
+        gaps = list[LogpTolerance]()
+
+        def shown(before: int, count: int) -> None:
+            context.progress(before + count, len(prompts))
+
         announce_kept(folder, -(-len(prompts) // size), context)
         with count_compiles() as compiles:
             for number in shards_here(-(-len(prompts) // size), notice):
                 path, some = folder / shard_name(number), prompts[number * size : (number + 1) * size]
                 if not path.is_file():
-                    found = {}
-                    for index, group in sampler.generate(working, some):
-                        found[index] = group
-                        context.progress(done + len(found), len(prompts))
-                        if notice.noted():
-                            break
-                    if len(found) < len(some):
+                    groups = source.sample(number, some, notice, partial(shown, done))
+                    if groups is None:
                         continue
-                    write_groups(path, [found[i] for i in range(len(some))])
-                if number == 0:
-                    first = read_groups(path)[: sampler.sampling.slots]
-                    compute = Compute(self.policy.config, mesh=sampler.mesh)
-                    seen = check_logps(compute, working, first, sampler, dtype)
-                    gaps = {"logps_max_difference": seen.largest, "logps_mean_difference": seen.mean}
+                    write_groups(path, groups)
+                seen = source.check(number, path)
+                gaps += [] if seen is None else [seen]
                 done += len(some)
                 context.progress(min(done * jax.process_count(), len(prompts)), len(prompts))
         groups = read_shards(folder)
         return {"prompts": len(groups), "responses": sum(len(g.responses) for g in groups),
-                **generation_metrics(groups), **gaps, "compiled_programs": compiles.programs}
+                **generation_metrics(groups), **_gaps(gaps), **source.report(), "compiled_programs": compiles.programs}
+
+
+class Source(Protocol):
+    """What samples the shards of a stage. mesh: of this process, on which they are checked."""
+
+    mesh: Mesh
+
+    def sample(self, number: int, prompts: Sequence[PromptGroup], notice: Notice, progress: Callable[[int], None]
+               ) -> list[PromptGroup] | None:
+        """The prompts of a shard with their responses; None if this process is asked to leave meanwhile."""
+        ...
+
+    def check(self, number: int, path: Path) -> LogpTolerance | None:
+        """How far a shard's log-probs lie from the trainer's forward pass; None if it was not looked at."""
+        ...
+
+    def report(self) -> Mapping[str, Any]:
+        """What else the stage's report says."""
+        ...
+
+
+class _Ours:
+    """Our own sampler."""
+
+    def __init__(self, sampler: Sampler, params: Params, dtype: Any):
+        self._sampler, self._params, self._dtype, self.mesh = sampler, params, dtype, sampler.mesh
+
+    def sample(self, number: int, prompts: Sequence[PromptGroup], notice: Notice, progress: Callable[[int], None]
+               ) -> list[PromptGroup] | None:
+        found = {}
+        for index, group in self._sampler.generate(self._params, prompts):
+            found[index] = group
+            progress(len(found))
+            if notice.noted():
+                break
+        return None if len(found) < len(prompts) else [found[i] for i in range(len(prompts))]
+
+    def check(self, number: int, path: Path) -> LogpTolerance | None:
+        if number:
+            return None
+        first = read_groups(path)[: self._sampler.sampling.slots]
+        compute = Compute(self._sampler.config, mesh=self.mesh)
+        return check_logps(compute, self._params, first, self._sampler, self._dtype)
+
+    def report(self) -> Mapping[str, Any]:
+        return {}
+
+
+def _gaps(seen: Sequence[LogpTolerance]) -> dict[str, float]:
+    """Largest and mean difference over the shards that were looked at, by all processes."""
+    found = [one for some in gather([list(one) for one in seen]) for one in some]
+    return {"logps_max_difference": max(largest for largest, _ in found),
+            "logps_mean_difference": float(np.mean([mean for _, mean in found]))}
 
 
 def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup], positions: int) -> SamplingConfig:

@@ -1,0 +1,177 @@
+"""The gate for samples of an engine outside: their log-probs and their distribution against our own forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.config.engine import EngineOptions
+from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.packing import PackedBatch, unpack_targets
+from rlhf_jax.models import Params, vocab_logits
+from rlhf_jax.sampling import LogpTolerance, Rules, drawn, logp_tolerance
+from rlhf_jax.sampling.external import EngineMismatch
+from rlhf_jax.training.evaluate import PackedMap
+from rlhf_jax.training.objectives import Compute
+
+_PIECE = 64
+"""Places of a row whose logits exist at one time."""
+_FLOAT32 = LogpTolerance(1e-3, 1e-4)
+"""Two programs in float32; vLLM 0.32 was seen within (4e-5, 4e-6) of a model of 15 million parameters."""
+_OUTSIDE, _SIGMAS, _NATS = 0.02, 6.0, 0.02
+"""Share of tokens that rounding may put outside a filter; and by how many standard errors, and by how much, the mean
+log-prob of what was drawn may miss what is expected of it."""
+
+
+class Tokens(NamedTuple):
+    """Tokens that an engine sampled, each [N] float64: their log-probs as it says and by our own forward pass; how
+    likely they were in the distribution that they should come from, and the mean of that number there."""
+
+    theirs: np.ndarray
+    ours: np.ndarray
+    drawn: np.ndarray
+    expected: np.ndarray
+
+
+def tolerance(engine: EngineOptions, dtype: Any) -> LogpTolerance:
+    """What may lie between an engine's log-probs and ours, computed in `dtype`."""
+    usual = _FLOAT32 if jnp.dtype(dtype) == jnp.float32 else logp_tolerance("auto", dtype)
+    return LogpTolerance(engine.max_logp_difference or usual.largest, engine.max_mean_logp_difference or usual.mean)
+
+
+class EngineGate:
+    """Compares what an engine sampled with what the model would have.
+
+    Args:
+      compute: how the model runs. sampling: settings, with an engine. dtype: of weights and computation. mesh: of this
+        process. folder: of the weights, to be named.
+    """
+
+    def __init__(self, compute: Compute, sampling: SamplingConfig, dtype: Any, mesh: Mesh, folder: Path):
+        assert sampling.engine is not None
+        self.sampling, self.engine, self.folder = sampling, sampling.engine, folder
+        self.allowed, self.vocab_size = tolerance(self.engine, dtype), compute.config.vocab_size
+        self._looks = PackedMap(_look(compute, sampling), mesh, unpack_targets)
+
+    def look(self, params: Params, groups: Sequence[PromptGroup], temperature: float) -> Tokens:
+        """The tokens of all responses, which are all samples at this temperature."""
+        found = self._looks({"params": params, "temperature": jnp.float32(temperature)}, groups)
+        theirs = np.concatenate([r.logps for group in groups for r in group.responses if r.logps is not None])
+        ours = np.concatenate([tokens for per in found for tokens in per])
+        return Tokens(*np.asarray([theirs, *ours.T], np.float64))
+
+    def check(self, params: Params, groups: Sequence[PromptGroup]) -> LogpTolerance:
+        """Looks at the first of a shard's groups.
+
+        Returns:
+          largest and mean difference of their tokens' log-probs from ours.
+
+        Raises:
+          EngineMismatch: the differences are too large, or the samples are not of the distribution that was asked for.
+        """
+        some, seen = groups[: self.engine.checked_prompts], list[LogpTolerance]()
+        given = np.asarray(self.sampling.temperatures)
+        for temperature in dict.fromkeys(self.sampling.temperatures):
+            places = np.flatnonzero(given == temperature)
+            alike = [dataclasses.replace(g, responses=tuple(g.responses[i] for i in places)) for g in some]
+            tokens = self.look(params, alike, temperature)
+            if not self.fits(tokens):
+                raise EngineMismatch(self._why(tokens, temperature))
+            self._check_drawn(tokens, temperature)
+            seen.append(difference(tokens))
+            if temperature and len(places) > 1 and -tokens.expected.sum() > 20 * len(places) and all(
+                    len({r.ids.tobytes() for r in g.responses}) == 1 for g in alike):
+                raise EngineMismatch(f"all {len(places)} samples of each prompt are the same: the engine gives one "
+                                     "seed to all n of a question")
+        return LogpTolerance(max(x.largest for x in seen), float(np.mean([x.mean for x in seen])))
+
+    def fits(self, tokens: Tokens) -> bool:
+        """Whether an engine's log-probs are ours, up to rounding."""
+        seen = difference(tokens)
+        return bool(seen.largest <= self.allowed.largest and seen.mean <= self.allowed.mean)
+
+    def gap(self, tokens: Tokens) -> str:
+        """The differences, in words."""
+        seen = difference(tokens)
+        return (f"its log-probs differ from our forward pass of {self.folder} by up to {seen.largest:.2e}, "
+                f"{seen.mean:.2e} in the mean (allowed {self.allowed.largest:.0e} and {self.allowed.mean:.0e})")
+
+    def _why(self, tokens: Tokens, temperature: float) -> str:
+        if temperature != 1.0 and self.fits(tokens._replace(ours=np.maximum(tokens.drawn, -1e4))):
+            return (f"the engine's log-probs are those at temperature {temperature:g}, after it was applied, and not "
+                    "the model's own: start it so that it gives raw ones (vLLM: --logprobs-mode raw_logprobs)")
+        return ("the engine holds other weights, stale ones if the hand-over did not reach all of it, or its tokens "
+                f"were replaced on their way: {self.gap(tokens)}. If it is right and only computes in another "
+                "precision, raise engine.max_logp_difference and engine.max_mean_logp_difference")
+
+    def _check_drawn(self, tokens: Tokens, temperature: float) -> None:
+        """Raises EngineMismatch unless the tokens look like draws at this temperature and through the filters.
+
+        A token's log-prob in its distribution minus the mean of that there is a martingale's step: the sum of N of them
+        divided by the root of their squares' sum is nearly normal.
+        """
+        s = self.sampling
+        asked = f"temperature {temperature:g}, top_k {s.top_k}, top_p {s.top_p:g}, min_p {s.min_p:g}"
+        inside = np.isfinite(tokens.drawn)
+        if (outside := float(np.mean(~inside))) > _OUTSIDE:
+            raise EngineMismatch(f"{outside:.0%} of the engine's tokens cannot have been drawn at {asked}: it, or a "
+                                 "proxy before it, samples with another temperature or other filters")
+        steps = (tokens.drawn - tokens.expected)[inside]
+        error = float(np.sqrt(np.sum(steps**2)))
+        if abs(steps.sum()) > _SIGMAS * error and abs(steps.mean()) > _NATS:
+            way = "lower" if steps.mean() > 0 else "higher"
+            raise EngineMismatch(f"the engine's tokens were not drawn at {asked}: their mean log-prob there is "
+                                 f"{steps.mean():+.3f} nats from what it should be, {abs(steps.sum()) / error:.0f} "
+                                 f"standard errors, as of a {way} temperature. A proxy or a default of the engine "
+                                 "replaces what is asked")
+
+
+def difference(tokens: Tokens) -> LogpTolerance:
+    """Largest and mean |theirs - ours|; infinite where one is no number."""
+    gaps = np.abs(tokens.theirs - tokens.ours)
+    gaps = np.where(np.isnan(gaps), np.inf, gaps)
+    return LogpTolerance(float(gaps.max()), float(gaps.mean()))
+
+
+def update_seen(before: Tokens, after: Tokens) -> tuple[float, float]:
+    """How much of an update of the weights an engine's log-probs show, and its standard error: least squares of
+    theirs - before on after - before. 0 for the weights before it, 1 for those after it, however much both round.
+
+    before, after: the same tokens, `ours` computed with either.
+    """
+    moved, theirs = after.ours - before.ours, after.theirs - before.ours
+    size = float(np.sum(moved**2))
+    if size == 0:
+        return 1.0, np.inf
+    share = float(np.sum(theirs * moved) / size)
+    return share, float(np.sqrt(np.mean((theirs - share * moved) ** 2) / size))
+
+
+def _look(compute: Compute, sampling: SamplingConfig) -> Any:
+    """({"params", "temperature"}, batch) -> [B, M, 3]: `Drawn` of the target tokens."""
+    filtered = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+    def fn(given: Params, batch: PackedBatch) -> Any:
+        params, temperature = given["params"], given["temperature"]
+        hidden = compute.hidden(params, batch)
+        hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
+
+        def at(place: tuple[Any, Any]) -> Any:
+            some, target = place
+            like = jnp.ones(target.shape)
+            rules = Rules(like * temperature, jnp.full(target.shape, sampling.top_k), like * sampling.top_p,
+                          like * sampling.min_p)
+            return jnp.stack(drawn(vocab_logits(params, compute.config, some), target, rules, filtered), axis=-1)
+
+        places = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(batch.target, 1, 0)
+        return jnp.moveaxis(jax.lax.map(at, places, batch_size=_PIECE), 0, 1)
+
+    return fn
