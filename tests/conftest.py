@@ -196,14 +196,15 @@ def watch_arrays():
 
 class FakeServer:
     """Answers each request by `behaviour(number, body)` -> a text (a chat turn), a dict (the whole answer), bytes (sent
-    as they are), or (status, headers, text); None hangs, "cut" breaks off.
+    as they are), or (status, headers, text); None hangs, "cut" breaks off. A GET is answered from `pages`.
 
     Attributes:
+      pages: path -> its JSON.
       asked: (path, body, headers) of all requests, in order.
     """
 
     def __init__(self, behaviour):
-        self.behaviour, self.asked, self._lock = behaviour, [], threading.Lock()
+        self.behaviour, self.asked, self.pages, self._lock = behaviour, [], {}, threading.Lock()
         self.release = threading.Event()
         fake = self
 
@@ -216,6 +217,10 @@ class FakeServer:
                     number = len(fake.asked)
                     fake.asked.append((self.path, body, dict(self.headers)))
                 fake.reply(self, fake.behaviour(number, body))
+
+            def do_GET(self):
+                found = fake.pages.get(self.path)
+                fake.reply(self, (404, {}, "no such page") if found is None else found)
 
             def log_message(self, *args):
                 pass

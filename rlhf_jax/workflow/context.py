@@ -73,6 +73,7 @@ class Context:
     sampled: LatestSampled = dataclasses.field(default_factory=LatestSampled)
     samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
     logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
+    engine_checks: dict[Any, PackedMap] = dataclasses.field(default_factory=dict)
 
     def do(self, name: str, stage: Stage) -> Finished:
         """The stage, done now or before; the same stage under the same name is done once in a run."""

@@ -22,9 +22,16 @@ from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler, shares
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.engine_gate import EngineGate
+from rlhf_jax.workflow.engine_gate import EngineGate, drawn_map, filters
 from rlhf_jax.workflow.hand_over import LOG, Probe, hand_over
 from rlhf_jax.workflow.products import ANSWERS
+
+
+def check_whole(policy: Checkpoint, sampling: SamplingConfig) -> None:
+    """Raises ValueError for an adapter, of which an engine cannot be given a folder."""
+    if sampling.engine is not None and policy.adapter is not None:
+        raise ValueError(f"{policy.adapter} is an adapter, and an engine is given one folder of whole weights. "
+                         f"Merge it first: rlhf-jax export {policy.adapter} --output_dir MERGED")
 
 
 class _Leaving(Exception):
@@ -38,21 +45,18 @@ class EngineSource:
     Args:
       policy: who answers. sampling: settings, with an engine. params: the policy's weights in the sampler's layout, in
         `dtype`. folder: of the stage.
-
-    Raises:
-      ValueError: the policy is an adapter, of which an engine cannot be given a folder.
     """
 
     def __init__(self, policy: Checkpoint, sampling: SamplingConfig, dtype: str, params: Params, folder: Path,
                  context: Context):
         assert sampling.engine is not None
-        if policy.adapter is not None:
-            raise ValueError(f"{policy.adapter} is an adapter, and an engine is given one folder of whole weights. "
-                             f"Merge it first: rlhf-jax export {policy.adapter} --output_dir MERGED")
         self.mesh = sampling_mesh(policy.config, dtype, context.mesh)
         self._policy, self._engine, self._params, self._dtype = policy, sampling.engine, params, dtype
         self._ending = Ending(policy.stop_ids, sampling.stop_strings, policy.decode_text)
-        self._gate = EngineGate(Compute(policy.config, mesh=self.mesh), sampling, dtype, self.mesh, policy.folder)
+        programs = context.engine_checks
+        if (key := (policy.config, filters(sampling), dtype)) not in programs:
+            programs[key] = drawn_map(Compute(policy.config, mesh=self.mesh), self.mesh, filters(sampling))
+        self._gate = EngineGate(programs[key], sampling, dtype, policy)
         self._sampler = ExternalSampler(sampling, policy.config.vocab_size, self._ending)
         self._folder, self._context = folder, context
         self._seen: dict[int, LogpTolerance] = {}

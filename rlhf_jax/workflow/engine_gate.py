@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from rlhf_jax.sampling import LogpTolerance, Rules, drawn, logp_tolerance
 from rlhf_jax.sampling.external import EngineMismatch
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow.checkpoint import Checkpoint
 
 _PIECE = 64
 """Places of a row whose logits exist at one time."""
@@ -51,19 +51,21 @@ class EngineGate:
     """Compares what an engine sampled with what the model would have.
 
     Args:
-      compute: how the model runs. sampling: settings, with an engine. dtype: of weights and computation. mesh: of this
-        process. folder: of the weights, to be named.
+      drawn: `drawn_map` of the model, for these settings. sampling: settings, with an engine. dtype: of weights and
+        computation. checkpoint: whose weights they are.
     """
 
-    def __init__(self, compute: Compute, sampling: SamplingConfig, dtype: Any, mesh: Mesh, folder: Path):
+    def __init__(self, drawn: PackedMap, sampling: SamplingConfig, dtype: Any, checkpoint: Checkpoint):
         assert sampling.engine is not None
-        self.sampling, self.engine, self.folder = sampling, sampling.engine, folder
-        self.allowed, self.vocab_size = tolerance(self.engine, dtype), compute.config.vocab_size
-        self._looks = PackedMap(_look(compute, sampling), mesh, unpack_targets)
+        self.sampling, self.engine, self.folder = sampling, sampling.engine, checkpoint.folder
+        self.allowed, self.vocab_size = tolerance(self.engine, dtype), checkpoint.config.vocab_size
+        self._drawn = drawn
 
     def look(self, params: Params, groups: Sequence[PromptGroup], temperature: float) -> Tokens:
         """The tokens of all responses, which are all samples at this temperature."""
-        found = self._looks({"params": params, "temperature": jnp.float32(temperature)}, groups)
+        s = self.sampling
+        rules = Rules(jnp.float32(temperature), jnp.int32(s.top_k), jnp.float32(s.top_p), jnp.float32(s.min_p))
+        found = self._drawn({"params": params, "rules": rules}, groups)
         theirs = np.concatenate([r.logps for group in groups for r in group.responses if r.logps is not None])
         ours = np.concatenate([tokens for per in found for tokens in per])
         return Tokens(*np.asarray([theirs, *ours.T], np.float64))
@@ -155,23 +157,28 @@ def update_seen(before: Tokens, after: Tokens) -> tuple[float, float]:
     return share, float(np.sqrt(np.mean((theirs - share * moved) ** 2) / size))
 
 
-def _look(compute: Compute, sampling: SamplingConfig) -> Any:
-    """({"params", "temperature"}, batch) -> [B, M, 3]: `Drawn` of the target tokens."""
-    filtered = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+def filters(sampling: SamplingConfig) -> bool:
+    """Whether these settings leave tokens out."""
+    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+
+
+def drawn_map(compute: Compute, mesh: Mesh, filtered: bool) -> PackedMap:
+    """{"params", "rules": scalars}, groups -> per group and response [T, 3]: `Drawn` of its tokens.
+
+    filtered: see `sampling.drawn`.
+    """
 
     def fn(given: Params, batch: PackedBatch) -> Any:
-        params, temperature = given["params"], given["temperature"]
-        hidden = compute.hidden(params, batch)
+        hidden = compute.hidden(given["params"], batch)
         hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
 
         def at(place: tuple[Any, Any]) -> Any:
             some, target = place
-            like = jnp.ones(target.shape)
-            rules = Rules(like * temperature, jnp.full(target.shape, sampling.top_k), like * sampling.top_p,
-                          like * sampling.min_p)
-            return jnp.stack(drawn(vocab_logits(params, compute.config, some), target, rules, filtered), axis=-1)
+            rules = Rules(*(jnp.broadcast_to(rule, target.shape) for rule in given["rules"]))
+            logits = vocab_logits(given["params"], compute.config, some)
+            return jnp.stack(drawn(logits, target, rules, filtered), axis=-1)
 
         places = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(batch.target, 1, 0)
         return jnp.moveaxis(jax.lax.map(at, places, batch_size=_PIECE), 0, 1)
 
-    return fn
+    return PackedMap(fn, mesh, unpack_targets)

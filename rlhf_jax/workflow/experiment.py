@@ -21,6 +21,7 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, RenderedRows, check_named, check_sources
+from rlhf_jax.workflow.engine import check_whole
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
@@ -99,6 +100,8 @@ class Experiment:
         for number in range(1, c.loop.rounds + 1):
             round_prompts(prompts, c.loop, number)
         with_capacity(c.sampling, prompts, base.config.max_position)
+        if c.sft is None:
+            check_whole(base, c.sampling)
         for options in (c.scorer, c.gold):
             if options is not None:
                 open_scorer(options, self.context.local_mesh, "", self.context.run.store)  # loads no weights yet

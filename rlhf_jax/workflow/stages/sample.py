@@ -25,7 +25,7 @@ from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
-from rlhf_jax.workflow.engine import EngineSource
+from rlhf_jax.workflow.engine import EngineSource, check_whole
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.shards import announce_kept, read_shards, shard_name, shards_here
 from rlhf_jax.workflow.stages.train import funnels
@@ -60,6 +60,7 @@ class SampleStage(Stage):
         return found | {"sampling": {k: v for k, v in found["sampling"].items() if k != "engine"} | engine_key}
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
+        check_whole(self.policy, self.sampling)
         prompts = self.prompts.read()
         sampling = with_capacity(self.sampling, prompts, self.policy.config.max_position)
         handed = context.handed_over(self.policy, self.dtype)
@@ -76,6 +77,7 @@ class SampleStage(Stage):
                                         "mesh": dict(source.mesh.shape)}, **funnels([self.prompts])}
 
     def preview(self, context: Context) -> Preview:
+        check_whole(self.policy, self.sampling)
         prompts = self.prompts.read()
         with_capacity(self.sampling, prompts, self.policy.config.max_position)
         return Preview(self.policy, self.prompts, prompts)
