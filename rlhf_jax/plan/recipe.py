@@ -101,7 +101,7 @@ def tasks_of(command: Any, model: str, assume: Assumptions, examples: int) -> li
             train = _training("dpo", config, command.options, data.render, assume, count(data),
                               responses=command.options.responses)
             return _with_reference(train, count(data))
-        case GenerateCommand(data=data):
+        case GenerateCommand(data=data) if command.sampling.engine is None:
             return _sampling(config, command.sampling, command.dtype, data.render, assume, count(data))
         case ScoreCommand():
             return _scoring(config, command.scorer, 8, assume, examples)

@@ -80,6 +80,10 @@ class Client:
             timeout=httpx2.Timeout(self._access.timeout, connect=min(10.0, self._access.timeout)),
             limits=httpx2.Limits(max_connections=self._workers, max_keepalive_connections=self._workers))
 
+    def close(self) -> None:
+        """Ends its connections."""
+        self._http.close()
+
     def ask(self, questions: Sequence[Question], read: Read[T] | Sequence[Read[T]], failures: Counter[str],
             progress: Callable[[int], None] | None = None) -> list[T | None]:
         """What `read` makes of the answer to each question; None, counted by reason in `failures`, where there is none.

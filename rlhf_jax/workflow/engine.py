@@ -93,7 +93,8 @@ class EngineSource:
                 raise _Leaving
 
         try:
-            groups = self._sampler.generate(client, prompts, count)
+            with contextlib.closing(client):
+                groups = self._sampler.generate(client, prompts, count)
             self._seen[number] = self._gate.check(self._params, groups)
         except _Leaving:
             return None

@@ -26,9 +26,10 @@ _PIECE = 64
 """Places of a row whose logits exist at one time."""
 _FLOAT32 = LogpTolerance(1e-3, 1e-4)
 """Two programs in float32; vLLM 0.32 was seen within (4e-5, 4e-6) of a model of 15 million parameters."""
-_OUTSIDE, _SIGMAS, _NATS = 0.02, 6.0, 0.02
-"""Share of tokens that rounding may put outside a filter; and by how many standard errors, and by how much, the mean
-log-prob of what was drawn may miss what is expected of it."""
+_OUTSIDE = {"float32": 0.02, "bfloat16": 0.1}
+"""Share of tokens that rounding may put outside a filter, or beside the most probable one."""
+_SIGMAS, _NATS = 6.0, 0.02
+"""By how many standard errors, and by how much, the mean log-prob of what was drawn may miss what is expected of it."""
 
 
 class Tokens(NamedTuple):
@@ -59,7 +60,7 @@ class EngineGate:
         assert sampling.engine is not None
         self.sampling, self.engine, self.folder = sampling, sampling.engine, checkpoint.folder
         self.allowed, self.vocab_size = tolerance(self.engine, dtype), checkpoint.config.vocab_size
-        self._drawn = drawn
+        self._drawn, self._outside = drawn, _OUTSIDE[jnp.dtype(dtype).name]
 
     def look(self, params: Params, groups: Sequence[PromptGroup], temperature: float) -> Tokens:
         """The tokens of all responses, which are all samples at this temperature."""
@@ -123,7 +124,7 @@ class EngineGate:
         s = self.sampling
         asked = f"temperature {temperature:g}, top_k {s.top_k}, top_p {s.top_p:g}, min_p {s.min_p:g}"
         inside = np.isfinite(tokens.drawn)
-        if (outside := float(np.mean(~inside))) > _OUTSIDE:
+        if (outside := float(np.mean(~inside))) > self._outside:
             raise EngineMismatch(f"{outside:.0%} of the engine's tokens cannot have been drawn at {asked}: it, or a "
                                  "proxy before it, samples with another temperature or other filters")
         steps = (tokens.drawn - tokens.expected)[inside]

@@ -38,6 +38,7 @@ REWARDED = {"output_dir": "o", "prompts": DATA, "model_name_or_path": "m"}
 START = {**RUN, "model_name_or_path": "m"}
 EVALUATED = {**START, "evaluation": {"data": DATA}}
 MODEL = {"model_name_or_path": "m", "output_dir": "o"}
+ENGINE = {"urls": "http://h/v1", "model": "m", "name": "vllm", "version": "1"}
 SCORE = {"input": "i", "output_dir": "o"}
 MIX = {"sources": ["a.jsonl"], "output_dir": "o"}
 JUDGED = {"output_dir": "o", "scorer": FUNCTION}
@@ -79,6 +80,11 @@ JUDGED = {"output_dir": "o", "scorer": FUNCTION}
     (SamplingConfig, {"lanes": 9}, "lanes = 9"),
     (SamplingConfig, {"temperature": (1.0, 0.7, 0.4), "num_generations": 2}, "temperature has 3 values"),
     (SamplingConfig, {"temperature": (1.0, -0.7)}, "temperature = "),
+    (SamplingConfig, {"engine": ENGINE, "slots": 4}, "slots = 4 is about our own sampler .* leave slots out"),
+    (SamplingConfig, {"engine": {**ENGINE, "urls": []}}, "urls is empty"),
+    (SamplingConfig, {"engine": {**ENGINE, "urls": "localhost"}}, "give an address like http"),
+    (SamplingConfig, {"engine": {**ENGINE, "hand_over_urls": "http://me:pw@h"}}, "login and parameters not shown"),
+    (SamplingConfig, {"engine": {"urls": "http://h/v1", "model": "m"}}, r"engine\.name is missing"),
     (SamplingConfig, {"top_p": 0.0}, "top_p = 0.0; it must be greater than 0 and at most 1"),
     (DpoCommand, MODEL, "exactly one of dataset_name"),
     (PreferenceOptions, {"split_pairs": True}, "split_pairs has no effect with loss_type = 'sigmoid'"),

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rlhf_jax.sampling import rules as rules_module
-from rlhf_jax.sampling.rules import Rules, _categorical, _keep, sample_token, token_key
+from rlhf_jax.sampling.rules import Rules, _categorical, drawn, kept_tokens, sample_token, token_key
 
-keep, draw, sample = jax.jit(_keep), jax.jit(_categorical), jax.jit(sample_token)
+keep, draw, sample = jax.jit(kept_tokens), jax.jit(_categorical), jax.jit(sample_token)
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -170,3 +170,23 @@ def test_a_token_key_depends_on_each_of_its_four_parts_and_on_nothing_else():
     assert base == bits(0, 5, 1, 2)
     assert all(base != other for other in (bits(1, 5, 1, 2), bits(0, 6, 1, 2), bits(0, 5, 2, 2), bits(0, 5, 1, 3)))
     assert bits(0, 5, 1, 2) != bits(0, 5, 2, 1)
+
+
+@pytest.mark.parametrize(("rules", "kept"), [
+    ((0.5, 0, 1.0, 0.0), [0, 1, 2, 3]), ((1.0, 2, 1.0, 0.0), [0, 1]), ((2.0, 0, 1.0, 0.5), [0, 1, 2]),
+    ((0.0, 0, 1.0, 0.0), [0])])
+def test_what_a_token_was_drawn_from_by_hand(rules, kept):
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    weights = np.zeros(4)
+    weights[kept] = np.exp(logits[kept] / (rules[0] or 1.0))
+    probs = weights / weights.sum()
+    given = Rules(*(jnp.full(4, value) for value in rules))
+    found = drawn(jnp.tile(logits, (4, 1)), jnp.arange(4), given)
+    np.testing.assert_allclose(found.logp, logits, rtol=1e-6)
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(found.drawn_logp, np.log(probs), rtol=1e-5)
+    entropy = -sum(p * np.log(p) for p in probs[kept])
+    np.testing.assert_allclose(found.expected, -entropy, atol=1e-6)
+    if rules[1:] == (0, 1.0, 0.0):
+        plain = drawn(jnp.tile(logits, (4, 1)), jnp.arange(4), given, filtered=False)
+        np.testing.assert_allclose(plain, found, rtol=1e-5, atol=1e-6)

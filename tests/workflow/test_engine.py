@@ -328,3 +328,30 @@ def test_the_share_of_an_update_by_hand():
         assert found == pytest.approx(share)
         assert error == pytest.approx(np.sqrt(np.mean(noise**2) / np.sum(moved**2)))
     assert update_seen(before, before) == (1.0, np.inf)
+
+
+@pytest.mark.slow
+def test_a_killed_command_asks_again_for_what_was_in_flight_alone(serve, context, start, world, launch, tmp_path):
+    engine, killed, runs = Engine(context, start), threading.Event(), []
+
+    def behaviour(number, body):
+        answer = engine(number, body)
+        if number == 4 + 5 and not killed.is_set():
+            runs[0].processes[0].kill()
+            killed.set()
+        return answer
+
+    server = serve(behaviour)
+    command = ["generate", "--model_name_or_path", start.folder, "--dataset_name", world / "prompts.jsonl",
+               "--max_samples", 6, "--num_generations", N, "--max_new_tokens", NEW, "--shard_size", 6, "--engine.urls",
+               server.url, "--engine.model", "m", "--engine.name", "fake", "--engine.version", "1",
+               "--engine.concurrency", 1, "--engine.retry_wait", 0]
+    (tmp_path / "cache").mkdir()
+    runs.append(launch(tmp_path / "config", tmp_path / "killed", command=command))
+    assert runs[0].wait() == [-9]
+    assert not list((tmp_path / "killed").glob("shard-*"))
+    launch(tmp_path / "config", tmp_path / "killed", command=command).finish()
+    assert sorted(completions(server).values()) == [1] * 5 + [2]  # the last one had not been answered
+    launch(tmp_path / "config", tmp_path / "whole", command=command).finish()
+    killed, whole = (read_shards(tmp_path / name) for name in ("killed", "whole"))
+    assert [g.to_json() for g in killed] == [g.to_json() for g in whole]
