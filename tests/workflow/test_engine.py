@@ -24,7 +24,7 @@ from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.shards import read_shards
 
 N, NEW = 4, 12
-QUICK = Access(concurrency=2, retry_wait=0.0, max_retries=1, timeout=60.0)
+QUICK = Access(concurrency=2, retry_wait=0.0, max_retries=1, timeout=600.0)
 
 
 class Engine:
@@ -64,8 +64,11 @@ class Engine:
 
 
 @pytest.fixture(scope="module")
-def context(make_context, tmp_path_factory):
-    return make_context(tmp_path_factory.mktemp("run"))
+def context(make_context, start, tmp_path_factory):
+    """A run whose engine has its programs already: nobody waits for a compiler."""
+    context = make_context(tmp_path_factory.mktemp("run"))
+    Engine(context, start)(0, {"prompt": [1, 2, 3], "n": 1, "temperature": 1.0, "top_k": -1, "seed": 0})
+    return context
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_the_stage_gives_weights_over_and_waits_until_the_engine_answers_for_the
     engine = Engine(context, other)
     server = serve(engine)
     engine.loads[str(start.folder.resolve())] = start
-    report = sample([server], arguments="--x 1", hand_over_urls=server.url + "/load", hand_over_wait=60.0,
+    report = sample([server], arguments="--x 1", hand_over_urls=server.url + "/load", hand_over_wait=600.0,
                     hand_over_command=f"echo {{folder}} {{arguments}} > {tmp_path}/told")
     assert report["prompts"] == 6
     assert (tmp_path / "told").read_text() == f"{start.folder.resolve()} --x 1\n"
@@ -186,7 +189,7 @@ def test_the_stage_gives_weights_over_and_waits_until_the_engine_answers_for_the
             slow.load(start)
         return slow(number, body)
 
-    assert sample([serve(later)], folder="slow", hand_over_wait=60.0)["prompts"] == 6
+    assert sample([serve(later)], folder="slow", hand_over_wait=600.0)["prompts"] == 6
 
 
 @pytest.mark.parametrize(("command", "wait", "words"), [
