@@ -347,7 +347,7 @@ def test_a_killed_command_asks_again_for_what_was_in_flight_alone(serve, context
     server = serve(behaviour)
     command = ["generate", "--model_name_or_path", start.folder, "--dataset_name", world / "prompts.jsonl",
                "--max_samples", 6, "--num_generations", N, "--max_new_tokens", NEW, "--shard_size", 6, "--engine.urls",
-               server.url, "--engine.model", "m", "--engine.name", "fake", "--engine.version", "1",
+               server.url, "--engine.model", "m", "--engine.name", "fake", "--engine.version", "1.0.0",
                "--engine.concurrency", 1, "--engine.retry_wait", 0]
     (tmp_path / "cache").mkdir()
     runs.append(launch(tmp_path / "config", tmp_path / "killed", command=command))
