@@ -13,7 +13,7 @@ from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
-from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
+from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig, check_graded
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options
 
@@ -79,7 +79,7 @@ class RewardSection(Options):
     """A reward model trained in the run.
 
     Attributes:
-      data: preference rows.
+      data: preference rows, or solutions with labels.
       train: which kind of model, and how to optimise.
       eval_data: held-out preference rows; accuracy, likelihood and calibration on them go into the report.
       init: what it starts from: the "policy" (after SFT), or a model folder, which then has the
@@ -210,6 +210,8 @@ class ExperimentConfig(Options):
         if self.raft != SftOptions() and not self.reads_raft:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")
+        if self.reward is not None and "offline_dpo" not in self.baselines:
+            check_graded(self.reward.train, self.reward.data.graded)
         if self.dpo.loss.of_responses and not self.dpo.split_pairs:
             raise ValueError(f"dpo.loss_type = {self.dpo.loss.loss_type!r} reads single responses, and the loop makes "
                              "pairs; set dpo.split_pairs")

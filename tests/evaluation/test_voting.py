@@ -142,7 +142,7 @@ def test_the_flexible_rule_agrees_and_every_reference_is_read(solutions, shared)
 
 def test_a_prompt_without_a_reference_is_named():
     rule = find_rule("gsm8k")
-    with pytest.raises(ValueError, match=r"prompt 'p' has no column 'answer', the reference; it has none\. Set answer_c"):
+    with pytest.raises(ValueError, match=r"prompt 'p' has no column 'answer', the reference; it has none\. Set ans"):
         ballot_of(text_group("p", "q", [("#### 3", {})]), rule, "answer", None)
     with pytest.raises(ValueError, match=r"prompt 'p', column 'answer': the reference 'about three' holds no answer"):
         ballot_of(text_group("p", "q", [("#### 3", {})], extra={"answer": "about three"}), rule, "answer", None)
