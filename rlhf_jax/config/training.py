@@ -211,9 +211,12 @@ RewardOptions = (BradleyTerryOptions | PairwiseOptions | OdinOptions | ProcessOp
                  | OutcomeOptions)
 
 
+OF_SOLUTIONS = (ProcessOptions, OutcomeGenerativeOptions, OutcomeOptions)
+"""What learns from solutions with labels, and from no pairs."""
+
+
 def check_graded(options: RewardOptions, graded: GradedOptions) -> None:
     """Raises ValueError for the choice of pairs where no pairs are learned."""
-    pairless = isinstance(options, ProcessOptions | OutcomeGenerativeOptions | OutcomeOptions)
-    if pairless and (idle := changed(graded)):
+    if isinstance(options, OF_SOLUTIONS) and (idle := changed(graded)):
         raise ValueError(f"{', '.join(idle)} has no effect with kind = {options.kind!r}, which learns from no pairs; "
                          "leave it out")

@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rlhf_jax.data.groups import PromptGroup
+
 EXTRA = "math"
 """The extra that brings math-verify."""
 _MARKED = re.compile(r"(?:####|^A:|answer is:?)\s*(-?\$?[0-9.,]+)", re.MULTILINE | re.IGNORECASE)
@@ -120,6 +122,27 @@ def reference_answer(rule: AnswerRule, reference: object) -> str:
     if not answer:
         raise ValueError(f"the reference {text[:60]!r} holds no answer")
     return answer
+
+
+def group_reference(rule: AnswerRule, group: PromptGroup, column: str) -> str:
+    """The reference answer that a prompt's row came with.
+
+    Raises:
+      ValueError: the row has no such column, or no answer in it.
+    """
+    if column not in group.extra:
+        raise ValueError(f"prompt {group.prompt_id!r} has no column {column!r}, the reference; it has "
+                         f"{', '.join(group.extra) or 'none'}. Set answer_column, and sample from rows that have it")
+    try:
+        return reference_answer(rule, group.extra[column])
+    except ValueError as error:
+        raise ValueError(f"prompt {group.prompt_id!r}, column {column!r}: {error}") from error
+
+
+def is_right(rule: AnswerRule, reference: str, text: str) -> bool:
+    """Whether a solution ends with the reference answer."""
+    answer = rule.find(text)
+    return answer is not None and rule.same(reference, answer)
 
 
 def candidates(rule: AnswerRule, answers: Sequence[str | None]) -> list[int]:

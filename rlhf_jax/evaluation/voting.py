@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from rlhf_jax.data.answers import AnswerRule, candidates, reference_answer
+from rlhf_jax.data.answers import AnswerRule, candidates, group_reference
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.prompt_text import plain_text
 from rlhf_jax.evaluation.best_of_n import expected_best_of_n
@@ -126,13 +126,7 @@ def ballot_of(group: PromptGroup, rule: AnswerRule, column: str, score: str | No
     Raises:
       ValueError: the group has no such column, or no answer in it.
     """
-    if column not in group.extra:
-        raise ValueError(f"prompt {group.prompt_id!r} has no column {column!r}, the reference; it has "
-                         f"{', '.join(group.extra) or 'none'}. Set answer_column, and sample from rows that have it")
-    try:
-        reference = reference_answer(rule, group.extra[column])
-    except ValueError as error:
-        raise ValueError(f"prompt {group.prompt_id!r}, column {column!r}: {error}") from error
+    reference = group_reference(rule, group, column)
     kept = [r for r in group.responses if score is None or score in r.scores]
     if not kept:
         return None
