@@ -11,7 +11,7 @@ from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
-from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
+from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig, check_graded
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed
 
 Dtype = Literal["float32", "bfloat16"]
@@ -53,14 +53,14 @@ class SftCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardCommand(Options):
-    """Training a reward model on preference rows: Bradley-Terry, pairwise (A/B letter) or ODIN; OUTPUT_DIR/model.
+    """Training a reward model: of pairs Bradley-Terry, pairwise, ODIN; of solutions process, outcome; OUTPUT_DIR/model.
 
     Attributes:
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      eval_dataset_name: held-out preference rows; accuracy, likelihood and calibration on them end the stage.
+      eval_dataset_name: held-out rows of the same layout; the loss and its metrics on them end the stage.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
-      data: rows to train on.
+      data: rows to train on: pairs, or solutions with labels.
       options: which kind of model, and how to train it.
       trackers: who else gets the metrics.
     """
@@ -75,6 +75,7 @@ class RewardCommand(Options):
 
     def conflicts(self) -> None:
         check_evaluated(self.options.train, self.eval_dataset_name)
+        check_graded(self.options, self.data.graded)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,19 +8,26 @@ from typing import Annotated, Literal
 from rlhf_jax.config.data import GradedOptions, RowOptions, Sources, as_sources
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.scorer import ScorerOptions
-from rlhf_jax.fields import SEED, Flat, Options, changed, only_with
+from rlhf_jax.config.steps import Answers
+from rlhf_jax.fields import COUNT, SEED, Flat, Options, changed, only_if, only_with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(Options):
-    """Evaluating a reward or preference model: on held-out pairs or a benchmark, or by the length of what it likes.
+    """Evaluating a reward or preference model: on held-out pairs or a benchmark, or by the samples that it scored.
 
     Attributes:
       scorer: what is evaluated on the rows of dataset_name.
       output_dir: where the results go.
-      input: folder of scored shards, instead of scorer and dataset_name: how much their scores grow with length.
-      score: name of the scores in input.
+      input: folder of scored shards, instead of scorer and dataset_name.
+      measure: of input: length_bias (how much scores grow with length), voting (pass@n, majority and best of n sampled
+        solutions), or steps (a process model's numbers against the labels of steps).
+      score: name of the scores in input; null for votes without scores.
       length_unit: of the lengths in input.
+      answers: how answers are found and compared: gsm8k (a number behind ####), gsm8k_flexible (the last number), or
+        math (LaTeX in a box; needs the extra `math`).
+      answer_column: of the prompts' rows, which holds the reference.
+      max_n: samples of a prompt to choose among; null for the most that a prompt has.
       benchmark: whose rows dataset_name holds, as its authors publish them: rewardbench, rewardbench2, rm_bench ...
         (docs/evaluating.md has all); or preference, any preference rows, with a column `subset` or without.
       tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
@@ -35,8 +42,12 @@ class EvaluateCommand(Options):
     scorer: ScorerOptions | None = None
     output_dir: str
     input: str | None = None
-    score: Annotated[str, only_with("input")] = "proxy"
+    measure: Annotated[Literal["length_bias", "voting", "steps"], only_with("input")] = "length_bias"
+    score: Annotated[str | None, only_with("input")] = "proxy"
     length_unit: Annotated[Literal["characters", "tokens"], only_with("input")] = "tokens"
+    answers: Annotated[Answers, only_if(measure="voting")] = "gsm8k"
+    answer_column: Annotated[str, only_if(measure="voting")] = "answer"
+    max_n: Annotated[int | None, COUNT, only_if(measure="voting")] = None
     benchmark: str = "preference"
     tie_rule: Literal["half", "strict"] | None = None
     seed: Annotated[int, SEED] = 0
@@ -50,6 +61,12 @@ class EvaluateCommand(Options):
         if (self.scorer is None) == (self.input is None):
             raise ValueError("give either scorer, to be evaluated on the rows of dataset_name, or input, a folder of "
                              "scored shards whose scores are held against their lengths")
+        if self.score is None and self.measure != "voting":
+            raise ValueError(f"score is null and measure = {self.measure!r} reads scores; name them, or set measure: "
+                             "voting")
+        if self.measure != "length_bias" and self.length_unit != "tokens":
+            raise ValueError(f"length_unit = {self.length_unit!r} has no effect with measure = {self.measure!r}; leave "
+                             "it out")
         if self.trained_on is not None and not self.trained_on.sources:
             raise ValueError("trained_on names no rows; set trained_on.dataset_name, or leave trained_on out")
         if self.input is not None:

@@ -13,7 +13,14 @@ from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.trackers import TrackerOptions
-from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
+from rlhf_jax.config.training import (
+    OF_SOLUTIONS,
+    BradleyTerryOptions,
+    RewardOptions,
+    SftOptions,
+    TrainConfig,
+    check_graded,
+)
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options
 
@@ -79,7 +86,7 @@ class RewardSection(Options):
     """A reward model trained in the run.
 
     Attributes:
-      data: preference rows.
+      data: preference rows, or solutions with labels.
       train: which kind of model, and how to optimise.
       eval_data: held-out preference rows; accuracy, likelihood and calibration on them go into the report.
       init: what it starts from: the "policy" (after SFT), or a model folder, which then has the
@@ -165,6 +172,9 @@ class ExperimentConfig(Options):
             raise ValueError("scratch gives random weights, so the run needs an sft section")
         if "offline_dpo" in self.baselines and self.reward is None:
             raise ValueError("the baseline offline_dpo trains on the reward section's preference data; add one")
+        if "offline_dpo" in self.baselines and self.reward and isinstance(self.reward.train, OF_SOLUTIONS):
+            raise ValueError("the baseline offline_dpo trains on preference data, and the reward section of kind = "
+                             f"{self.reward.train.kind!r} has solutions with labels; leave the baseline out")
         self._check_templates()
         self._check_idle()
 
@@ -210,6 +220,8 @@ class ExperimentConfig(Options):
         if self.raft != SftOptions() and not self.reads_raft:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")
+        if self.reward is not None:
+            check_graded(self.reward.train, self.reward.data.graded)
         if self.dpo.loss.of_responses and not self.dpo.split_pairs:
             raise ValueError(f"dpo.loss_type = {self.dpo.loss.loss_type!r} reads single responses, and the loop makes "
                              "pairs; set dpo.split_pairs")

@@ -9,6 +9,7 @@ from rlhf_jax.config.server import Server
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, at_least, between, only_if
 
 ScoreAt = Literal["last_token", "end_of_turn"]
+Reduce = Literal["mean", "min", "last", "product"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise, multi_objective, odin, tree, implicit or local_judge (models), function (Python),
-        judge or reward_server (HTTP).
+      kind: bradley_terry, pairwise, multi_objective, odin, tree, process, outcome_generative, outcome, implicit or
+        local_judge (models), function (Python), judge or reward_server (HTTP).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -107,6 +108,56 @@ class TreeScoring(Options):
 
     model: Flat[ScorerModel]
     kind: Literal["tree"] = "tree"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessScoring(Options):
+    """A process reward model: a language model that answers each step of a solution with + or -.
+
+    Attributes:
+      kind: "process".
+      model: the process model.
+      reduce: what of the steps' probabilities is the score; each step's and all four of these are stored beside it.
+      step_separator: where the text of a solution is cut into steps: a blank line, else RLHFlow's marker "ки", a line
+        end (TRL's) ...
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["process"] = "process"
+    reduce: Reduce = "mean"
+    step_separator: str = "\n\n"
+
+    def conflicts(self) -> None:
+        if not self.step_separator:
+            raise ValueError("step_separator is empty; give what stands between two steps, such as a line end")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeGenerativeScoring(Options):
+    """A generative outcome model: a language model that answers a whole solution with + or -.
+
+    Attributes:
+      kind: "outcome_generative".
+      model: the outcome model.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["outcome_generative"] = "outcome_generative"
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeScoring(Options):
+    """A scalar outcome model: the probability that a solution is right; its logit is stored beside it.
+
+    Attributes:
+      kind: "outcome".
+      model: the outcome model.
+      score_at: where the head is read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["outcome"] = "outcome"
     score_at: ScoreAt | None = None
 
 
@@ -224,4 +275,5 @@ class RewardServerScoring(Options):
 
 
 ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | TreeScoring
+                 | ProcessScoring | OutcomeGenerativeScoring | OutcomeScoring
                  | ImplicitScoring | FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring)

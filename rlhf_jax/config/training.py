@@ -5,8 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
+from rlhf_jax.config.data import GradedOptions
 from rlhf_jax.config.lora import LoraConfig
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, SHARE, Flat, Options, Range, at_least, between, only_if, only_with
+from rlhf_jax.fields import (
+    COUNT,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Flat,
+    Options,
+    Range,
+    at_least,
+    between,
+    changed,
+    only_if,
+    only_with,
+)
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
 AttnImplementation = Literal["auto", "xla", "blocked", "splash", "triton", "cudnn"]
@@ -93,7 +107,9 @@ class BradleyTerryOptions(Options):
     """A reward model with a scalar head.
 
     Attributes:
-      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads.
+      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads;
+        of solutions, "process" answers each step with + or -, "outcome_generative" the whole, "outcome" has a scalar
+        head.
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2.
       use_margin: subtract the rows' margins, which every pair must have.
       train: how to optimise.
@@ -143,4 +159,64 @@ class OdinOptions(Options):
     lora: Flat[LoraConfig] = LoraConfig()
 
 
-RewardOptions = BradleyTerryOptions | PairwiseOptions | OdinOptions
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions(Options):
+    """A process model: a language model that answers each step of a solution with + or -; RLHFlow's rates.
+
+    Attributes:
+      kind: "process".
+      label_threshold: a step whose label is a number above this is answered with +; 0 where one right completion of
+        several makes a step right.
+      train: how to optimise.
+      lora: an adapter instead of all weights.
+    """
+
+    kind: Literal["process"] = "process"
+    label_threshold: Annotated[float, Range(0, 0.9999999999)] = 0.0
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=2e-6, warmup_steps=0.05)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeGenerativeOptions(Options):
+    """A generative outcome model: a language model that answers a whole solution with + or -; RLHFlow's rates.
+
+    Attributes:
+      kind: "outcome_generative".
+      train: how to optimise.
+      lora: an adapter instead of all weights.
+    """
+
+    kind: Literal["outcome_generative"] = "outcome_generative"
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=2e-6, warmup_steps=0.05)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeOptions(Options):
+    """A scalar outcome model: one output, the log-odds that a solution is right; RLHFlow's rates.
+
+    Attributes:
+      kind: "outcome".
+      train: how to optimise.
+      lora: an adapter instead of all weights.
+    """
+
+    kind: Literal["outcome"] = "outcome"
+    train: Flat[TrainConfig] = TrainConfig(train_batch_size=16, learning_rate=1e-6, weight_decay=0.001)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+RewardOptions = (BradleyTerryOptions | PairwiseOptions | OdinOptions | ProcessOptions | OutcomeGenerativeOptions
+                 | OutcomeOptions)
+
+
+OF_SOLUTIONS = (ProcessOptions, OutcomeGenerativeOptions, OutcomeOptions)
+"""What learns from solutions with labels, and from no pairs."""
+
+
+def check_graded(options: RewardOptions, graded: GradedOptions) -> None:
+    """Raises ValueError for the choice of pairs where no pairs are learned."""
+    if isinstance(options, OF_SOLUTIONS) and (idle := changed(graded)):
+        raise ValueError(f"{', '.join(idle)} has no effect with kind = {options.kind!r}, which learns from no pairs; "
+                         "leave it out")

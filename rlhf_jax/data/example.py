@@ -13,7 +13,7 @@ from rlhf_jax.data.sources import SourceRow
 
 DATA_SCORE, LABEL = "data", "label"
 """Names of a data set's own numbers in `Response.scores`: its grade (several are `data/NAME`), and desirability."""
-Kind = Literal["prompt", "sft", "preference", "graded", "unpaired", "answered"]
+Kind = Literal["prompt", "sft", "preference", "graded", "unpaired", "steps", "answered"]
 
 
 class NotedRow(dict[str, Any]):

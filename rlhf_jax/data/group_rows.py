@@ -37,6 +37,9 @@ def example_of_group(row: Mapping[str, Any], kind: Kind) -> Example:
                                           "rows hold one; choose one")
     if kind == "unpaired" and LABEL not in example.scores[0]:
         raise BadRow("missing_column", f"the response has no score {LABEL!r}; it has {', '.join(example.scores[0])}")
+    if kind == "steps":
+        raise BadRow("missing_column", "the row holds sampled responses, whose steps nobody judged; `rlhf-jax steps` "
+                                       "writes rows of labelled steps")
     if kind == "preference":
         return without_unpaired(example) if example.pairs else example
     return _spoken(dataclasses.replace(example, pairs=(), margins=()))

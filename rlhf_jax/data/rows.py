@@ -6,8 +6,9 @@
 | `sft`        | `prompt` + `completion`; or `messages` / `conversations`; or `text` (language modelling)           |
 | `preference` | `prompt` + `chosen` + `rejected` (explicit); `chosen` + `rejected` whole dialogues (implicit); graded |
 | `graded`     | `prompt` + `responses` [{text, score}] or [{text, scores: {name: number}}]; or [str] + `rewards`      |
-| `unpaired`   | `prompt` + `completion` + `label`                                                                  |
-| `answered`   | any of the last four: a prompt and what was answered, for scorers                                  |
+| `unpaired`   | `prompt` + `completion` + `label`; or `prompt` + `steps` + `label`, else the last of `labels`       |
+| `steps`      | `prompt` + `steps` [str] + `labels` (of each step + or -, true or false, or a number from 0 to 1)  |
+| `answered`   | any of the last five, labelled or not: a prompt and what was answered, for scorers                 |
 
 Rows that `generate`, `score` and `pairs` wrote are read as any kind that they hold.
 
@@ -34,6 +35,7 @@ from rlhf_jax.data.group_rows import GROUP_COLUMN, example_of_group
 from rlhf_jax.data.groups import Message, Text
 from rlhf_jax.data.json_values import count_non_finite, writable
 from rlhf_jax.data.message_fields import TRAIN
+from rlhf_jax.data.steps import BETWEEN, LABELS, STEPS, row_labels, row_steps
 from rlhf_jax.data.turns import as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
 
 __all__ = ["BadRow", "Example", "Kind", "ParseOptions", "canonical_prompt", "pairs_from_scores", "parse_row"]
@@ -48,6 +50,7 @@ _USED = {
                    *SCORE_COLUMNS[0], *SCORE_COLUMNS[1]),
     "graded": (*PROMPT_COLUMNS, "responses", "rewards", "scores"),
     "unpaired": (*PROMPT_COLUMNS, "completion", LABEL),
+    "steps": (*PROMPT_COLUMNS, LABEL),
     "answered": (*PROMPT_COLUMNS, "messages", "completion", "text", LABEL, "chosen", "rejected", "responses", "rewards",
                  "scores", "margin", *SCORE_COLUMNS[0], *SCORE_COLUMNS[1]),
 }
@@ -259,10 +262,32 @@ def _pair_graded(example: Example, row: Mapping[str, Any], options: ParseOptions
 
 
 def _parse_unpaired(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    if STEPS in row and "completion" not in row:
+        example = _solution(row)
+        label = row[LABEL] if LABEL in row else _parse_steps(row, options).extra[LABELS][-1]
+        return dataclasses.replace(example, scores=({LABEL: _desirable(label)},))
     response, label = _response(_need(row, "completion"), "completion"), _need(row, LABEL)
+    return Example(_prompt(row), (response,), scores=({LABEL: _desirable(label)},))
+
+
+def _desirable(label: Any) -> float:
     if not (isinstance(label, bool) or label in (0, 1)) or isinstance(label, str):
         raise BadRow("bad_label", f"column 'label' is {label!r}; give true (desirable) or false")
-    return Example(_prompt(row), (response,), scores=({LABEL: float(label)},))
+    return float(label)
+
+
+def _parse_steps(row: Mapping[str, Any], options: ParseOptions) -> Example:
+    del options
+    _need(row, LABELS)
+    return _solution(row)
+
+
+def _solution(row: Mapping[str, Any]) -> Example:
+    """A solution in steps; these, and their labels where there are any, stay in `extra` as they were checked."""
+    _need(row, STEPS)
+    steps = row_steps(row)
+    labels = {LABELS: row_labels(row, len(steps))} if LABELS in row else {}
+    return Example(_prompt(row), (BETWEEN.join(steps),), extra={STEPS: steps, **labels})
 
 
 def _parse_answered(row: Mapping[str, Any], options: ParseOptions) -> Example:
@@ -270,6 +295,8 @@ def _parse_answered(row: Mapping[str, Any], options: ParseOptions) -> Example:
         return _parse_preference(row, options)
     if "responses" in row:
         return _parse_graded(row, options)
+    if STEPS in row and "completion" not in row:
+        return _parse_unpaired(row, options) if LABEL in row else _solution(row)
     return _parse_unpaired(row, options) if LABEL in row and "completion" in row else _parse_sft(row, options)
 
 
@@ -285,5 +312,6 @@ _PARSERS = {
     "preference": _parse_preference,
     "graded": _parse_graded,
     "unpaired": _parse_unpaired,
+    "steps": _parse_steps,
     "answered": _parse_answered,
 }

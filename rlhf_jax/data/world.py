@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.world import WorldConfig
+from rlhf_jax.data.arithmetic import BYTES, arithmetic_rows
 from rlhf_jax.data.groups import Message
 
 PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village",
@@ -40,6 +41,8 @@ REQUESTS = (
 )
 HELD_OUT = 4
 """One in so many subjects (a place and a thing) is asked for in evaluation only, in every form of request."""
+WORDS = 640
+"""Tokens of the postcards' tokenizer."""
 WORD_LIMIT = 32
 """Words beyond this cost: the judge is not maximised by length."""
 
@@ -175,7 +178,7 @@ def _pair(rng: random.Random, name: str, asked: tuple[str, str, str], label_nois
     return {"id": name, "prompt": _user(ask), "chosen": _assistant(first), "rejected": _assistant(second)}
 
 
-def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = 640) -> Any:
+def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = WORDS) -> Any:
     """A byte-level BPE tokenizer of the world's own words, with its chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -194,11 +197,12 @@ def train_tokenizer(rows: dict[str, list[dict[str, Any]]], vocab_size: int = 640
 
 def write_world(folder: Path, config: WorldConfig) -> None:
     """Writes the data sets as JSONL and the tokenizer, ready for the same commands as any other data."""
-    rows = world_rows(config)
+    arithmetic = config.subject == "arithmetic"
+    rows = arithmetic_rows(config) if arithmetic else world_rows(config)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     partial = folder / ".tokenizer.partial"
-    train_tokenizer(rows).save_pretrained(partial)
+    train_tokenizer(rows, BYTES if arithmetic else WORDS).save_pretrained(partial)
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
     partial.replace(folder / "tokenizer")  # last and at once: a world with a tokenizer is whole

@@ -49,6 +49,18 @@ def logexp(chosen: Array, rejected: Array) -> Array:
     return bradley_terry(chosen, rejected)
 
 
+def binary_cross_entropy(logits: Array, labels: Array) -> Array:
+    """Computes -y log sigma(x) - (1 - y) log sigma(-x); logits and labels in [0, 1] [N] to [N]. arXiv 2110.14168.
+
+    "Training Verifiers to Solve Math Word Problems" (2021).
+
+    >>> binary_cross_entropy(jnp.array([0.0, 2.0]), jnp.array([1.0, 0.0]))
+    Array([0.6931, 2.1269], dtype=float32)
+    """
+    check_one_shape("binary_cross_entropy", logits=logits, labels=labels)
+    return jax.nn.softplus(logits) - labels * logits
+
+
 def pairwise_preference(logit_a: Array, logit_b: Array) -> Array:
     """Computes P(A), the softmax over the logits of the letters A and B alone; [...] to [...]. arXiv 2405.07863.
 

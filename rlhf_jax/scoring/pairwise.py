@@ -24,6 +24,7 @@ from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
 from rlhf_jax.scoring.base import Progress, Verdicts, Weights, averaged
+from rlhf_jax.scoring.replies import reply_ids
 from rlhf_jax.scoring.tournament import Method, tournament
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
@@ -91,16 +92,8 @@ def _letter_example(example: Example, number: int, pair: tuple[int, int], seed: 
 
 def letter_ids(renderer: Renderer) -> tuple[int, int]:
     """Token ids of the letters where a reply begins; each must be a single token of its own."""
-    group = renderer.render(Example([{"role": "user", "content": "?"}], LETTERS))
-    ids = []
-    for letter, response in zip(LETTERS, group.responses, strict=True):
-        if len(response.ids) != 2:
-            raise CheckpointError(f"the reply {letter!r} takes {len(response.ids) - 1} tokens in this tokenizer and "
-                                  "template; a pairwise preference model needs one. Use another chat template")
-        ids.append(int(response.ids[0]))
-    if ids[0] == ids[1]:
-        raise CheckpointError("both letters have the same token id in this tokenizer; it cannot tell A from B")
-    return ids[0], ids[1]
+    a, b = reply_ids(renderer, LETTERS, "pairwise preference model")
+    return a, b
 
 
 def letter_outputs(compute: Compute, letters: tuple[int, int], params: Params, batch: PackedBatch) -> Any:

@@ -161,7 +161,7 @@ class Experiment:
         origin = start if section.init == "policy" else Checkpoint.find(
             section.init, section.data.render.chat_template_path)
         kind = trainable_kind(section.train)
-        rows = self.rows("reward", section.data, "preference", origin,
+        rows = self.rows("reward", section.data, kind.rows, origin,
                          prepare=partial(kind.examples, section.train), scores=kind.reads_head)
         return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 

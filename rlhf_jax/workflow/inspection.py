@@ -19,6 +19,7 @@ from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.kinds.odin import LABELS as ODIN_LABELS
+from rlhf_jax.workflow.kinds.outcome import LABELS as OUTCOME_LABELS
 from rlhf_jax.workflow.products import TREE
 
 _WIDE, _NARROW = 4, 2
@@ -86,13 +87,15 @@ def served_kinds(folder: Path, config: DecoderConfig) -> str:
     """The kinds of scorer that a checkpoint can be opened as; of a language model also what else it does."""
     if not config.is_classifier:
         return ("a policy; kind: implicit against its reference_model; kind: local_judge; kind: pairwise if it was "
-                "trained to answer A or B")
+                "trained to answer A or B; kind: process or outcome_generative if + or -")
     if config.gate is not None:
         return "kind: multi_objective"
     if (folder / TREE).is_file():
         return "kind: tree; one of its regressions as kind: bradley_terry with output"
     if config.labels == ODIN_LABELS:
         return "kind: odin"
+    if config.labels == OUTCOME_LABELS:
+        return "kind: outcome"
     return "kind: bradley_terry" + " with output" * (config.num_labels > 1)
 
 

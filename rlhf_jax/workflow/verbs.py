@@ -20,6 +20,8 @@ from rlhf_jax.config.evaluation import AgreementCommand, EvaluateCommand
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.probe import FeaturesCommand, ProbeCommand
+from rlhf_jax.config.steps import StepsCommand
+from rlhf_jax.data.answers import find_rule
 from rlhf_jax.data.rows import Kind
 from rlhf_jax.fields import flattened
 from rlhf_jax.workflow.benchmarking import find_benchmark
@@ -28,6 +30,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import FittingRows, GroupSource, PairFile, RenderedRows
 from rlhf_jax.workflow.features import Features
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
+from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.agreement import AgreementStage, JudgeVerdicts
 from rlhf_jax.workflow.stages.data import DataStage
 from rlhf_jax.workflow.stages.dpo import DpoStage
@@ -42,13 +45,15 @@ from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.score import ScoreStage
 from rlhf_jax.workflow.stages.sft import SftStage
 from rlhf_jax.workflow.stages.shards import RowShards, ShardFolder, Shards
+from rlhf_jax.workflow.stages.solutions import StepAccuracyStage, VotingStage
+from rlhf_jax.workflow.stages.steps import StepsStage
 
 
 class _Rows:
     """The rows of a command in its model's ids, for training and for evaluation."""
 
-    def __init__(self, command: SftCommand | RewardCommand | DpoCommand | GenerateCommand | FeaturesCommand,
-                 context: Context, kind: Kind, reader: type[RenderedRows] = RenderedRows, **more: Any):
+    def __init__(self, command: SftCommand | RewardCommand | DpoCommand | GenerateCommand | FeaturesCommand
+                 | StepsCommand, context: Context, kind: Kind, reader: type[RenderedRows] = RenderedRows, **more: Any):
         self._command, self._context, self._kind, self._reader, self._more = command, context, kind, reader, more
         data = command.data
         self.model = Checkpoint.find(command.model_name_or_path, data.render.chat_template_path)
@@ -82,7 +87,7 @@ def sft(command: SftCommand, context: Context) -> SftStage:
 def reward(command: RewardCommand, context: Context) -> RewardStage:
     """`rlhf-jax reward`."""
     kind = trainable_kind(command.options)
-    rows = _Rows(command, context, "preference", prepare=partial(kind.examples, command.options),
+    rows = _Rows(command, context, kind.rows, prepare=partial(kind.examples, command.options),
                  scores=kind.reads_head)
     return RewardStage(start=rows.model, data=(rows.train,), options=command.options,
                        evaluation=rows.held_out(command.eval_dataset_name))
@@ -126,11 +131,10 @@ def pairs(command: PairsCommand, context: Context) -> PairsStage:
     return PairsStage(source=ShardFolder(Path(command.input)), options=command.pairs, layout=command.layout)
 
 
-def evaluate(command: EvaluateCommand, context: Context) -> EvaluateStage | LengthBiasStage:
+def evaluate(command: EvaluateCommand, context: Context) -> Stage:
     """`rlhf-jax evaluate`."""
     if command.scorer is None:
-        return LengthBiasStage(source=ShardFolder(Path(str(command.input))), score=command.score,
-                               unit=command.length_unit, seed=command.seed)
+        return _of_samples(command, ShardFolder(Path(str(command.input))))
     rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
     find_benchmark(command.benchmark)
     scorer = flattened(command.scorer)
@@ -145,6 +149,18 @@ def agreement(command: AgreementCommand, context: Context) -> AgreementStage:
     del context
     return AgreementStage(judges=tuple(JudgeVerdicts(Path(path).expanduser()) for path in as_sources(command.verdicts)),
                           seed=command.seed)
+
+
+def _of_samples(command: EvaluateCommand, source: ShardFolder) -> Stage:
+    """What is measured of scored samples."""
+    if command.measure == "voting":
+        find_rule(command.answers)  # what is missing is said before anything is read
+        return VotingStage(source=source, score=command.score, answers=command.answers, max_n=command.max_n,
+                           answer_column=command.answer_column, seed=command.seed)
+    assert command.score is not None
+    if command.measure == "steps":
+        return StepAccuracyStage(source=source, score=command.score, seed=command.seed)
+    return LengthBiasStage(source=source, score=command.score, unit=command.length_unit, seed=command.seed)
 
 
 def features(command: FeaturesCommand, context: Context) -> FeaturesStage:
@@ -167,6 +183,16 @@ def probe(command: ProbeCommand, context: Context) -> ProbeStage:
                       options=command.options, pairs=found(command.pairs), reference=found(command.reference))
 
 
+def steps(command: StepsCommand, context: Context) -> StepsStage:
+    """`rlhf-jax steps`."""
+    rows = _Rows(command, context, "prompt")
+    find_rule(command.answers)  # what is missing is said before anything is read
+    return StepsStage(policy=rows.model.as_policy(), prompts=rows.train, sampling=command.sampling,
+                      rollouts=command.rollouts, labels=command.labels, step_separator=command.step_separator,
+                      answers=command.answers, answer_column=command.answer_column, dtype=command.dtype,
+                      shard_size=command.shard_size)
+
+
 def export(command: ExportCommand, context: Context) -> ExportStage:
     """`rlhf-jax export`."""
     del context
@@ -180,6 +206,7 @@ def data(command: DataCommand, context: Context) -> DataStage:
 
 
 STAGES: dict[str, Any] = {"data": data, "sft": sft, "reward": reward, "dpo": dpo, "generate": generate, "score": score,
+                          "steps": steps,
                           "pairs": pairs, "evaluate": evaluate, "agreement": agreement, "features": features,
                           "probe": probe, "export": export}
 """Verb -> (its options, the context) -> the stage."""

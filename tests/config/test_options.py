@@ -47,6 +47,11 @@ JUDGED = {"output_dir": "o", "scorer": FUNCTION}
 @pytest.mark.parametrize(("options", "settings", "words"), [
     (RewardCommand, {**MODEL, "kind": "pairwise", "use_margin": True}, "no such key: use_margin"),
     (RewardCommand, {**MODEL, "kind": "pairwise", "center_rewards_coefficient": 0.1}, "center_rewards_coefficient"),
+    (RewardCommand, {**MODEL, "kind": "process", "min_gap": 0.5}, "min_gap has no effect with kind = 'process'"),
+    (RewardCommand, {**MODEL, "kind": "outcome", "label_threshold": 0.5}, "no such key: label_threshold"),
+    (ScoreCommand, {**SCORE, "model_name_or_path": "m", "kind": "process", "step_separator": ""}, "is empty"),
+    (ExperimentConfig, {**REWARDED, "baselines": ["offline_dpo"], "reward": {"data": DATA, "train": {
+        "kind": "process"}}}, "offline_dpo trains on preference data"),
     (ScoreCommand, SCORE, "model_name_or_path is missing"),
     (ScoreCommand, {**SCORE, "function": "m:f"}, "no such key: function"),
     (ScoreCommand, {**SCORE, "kind": "function", "model_name_or_path": "m"}, "no such key: model_name_or_path"),
@@ -323,6 +328,7 @@ COMPLETE = {
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
     "benchmark": {"name": "mt_bench", "data_dir": "d", **MODEL, "judge": {"url": "http://h", "model": "j"}},
     "features": {**MODEL, **DATA}, "probe": {**MODEL, "ratings": "f", "pairs": "p"},
+    "steps": {**MODEL, **DATA},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
     "data": {"sources": ["a.jsonl"], "output_dir": "o"},
     "agreement": {"verdicts": ["a", "b"], "output_dir": "o"}, "verify": {"data": "d"},

@@ -4,7 +4,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.losses import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from rlhf_jax.losses import (
+    average_orders,
+    binary_cross_entropy,
+    bradley_terry,
+    centering,
+    logexp,
+    pairwise_preference,
+)
 
 score = st.floats(-50.0, 50.0, width=32)
 few = settings(max_examples=25, deadline=None)
@@ -53,3 +60,12 @@ def test_preferences_complement_when_inputs_swap(a, b, c, d):
 def test_pure_position_bias_averages_to_one_half():
     always_a = jnp.float32(0.97)
     np.testing.assert_allclose(average_orders(always_a, always_a), 0.5)
+
+
+def test_binary_cross_entropy_is_minus_the_log_likelihood_of_the_label_and_stays_finite():
+    x, y = jnp.array([-3.0, 0.5, 200.0, -200.0]), jnp.array([1.0, 0.25, 0.0, 1.0])
+    p, few = 1 / (1 + np.exp(-np.asarray(x, np.float64))), np.asarray([1.0, 0.25])
+    np.testing.assert_allclose(binary_cross_entropy(x, y)[:2], -few * np.log(p[:2]) - (1 - few) * np.log1p(-p[:2]),
+                               rtol=1e-6)
+    np.testing.assert_allclose(binary_cross_entropy(x, y)[2:], [200.0, 200.0], rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(binary_cross_entropy))(x, y), p - y, rtol=1e-5, atol=1e-6)

@@ -141,10 +141,15 @@ def command(verb, **options):
     (command(RewardCommand, dataset_name="d"), ["reward"]),
     (command(RewardCommand, dataset_name="d", kind="pairwise"), ["pairwise"]),
     (command(RewardCommand, dataset_name="d", kind="odin"), ["reward"]),
+    (command(RewardCommand, dataset_name="d", kind="process"), ["process"]),
+    (command(RewardCommand, dataset_name="d", kind="outcome_generative"), ["outcome_generative"]),
+    (command(RewardCommand, dataset_name="d", kind="outcome"), ["outcome"]),
     (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
     (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
     (build_options(ScoreCommand, SCORED), ["score"]),
     (build_options(ScoreCommand, {**SCORED, "kind": "pairwise"}), ["score"]),
+    (build_options(ScoreCommand, {**SCORED, "kind": "process"}), ["score"]),
+    (build_options(ScoreCommand, {**SCORED, "kind": "outcome"}), ["score"]),
 ])
 def test_each_verb_has_its_stages(made, stages, model):
     assert [task.stage.name for task in tasks_of(made, model, SHORT, 100)] == stages

@@ -15,6 +15,9 @@ import time
 import pytest
 import yaml
 
+from rlhf_jax.config.world import WorldConfig
+from rlhf_jax.data.arithmetic import arithmetic_rows
+
 RUN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 160, "learning_rate": 1e-3, "save_steps": 2}
 WORLD = {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 4}
 TRAIN = ["--train_batch_size", 2, "--micro_rows", 2, "--row_length", 192, "--learning_rate", 1e-3, "--max_steps", 6,
@@ -72,6 +75,9 @@ def commands(home, world, model, make_model):
     (home / "graded.jsonl").write_text("".join(json.dumps({"prompt": row["prompt"], "responses": [
         {"text": row["chosen"], "score": 1}, {"text": row["rejected"], "score": 0}]}) + "\n" for row in pairs))
 
+    (home / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in arithmetic_rows(
+        WorldConfig(subject="arithmetic", prompt_rows=6))["prompts"]))
+
     def of(verb, start, data, *more):
         return [verb, "--model_name_or_path", start, "--dataset_name", data, *more]
 
@@ -93,6 +99,8 @@ def commands(home, world, model, make_model):
         "evaluate": ["evaluate", "--scorer.kind", "bradley_terry", "--scorer.model_name_or_path",
                      result("reward") / "model", "--dataset_name", rows["preference_eval"]],
         "features": of("features", model, home / "graded.jsonl", "--kind", "preference", "--shard_size", 8),
+        "steps": of("steps", model, home / "sums.jsonl", *SAMPLING, "--completions", 2, "--shard_size", 2,
+                    "--step_separator", "e", "--answers", "gsm8k_flexible"),
         "probe": ["probe", "--model_name_or_path", model, "--ratings", result("features"), "--pairs",
                   result("features"), "--few_rows", "true", "--gate_hidden", 8, "--gate_steps", 20],
         "compare": [
@@ -112,7 +120,8 @@ NEEDS = {"score": ["generate", "reward"], "pairs": ["score"], "dpo": ["pairs"], 
          "compare": ["dpo"], "export": ["sft-lora"], "export-checkpoint": ["unfinished"], "probe": ["features"]}
 TRAININGS = {"sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "dpo", "dpo-lora"}
 NAMES = ["sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "generate", "score", "pairs", "dpo",
-         "dpo-lora", "evaluate", "features", "probe", "compare", "data", "export", "export-checkpoint", "iterate"]
+         "dpo-lora", "evaluate", "features", "steps", "probe", "compare", "data", "export", "export-checkpoint",
+         "iterate"]
 
 
 def behind_a_checkpoint(changes):

@@ -14,6 +14,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from rlhf_jax.config.world import WorldConfig
+from rlhf_jax.data.arithmetic import arithmetic_rows
+
 TRAIN = {"train_batch_size": 8, "micro_rows": 1, "row_length": 160, "learning_rate": 1e-3, "save_steps": 2}
 WORLD = {"sft_rows": 40, "preference_rows": 24, "prompt_rows": 16, "eval_prompts": 8}
 
@@ -154,6 +157,21 @@ def test_features_and_a_probe_by_two_are_those_by_one(launch, home, world, model
     assert len([name for name in found[1] if name.startswith("shard-")]) == 8
     assert sorted(found[1]) == sorted(found[2])
     assert [name for name in found[1] if found[1][name] != found[2][name]] == []
+
+
+def test_steps_labelled_by_two_are_those_by_one(launch, home, model):
+    problems = arithmetic_rows(WorldConfig(subject="arithmetic", prompt_rows=6))["prompts"]
+    (home / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    found = {}
+    for processes in (2, 1):
+        folder = home / f"steps-by-{processes}"
+        launch(home / "config.yaml", folder, processes, 1, [
+            "steps", "--model_name_or_path", model, "--dataset_name", home / "sums.jsonl", "--num_generations", 2,
+            "--completions", 2, "--max_new_tokens", 8, "--slots", 2, "--block", 4, "--shard_size", 2,
+            "--step_separator", "e", "--answers", "gsm8k_flexible"]).finish()
+        found[processes] = {path.name: path.read_bytes() for path in folder.glob("s*-0*.jsonl")}
+    assert len(found[1]) == 6
+    assert found[1] == found[2]
 
 
 BUG = """

@@ -16,7 +16,9 @@ from rlhf_jax.workflow.kinds import (
     judge,
     multi_objective,
     odin,
+    outcome,
     pairwise,
+    process,
     reward_server,
     tree,
 )
@@ -36,6 +38,9 @@ KINDS: dict[str, Kind] = {
     "reward_server": reward_server.KIND,
     "odin": odin.KIND,
     "tree": tree.KIND,
+    "process": process.PROCESS,
+    "outcome_generative": process.OUTCOME_GENERATIVE,
+    "outcome": outcome.KIND,
 }
 """`kind` -> what it is."""
 

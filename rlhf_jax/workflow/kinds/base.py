@@ -15,6 +15,7 @@ from rlhf_jax.config.scorer import ScoreAt, ScorerModel
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
+from rlhf_jax.data.rows import Kind as RowKind
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.objectives import Compute, Objective
@@ -43,7 +44,8 @@ class TrainedKind:
 
     Attributes:
       options: its class of training options.
-      examples: (options, preference examples, funnel, renderer) -> what is rendered and trained on.
+      rows: layout of the rows that it learns from.
+      examples: (options, examples, funnel, renderer) -> what is rendered and trained on.
       model: (weights, config, seed) -> the weights and config that training starts from.
       objective: options -> what is minimised.
       passes: what one example takes of a row.
@@ -61,6 +63,7 @@ class TrainedKind:
     quoted: int
     served: Callable[[ScorerModel], Any]
     reads_head: bool = False
+    rows: RowKind = "preference"
 
 
 @dataclasses.dataclass(frozen=True)
