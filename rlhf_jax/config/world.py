@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, Options, only_if
+from rlhf_jax.fields import COUNT, POSITIVE, SEED, Options, Range, at_least, between, only_if, only_with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,9 @@ class WorldConfig(Options):
       prompt_rows: prompts of the loop, all different up to 1,536.
       eval_prompts: prompts that no other set but preference_eval asks, all different up to 512.
       label_noise: divides gold differences before labels are drawn: higher is noisier.
+      length_taste: what ten words more add to the log-odds of being chosen, whatever the judge says.
+      rated_rows: prompts with several rated answers, and a quarter as many (at least 100) held-out ones; 0 for none.
+      rating_holes: share of the ratings that nobody gave; the held-out ones have no holes.
     """
 
     subject: Literal["postcards", "arithmetic"] = "postcards"
@@ -29,3 +32,6 @@ class WorldConfig(Options):
     prompt_rows: Annotated[int, COUNT] = 1200
     eval_prompts: Annotated[int, COUNT] = 128
     label_noise: Annotated[float, POSITIVE, only_if(subject="postcards")] = 0.7
+    length_taste: Annotated[float, between(-100, 100), only_if(subject="postcards")] = 0.0
+    rated_rows: Annotated[int, at_least(0), only_if(subject="postcards")] = 0
+    rating_holes: Annotated[float, Range(0, 0.99), only_with("rated_rows")] = 0.7

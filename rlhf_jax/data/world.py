@@ -2,7 +2,9 @@
 
 People ask for a postcard from a place about a thing; writers of mixed talent answer in two to five short sentences.
 The gold judge is a known, graded function of the answer. It draws the noisy Bradley-Terry labels of the offline
-preference set and it evaluates; training sees only the labels and what a reward model makes of them.
+preference set and it evaluates; training sees only the labels and what a reward model makes of them. On request the
+labels like longer answers than the judge does (`length_taste`), and raters give some of several ratings, each a known
+function too.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.arithmetic import BYTES, arithmetic_rows
 from rlhf_jax.data.groups import Message
+from rlhf_jax.data.ratings import Scale
 
 PLACES = ("harbor", "mountain", "desert", "island", "forest", "castle", "market", "village",
           "valley", "beach", "garden", "river", "station", "meadow", "temple", "canyon")
@@ -45,6 +48,10 @@ WORDS = 640
 """Tokens of the postcards' tokenizer."""
 WORD_LIMIT = 32
 """Words beyond this cost: the judge is not maximised by length."""
+RATING_SCALE = Scale(0, 4, unit=False)
+"""Of every rating, as HelpSteer's; rows hold them in 0 to 1."""
+RATED_ANSWERS = 4
+"""Answers to each prompt of the rated sets."""
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -61,11 +68,11 @@ def judge_text(prompt: str, answer: str) -> float:
     greeting, 0.5 for a signature. Minus 0.75 for each repeated sentence, 1 for each complaint, 0.5 for each place or
     thing nobody asked about, 0.1 for each word beyond `WORD_LIMIT`, 1 for an unfinished last sentence.
     """
-    asked, words = set(re.findall(r"[a-z]+", prompt.lower())), re.findall(r"[a-z]+", answer.lower())
+    asked, words = set(_words(prompt)), _words(answer)
     said = set(words)
     score = sum(1.0 for kind in (PLACES, THINGS) for word in kind if word in asked and word in said)
     score += 0.5 * min(3, len(said & set(VIVID)))
-    score += 0.5 * answer.startswith("Dear ") + 0.5 * bool(re.search(rf"Love, ({'|'.join(WRITERS)})\.\s*$", answer))
+    score += 0.5 * _greets(answer) + 0.5 * _signs(answer)
     sentences = [s.strip().lower() for s in re.split(r"[.!?]", answer) if s.strip()]
     score -= 0.75 * (len(sentences) - len(set(sentences)))
     score -= 1.0 * sum(word in COMPLAINTS for word in words)
@@ -73,6 +80,36 @@ def judge_text(prompt: str, answer: str) -> float:
     score -= 0.1 * max(0, len(words) - WORD_LIMIT)
     score -= 1.0 * (not answer.rstrip().endswith((".", "!", "?")))
     return float(score)
+
+
+def rate_text(prompt: str, answer: str) -> dict[str, int]:
+    """What a rater with this quality in mind gives, in whole steps of `RATING_SCALE`.
+
+    overall: the judge's score, rounded (halves to even). relevance: 2 for naming the place, 2 for the thing, minus 1
+    for each that nobody asked about. vividness: vivid words. politeness: 2 for a greeting, 2 for a signature, minus 1
+    for each complaint. verbosity: 1 for every 8 words.
+    """
+    asked, words = set(_words(prompt)), _words(answer)
+    said = set(words)
+    subjects = said & {*PLACES, *THINGS}
+    steps = {"overall": round(judge_text(prompt, answer)),
+             "relevance": 2 * len(subjects & asked) - len(subjects - asked),
+             "vividness": len(said & set(VIVID)),
+             "politeness": 2 * _greets(answer) + 2 * _signs(answer) - sum(word in COMPLAINTS for word in words),
+             "verbosity": len(words) // 8}
+    return {name: min(max(step, int(RATING_SCALE.low)), int(RATING_SCALE.high)) for name, step in steps.items()}
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def _greets(answer: str) -> bool:
+    return answer.startswith("Dear ")
+
+
+def _signs(answer: str) -> bool:
+    return bool(re.search(rf"Love, ({'|'.join(WRITERS)})\.\s*$", answer))
 
 
 def gold_judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -144,36 +181,57 @@ def _assistant(text: str) -> list[Message]:
 
 
 def world_rows(config: WorldConfig) -> dict[str, list[dict[str, Any]]]:
-    """All data sets: sft, preference (train and held out), prompts for the loop, prompts for evaluation.
+    """All data sets: sft, preference (train and held out), prompts for the loop, prompts for evaluation, rated answers.
 
-    The preference labels are drawn, P(first better) = sigma(gold gap / label_noise): they contradict the judge at
-    times, as people do. preference_eval and eval_prompts ask about subjects (a place and a thing) that no training
-    set asks about: 1 in `HELD_OUT` of them, another choice for another seed.
+    The preference labels are drawn, P(first better) = sigma(gold gap / label_noise + length_taste / 10 per word more):
+    they contradict the judge at times, as people do. preference_eval, eval_prompts and rated_eval ask about subjects (a
+    place and a thing) that no training set asks about: 1 in `HELD_OUT` of them, another choice for another seed. rated
+    and rated_eval are there if asked for; the former has holes, the latter all ratings.
     """
     rng = random.Random(f"postcards {config.seed}")
     training, evaluation = _split(rng)
     held_out = max(100, config.preference_rows // 10)
     rows = {"sft": [{"id": f"sft-{i}", "prompt": _user(ask), "completion": _assistant(write_answer(rng, place, thing))}
                     for i, (ask, place, thing) in enumerate(_asks(rng, training, config.sft_rows))]}
-    rows["preference"] = [_pair(rng, f"pair-{i}", ask, config.label_noise)
+    rows["preference"] = [_pair(rng, f"pair-{i}", ask, config)
                           for i, ask in enumerate(_asks(rng, training, config.preference_rows))]
-    rows["preference_eval"] = [_pair(rng, f"held-out-{i}", ask, config.label_noise)
+    rows["preference_eval"] = [_pair(rng, f"held-out-{i}", ask, config)
                                for i, ask in enumerate(_asks(rng, evaluation, held_out))]
     for name, subjects, count in (("prompts", training, config.prompt_rows),
                                   ("eval_prompts", evaluation, config.eval_prompts)):
         rows[name] = [{"id": f"{name}-{i}", "prompt": _user(ask)}
                       for i, (ask, _, _) in enumerate(_asks(rng, subjects, count))]
+    if config.rated_rows:
+        raters = random.Random(f"raters {config.seed}")  # their own, so that the other sets are the same without them
+        rows["rated"] = _rated(raters, "rated", _asks(raters, training, config.rated_rows), config.rating_holes)
+        rows["rated_eval"] = _rated(raters, "rated-eval", _asks(raters, evaluation, max(100, config.rated_rows // 4)))
     return rows
 
 
-def _pair(rng: random.Random, name: str, asked: tuple[str, str, str], label_noise: float) -> dict[str, Any]:
-    """A preference row: two different answers, the label drawn from the gap of their gold scores."""
+def _rated(rng: random.Random, name: str, asks: Sequence[tuple[str, str, str]], holes: float = 0.0
+           ) -> list[dict[str, Any]]:
+    """Graded rows: `RATED_ANSWERS` different answers, each with those of its ratings that were not left out."""
+    rows = []
+    for i, (ask, place, thing) in enumerate(asks):
+        answers: dict[str, None] = {}
+        while len(answers) < RATED_ANSWERS:
+            answers[write_answer(rng, place, thing)] = None
+        rows.append({"id": f"{name}-{i}", "prompt": _user(ask), "responses": [
+            {"text": _assistant(answer), "scores": {rating: RATING_SCALE.to_unit(step) for rating, step in
+                                                    rate_text(ask, answer).items() if rng.random() >= holes}}
+            for answer in answers]})
+    return rows
+
+
+def _pair(rng: random.Random, name: str, asked: tuple[str, str, str], config: WorldConfig) -> dict[str, Any]:
+    """A preference row: two different answers, the label drawn from the gap of their gold scores and lengths."""
     ask, place, thing = asked
     first = second = write_answer(rng, place, thing)
     while second == first:
         second = write_answer(rng, place, thing)
     gap = judge_text(ask, first) - judge_text(ask, second)
-    if rng.random() >= 1 / (1 + math.exp(-gap / label_noise)):
+    longer = len(_words(first)) - len(_words(second))
+    if rng.random() >= 1 / (1 + math.exp(-(gap / config.label_noise + config.length_taste * longer / 10))):
         first, second = second, first
     return {"id": name, "prompt": _user(ask), "chosen": _assistant(first), "rejected": _assistant(second)}
 

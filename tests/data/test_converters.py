@@ -198,6 +198,36 @@ def test_ultrafeedback_makes_all_unequal_pairs_of_four_answers():
     given = {**ROWS["ultrafeedback"], "completions": [{**c, "fine-grained_score": i} for i, c in enumerate(
         ROWS["ultrafeedback"]["completions"])]}
     assert grades(converted("ultrafeedback", "graded", given)) == [0, 1, 2, 3]
+    del given["completions"][0]["annotations"]
+    assert converted("ultrafeedback", "graded", given).scores[0] == pytest.approx(
+        {"data": 0, "data/ultrafeedback-overall_score": 0.8})
+
+
+def test_ultrafeedback_keeps_the_ratings_of_each_aspect_on_armorms_scales():
+    first = converted("ultrafeedback", "graded", ROWS["ultrafeedback"]).scores[0]
+    assert first == pytest.approx({"data": 4.5, **{f"data/ultrafeedback-{name}": value for name, value in {
+        "overall_score": 0.8, "instruction_following": 0.9, "truthfulness": 0.9, "honesty": 0.7, "helpfulness": 0.7,
+    }.items()}})
+    not_given = {f"data/ultrafeedback-{aspect}" for numbers, answer in zip(
+        converted("ultrafeedback", "graded", ROWS["ultrafeedback"]).scores, ROWS["ultrafeedback"]["completions"],
+        strict=True) for aspect, note in answer["annotations"].items()
+        if note["Rating"] == "N/A" and f"data/ultrafeedback-{aspect}" not in numbers}
+    assert not_given
+    broken = json.loads(json.dumps(ROWS["ultrafeedback"]))
+    broken["completions"][1]["annotations"]["honesty"]["Rating"] = "6"
+    with pytest.raises(BadRow, match="honesty is rated 6, and its scale is 1 to 5"):
+        CONVERTERS["ultrafeedback"](broken)
+
+
+def test_beavertails_joins_the_answers_of_a_prompt_and_keeps_whether_they_are_safe(tmp_path):
+    (example,), _ = read(tmp_path, [ROWS["beavertails"], {**ROWS["beavertails"], "response": "No.", "is_safe": True}],
+                         "beavertails", "graded")
+    assert (example.prompt, example.responses) == (ROWS["beavertails"]["prompt"], ("Pick the lock.", "No."))
+    assert example.scores == ({"data": 0.0, "data/beavertails-is_safe": 0.0},
+                              {"data": 1.0, "data/beavertails-is_safe": 1.0})
+    assert example.notes == {"joined_rows": 1}
+    with pytest.raises(BadRow, match="none of the ratings of beavertails: is_safe"):
+        CONVERTERS["beavertails"]({**ROWS["beavertails"], "is_safe": None})
 
 
 def test_ultrainteract_continues_its_trajectory():
@@ -210,6 +240,9 @@ def test_code_ultrafeedback_and_prometheus2():
     code = converted("code_ultrafeedback", "preference", ROWS["code_ultrafeedback"])
     assert (code.responses, code.pairs, code.margins) == (("print(1)", "1"), ((0, 1),), (3.0,))
     assert code.notes == {"left_out_responses": 1}
+    assert [numbers["data/code-readability"] for numbers in code.scores] == pytest.approx([0.9, 0.3])
+    with pytest.raises(BadRow, match="none of the ratings of code"):
+        CONVERTERS["code_ultrafeedback"]({**ROWS["code_ultrafeedback"], "preference": "speed"})
     kind = converted("prometheus2", "preference", ROWS["prometheus2"])
     assert (kind.prompt, kind.responses[kind.pairs[0][0]], kind.margins) == ("Greet me.", "Hello, dear!", (3.0,))
 

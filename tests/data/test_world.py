@@ -1,6 +1,7 @@
 """The embedded world: made by seeded code, judged by a function whose values can be worked out by hand."""
 
 import collections
+import hashlib
 import json
 import math
 import random
@@ -19,6 +20,7 @@ from rlhf_jax.data.world import (
     WORD_LIMIT,
     gold_judge,
     judge_text,
+    rate_text,
     train_tokenizer,
     world_rows,
     write_answer,
@@ -68,6 +70,71 @@ def content(messages):
 ])
 def test_the_judges_values_by_hand(answer, score):
     assert judge_text(ASK, answer) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(("answer", "ratings"), [  # overall, relevance, vividness, politeness, verbosity
+    ("Hello.", (0, 0, 0, 0, 0)),
+    ("Dear Mia, the golden gentle curious cat is at the harbor. Love, Ana.", (4, 4, 3, 4, 1)),
+    ("The golden golden cat.", (2, 2, 1, 0, 0)),  # 1.5 of the judge, and a vivid word counts once
+    ("The cat and the storm.", (0, 1, 0, 0, 0)),  # 0.5 of the judge: halves go to the even step
+    ("The storm.", (0, 0, 0, 0, 0)),  # below the scale
+    ("Dear Mia, the boring boring cat is awful.", (0, 2, 0, 0, 1)),
+    ("Dear Mia, the golden gentle curious shining silver cat is at the quiet harbor.", (4, 4, 4, 2, 1)),
+    ("so " * 39 + "so.", (0, 0, 0, 0, 4)),
+])
+def test_ratings_by_hand(answer, ratings):
+    found = rate_text(ASK, answer)
+    assert tuple(found) == ("overall", "relevance", "vividness", "politeness", "verbosity")
+    assert tuple(found.values()) == ratings
+
+
+def test_rated_answers_have_their_true_ratings_with_holes_and_the_held_out_ones_all():
+    config = WorldConfig(sft_rows=1, preference_rows=1, prompt_rows=1, eval_prompts=1, rated_rows=200)
+    rows = world_rows(config)
+    share = {}
+    for name in ("rated", "rated_eval"):
+        assert [parse_row(row, "graded").prompt_id for row in rows[name]] == [row["id"] for row in rows[name]]
+        given = 0
+        for row in rows[name]:
+            answers = [content(answer["text"]) for answer in row["responses"]]
+            assert len(set(answers)) == 4
+            for text, answer in zip(answers, row["responses"], strict=True):
+                truth = rate_text(content(row["prompt"]), text)
+                given += len(answer["scores"])
+                assert all(5 * r - 0.5 == pytest.approx(truth[rating]) for rating, r in answer["scores"].items())
+        share[name] = given / (5 * 4 * len(rows[name]))
+    assert (len(rows["rated"]), len(rows["rated_eval"])) == (200, 100)
+    assert share == {"rated": pytest.approx(0.3, abs=4 * (0.21 / 4000) ** 0.5), "rated_eval": 1.0}
+    seen = [{content(row["prompt"]) for row in rows[name]} for name in ("rated", "rated_eval")]
+    assert not subjects(seen[0]) & subjects(seen[1])
+    without = world_rows(WorldConfig(sft_rows=1, preference_rows=1, prompt_rows=1, eval_prompts=1))
+    assert without == {name: content_ for name, content_ in rows.items() if not name.startswith("rated")}
+    with pytest.raises(ValueError, match=r"rating_holes = 0\.5 has no effect with rated_rows = 0"):
+        WorldConfig(rating_holes=0.5)
+
+
+def test_a_taste_for_length_makes_people_choose_the_longer_answer_as_often_as_it_says():
+    def longer(taste):
+        pairs = world_rows(WorldConfig(sft_rows=1, preference_rows=2000, prompt_rows=1, eval_prompts=1,
+                                       length_taste=taste))["preference"]
+        return np.array([(len(re.findall("[a-z]+", content(p["chosen"]).lower()))
+                          - len(re.findall("[a-z]+", content(p["rejected"]).lower())),
+                          judge_text(content(p["prompt"]), content(p["chosen"]))
+                          - judge_text(content(p["prompt"]), content(p["rejected"]))) for p in pairs])
+
+    shares = [np.mean(found[found[:, 0] != 0, 0] > 0) for found in map(longer, (-2.0, 0.0, 2.0))]
+    assert shares[0] < 0.35
+    assert 0.45 < shares[1] < 0.55  # the judge does not care
+    assert shares[2] > 0.65
+    words, gaps = longer(2.0).T
+    logits = np.abs(gaps / 0.7 + 2.0 * words / 10)  # of what was chosen, whichever way it fell
+    right = np.mean(gaps / 0.7 + 2.0 * words / 10 > 0)
+    assert right == pytest.approx(np.mean(1 / (1 + np.exp(-logits))), abs=4 * 0.5 / len(words) ** 0.5)
+
+
+def test_the_world_of_the_quickstart_stays_what_it_was():
+    digest = hashlib.sha256(json.dumps(world_rows(SMALL)).encode()).hexdigest()
+    assert digest == "5c9268581a62d69a05ef6d56d6c1af59f39a15f114e5efa45f3a32708f23af92"
 
 
 def test_words_beyond_the_limit_cost_a_tenth_each():

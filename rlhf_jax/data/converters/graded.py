@@ -73,9 +73,13 @@ def helpsteer_prompt(prompt: Any) -> Any:
 def ultrafeedback(row: Row, *, objective: str) -> Row:
     """UltraFeedback as published: `completions` of four models, each with ratings; all unequal pairs (RLHFlow's rule).
 
+    The overall score and the ratings of the four aspects stand beside the score, in 0 to 1, by ArmoRM's names for them.
+
     objective: "fine-grained_score", the mean of the four ratings (of those that are there), or "overall_score".
     """
-    answers = [{"text": answer["response"], "model": answer["model"], "score": _ultrafeedback_score(answer, objective)}
+    answers = [{"text": answer["response"], "model": answer["model"], "score": _ultrafeedback_score(answer, objective),
+                "scores": _given("ultrafeedback", {"overall_score": answer.get("overall_score"),
+                                           **(_aspects(answer) if "annotations" in answer else {})})}
                for answer in row["completions"]]
     kept = others(row, "instruction", "completions", "models", "correct_answers", "incorrect_answers")
     return _rated({**kept, "prompt": row["instruction"]}, answers)
@@ -86,22 +90,51 @@ def _ultrafeedback_score(answer: Row, objective: str) -> float | None:
         return finite_number(answer[objective], objective)
     if objective != "fine-grained_score":
         raise KeyError(objective)
-    ratings = [answer["annotations"][aspect]["Rating"] for aspect in ASPECTS]
-    given = [finite_number(rating, "Rating") for rating in ratings if rating not in (_NO_RATING, None)]
+    given = [finite_number(rating, "Rating") for rating in _aspects(answer).values() if _is_given(rating)]
     return sum(given) / len(given) if given else None
 
 
+def _aspects(answer: Row) -> dict[str, Any]:
+    return {aspect: answer["annotations"][aspect]["Rating"] for aspect in ASPECTS}
+
+
+def beavertails(row: Row) -> Row:
+    """BeaverTails: one `response` per row, and whether it `is_safe`; the rows of a prompt are joined afterwards.
+
+    A safe answer beats an unsafe one, and its rating stands beside the score by ArmoRM's name for it.
+    """
+    rating = rated_by("beavertails", row)
+    answer = {"text": row["response"], "score": float(row["is_safe"]), "scores": rating}
+    return {**{column: row[column] for column in SYSTEM_COLUMNS if column in row}, "prompt": row["prompt"],
+            "responses": [answer]}
+
+
 def code_ultrafeedback(row: Row) -> Row:
-    """CodeUltraFeedback: `responses` [{model, response}] and `annotations` [{model, rating}]; all unequal pairs."""
+    """CodeUltraFeedback: `responses` [{model, response}] and `annotations` [{model, rating}]; all unequal pairs.
+
+    A row is rated for one `preference` (readability, style ...), which stands beside the score by ArmoRM's name for it.
+    """
     ratings = {note["model"]: note["rating"] for note in row["annotations"]}
-    answers = [{"text": answer["response"], "model": answer["model"], "score": _rating(ratings.get(answer["model"]))}
-               for answer in row["responses"]]
+    found = [ratings.get(answer["model"]) for answer in row["responses"]]
+    answers = [{"text": answer["response"], "model": answer["model"], "score": _rating(rating),
+                "scores": _given("code", {row["preference"]: rating}) if "preference" in row else {}}
+               for answer, rating in zip(row["responses"], found, strict=True)]
     kept = others(row, "instruction", "annotations", "responses")
     return _rated({**kept, "prompt": row["instruction"]}, answers)
 
 
 def _rating(value: Any) -> float | None:
-    return None if value in (_NO_RATING, None) else finite_number(value, "rating")
+    return finite_number(value, "rating") if _is_given(value) else None
+
+
+def _is_given(rating: Any) -> bool:
+    return rating not in (_NO_RATING, None)
+
+
+def _given(source: str, ratings: Row) -> dict[str, float]:
+    """Those of an answer's ratings that somebody gave, in 0 to 1, by ArmoRM's names for them."""
+    given = {column: rating for column, rating in ratings.items() if _is_given(rating)}
+    return rated_by(source, given) if given else {}
 
 
 def prometheus2(row: Row) -> Row:

@@ -15,6 +15,7 @@ CONVERTERS: dict[str, Converter] = {
     "alpacaeval_graded": Converter(graded.alpacaeval_graded),
     "argilla_math": Converter(pairs.argilla_math),
     "armorm": Converter(graded.armorm),
+    "beavertails": Converter(graded.beavertails, one_row_of_answers),
     "bon_graded": Converter(graded.bon_graded),
     "capybara": Converter(dialogues.capybara),
     "code_ultrafeedback": Converter(graded.code_ultrafeedback),
