@@ -5,8 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
+from rlhf_jax.config.data import GradedOptions, Sources
 from rlhf_jax.config.lora import LoraConfig
-from rlhf_jax.fields import COUNT, POSITIVE, SEED, SHARE, Flat, Options, Range, at_least, between, only_if, only_with
+from rlhf_jax.fields import (
+    COUNT,
+    POSITIVE,
+    SEED,
+    SHARE,
+    Flat,
+    Options,
+    Range,
+    at_least,
+    between,
+    changed,
+    only_if,
+    only_with,
+)
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
 AttnImplementation = Literal["auto", "xla", "blocked", "splash", "cudnn"]
@@ -92,7 +106,8 @@ class BradleyTerryOptions(Options):
     """A reward model with a scalar head.
 
     Attributes:
-      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads.
+      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads,
+        "regression" has one for each rating.
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2.
       use_margin: subtract the rows' margins, which every pair must have.
       train: how to optimise.
@@ -142,4 +157,40 @@ class OdinOptions(Options):
     lora: Flat[LoraConfig] = LoraConfig()
 
 
-RewardOptions = BradleyTerryOptions | PairwiseOptions | OdinOptions
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegressionOptions(Options):
+    """A reward model with an output for each of several ratings, by squared error over the ratings that there are.
+
+    Attributes:
+      kind: "regression".
+      objectives: the ratings of graded rows, each NAME for ratings in 0 to 1 or NAME:LOW:HIGH for whole steps, such as
+        data/helpfulness:0:4.
+      train: how to optimise; an example is a row with all its answers.
+      lora: an adapter instead of all weights.
+    """
+
+    objectives: tuple[str, ...]
+    kind: Literal["regression"] = "regression"
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=5e-6)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+    def conflicts(self) -> None:
+        if not self.objectives:
+            raise ValueError("objectives names no rating; name those of the rows, such as [data/helpfulness:0:4]")
+
+
+RewardOptions = BradleyTerryOptions | PairwiseOptions | OdinOptions | RegressionOptions
+
+
+def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
+    """Raises ValueError for an evaluation rhythm where there is nothing to evaluate on."""
+    if train.eval_steps is not None and not eval_dataset_name:
+        raise ValueError(f"eval_steps = {train.eval_steps} has no effect without eval_dataset_name, the rows to "
+                         "evaluate on; give them or leave it out")
+
+
+def check_graded(options: RewardOptions, graded: GradedOptions) -> None:
+    """Raises ValueError for the choice of pairs where ratings are learned as they are."""
+    if isinstance(options, RegressionOptions) and (idle := changed(graded)):
+        raise ValueError(f"{', '.join(idle)} has no effect with kind = 'regression', which learns ratings and no pairs;"
+                         " leave it out")

@@ -36,7 +36,7 @@ from rlhf_jax.losses.reference_based import (
 )
 from rlhf_jax.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
 from rlhf_jax.losses.registry import LOSSES, Loss
-from rlhf_jax.losses.reward import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from rlhf_jax.losses.reward import average_orders, bradley_terry, centering, logexp, pairwise_preference, squared_error
 from rlhf_jax.losses.token_logps import TokenStats, token_logps, token_logps_and_stats
 from rlhf_jax.losses.token_weights import ld_token_weights, wpo_weight
 from rlhf_jax.losses.unpaired import Responses, bco_shift, response_loss
@@ -101,6 +101,7 @@ __all__ = [
     "sigmoid_norm_loss",
     "simpo_loss",
     "sppo_hard_loss",
+    "squared_error",
     "token_logps",
     "token_logps_and_stats",
     "tv_loss",

@@ -92,7 +92,8 @@ def served_kinds(folder: Path, config: DecoderConfig) -> str:
         return "kind: tree; one of its regressions as kind: bradley_terry with output"
     if config.labels == ODIN_LABELS:
         return "kind: odin"
-    return "kind: bradley_terry" + " with output" * (config.num_labels > 1)
+    plain = "kind: bradley_terry" + " with output" * (config.num_labels > 1)
+    return f"kind: regression; {plain}" if config.labels else plain
 
 
 def _dtypes(files: set[Path]) -> Counter[str]:

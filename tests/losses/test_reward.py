@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.losses import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from rlhf_jax.losses import average_orders, bradley_terry, centering, logexp, pairwise_preference, squared_error
 
 score = st.floats(-50.0, 50.0, width=32)
 few = settings(max_examples=25, deadline=None)
@@ -53,3 +53,12 @@ def test_preferences_complement_when_inputs_swap(a, b, c, d):
 def test_pure_position_bias_averages_to_one_half():
     always_a = jnp.float32(0.97)
     np.testing.assert_allclose(average_orders(always_a, always_a), 0.5)
+
+
+def test_squared_error_is_of_the_ratings_that_there_are():
+    outputs, ratings = jnp.asarray([[0.5, 2.0], [1.0, 3.0]]), jnp.asarray([[0.0, np.nan], [1.5, np.nan]])
+    errors, rated = squared_error(outputs, ratings)
+    np.testing.assert_array_equal(errors, [[0.25, 0.0], [0.25, 0.0]])
+    np.testing.assert_array_equal(rated, [[True, False], [True, False]])
+    gradient = jax.grad(lambda x: squared_error(x, ratings)[0].sum())(outputs)
+    np.testing.assert_array_equal(gradient, [[1.0, 0.0], [-1.0, 0.0]])  # a hole pulls nowhere, and spreads no NaN

@@ -11,11 +11,13 @@ from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import (
     bradley_terry,
+    combine,
     function,
     judge,
     multi_objective,
     odin,
     pairwise,
+    regression,
     reward_server,
     tree,
 )
@@ -32,7 +34,9 @@ KINDS: dict[str, Kind] = {
     "judge": judge.KIND,
     "reward_server": reward_server.KIND,
     "odin": odin.KIND,
+    "regression": regression.KIND,
     "tree": tree.KIND,
+    "combine": combine.KIND,
 }
 """`kind` -> what it is."""
 
