@@ -187,8 +187,9 @@ class RewardServerScoring(Options):
     output: Annotated[int | None, at_least(0)] = None
 
 
-ModelScoring = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | RegressionScoring
-                 | TreeScoring | FunctionScoring | JudgeScoring | RewardServerScoring)
+SingleScoring = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring
+                 | RegressionScoring | TreeScoring
+                 | FunctionScoring | JudgeScoring | RewardServerScoring)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,14 +205,14 @@ class CombineScoring(Options):
 
     weights: Annotated[Mapping[str, float], between(-1e6, 1e6)]
     kind: Literal["combine"] = "combine"
-    scorer: ModelScoring | None = None
+    scorer: SingleScoring | None = None
 
     def conflicts(self) -> None:
         if not self.weights:
             raise ValueError("weights is empty; give each number its weight, such as {proxy/helpfulness: 1.0}")
 
 
-ScorerOptions = ModelScoring | CombineScoring
+ScorerOptions = SingleScoring | CombineScoring
 
 
 def check_numbers_given(options: ScorerOptions | None, key: str) -> None:
