@@ -44,6 +44,7 @@ class Experiment:
         self._rows: dict[str, RenderedRows] = {}
         self._world_folder: Path | None = None
         self._directed: list[PromptGroup] | None = None
+        self._directions: Funnel | None = None
 
     @property
     def folder(self) -> Path:
@@ -74,7 +75,8 @@ class Experiment:
 
     @property
     def funnels(self) -> dict[str, Funnel]:
-        return {name: rows.funnel for name, rows in self._rows.items()}
+        found = {name: rows.funnel for name, rows in self._rows.items()}
+        return found if self._directions is None else {**found, "prompts/directions": self._directions}
 
     def run(self) -> Outcome:
         """The whole run."""
@@ -99,9 +101,9 @@ class Experiment:
         check_named(c.data)
         prompts = self.rows("prompts", c.prompts, "prompt", base).read()
         if c.loop.directions is not None:
-            self._directed, funnel = directed(prompts, c.loop.directions, base.renderer(c.prompts.render))
-            self.context.run.announce(f"prompts with directions:\n{funnel}")
-        for asked in (prompts, self._directed or prompts):
+            self._directed, self._directions = directed(prompts, c.loop.directions, base.renderer(c.prompts.render))
+            self.context.run.announce(f"prompts with directions:\n{self._directions}")
+        for asked in (prompts,) if self._directed is None else (prompts, self._directed):
             for number in range(1, c.loop.rounds + 1):
                 round_prompts(asked, c.loop, number)
             with_capacity(c.sampling, asked, base.config.max_position)
