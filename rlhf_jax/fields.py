@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -183,7 +183,8 @@ def check_choice(field: Declared, value: Any) -> None:
 
 def check_range(field: Declared, value: Any) -> None:
     """Raises ValueError if `value`, or a number in it, is outside the field's range."""
-    numbers = value if isinstance(value, tuple | list) else (value,)
+    several = list(value.values()) if isinstance(value, Mapping) else value
+    numbers = several if isinstance(several, tuple | list) else (several,)
     for number in numbers:
         if field.range is not None and isinstance(number, int | float) and not field.range.holds(number):
             none = ", or null" if not field.kinds and type(None) in typing.get_args(field.hint) else ""

@@ -50,7 +50,7 @@ def _groups(kinds: tuple[type, ...], prefix: str, title: str, seen: set[type]) -
     """Title and lines of each group: a command's own keys first, then those of its flat groups, each group once."""
     if len(kinds) > 1:
         names = "|".join(map(kind_name, kinds))
-        yield "", [f"  --{prefix}kind {names}", f"      {_words(kinds[0])['kind']} [default {kind_name(kinds[0])}]"]
+        yield "", [f"  --{prefix}kind {names}", *_body(_words(kinds[0])["kind"], f"default {kind_name(kinds[0])}")]
     for kind in kinds:
         own = [f for f in declared(kind) if not f.flat and (f.name != "kind" or len(kinds) == 1)]
         if own:
@@ -69,7 +69,7 @@ def _words(documented: type) -> dict[str, str | None]:
 
 
 def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
-    text = " ".join((words or "").split())
+    text = words or ""
     if field.kinds or field.item:
         text += f" (--{prefix}{field.name}.help lists {'the keys of each' if field.item else 'its keys'})"
         facts = "required" if field.required else ""
@@ -79,8 +79,13 @@ def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
         facts += f"; {field.range}"
     kind = f"[{declared(field.item)[0].name.upper()} | {{...}}, ...]" if field.item else _type(field.hint)
     head = f"  --{prefix}{field.name} {kind}".rstrip()
-    body = textwrap.wrap(f"{text} [{facts}]" if facts else text, WIDTH - 6)
-    return [head, *(f"      {line}" for line in body)]
+    return [head, *_body(text, facts)]
+
+
+def _body(text: str | None, facts: str) -> list[str]:
+    """The lines under an option's name."""
+    said = " ".join((text or "").split())
+    return [f"      {line}" for line in textwrap.wrap(f"{said} [{facts}]" if facts else said, WIDTH - 6)]
 
 
 def _shown(value: Any) -> str:

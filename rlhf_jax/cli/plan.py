@@ -42,7 +42,7 @@ def _beside(args: Sequence[str]) -> str | None:
     return next((str(folder) for folder in reversed(folders) if (folder / "config.json").is_file()), None)
 
 
-_NO_MODEL = ("function", "judge", "reward_server")
+_NO_MODEL = ("function", "judge", "reward_server", "combine")
 """Kinds of scorers whose weights, if they have any, lie elsewhere."""
 
 

@@ -40,7 +40,7 @@ VERBS: dict[str, Verb] = {
     "data": Verb("mix data sets: convert, de-duplicate, decontaminate, cap, mix, split, with every loss counted",
                  "rlhf_jax.config.mixes:DataCommand", _STAGE),
     "sft": Verb("supervised fine-tuning", f"{_COMMANDS}:SftCommand", _STAGE),
-    "reward": Verb("train a reward model: of pairs, or of solutions with labels", f"{_COMMANDS}:RewardCommand", _STAGE),
+    "reward": Verb("train a reward model: of pairs, of ratings, or of solutions", f"{_COMMANDS}:RewardCommand", _STAGE),
     "generate": Verb("sample n continuations of every prompt", f"{_COMMANDS}:GenerateCommand", _STAGE),
     "score": Verb("score sampled responses", f"{_COMMANDS}:ScoreCommand", _STAGE),
     "pairs": Verb("choose preference pairs from scored responses", f"{_COMMANDS}:PairsCommand", _STAGE),

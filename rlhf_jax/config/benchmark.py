@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.sampling import CacheDtype
-from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.scorer import ScorerOptions, check_numbers_given
 from rlhf_jax.config.server import Server
 from rlhf_jax.fields import COUNT, SEED, Flat, Options, above, at_least, between, only_if
 
@@ -112,6 +112,8 @@ class BenchmarkCommand(Options):
             self._refuse("annotations", "nothing is written under a name", label=None)
             if self.outputs is None:
                 self._refuse("annotations alone", "style control needs outputs", style_tokenizer=None)
+        if not isinstance(self.judge, OfficialJudging):
+            check_numbers_given(self.judge, "judge")
         if self.name == "mt_bench" and self.answering.temperature is not None:
             raise ValueError(f"answering.temperature = {self.answering.temperature} has no effect on mt_bench, whose "
                              "questions are answered at the temperature of their category; leave it out")

@@ -9,20 +9,13 @@ from rlhf_jax.config.data import DataOptions, PreferenceData, RowOptions, Source
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.scorer import ScorerOptions, check_numbers_given
 from rlhf_jax.config.trackers import TrackerOptions
-from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig, check_graded
+from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, check_evaluated, check_graded
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed
 
 Dtype = Literal["float32", "bfloat16"]
 SHARD_SIZE = 128
-
-
-def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
-    """Raises ValueError for an evaluation rhythm where there is nothing to evaluate on."""
-    if train.eval_steps is not None and not eval_dataset_name:
-        raise ValueError(f"eval_steps = {train.eval_steps} has no effect without eval_dataset_name, the rows to "
-                         "evaluate on; give them or leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,14 +46,14 @@ class SftCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardCommand(Options):
-    """Training a reward model: of pairs Bradley-Terry, pairwise, ODIN; of solutions process, outcome; OUTPUT_DIR/model.
+    """Training a reward model: of pairs, of ratings (regression), or of solutions (process, outcome); OUTPUT_DIR/model.
 
     Attributes:
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
       eval_dataset_name: held-out rows of the same layout; the loss and its metrics on them end the stage.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
-      data: rows to train on: pairs, or solutions with labels.
+      data: rows to train on: pairs, graded rows for a regression, or solutions with labels.
       options: which kind of model, and how to train it.
       trackers: who else gets the metrics.
     """
@@ -179,6 +172,10 @@ class CompareCommand(Options):
     seed: Annotated[int, SEED] = 0
     mesh: MeshChoice = MeshConfig()
     data: Flat[DataOptions] = DataOptions()
+
+    def conflicts(self) -> None:
+        check_numbers_given(self.scorer, "scorer")
+        check_numbers_given(self.gold, "gold")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -66,6 +66,7 @@ class RenderOptions(Options):
       overlong: what becomes of longer rows.
       chat_template_path: replaces the tokenizer's template: a name, a file or a folder.
       text_as_chat: string prompts become user messages instead of plain text.
+      system_prompt: system message of conversations that have none of their own; string prompts become user messages.
     """
 
     max_length: Annotated[int | None, COUNT] = 1024
@@ -73,6 +74,7 @@ class RenderOptions(Options):
     overlong: Overlong = "drop"
     chat_template_path: str | None = None
     text_as_chat: bool = False
+    system_prompt: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

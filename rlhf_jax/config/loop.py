@@ -5,7 +5,33 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.fields import COUNT, SHARE, Options, only_if
+from rlhf_jax.fields import COUNT, SEED, SHARE, Options, between, only_if
+
+_ANGLE = between(-180, 180)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DirectionOptions(Options):
+    """Directions of preference, as in DPA (arXiv 2402.18571): each prompt asks for one, over two ratings.
+
+    Attributes:
+      objectives: the two numbers of a response that directions lie over, such as [proxy/helpfulness, proxy/verbosity];
+        0 degrees is the first alone.
+      min_angle: smallest angle that a prompt's direction is drawn with, in degrees.
+      max_angle: the largest.
+      seed: of the draw; a prompt's direction depends on the seed and its id alone.
+    """
+
+    objectives: tuple[str, ...]
+    min_angle: Annotated[float, _ANGLE] = -45.0
+    max_angle: Annotated[float, _ANGLE] = 45.0
+    seed: Annotated[int, SEED] = 0
+
+    def conflicts(self) -> None:
+        if len(set(self.objectives)) != 2 or len(self.objectives) != 2:
+            raise ValueError(f"objectives = {list(self.objectives)}; a direction lies over two different ratings")
+        if self.min_angle > self.max_angle:
+            raise ValueError(f"min_angle = {self.min_angle:g} is above max_angle = {self.max_angle:g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +48,8 @@ class LoopOptions(Options):
       data_policy: train on the "fresh" round, on all so far ("accumulate"), or on the last `window` rounds.
       window: rounds that data_policy "window" trains on.
       shard_size: prompts in one shard file; what a killed run loses at most.
+      directions: each prompt asks for a direction of preference, and the best of n is the one that reaches furthest in
+        it (DPA).
     """
 
     rounds: Annotated[int, COUNT] = 3
@@ -33,3 +61,4 @@ class LoopOptions(Options):
     data_policy: Literal["fresh", "accumulate", "window"] = "fresh"
     window: Annotated[int, COUNT, only_if(data_policy="window")] = 2
     shard_size: Annotated[int, COUNT] = 128
+    directions: Annotated[DirectionOptions | None, only_if(method="raft")] = None

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
-from rlhf_jax.config.commands import check_evaluated
 from rlhf_jax.config.data import PreferenceData, Sources
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.trackers import TrackerOptions
-from rlhf_jax.config.training import TrainConfig
+from rlhf_jax.config.training import TrainConfig, check_evaluated
 from rlhf_jax.fields import SHARE, Flat, Options, changed, flattened
 from rlhf_jax.losses import PreferenceLoss
 

@@ -11,7 +11,7 @@ from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import ScorerOptions
+from rlhf_jax.config.scorer import ScorerOptions, check_numbers_given
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import (
     OF_SOLUTIONS,
@@ -86,7 +86,7 @@ class RewardSection(Options):
     """A reward model trained in the run.
 
     Attributes:
-      data: preference rows, or solutions with labels.
+      data: preference rows, graded ones for a regression, or solutions with labels.
       train: which kind of model, and how to optimise.
       eval_data: held-out preference rows; accuracy, likelihood and calibration on them go into the report.
       init: what it starts from: the "policy" (after SFT), or a model folder, which then has the
@@ -210,7 +210,10 @@ class ExperimentConfig(Options):
                                  "conversations by one template. Set chat_template_path of the run itself instead")
 
     def _check_idle(self) -> None:
-        """Raises ValueError for sections and keys that nothing in this run would read."""
+        """Raises ValueError for sections and keys that nothing in this run would read, or that read nothing."""
+        check_numbers_given(self.scorer, "scorer")
+        check_numbers_given(self.gold, "gold")
+        self._check_directions()
         if self.gold is not None and self.evaluation is None:
             raise ValueError("gold judges policies in the evaluation, and the config has no evaluation section; add "
                              "one or leave gold out")
@@ -225,6 +228,8 @@ class ExperimentConfig(Options):
         if self.dpo.loss.of_responses and not self.dpo.split_pairs:
             raise ValueError(f"dpo.loss_type = {self.dpo.loss.loss_type!r} reads single responses, and the loop makes "
                              "pairs; set dpo.split_pairs")
+        if self.reward is not None and "offline_dpo" not in self.baselines:
+            check_graded(self.reward.train, self.reward.data.graded)
         trained: dict[str, TrainConfig] = {"dpo": self.dpo.train, "raft": self.raft.train}
         if self.reward is not None:
             trained["reward.train"] = self.reward.train.train
@@ -234,6 +239,17 @@ class ExperimentConfig(Options):
             if options.eval_steps is not None:
                 raise ValueError(f"{name}.eval_steps = {options.eval_steps} has no effect: nothing is evaluated while "
                                  "that stage trains; leave it out")
+
+    def _check_directions(self) -> None:
+        """Raises ValueError for keys that loop.directions takes the place of."""
+        if self.loop.directions is None:
+            return
+        if self.pairs.scorer != PairOptions.scorer:
+            raise ValueError(f"pairs.scorer = {self.pairs.scorer!r} has no effect with loop.directions, which choose "
+                             "by the ratings of loop.directions.objectives; leave it out")
+        if self.prompts.render.system_prompt is not None:
+            raise ValueError("prompts.system_prompt has no effect with loop.directions, which write each prompt's "
+                             "system message; leave it out")
 
 
 def reseeded(config: T, shift: int) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from rlhf_jax.config.server import Server
@@ -20,6 +21,7 @@ class ScorerModel(Options):
       model_name_or_path: folder of the reward or preference model.
       chat_template_path: replaces the template of the scorer's own tokenizer.
       text_as_chat: string prompts become user messages instead of plain text.
+      system_prompt: system message of conversations that have none of their own; string prompts become user messages.
       max_length: tokens of prompt and response together, in the scorer's tokens; longer ones get no score.
       dtype: of the model's weights and computation; its score heads are float32 in any case.
     """
@@ -27,6 +29,7 @@ class ScorerModel(Options):
     model_name_or_path: str
     chat_template_path: str | None = None
     text_as_chat: bool = False
+    system_prompt: str | None = None
     max_length: Annotated[int | None, COUNT] = 1024
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -36,8 +39,8 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise, multi_objective, odin, tree, process, outcome_generative, outcome, implicit or
-        local_judge (models), function (Python), judge or reward_server (HTTP).
+      kind: bradley_terry, pairwise, multi_objective, odin, regression, tree, process, outcome_generative, outcome,
+        implicit or local_judge (models), function (Python), judge or reward_server (HTTP), combine (a sum of numbers).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -93,6 +96,23 @@ class OdinScoring(Options):
 
     model: Flat[ScorerModel]
     kind: Literal["odin"] = "odin"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RegressionScoring(Options):
+    """A regression of several ratings; each is stored by its name beside the score.
+
+    Attributes:
+      kind: "regression".
+      model: the reward model.
+      objective: name of the rating that is the score; None for the mean of all.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["regression"] = "regression"
+    objective: str | None = None
     score_at: ScoreAt | None = None
 
 
@@ -274,6 +294,37 @@ class RewardServerScoring(Options):
     output: Annotated[int | None, at_least(0)] = None
 
 
-ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | TreeScoring
+SingleScoring = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring
+                 | RegressionScoring | TreeScoring
                  | ProcessScoring | OutcomeGenerativeScoring | OutcomeScoring
                  | ImplicitScoring | FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CombineScoring(Options):
+    """A weighted sum of numbers that responses carry already, without a forward pass.
+
+    Attributes:
+      kind: "combine".
+      weights: of each number, by the name it is stored under: {proxy/helpfulness: 0.9, proxy/verbosity: -0.4}.
+      scorer: gives the numbers first, where they are not stored: its score as NAME, those beside it as NAME/..., NAME
+        being what the sum is stored as.
+    """
+
+    weights: Annotated[Mapping[str, float], between(-1e6, 1e6)]
+    kind: Literal["combine"] = "combine"
+    scorer: SingleScoring | None = None
+
+    def conflicts(self) -> None:
+        if not self.weights:
+            raise ValueError("weights is empty; give each number its weight, such as {proxy/helpfulness: 1.0}")
+
+
+ScorerOptions = SingleScoring | CombineScoring
+
+
+def check_numbers_given(options: ScorerOptions | None, key: str) -> None:
+    """Raises ValueError for a sum of stored numbers where fresh samples are scored, which carry none."""
+    if isinstance(options, CombineScoring) and options.scorer is None:
+        raise ValueError(f"{key}.kind = 'combine' adds numbers that responses carry, and fresh samples carry none; set "
+                         f"{key}.scorer to what gives them")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.config.data import GradedOptions
+from rlhf_jax.config.data import GradedOptions, Sources
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.fields import (
     COUNT,
@@ -107,9 +107,9 @@ class BradleyTerryOptions(Options):
     """A reward model with a scalar head.
 
     Attributes:
-      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads;
-        of solutions, "process" answers each step with + or -, "outcome_generative" the whole, "outcome" has a scalar
-        head.
+      kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads,
+        "regression" has one for each rating; of solutions, "process" answers each step with + or -,
+        "outcome_generative" the whole, "outcome" has a scalar head.
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2.
       use_margin: subtract the rows' margins, which every pair must have.
       train: how to optimise.
@@ -207,16 +207,43 @@ class OutcomeOptions(Options):
     lora: Flat[LoraConfig] = LoraConfig()
 
 
-RewardOptions = (BradleyTerryOptions | PairwiseOptions | OdinOptions | ProcessOptions | OutcomeGenerativeOptions
-                 | OutcomeOptions)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegressionOptions(Options):
+    """A reward model with an output for each of several ratings, by squared error over the ratings that there are.
+
+    Attributes:
+      kind: "regression".
+      objectives: the ratings of graded rows, each NAME for ratings in 0 to 1 or NAME:LOW:HIGH for whole steps, such as
+        data/helpfulness:0:4.
+      train: how to optimise; an example is a row with all its answers.
+      lora: an adapter instead of all weights.
+    """
+
+    objectives: tuple[str, ...]
+    kind: Literal["regression"] = "regression"
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=5e-6)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+    def conflicts(self) -> None:
+        if not self.objectives:
+            raise ValueError("objectives names no rating; name those of the rows, such as [data/helpfulness:0:4]")
 
 
+RewardOptions = (BradleyTerryOptions | PairwiseOptions | OdinOptions | RegressionOptions | ProcessOptions
+                 | OutcomeGenerativeOptions | OutcomeOptions)
 OF_SOLUTIONS = (ProcessOptions, OutcomeGenerativeOptions, OutcomeOptions)
 """What learns from solutions with labels, and from no pairs."""
 
 
+def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
+    """Raises ValueError for an evaluation rhythm where there is nothing to evaluate on."""
+    if train.eval_steps is not None and not eval_dataset_name:
+        raise ValueError(f"eval_steps = {train.eval_steps} has no effect without eval_dataset_name, the rows to "
+                         "evaluate on; give them or leave it out")
+
+
 def check_graded(options: RewardOptions, graded: GradedOptions) -> None:
     """Raises ValueError for the choice of pairs where no pairs are learned."""
-    if isinstance(options, OF_SOLUTIONS) and (idle := changed(graded)):
+    if isinstance(options, (RegressionOptions, *OF_SOLUTIONS)) and (idle := changed(graded)):
         raise ValueError(f"{', '.join(idle)} has no effect with kind = {options.kind!r}, which learns from no pairs; "
                          "leave it out")

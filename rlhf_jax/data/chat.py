@@ -22,6 +22,7 @@ from rlhf_jax.data.example import Example
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
 from rlhf_jax.data.message_fields import TRAIN
+from rlhf_jax.data.system_prompt import with_system_prompt
 from rlhf_jax.data.template_reading import TemplateReading, unrendered
 from rlhf_jax.data.templates import TEMPLATES, TemplateRefused
 from rlhf_jax.data.tokenizer import (
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Renderer:
     """How text becomes token ids.
@@ -65,6 +65,7 @@ class Renderer:
       to_last_token: messages are rendered whole, with what the template writes behind the last stop token, so that a
         response ends where transformers and TRL read a sequence classifier.
       skipped_id: taken off the ends of responses: transformers reads no head at its padding token.
+      system_prompt: see `data.system_prompt`.
     """
 
     tokenizer: Any
@@ -77,6 +78,7 @@ class Renderer:
     rows: int | None = None
     to_last_token: bool = False
     skipped_id: int | None = None
+    system_prompt: str | None = None
 
     def __post_init__(self) -> None:
         if self.overlong not in get_args(Overlong):
@@ -147,12 +149,13 @@ class Renderer:
 
     def _chat(self, prompt: Text) -> Text:
         # An empty prompt (language modelling) has no user who could say it, so it stays plain text.
-        return _messages(prompt, "user") if self.text_as_chat and prompt else prompt
+        chat = _messages(prompt, "user") if self.text_as_chat and prompt else prompt
+        return chat if self.system_prompt is None else with_system_prompt(chat, self.system_prompt)
 
 
 def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str]]:
     example = renderer.limits.within_reach(example, renderer.longest_token)
-    prompt, chat = renderer._chat(example.prompt), renderer.text_as_chat
+    prompt, chat = renderer._chat(example.prompt), renderer.text_as_chat or renderer.system_prompt is not None
     if isinstance(prompt, str) and any(not isinstance(response, str) for response in example.responses):
         prompt = _messages(prompt, "user")
     variables = template_variables(example.extra)

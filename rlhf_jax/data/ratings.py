@@ -99,6 +99,19 @@ def parse_objective(text: str) -> Objective:
     return Objective(name, Scale(low, high, unit=False))
 
 
+def parse_objectives(texts: Sequence[str]) -> tuple[Objective, ...]:
+    """Objectives as a user names them, each once.
+
+    Raises:
+      ValueError: as `parse_objective`, or one is named twice.
+    """
+    objectives = tuple(map(parse_objective, texts))
+    names = [objective.name for objective in objectives]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"the objective {min(twice)!r} is named twice; name each once")
+    return objectives
+
+
 def to_unit(name: str, rating: Any, scale: Scale) -> float:
     """One rating in 0 to 1.
 

@@ -43,6 +43,7 @@ from rlhf_jax.losses.reward import (
     centering,
     logexp,
     pairwise_preference,
+    squared_error,
 )
 from rlhf_jax.losses.token_logps import TokenStats, token_logps, token_logps_and_stats
 from rlhf_jax.losses.token_weights import ld_token_weights, wpo_weight
@@ -109,6 +110,7 @@ __all__ = [
     "sigmoid_norm_loss",
     "simpo_loss",
     "sppo_hard_loss",
+    "squared_error",
     "token_logps",
     "token_logps_and_stats",
     "tv_loss",

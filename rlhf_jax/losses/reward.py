@@ -61,6 +61,22 @@ def binary_cross_entropy(logits: Array, labels: Array) -> Array:
     return jax.nn.softplus(logits) - labels * logits
 
 
+def squared_error(outputs: Array, ratings: Array) -> tuple[Array, Array]:
+    """Computes (output - rating)^2 where there is a rating; [...] and [...] to values [...] and mask [...] bool.
+
+    ratings: NaN where nobody rated; the value and its gradient are 0 there.
+
+    The multi-objective reward model of Wang et al., "Arithmetic Control of LLMs for Diverse User Preferences" (2024),
+    arXiv 2402.18571.
+
+    >>> squared_error(jnp.array([1.0, 0.5]), jnp.array([0.0, jnp.nan]))
+    (Array([1.0, 0.0], dtype=float32), Array([True, False], dtype=bool))
+    """
+    check_one_shape("squared_error", outputs=outputs, ratings=ratings)
+    rated = ~jnp.isnan(ratings)
+    return jnp.where(rated, jnp.square(outputs - jnp.where(rated, ratings, 0.0)), 0.0), rated
+
+
 def pairwise_preference(logit_a: Array, logit_b: Array) -> Array:
     """Computes P(A), the softmax over the logits of the letters A and B alone; [...] to [...]. arXiv 2405.07863.
 

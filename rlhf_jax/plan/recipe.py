@@ -14,6 +14,7 @@ from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import (
+    CombineScoring,
     FunctionScoring,
     JudgeScoring,
     LocalJudgeScoring,
@@ -121,7 +122,7 @@ def _reward(config: DecoderConfig, options: RewardOptions, render: RenderOptions
             ) -> Task:
     kind = trainable_kind(options)
     name = "reward" if kind.responses > 1 else options.kind
-    return _training(name, kind.shape(config), options, render, _quoting(assume, kind.quoted, None), count,
+    return _training(name, kind.shape(options, config), options, render, _quoting(assume, kind.quoted, None), count,
                      kind.responses)
 
 
@@ -150,6 +151,8 @@ def _sampling(config: DecoderConfig, sampling: SamplingConfig, dtype: str, rende
 
 def _scoring(config: DecoderConfig, scorer: ScorerOptions, responses: int, assume: Assumptions, prompts: float
              ) -> list[Task]:
+    if isinstance(scorer, CombineScoring):
+        return [] if scorer.scorer is None else _scoring(config, scorer.scorer, responses, assume, prompts)
     kind = kind_of(scorer)
     if kind.passes is None or isinstance(
             scorer, FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring):
@@ -173,7 +176,7 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
     prompts = each * c.loop.rounds
     tasks += _sampling(config, c.sampling, c.dpo.train.dtype, c.prompts.render, assume, prompts)
     scorer = c.scorer or _trained_scorer(c)
-    name = getattr(getattr(scorer, "model", None), "model_name_or_path", None)
+    name = getattr(getattr(getattr(scorer, "scorer", scorer), "model", None), "model_name_or_path", None)
     shape = shape_of(name) if name is not None and (Path(name).expanduser() / "config.json").is_file() else config
     tasks += _scoring(shape, scorer, c.sampling.num_generations, assume, prompts)
     limits = dataclasses.replace(c.prompts.render, max_length=_pair_length(c, config))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.data.chat import Renderer, load_tokenizer, stop_token_ids
+from rlhf_jax.data.system_prompt import check_system_role
 from rlhf_jax.data.tokenizer import check_vocabulary, classifier_pad_id, load_template
 from rlhf_jax.models import (
     CheckpointError,
@@ -166,12 +167,17 @@ class Checkpoint:
         """How rows become ids: within the limits given, and never beyond the model's own positions.
 
         scores: for training a reward model from this checkpoint; a classifier's rows always end where it is read.
+
+        Raises ValueError for a system_prompt that the chat template does not write.
         """
         eos = self.tokenizer.eos_token_id
         longest = min(options.max_length or self.config.max_position, self.config.max_position)
         renderer = Renderer(self.tokenizer, options.max_prompt_length, longest, options.overlong,
                             eos_id=eos if eos in self.stop_ids else self.stop_ids[0],
-                            text_as_chat=options.text_as_chat, rows=self.config.vocab_size)
+                            text_as_chat=options.text_as_chat, rows=self.config.vocab_size,
+                            system_prompt=options.system_prompt)
+        if options.system_prompt is not None:
+            check_system_role(renderer, options.system_prompt)
         if not scores and not self.config.is_classifier:
             return renderer
         return renderer.for_scores(self.reward_model.score_at, self.reward_model.pad_token_id)

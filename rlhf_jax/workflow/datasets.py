@@ -187,6 +187,7 @@ class FittingRows(RenderedRows):
     def _read(self) -> tuple[list[PromptGroup], Funnel]:
         examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
         renderer = self.checkpoint.renderer(self.render, scores=self.scores)
+        examples = self.prepare(examples, funnel, renderer)
         if renderer.overlong == "drop":
             fitted = [fitting(example, renderer) for example in examples]
             examples = [example for example, _ in fitted]

@@ -21,6 +21,7 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, RenderedRows, check_named, check_sources
+from rlhf_jax.workflow.directions import directed
 from rlhf_jax.workflow.engine import check_whole
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
@@ -44,6 +45,8 @@ class Experiment:
         self.recipe = Recipe(config.loop, config.sampling, config.pairs, config.dpo, config.raft)
         self._rows: dict[str, RenderedRows] = {}
         self._world_folder: Path | None = None
+        self._directed: list[PromptGroup] | None = None
+        self._directions: Funnel | None = None
 
     @property
     def folder(self) -> Path:
@@ -62,11 +65,11 @@ class Experiment:
         return str(self._world_folder / (name if name == "tokenizer" else f"{name}.jsonl"))
 
     def rows(self, name: str, data: DataOptions | PreferenceData, kind: Any, checkpoint: Checkpoint,
-             **more: Any) -> RenderedRows:
+             reader: type[RenderedRows] = RenderedRows, **more: Any) -> RenderedRows:
         """Rows of a data set in a model's ids; what became of them is reported under `name`."""
         if isinstance(data, PreferenceData):
             more["graded"] = data.graded
-        self._rows[name] = RenderedRows(
+        self._rows[name] = reader(
             checkpoint=checkpoint, kind=kind, rows=self.located(data.rows), render=data.render,
             benchmarks=data.benchmarks, quarantine=self.context.quarantine(name),
             announce=lambda text: self.context.run.announce(f"data of {name}:\n{text}"), **more)
@@ -74,7 +77,8 @@ class Experiment:
 
     @property
     def funnels(self) -> dict[str, Funnel]:
-        return {name: rows.funnel for name, rows in self._rows.items()}
+        found = {name: rows.funnel for name, rows in self._rows.items()}
+        return found if self._directions is None else {**found, "prompts/directions": self._directions}
 
     def run(self) -> Outcome:
         """The whole run."""
@@ -82,7 +86,8 @@ class Experiment:
         start = self.start(base)
         scorer, reward_model = self.scorer(start)
         entries = [self.start_entry(start), *self._baselines(start, prompts, scorer)]
-        online = iterate(self.context, "online", start, prompts, scorer, self.recipe)
+        asked = prompts if self._directed is None else self._directed
+        online = iterate(self.context, "online", start, asked, scorer, self.recipe)
         family = "online" if self.config.loop.method == "dpo" else "online_raft"
         entries += [Entry(f"online-{i}", family, i, policy) for i, policy in enumerate(online, start=1)]
         self._publish(online[-1])
@@ -97,9 +102,13 @@ class Experiment:
         base = self._base()
         check_named(c.data)
         prompts = self.rows("prompts", c.prompts, "prompt", base).read()
-        for number in range(1, c.loop.rounds + 1):
-            round_prompts(prompts, c.loop, number)
-        with_capacity(c.sampling, prompts, base.config.max_position)
+        if c.loop.directions is not None:
+            self._directed, self._directions = directed(prompts, c.loop.directions, base.renderer(c.prompts.render))
+            self.context.run.announce(f"prompts with directions:\n{self._directions}")
+        for asked in (prompts,) if self._directed is None else (prompts, self._directed):
+            for number in range(1, c.loop.rounds + 1):
+                round_prompts(asked, c.loop, number)
+            with_capacity(c.sampling, asked, base.config.max_position)
         if c.sft is None:
             check_whole(base, c.sampling)
         for options in (c.scorer, c.gold):
@@ -153,7 +162,8 @@ class Experiment:
             return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.store), None
         model, render = self._reward_model(section, start), section.data.render
         served = trainable_kind(section.train).served(ScorerModel(
-            str(model.folder), text_as_chat=render.text_as_chat, max_length=render.max_length))
+            str(model.folder), text_as_chat=render.text_as_chat, system_prompt=render.system_prompt,
+            max_length=render.max_length))
         scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.store)
         return scorer, None if section.eval_data is None else self._evaluate_reward(scorer, section.eval_data)
 
@@ -161,7 +171,7 @@ class Experiment:
         origin = start if section.init == "policy" else Checkpoint.find(
             section.init, section.data.render.chat_template_path)
         kind = trainable_kind(section.train)
-        rows = self.rows("reward", section.data, kind.rows, origin,
+        rows = self.rows("reward", section.data, kind.rows, origin, kind.reader,
                          prepare=partial(kind.examples, section.train), scores=kind.reads_head)
         return self.context.train("reward", RewardStage(start=origin, data=(rows,), options=section.train))
 
@@ -176,13 +186,13 @@ class Experiment:
         if "offline_dpo" in c.baselines:
             out.append(Entry("offline_dpo", "offline_dpo", 1, self._offline(start)))
         if "matched_dpo" in c.baselines:
-            loop = replaced(c.loop, rounds=1, data_policy="fresh", reference="sft",
+            loop = replaced(c.loop, rounds=1, data_policy="fresh", reference="sft", directions=None,
                             prompts_per_round=self._prompts_in_all(prompts))
             name = f"matched_{loop.method}"
             matched = run(name, recipe=dataclasses.replace(self.recipe, loop=loop))
             out.append(Entry(f"{name}-1", name, 1, matched[0]))
         if "raft" in c.baselines:
-            loop = replaced(c.loop, method="raft")
+            loop = replaced(c.loop, method="raft", directions=None)
             raft = run("raft", recipe=dataclasses.replace(self.recipe, loop=loop))
             out += [Entry(f"raft-{i}", "raft", i, policy) for i, policy in enumerate(raft, start=1)]
         return out

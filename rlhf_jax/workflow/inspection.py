@@ -96,7 +96,8 @@ def served_kinds(folder: Path, config: DecoderConfig) -> str:
         return "kind: odin"
     if config.labels == OUTCOME_LABELS:
         return "kind: outcome"
-    return "kind: bradley_terry" + " with output" * (config.num_labels > 1)
+    plain = "kind: bradley_terry" + " with output" * (config.num_labels > 1)
+    return f"kind: regression; {plain}" if config.labels else plain
 
 
 def _dtypes(files: set[Path]) -> Counter[str]:

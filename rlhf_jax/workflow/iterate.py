@@ -88,7 +88,7 @@ def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[P
         context.sampled.policy = latest
         scored = context.do(f"{stem}/score", ScoreStage(scorer=scorer, source=shards_of(sampled)))
         paired = context.do(f"{stem}/pairs", PairsStage(source=shards_of(scored), options=recipe.pairs,
-                                                        method=loop.method))
+                                                        method=loop.method, directed=loop.directions is not None))
         data.append(pairs_of(paired))
         origin = latest if loop.init_from == "previous" else start
         anchor = latest if loop.reference == "previous" else reference

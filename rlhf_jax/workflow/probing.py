@@ -14,7 +14,7 @@ from rlhf_jax.config.probe import ArmoRmProbe, RidgeOptions, TreeProbe
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.example import DATA_SCORE
 from rlhf_jax.data.features import FeatureShard
-from rlhf_jax.data.ratings import ARMORM, GRADES, Objective, parse_objective, rating_table
+from rlhf_jax.data.ratings import ARMORM, GRADES, Objective, parse_objectives, rating_table
 from rlhf_jax.evaluation.preference import preference_accuracy
 from rlhf_jax.training.debias import ARMORM_GRID, find_penalties, reward_transform
 from rlhf_jax.training.gate import GateFit, Pairs, fit_gate, gate_shape, gated_gaps
@@ -30,19 +30,14 @@ def find_objectives(features: Features, named: tuple[str, ...]) -> tuple[Objecti
     Raises:
       ValueError: no answer is rated at all, or an objective is named twice.
     """
-    objectives = tuple(map(parse_objective, named))
-    if not objectives:
+    if not named:
         found = {name for shard in features.shards() for row in shard.rows for scores in row.scores for name in scores}
         place = {GRADES + rated.name: number for number, rated in enumerate(ARMORM)}
-        objectives = tuple(parse_objective(name)
-                           for name in sorted(found, key=lambda name: (place.get(name, len(place)), name))
-                           if name == DATA_SCORE or name.startswith(GRADES))
-    names = [objective.name for objective in objectives]
-    if not names:
+        named = tuple(name for name in sorted(found, key=lambda name: (place.get(name, len(place)), name))
+                      if name == DATA_SCORE or name.startswith(GRADES))
+    if not named:
         raise ValueError("no answer of the features is rated, so there is nothing to regress; make them of graded rows")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"the objective {min(twice)!r} is named twice; name each once")
-    return objectives
+    return parse_objectives(named)
 
 
 def rated_rows(features: Features, objectives: tuple[Objective, ...], options: RidgeOptions) -> Iterator[Rows]:

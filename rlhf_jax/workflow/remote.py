@@ -15,6 +15,8 @@ from rlhf_jax.workflow.products import ANSWERS
 
 def with_answers_in(folder: Path | None, options: Any) -> Any:
     """Options whose server, if they have one, keeps answers in the run's folder unless they name another."""
+    if (below := getattr(options, "scorer", None)) is not None:
+        return dataclasses.replace(options, scorer=with_answers_in(folder, below))
     server = getattr(options, "server", None)
     if folder is None or not isinstance(server, Server) or server.cache_dir is not None:
         return options

@@ -87,7 +87,7 @@ def sft(command: SftCommand, context: Context) -> SftStage:
 def reward(command: RewardCommand, context: Context) -> RewardStage:
     """`rlhf-jax reward`."""
     kind = trainable_kind(command.options)
-    rows = _Rows(command, context, kind.rows, prepare=partial(kind.examples, command.options),
+    rows = _Rows(command, context, kind.rows, kind.reader, prepare=partial(kind.examples, command.options),
                  scores=kind.reads_head)
     return RewardStage(start=rows.model, data=(rows.train,), options=command.options,
                        evaluation=rows.held_out(command.eval_dataset_name))

@@ -42,6 +42,9 @@ ENGINE = {"urls": "http://h/v1", "model": "m", "name": "vllm", "version": "1"}
 SCORE = {"input": "i", "output_dir": "o"}
 MIX = {"sources": ["a.jsonl"], "output_dir": "o"}
 JUDGED = {"output_dir": "o", "scorer": FUNCTION}
+SUM = {"kind": "combine", "weights": {"proxy/a": 1.0}}
+RATED = {"kind": "regression", "objectives": ["data"]}
+DIRECTED = {"loop": {"method": "raft", "directions": {"objectives": ["proxy/a", "proxy/b"]}}}
 
 
 @pytest.mark.parametrize(("options", "settings", "words"), [
@@ -69,6 +72,19 @@ JUDGED = {"output_dir": "o", "scorer": FUNCTION}
     (LoopOptions, {"window": 3, "data_policy": "accumulate"}, "window = 3 has no effect"),
     (LoopOptions, {"ref_model_mixup_alpha": 0.5}, "ref_model_mixup_alpha = 0.5 has no effect"),
     (LoopOptions, {"ref_model_mixup_alpha": 0.5, "reference": "previous"}, "has no effect with reference = 'previous'"),
+    (LoopOptions, {"directions": {"objectives": ["a", "b"]}}, "no effect with method = 'dpo'; set method: raft"),
+    (LoopOptions, {"method": "raft", "directions": {"objectives": ["a"]}}, "lies over two different ratings"),
+    (ExperimentConfig, {**START, **DIRECTED, "pairs": {"scorer": "proxy/a"}}, "pairs.scorer = 'proxy/a' has no effect"),
+    (ExperimentConfig, {**START, **DIRECTED, "prompts": {**DATA, "system_prompt": "s"}}, "system_prompt has no effect"),
+    (ExperimentConfig, {**START, "scorer": SUM}, r"scorer\.kind = 'combine' adds numbers that responses carry"),
+    (ExperimentConfig, {**START, "gold": SUM, "evaluation": {"data": DATA}}, r"set gold\.scorer to what gives them"),
+    (CompareCommand, {**JUDGED, "scorer": SUM, "model_name_or_path": "m", "baseline_model": "b"}, "samples carry none"),
+    (ScoreCommand, {**SCORE, "kind": "combine", "weights": {}}, "weights is empty"),
+    (ScoreCommand, {**SCORE, **SUM, "weights": {"a": math.inf}}, "weights = .*it must be at least"),
+    (ScoreCommand, {**SCORE, **SUM, "scorer": SUM}, "kind = 'combine'; choose one of bradley_terry"),
+    (RewardCommand, {**MODEL, "kind": "regression"}, "objectives is missing"),
+    (RewardCommand, {**MODEL, **RATED, "min_gap": 1.0}, "min_gap has no effect with kind = 'regression'"),
+    (ExperimentConfig, {**REWARDED, "reward": {"data": {**DATA, "min_gap": 1.0}, "train": RATED}}, "min_gap has no"),
     (LoopOptions, {"method": "raft", "reference": "previous"}, "no effect with method = 'raft'; set method: dpo"),
     (LoopOptions, {"method": "raft", "reference": "ema"}, "reference = 'ema' has no effect with method = 'raft'"),
     (SftOptions, {"min_lr_rate": 0.2}, "min_lr_rate = 0.2 has no effect"),
@@ -169,6 +185,10 @@ def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(optio
     (PairOptions, {"length_penalty": 0.001, "length_unit": "tokens"}),
     (LoopOptions, {"data_policy": "window", "window": 3}), (LoopOptions, {"method": "raft"}),
     (LoopOptions, {"reference": "ema", "ref_model_mixup_alpha": 0.5}),
+    (ExperimentConfig, {**START, **DIRECTED, "scorer": {**SUM, "scorer": FUNCTION}}),
+    (ExperimentConfig, {**REWARDED, "baselines": ["offline_dpo"],
+                        "reward": {"data": {**DATA, "min_gap": 1.0}, "train": RATED}}),
+    (ScoreCommand, {**SCORE, **SUM}), (RewardCommand, {**MODEL, **RATED}),
     (SftOptions, {"lr_scheduler_type": "cosine_with_min_lr", "min_lr_rate": 0.2}),
     (PreferenceOptions, {"label_smoothing": 0.1}),
     (ExperimentConfig, {**RUN, "scratch": {"tokenizer": "t"}, "sft": {"data": DATA}}),

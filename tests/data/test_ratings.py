@@ -20,6 +20,9 @@ def test_a_rating_is_the_middle_of_its_step_and_comes_back():
         assert rated.scale.from_unit(rated.scale.to_unit(high)) == pytest.approx(high)
     regressed = (np.array([2.78, 2.86, 3.48, 1.38, 1.30]) + 0.5) / 5
     np.testing.assert_allclose(scale.from_unit(regressed), [2.78, 2.86, 3.48, 1.38, 1.30])
+    hundredths = np.array([68.99, 69.63, 76.23, 33.49, 35.85])  # DPA's model writes 100 r, and (s - 10) / 20 reads it
+    np.testing.assert_allclose(scale.from_unit(hundredths / 100), (hundredths - 10) / 20)
+    np.testing.assert_allclose(scale.from_unit(hundredths / 100), [2.95, 2.98, 3.31, 1.17, 1.29], atol=0.005)
 
 
 def test_rows_of_the_data_sets():

@@ -11,6 +11,7 @@ from rlhf_jax.losses import (
     centering,
     logexp,
     pairwise_preference,
+    squared_error,
 )
 
 score = st.floats(-50.0, 50.0, width=32)
@@ -69,3 +70,12 @@ def test_binary_cross_entropy_is_minus_the_log_likelihood_of_the_label_and_stays
                                rtol=1e-6)
     np.testing.assert_allclose(binary_cross_entropy(x, y)[2:], [200.0, 200.0], rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(jax.grad(binary_cross_entropy))(x, y), p - y, rtol=1e-5, atol=1e-6)
+
+
+def test_squared_error_is_of_the_ratings_that_there_are():
+    outputs, ratings = jnp.asarray([[0.5, 2.0], [1.0, 3.0]]), jnp.asarray([[0.0, np.nan], [1.5, np.nan]])
+    errors, rated = squared_error(outputs, ratings)
+    np.testing.assert_array_equal(errors, [[0.25, 0.0], [0.25, 0.0]])
+    np.testing.assert_array_equal(rated, [[True, False], [True, False]])
+    gradient = jax.grad(lambda x: squared_error(x, ratings)[0].sum())(outputs)
+    np.testing.assert_array_equal(gradient, [[1.0, 0.0], [-1.0, 0.0]])  # a hole pulls nowhere, and spreads no NaN

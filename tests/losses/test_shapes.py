@@ -46,7 +46,7 @@ def test_a_loss_may_be_mapped_over_pairs(name):
 @pytest.mark.parametrize(("function", "arguments"), [
     (losses.bradley_terry, ("chosen", "rejected", "margin")), (losses.logexp, ("chosen", "rejected")),
     (losses.centering, ("chosen", "rejected")), (losses.binary_cross_entropy, ("logits", "labels")),
-    (losses.pairwise_preference, ("logit_a", "logit_b")),
+    (losses.pairwise_preference, ("logit_a", "logit_b")), (losses.squared_error, ("outputs", "ratings")),
     (losses.average_orders, ("p_ab", "p_ba")), (losses.kl_k1, ("logps", "ref_logps")),
     (losses.kl_k2, ("logps", "ref_logps")), (losses.kl_k3, ("logps", "ref_logps")),
     (losses.kl_exact, ("logits", "ref_logits")), (losses.kto_baseline, ("logps", "ref_logps", "mask")),

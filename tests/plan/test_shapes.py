@@ -31,6 +31,7 @@ SHORT = Assumptions(prompt_tokens=20, response_tokens=30)
 TRAIN = {"train_batch_size": 32, "micro_rows": 1, "row_length": 256, "dtype": "bfloat16", "remat": "full",
          "logits_chunk": 64}
 SCORED = {"input": "i", "output_dir": "o", "model_name_or_path": "m"}
+SUMMED = {"input": "i", "output_dir": "o", "kind": "combine", "weights": {"proxy/a": 1.0}}
 LIMITS = {"max_length": 128, "max_prompt_length": 64}
 
 
@@ -144,12 +145,16 @@ def command(verb, **options):
     (command(RewardCommand, dataset_name="d", kind="process"), ["process"]),
     (command(RewardCommand, dataset_name="d", kind="outcome_generative"), ["outcome_generative"]),
     (command(RewardCommand, dataset_name="d", kind="outcome"), ["outcome"]),
+    (command(RewardCommand, dataset_name="d", kind="regression", objectives=["data"]), ["reward"]),
     (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
     (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
     (build_options(ScoreCommand, SCORED), ["score"]),
     (build_options(ScoreCommand, {**SCORED, "kind": "pairwise"}), ["score"]),
     (build_options(ScoreCommand, {**SCORED, "kind": "process"}), ["score"]),
     (build_options(ScoreCommand, {**SCORED, "kind": "outcome"}), ["score"]),
+    (build_options(ScoreCommand, {**SCORED, "kind": "regression"}), ["score"]),
+    (build_options(ScoreCommand, SUMMED), []),
+    (build_options(ScoreCommand, {**SUMMED, "scorer": {"kind": "regression", "model_name_or_path": "m"}}), ["score"]),
 ])
 def test_each_verb_has_its_stages(made, stages, model):
     assert [task.stage.name for task in tasks_of(made, model, SHORT, 100)] == stages
@@ -290,3 +295,11 @@ def test_a_model_with_two_heads_reads_lengths_and_its_batch_is_one_micro_batch_w
     assert batch.tokens.shape[:2] == (1, rows)
     assert batch.slot_values.shape[-1] == 1
     assert task.stage.config.num_labels == 2
+
+
+def test_a_regression_has_a_head_for_each_rating_and_reads_as_many(model):
+    options = {"kind": "regression", "objectives": ["data/a:1:5", "data/b", "data/c"], **TRAIN, **LIMITS,
+               "dataset_name": "d", "output_dir": "o", "model_name_or_path": model}
+    (task,) = tasks_of(build_options(RewardCommand, options), model, SHORT, 100)
+    assert (task.stage.config.num_labels, task.stage.config.labels) == (3, ("a", "b", "c"))
+    assert build(task.stage, make_mesh(MeshConfig())).args[2].slot_values.shape[-1] == 3

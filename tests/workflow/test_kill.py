@@ -91,6 +91,8 @@ def commands(home, world, model, make_model):
         "reward-again": of("reward", reward_model, rows["preference"], *TRAIN, *BFLOAT16),
         "reward-lora": of("reward", model, rows["preference"], *TRAIN, *LORA),
         "pairwise": of("reward", model, rows["preference"], "--kind", "pairwise", *TRAIN),
+        "regression": of("reward", model, home / "graded.jsonl", "--kind", "regression", "--objectives", "[data]",
+                         *TRAIN),
         "generate": of("generate", model, rows["prompts"], *SAMPLING, "--shard_size", 4),
         "score": ["score", *bt, result("reward") / "model", "--input", result("generate")],
         "pairs": ["pairs", "--input", result("score")],
@@ -118,10 +120,10 @@ def commands(home, world, model, make_model):
 
 NEEDS = {"score": ["generate", "reward"], "pairs": ["score"], "dpo": ["pairs"], "evaluate": ["reward"],
          "compare": ["dpo"], "export": ["sft-lora"], "export-checkpoint": ["unfinished"], "probe": ["features"]}
-TRAININGS = {"sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "dpo", "dpo-lora"}
-NAMES = ["sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "generate", "score", "pairs", "dpo",
-         "dpo-lora", "evaluate", "features", "steps", "probe", "compare", "data", "export", "export-checkpoint",
-         "iterate"]
+TRAININGS = {"sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "regression", "dpo", "dpo-lora"}
+NAMES = ["sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "regression", "generate", "score",
+         "pairs", "dpo", "dpo-lora", "evaluate", "features", "steps", "probe", "compare", "data", "export",
+         "export-checkpoint", "iterate"]
 
 
 def behind_a_checkpoint(changes):

@@ -21,6 +21,7 @@ from rlhf_jax.config.training import (
     OutcomeOptions,
     PairwiseOptions,
     ProcessOptions,
+    RegressionOptions,
 )
 from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.tokenizer import TEMPLATES
@@ -78,11 +79,12 @@ def test_a_kind_that_is_not_in_the_table_or_not_trained_here_is_an_error_everywh
         with pytest.raises(ValueError, match="kind = 'oracle'; choose one of bradley_terry, pairwise, "):
             ask(unknown)
     for options in (FunctionScoring("m:f"), MultiObjectiveScoring(ScorerModel("m"))):
-        with pytest.raises(ValueError, match="is not trained here; choose one of bradley_terry, pairwise, odin, proc"):
+        with pytest.raises(ValueError, match="is not trained here; choose one of bradley_terry, pairwise, odin, regr"):
             trainable_kind(options)
 
 
-@pytest.mark.parametrize("options", [BradleyTerryOptions(), PairwiseOptions(), OdinOptions(), ProcessOptions(),
+@pytest.mark.parametrize("options", [BradleyTerryOptions(), PairwiseOptions(), OdinOptions(),
+                                     RegressionOptions(objectives=("data",)), ProcessOptions(),
                                      OutcomeGenerativeOptions(), OutcomeOptions()],
                          ids=lambda options: options.kind)
 def test_what_a_kind_trains_is_served_under_the_same_kind(options):

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config.mesh import MeshConfig
-from rlhf_jax.config.scorer import BradleyTerryScoring, MultiObjectiveScoring, ScorerModel, TreeScoring
+from rlhf_jax.config.scorer import (
+    BradleyTerryScoring,
+    MultiObjectiveScoring,
+    RegressionScoring,
+    ScorerModel,
+    TreeScoring,
+)
 from rlhf_jax.data.example import Example, as_text
 from rlhf_jax.data.features import read_features
 from rlhf_jax.data.jsonl import read_jsonl, write_jsonl_atomic
@@ -81,7 +87,7 @@ def test_inspect_says_what_a_probe_serves(armorm, probe, tmp_path):
     facts = inspect_model(armorm, MeshConfig(), 1).facts
     assert (facts["serves"], facts["outputs"]) == ("kind: multi_objective", "honest, vivid, words")
     ridge = inspect_model(probe(tmp_path, kind="ridge"), MeshConfig(), 1).facts
-    assert ridge["serves"] == "kind: bradley_terry with output"
+    assert ridge["serves"] == "kind: regression; kind: bradley_terry with output"
 
 
 def test_the_packed_model_serves_every_objective_and_what_it_counts(armorm, states, groups, lone_mesh):
@@ -110,6 +116,8 @@ def test_a_regression_serves_its_outputs_by_name(probe, states, groups, lone_mes
         for answer, verdict in zip(answers, found, strict=True):
             expected = dict(zip(("honest", "", "words"), weights @ answer, strict=True))
             assert verdict == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    named = opened(RegressionScoring(ScorerModel(str(model)), objective="vivid"), lone_mesh).score(groups)
+    assert [[{**verdict, "vivid": verdict[""]} for verdict in group] for group in scores] == named
 
 
 @pytest.mark.slow

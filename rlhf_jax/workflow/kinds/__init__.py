@@ -11,6 +11,7 @@ from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import (
     bradley_terry,
+    combine,
     function,
     implicit,
     judge,
@@ -19,6 +20,7 @@ from rlhf_jax.workflow.kinds import (
     outcome,
     pairwise,
     process,
+    regression,
     reward_server,
     tree,
 )
@@ -37,10 +39,12 @@ KINDS: dict[str, Kind] = {
     "local_judge": judge.LOCAL,
     "reward_server": reward_server.KIND,
     "odin": odin.KIND,
+    "regression": regression.KIND,
     "tree": tree.KIND,
     "process": process.PROCESS,
     "outcome_generative": process.OUTCOME_GENERATIVE,
     "outcome": outcome.KIND,
+    "combine": combine.KIND,
 }
 """`kind` -> what it is."""
 

@@ -20,6 +20,7 @@ from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.datasets import FittingRows, RenderedRows
 from rlhf_jax.workflow.stage import fingerprint
 
 GivenWeights = Callable[[], Params] | None
@@ -46,7 +47,8 @@ class TrainedKind:
       options: its class of training options.
       rows: layout of the rows that it learns from.
       examples: (options, examples, funnel, renderer) -> what is rendered and trained on.
-      model: (weights, config, seed) -> the weights and config that training starts from.
+      model: (options, weights, config) -> the weights and config that training starts from.
+      shape: (options, config of a language model) -> config of what is trained.
       objective: options -> what is minimised.
       passes: what one example takes of a row.
       responses: of a group that is trained on.
@@ -56,14 +58,19 @@ class TrainedKind:
 
     options: type
     examples: Callable[[Any, list[Example], Funnel, Renderer], list[Example]]
-    model: Callable[[Params, DecoderConfig, int], tuple[Params, DecoderConfig]]
-    shape: Callable[[DecoderConfig], DecoderConfig]
+    model: Callable[[Any, Params, DecoderConfig], tuple[Params, DecoderConfig]]
+    shape: Callable[[Any, DecoderConfig], DecoderConfig]
     objective: Callable[[Any], Callable[[Compute], Objective]]
     responses: int
     quoted: int
     served: Callable[[ScorerModel], Any]
     reads_head: bool = False
     rows: RowKind = "preference"
+
+    @property
+    def reader(self) -> type[RenderedRows]:
+        """How those rows become groups: of graded ones an answer that is too long is left out alone."""
+        return FittingRows if self.rows == "graded" else RenderedRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +118,8 @@ def open_model(options: Any, mesh: Mesh, weights: GivenWeights = None) -> OpenMo
     """The model in `options.model`, or these weights in its shape; all other options are part of its key."""
     model: ScorerModel = options.model
     checkpoint = find_model_of(model)
-    render = RenderOptions(max_length=model.max_length, overlong="drop", text_as_chat=model.text_as_chat)
+    render = RenderOptions(max_length=model.max_length, overlong="drop", text_as_chat=model.text_as_chat,
+                           system_prompt=model.system_prompt)
     settings = dataclasses.replace(options, model=dataclasses.replace(model, model_name_or_path="",
                                                                       chat_template_path=None))
 

@@ -52,11 +52,11 @@ def open_scorer(options: OutcomeScoring, mesh: Mesh, name: str, weights: GivenWe
                          key=model.key)
 
 
-def with_head(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+def with_head(options: OutcomeOptions, params: Params, config: DecoderConfig) -> tuple[Params, DecoderConfig]:
     """A language model with a fresh head, or the outcome model it already is. config: the reward model's."""
     if "score" not in params:
         config = dataclasses.replace(config, labels=LABELS)
-        return as_classifier(params, jax.random.key(seed), config), config
+        return as_classifier(params, jax.random.key(options.train.seed), config), config
     if config.labels != LABELS:
         raise ValueError("an outcome model has one output, `correct`, and this checkpoint is another classifier of "
                          f"{config.num_labels} output(s); start from a language model or from an outcome model")
@@ -72,6 +72,7 @@ KIND = Kind(
     options=OutcomeScoring, open=open_scorer, shape=outcome_config,
     passes=lambda options, responses: Passes(1, responses),
     outputs=lambda compute: compute.slot_scores,
-    training=TrainedKind(options=OutcomeOptions, examples=as_they_are, model=with_head, shape=outcome_config,
-                         objective=objective, responses=1, quoted=0, reads_head=True, rows="unpaired",
+    training=TrainedKind(options=OutcomeOptions, examples=as_they_are, model=with_head,
+                         shape=lambda options, config: outcome_config(config), objective=objective, responses=1,
+                         quoted=0, reads_head=True, rows="unpaired",
                          served=OutcomeScoring))

@@ -26,9 +26,9 @@ def open_scorer(options: PairwiseScoring, mesh: Mesh, name: str, weights: GivenW
                           method=options.method)
 
 
-def language_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+def language_model(options: PairwiseOptions, params: Params, config: DecoderConfig) -> tuple[Params, DecoderConfig]:
     """The language model it starts from, which keeps its head."""
-    del seed
+    del options
     if config.is_classifier:
         raise ValueError("a pairwise preference model answers with a letter, and this checkpoint is a classifier "
                          f"({config.num_labels} output(s)) without a next-token head; start from a language model")
@@ -57,5 +57,5 @@ KIND = Kind(
     options=PairwiseScoring, open=open_scorer, passes=passes,
     outputs=lambda compute: partial(letter_outputs, compute, (0, 1)),
     training=TrainedKind(options=PairwiseOptions, examples=letters, model=language_model,
-                         shape=lambda config: config, objective=objective, responses=1, quoted=2,
+                         shape=lambda options, config: config, objective=objective, responses=1, quoted=2,
                          served=PairwiseScoring))

@@ -44,9 +44,10 @@ def open_outcome(options: OutcomeGenerativeScoring, mesh: Mesh, name: str, weigh
                          cut=whole_solution, names=False)
 
 
-def language_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+def language_model(options: ProcessOptions | OutcomeGenerativeOptions, params: Params, config: DecoderConfig
+                   ) -> tuple[Params, DecoderConfig]:
     """The language model it starts from, which keeps its head."""
-    del seed
+    del options
     if config.is_classifier:
         raise ValueError("a process or generative outcome model answers with + or -, and this checkpoint is a "
                          f"classifier ({config.num_labels} output(s)) without a next-token head; start from a language "
@@ -80,8 +81,9 @@ def passes(options: ProcessScoring | OutcomeGenerativeScoring, responses: int) -
     return Passes(responses, 1, quoted=1, response_tokens=2)
 
 
-_TRAINED = TrainedKind(options=ProcessOptions, examples=steps, model=language_model, shape=lambda config: config,
-                       objective=objective, responses=1, quoted=1, rows="steps", served=ProcessScoring)
+_TRAINED = TrainedKind(options=ProcessOptions, examples=steps, model=language_model,
+                       shape=lambda options, config: config, objective=objective, responses=1, quoted=1,
+                       rows="steps", served=ProcessScoring)
 
 PROCESS = Kind(
     options=ProcessScoring, open=open_process, passes=passes,

@@ -19,6 +19,7 @@ from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
+from rlhf_jax.workflow.directions import DIRECTION, with_reach
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
 from rlhf_jax.workflow.products import PAIRS, TRL
 from rlhf_jax.workflow.stage import Stage
@@ -32,12 +33,14 @@ class PairsStage(Stage):
     Attributes:
       layout: "trl" writes TRL beside pairs.jsonl, one row per pair as TRL and RLHFlow read it.
       method: "dpo" makes pairs, "raft" keeps each prompt's best response.
+      directed: prompts have directions, and responses are ranked by how far they reach in theirs.
     """
 
     source: ShardFolder
     options: PairOptions
     method: Literal["dpo", "raft"] = "dpo"
     layout: Literal["groups", "trl"] = "groups"
+    directed: bool = False
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "functions": plugin_keys(self.options.rule)}
@@ -58,7 +61,10 @@ class PairsStage(Stage):
 
     def _select(self) -> tuple[list[PromptGroup], Funnel]:
         select = best_of_n if self.method == "raft" else make_pairs
-        return select(self.source.read(), self.options)
+        groups = self.source.read()
+        if self.directed:
+            return select(with_reach(groups), dataclasses.replace(self.options, scorer=DIRECTION))
+        return select(groups, self.options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
