@@ -53,7 +53,7 @@ class SftCommand(Options):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardCommand(Options):
-    """Training a reward model on preference rows: Bradley-Terry, pairwise (A/B letter) or ODIN; OUTPUT_DIR/model.
+    """Training a reward model on preference rows: Bradley-Terry, pairwise (A/B letter), ODIN, ensemble; DIR/model.
 
     Attributes:
       model_name_or_path: folder of the model to start from.

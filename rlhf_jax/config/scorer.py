@@ -9,6 +9,7 @@ from rlhf_jax.config.server import Server
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, at_least, between, only_if
 
 ScoreAt = Literal["last_token", "end_of_turn"]
+Aggregate = Literal["mean", "worst_case", "uncertainty_weighted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +36,8 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise, multi_objective, odin, tree, implicit or local_judge (models), function (Python),
-        judge or reward_server (HTTP).
+      kind: bradley_terry, pairwise, multi_objective, odin, ensemble, tree, implicit or local_judge (models), function
+        (Python), judge or reward_server (HTTP).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -58,11 +59,13 @@ class PairwiseScoring(Options):
       kind: "pairwise".
       model: the preference model.
       method: tournament of n responses: round_robin plays all pairs, knock_out about 2n to find best and worst.
+      neutral_answer: the word for neither, of a model that was trained with augment: rrm; it counts half for each.
     """
 
     model: Flat[ScorerModel]
     kind: Literal["pairwise"] = "pairwise"
     method: Literal["round_robin", "knock_out"] = "round_robin"
+    neutral_answer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,28 @@ class OdinScoring(Options):
 
     model: Flat[ScorerModel]
     kind: Literal["odin"] = "odin"
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleScoring(Options):
+    """An ensemble of reward heads; mean, worst_case, uncertainty_weighted and std are stored beside the score.
+
+    Attributes:
+      kind: "ensemble".
+      model: the reward model, of which every output is a member.
+      members: further reward models with the same tokenizer and template, whose outputs are members too.
+      aggregate: which number is the score: the mean of the members, the least (worst_case), or the mean less
+        uncertainty_weight standard deviations.
+      uncertainty_weight: what the members' standard deviation takes off uncertainty_weighted.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[str, ...] = ()
+    aggregate: Aggregate = "mean"
+    uncertainty_weight: Annotated[float, between(0, 1e6)] = 1.0
     score_at: ScoreAt | None = None
 
 
@@ -223,5 +248,6 @@ class RewardServerScoring(Options):
     output: Annotated[int | None, at_least(0)] = None
 
 
-ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | TreeScoring
+ScorerOptions = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring | EnsembleScoring
+                 | TreeScoring
                  | ImplicitScoring | FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring)

@@ -36,7 +36,14 @@ from rlhf_jax.losses.reference_based import (
 )
 from rlhf_jax.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
 from rlhf_jax.losses.registry import LOSSES, Loss
-from rlhf_jax.losses.reward import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from rlhf_jax.losses.reward import (
+    average_orders,
+    bradley_terry,
+    centering,
+    ensemble_scores,
+    logexp,
+    pairwise_preference,
+)
 from rlhf_jax.losses.token_logps import TokenStats, token_logps, token_logps_and_stats
 from rlhf_jax.losses.token_weights import ld_token_weights, wpo_weight
 from rlhf_jax.losses.unpaired import Responses, bco_shift, response_loss
@@ -65,6 +72,7 @@ __all__ = [
     "centering",
     "cpo_loss",
     "discopop_loss",
+    "ensemble_scores",
     "exo_pair_loss",
     "f_divergence",
     "forward_kl",

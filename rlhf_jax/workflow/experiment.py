@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from rlhf_jax.workflow.datasets import Preview, RenderedRows, check_named, check
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
-from rlhf_jax.workflow.products import MODEL
+from rlhf_jax.workflow.products import MODEL, point_at
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.pairs import LabelledPairsStage
@@ -149,7 +148,7 @@ class Experiment:
             assert self.config.scorer is not None
             return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.store), None
         model, render = self._reward_model(section, start), section.data.render
-        served = trainable_kind(section.train).served(ScorerModel(
+        served = trainable_kind(section.train).served(section.train, ScorerModel(
             str(model.folder), text_as_chat=render.text_as_chat, max_length=render.max_length))
         scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.store)
         return scorer, None if section.eval_data is None else self._evaluate_reward(scorer, section.eval_data)
@@ -210,10 +209,5 @@ class Experiment:
 
     def _publish(self, policy: Checkpoint) -> None:
         """`policy` in the run folder points at the last round's model."""
-        if not is_main_process():
-            return
-        link, target = self.folder / "policy", os.path.relpath(policy.folder, self.folder)
-        temporary = self.folder / ".policy.tmp"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        temporary.replace(link)
+        if is_main_process():
+            point_at(self.folder / "policy", policy.adapter or policy.folder)

@@ -14,6 +14,7 @@ FOUND: tuple[tuple[str, str], ...] = (
     ("train/loss", "loss {:.4f}"), ("train/accuracy", "accuracy {:.1%}"),
     ("train/rewards/accuracies", "accuracy {:.1%}"), ("eval/eval_loss", "held-out loss {:.4f}"),
     ("eval/eval_accuracy", "held-out accuracy {:.1%}"), ("eval/eval_rewards/accuracies", "held-out accuracy {:.1%}"),
+    ("kept_share", "{:.1%} kept"), ("flip_rate", "{:.1%} of them flipped"),
     ("accuracy/value", "accuracy {:.1%}"), ("nll/value", "{:.3f} nats per pair"), ("parameters", "{:,} parameters"),
 )
 """What a person wants to know of a stage's report: the number's place in it, and how it is said; in this order."""

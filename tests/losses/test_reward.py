@@ -4,7 +4,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_jax.losses import average_orders, bradley_terry, centering, logexp, pairwise_preference
+from rlhf_jax.losses import (
+    average_orders,
+    bradley_terry,
+    centering,
+    ensemble_scores,
+    logexp,
+    pairwise_preference,
+)
 
 score = st.floats(-50.0, 50.0, width=32)
 few = settings(max_examples=25, deadline=None)
@@ -53,3 +60,23 @@ def test_preferences_complement_when_inputs_swap(a, b, c, d):
 def test_pure_position_bias_averages_to_one_half():
     always_a = jnp.float32(0.97)
     np.testing.assert_allclose(average_orders(always_a, always_a), 0.5)
+
+
+def test_a_neutral_answer_counts_half_for_each_side():
+    a, b, same = jnp.array([2.0, -1.0]), jnp.array([1.0, 1.0]), jnp.array([0.5, 3.0])
+    weights = np.exp(np.stack([a, b, same]))
+    expected = (weights[0] + weights[2] / 2) / weights.sum(axis=0)
+    np.testing.assert_allclose(pairwise_preference(a, b, same), expected, rtol=1e-6)
+    np.testing.assert_allclose(pairwise_preference(b, a, same), 1 - expected, rtol=1e-6)
+    np.testing.assert_allclose(pairwise_preference(a, b, jnp.full(2, -1e9)), pairwise_preference(a, b),
+                               rtol=1e-6)
+
+
+def test_an_ensemble_by_hand():
+    members = jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]])
+    found = ensemble_scores(members, 0.5)
+    np.testing.assert_allclose(found.mean, [3.0, 2.0])
+    np.testing.assert_allclose(found.worst_case, [1.0, 2.0])
+    np.testing.assert_allclose(found.std, [np.sqrt(8 / 3), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(found.uncertainty_weighted, [3 - np.sqrt(8 / 3) / 2, 2.0], rtol=1e-6)
+    assert ensemble_scores(members.astype(jnp.bfloat16)).mean.dtype == jnp.float32

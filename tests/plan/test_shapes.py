@@ -141,10 +141,12 @@ def command(verb, **options):
     (command(RewardCommand, dataset_name="d"), ["reward"]),
     (command(RewardCommand, dataset_name="d", kind="pairwise"), ["pairwise"]),
     (command(RewardCommand, dataset_name="d", kind="odin"), ["reward"]),
+    (command(RewardCommand, dataset_name="d", kind="ensemble", members=3), ["reward"]),
     (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
     (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
     (build_options(ScoreCommand, SCORED), ["score"]),
     (build_options(ScoreCommand, {**SCORED, "kind": "pairwise"}), ["score"]),
+    (build_options(ScoreCommand, {**SCORED, "kind": "ensemble"}), ["score"]),
 ])
 def test_each_verb_has_its_stages(made, stages, model):
     assert [task.stage.name for task in tasks_of(made, model, SHORT, 100)] == stages
@@ -285,3 +287,12 @@ def test_a_model_with_two_heads_reads_lengths_and_its_batch_is_one_micro_batch_w
     assert batch.tokens.shape[:2] == (1, rows)
     assert batch.slot_values.shape[-1] == 1
     assert task.stage.config.num_labels == 2
+
+
+def test_an_ensemble_has_as_many_heads_and_draws_as_members(model):
+    options = {"kind": "ensemble", "members": 5, **TRAIN, **LIMITS, "dataset_name": "d", "output_dir": "o",
+               "model_name_or_path": model}
+    (task,) = tasks_of(build_options(RewardCommand, options), model, SHORT, 100)
+    program = build(task.stage, make_mesh(MeshConfig()))
+    assert (task.stage.config.num_labels, program.args[2].slot_values.shape[-1]) == (5, 5)
+    program.jitted.eval_shape(*program.args)  # traces

@@ -14,7 +14,7 @@ from rlhf_jax.config.scorer import (
     PairwiseScoring,
     ScorerModel,
 )
-from rlhf_jax.config.training import BradleyTerryOptions, OdinOptions, PairwiseOptions
+from rlhf_jax.config.training import BradleyTerryOptions, EnsembleOptions, OdinOptions, PairwiseOptions
 from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError
@@ -71,14 +71,14 @@ def test_a_kind_that_is_not_in_the_table_or_not_trained_here_is_an_error_everywh
         with pytest.raises(ValueError, match="kind = 'oracle'; choose one of bradley_terry, pairwise, "):
             ask(unknown)
     for options in (FunctionScoring("m:f"), MultiObjectiveScoring(ScorerModel("m"))):
-        with pytest.raises(ValueError, match=r"is not trained here; choose one of bradley_terry, pairwise, odin$"):
+        with pytest.raises(ValueError, match=r"not trained here; choose one of .*, odin, ensemble$"):
             trainable_kind(options)
 
 
-@pytest.mark.parametrize("options", [BradleyTerryOptions(), PairwiseOptions(), OdinOptions()],
+@pytest.mark.parametrize("options", [BradleyTerryOptions(), PairwiseOptions(), OdinOptions(), EnsembleOptions()],
                          ids=lambda options: options.kind)
 def test_what_a_kind_trains_is_served_under_the_same_kind(options):
-    served = trainable_kind(options).served(ScorerModel("made/model", max_length=64))
+    served = trainable_kind(options).served(options, ScorerModel("made/model", max_length=64))
     assert (served.kind, served.model) == (options.kind, ScorerModel("made/model", max_length=64))
 
 

@@ -11,6 +11,7 @@ from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import (
     bradley_terry,
+    ensemble,
     function,
     implicit,
     judge,
@@ -35,6 +36,7 @@ KINDS: dict[str, Kind] = {
     "local_judge": judge.LOCAL,
     "reward_server": reward_server.KIND,
     "odin": odin.KIND,
+    "ensemble": ensemble.KIND,
     "tree": tree.KIND,
 }
 """`kind` -> what it is."""

@@ -44,23 +44,28 @@ class TrainedKind:
     Attributes:
       options: its class of training options.
       examples: (options, preference examples, funnel, renderer) -> what is rendered and trained on.
-      model: (weights, config, seed) -> the weights and config that training starts from.
+      model: (options, weights, config) -> the weights and config that training starts from.
+      shape: (options, config of a language model) -> config of what is trained.
       objective: options -> what is minimised.
       passes: what one example takes of a row.
       responses: of a group that is trained on.
-      served: (folder, how rows were rendered) -> the options of the scorer that the trained model is.
+      served: (options, folder and how rows were rendered) -> the options of the scorer that the trained model is.
+      held_out: options -> those by which held-out examples are prepared.
       reads_head: it is a classifier, and rows end where its head is read.
+      examples_per_pair: options -> how many examples one preference pair makes.
     """
 
     options: type
     examples: Callable[[Any, list[Example], Funnel, Renderer], list[Example]]
-    model: Callable[[Params, DecoderConfig, int], tuple[Params, DecoderConfig]]
-    shape: Callable[[DecoderConfig], DecoderConfig]
+    model: Callable[[Any, Params, DecoderConfig], tuple[Params, DecoderConfig]]
+    shape: Callable[[Any, DecoderConfig], DecoderConfig]
     objective: Callable[[Any], Callable[[Compute], Objective]]
     responses: int
     quoted: int
-    served: Callable[[ScorerModel], Any]
+    served: Callable[[Any, ScorerModel], Any]
     reads_head: bool = False
+    held_out: Callable[[Any], Any] = lambda options: options
+    examples_per_pair: Callable[[Any], int] = lambda options: 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,12 +28,14 @@ def open_scorer(options: BradleyTerryScoring, mesh: Mesh, name: str, weights: Gi
                               key=model.key, output=options.output)
 
 
-def as_reward_model(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+def as_reward_model(options: BradleyTerryOptions, params: Params, config: DecoderConfig
+                    ) -> tuple[Params, DecoderConfig]:
     """A language model with a fresh scalar head, or the reward model it already is. config: the reward model's."""
     if config.num_labels != 1:
         raise ValueError(f"a Bradley-Terry model has one output and this checkpoint has {config.num_labels}; start "
                          "from a language model or from a reward model with one output")
-    return (params if "score" in params else as_classifier(params, jax.random.key(seed), config)), config
+    key = jax.random.key(options.train.seed)
+    return (params if "score" in params else as_classifier(params, key, config)), config
 
 
 def objective(options: BradleyTerryOptions) -> Callable[[Compute], Objective]:
@@ -52,6 +54,6 @@ KIND = Kind(
     options=BradleyTerryScoring, open=open_scorer, shape=reward_config,
     passes=lambda options, responses: Passes(1, responses),
     outputs=lambda compute: compute.slot_scores,
-    training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model, shape=reward_config,
-                         objective=objective, responses=2, quoted=0, reads_head=True,
-                         served=BradleyTerryScoring))
+    training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model,
+                         shape=lambda options, config: reward_config(config), objective=objective, responses=2,
+                         quoted=0, reads_head=True, served=lambda options, model: BradleyTerryScoring(model)))

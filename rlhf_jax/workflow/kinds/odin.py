@@ -42,7 +42,7 @@ def open_scorer(options: OdinScoring, mesh: Mesh, name: str, weights: GivenWeigh
                               output=QUALITY_HEAD)
 
 
-def two_heads(params: Params, config: DecoderConfig, seed: int) -> tuple[Params, DecoderConfig]:
+def two_heads(options: OdinOptions, params: Params, config: DecoderConfig) -> tuple[Params, DecoderConfig]:
     """A language model with two fresh heads, or the ODIN model it already is. config: the reward model's."""
     if "score" in params:
         if config.num_labels != len(LABELS):
@@ -50,7 +50,7 @@ def two_heads(params: Params, config: DecoderConfig, seed: int) -> tuple[Params,
                              "language model or from an ODIN model")
         return params, config
     shape = dataclasses.replace(config, num_labels=len(LABELS), labels=LABELS)
-    return as_classifier(params, jax.random.key(seed), shape), shape
+    return as_classifier(params, jax.random.key(options.train.seed), shape), shape
 
 
 def last_turn(response: Text) -> str:
@@ -84,5 +84,6 @@ KIND = Kind(
     options=OdinScoring, open=open_scorer, shape=odin_config,
     passes=lambda options, responses: Passes(1, responses),
     outputs=lambda compute: compute.slot_scores,
-    training=TrainedKind(options=OdinOptions, examples=with_lengths, model=two_heads, shape=odin_config,
-                         objective=objective, responses=2, quoted=0, reads_head=True, served=OdinScoring))
+    training=TrainedKind(options=OdinOptions, examples=with_lengths, model=two_heads,
+                         shape=lambda options, config: odin_config(config), objective=objective, responses=2,
+                         quoted=0, reads_head=True, served=lambda options, model: OdinScoring(model)))

@@ -52,7 +52,7 @@ class RewardStage(Stage):
         kind = trainable_kind(self.options)
         groups, held_out = read_all(self.data), self.evaluation.read() if self.evaluation else []
         check_margins(self.options, groups, held_out)
-        params, config = kind.model(context.params(self.start), self._shape(), self.options.train.seed)
+        params, config = kind.model(self.options, context.params(self.start), self._shape())
         job = Training(start=self.start, params=params, config=config, objective=self.objective,
                        options=self.options, groups=groups, eval_groups=held_out)
         del params
