@@ -228,13 +228,13 @@ def benchmark(verb: str, command: BenchmarkCommand) -> None:
 
 def self_training(verb: str, command: SelfTrainingCommand) -> None:
     """Trains in rounds, and prints and draws what each came to."""
-    with _at_work(command, title=(title := f"Self-training from {command.model_name_or_path}")) as context:
+    with at_work(command, title=(title := f"Self-training from {command.model_name_or_path}")) as context:
         rounds = self_train(command, context)
         context.run.write_manifest()
         run = context.run
     if is_main_process():
         results = results_so_far(run, title)
-        write_json_atomic(run.folder / "results.json", results.to_json())
+        write_json_atomic(run.folder / RESULTS, results.to_json())
         print(json.dumps(rounds, indent=1))
         print(f"\n{verb}: in {run.folder}\nreport: {write_report(results, run.folder)}")
 
