@@ -20,6 +20,7 @@ from rlhf_jax.cli.terminal import printable
 from rlhf_jax.config.benchmark import BenchmarkCommand
 from rlhf_jax.config.commands import CompareCommand, ReportCommand
 from rlhf_jax.config.run import ExperimentConfig
+from rlhf_jax.config.self_training import SelfTrainingCommand
 from rlhf_jax.data.chat import describe
 from rlhf_jax.evaluation import Results
 from rlhf_jax.models import count_params
@@ -34,6 +35,7 @@ from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
 from rlhf_jax.workflow.products import RESULTS
 from rlhf_jax.workflow.progress import Noted
 from rlhf_jax.workflow.results import gather_results, results_so_far
+from rlhf_jax.workflow.self_training import preview_self_training, self_train
 from rlhf_jax.workflow.stage import Run, write_json_atomic
 from rlhf_jax.workflow.trackers import package
 from rlhf_jax.workflow.verbs import STAGES
@@ -224,6 +226,19 @@ def benchmark(verb: str, command: BenchmarkCommand) -> None:
         print(f"\n{verb} {command.name}: in {context.run.folder}")
 
 
+def self_training(verb: str, command: SelfTrainingCommand) -> None:
+    """Trains in rounds, and prints and draws what each came to."""
+    with at_work(command, title=(title := f"Self-training from {command.model_name_or_path}")) as context:
+        rounds = self_train(command, context)
+        context.run.write_manifest()
+        run = context.run
+    if is_main_process():
+        results = results_so_far(run, title)
+        write_json_atomic(run.folder / RESULTS, results.to_json())
+        print(json.dumps(rounds, indent=1))
+        print(f"\n{verb}: in {run.folder}\nreport: {write_report(results, run.folder)}")
+
+
 def _report(context: Context, outcome: Outcome, title: str, gold: str | None, seed: int) -> None:
     if is_main_process():
         results = gather_results(context.run, outcome, title=title, gold=gold, seed=seed)
@@ -279,6 +294,8 @@ def preview(verb: str, command: Any) -> None:
                 return Experiment(command, context).preview()
             case BenchmarkCommand():
                 return preview_benchmark(command, context)
+            case SelfTrainingCommand():
+                return preview_self_training(command, context)
             case CompareCommand():
                 return preview_comparison(command, context)
             case _:

@@ -41,6 +41,8 @@ VERBS: dict[str, Verb] = {
                  "rlhf_jax.config.mixes:DataCommand", _STAGE),
     "sft": Verb("supervised fine-tuning", f"{_COMMANDS}:SftCommand", _STAGE),
     "reward": Verb("train a reward model: of pairs, of ratings, or of solutions", f"{_COMMANDS}:RewardCommand", _STAGE),
+    "selftrain": Verb("train a pairwise preference model on few labels and on pairs that it labels itself (SSRM)",
+                      "rlhf_jax.config.self_training:SelfTrainingCommand", "rlhf_jax.cli.run:self_training"),
     "generate": Verb("sample n continuations of every prompt", f"{_COMMANDS}:GenerateCommand", _STAGE),
     "score": Verb("score sampled responses", f"{_COMMANDS}:ScoreCommand", _STAGE),
     "pairs": Verb("choose preference pairs from scored responses", f"{_COMMANDS}:PairsCommand", _STAGE),

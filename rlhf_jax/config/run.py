@@ -115,6 +115,48 @@ class EvaluationSection(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class SelectionSection(Options):
+    """Choosing the policy by validation prompts: a round that does harm is rejected, and the best one is published.
+
+    Attributes:
+      data: validation prompts, none of which is trained or tested on.
+      sampling: how the policies answer them.
+      judge: what judges the answers, beside the run's scorer; its score is stored as `judge`. null for none.
+      measure: the number that decides; null for `judge`, or `proxy` where there is no judge.
+      pessimistic: a round is rejected where `proxy` clearly rises and this number does not: judge, or of an ensemble
+        proxy/worst_case or proxy/uncertainty_weighted; null for no such check.
+      kl_limit: a round is rejected above so many nats per answer from the start; null for no limit.
+      patience: rounds rejected in a row after which the loop stops; null to do all rounds. The next one goes on from
+        the last accepted.
+      seed: of the bootstrap.
+    """
+
+    data: DataOptions
+    sampling: SamplingConfig = SamplingConfig()
+    judge: ScorerOptions | None = None
+    measure: str | None = None
+    pessimistic: str | None = None
+    kl_limit: Annotated[float | None, POSITIVE] = None
+    patience: Annotated[int | None, COUNT] = 1
+    seed: Annotated[int, SEED] = 0
+
+    def conflicts(self) -> None:
+        for name in ("measure", "pessimistic"):
+            number = getattr(self, name)
+            if number is None or number.split("/")[0] == PairOptions.scorer:
+                continue
+            if number.split("/")[0] != "judge":
+                raise ValueError(f"{name} = {number!r}; the run's scorer stores its score as 'proxy', the judge its as "
+                                 "'judge', and numbers beside them as proxy/NAME and judge/NAME. Name one of those")
+            if self.judge is None:
+                raise ValueError(f"{name} = {number!r} is a number of the judge, and there is none; give a judge, or "
+                                 "name a number of the run's scorer")
+        if self.pessimistic == PairOptions.scorer:
+            raise ValueError("pessimistic = 'proxy' is held against the proxy itself and never rejects; name another "
+                             "number, such as judge or proxy/worst_case, or leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
 class ExperimentConfig(Options):
     """A whole run: fine-tuning, a reward model, online rounds, baselines, evaluation, report.
 
@@ -122,6 +164,7 @@ class ExperimentConfig(Options):
       output_dir: the run folder.
       prompts: prompts of the loop, each once (drop_duplicate_prompts is on), so that no round sees a prompt of another.
       evaluation: how policies are compared; None for no comparison.
+      selection: how the policy is chosen among the rounds; None for the last one, whatever it is.
       title: of the report.
       model_name_or_path: the policy to start from; or `scratch` for fresh weights.
       chat_template_path: replaces the template of the policy's tokenizer, in all sections; models made here carry it.
@@ -144,6 +187,7 @@ class ExperimentConfig(Options):
     output_dir: str
     prompts: DataOptions = DataOptions(RowOptions(drop_duplicate_prompts=True))
     evaluation: EvaluationSection | None = None
+    selection: SelectionSection | None = None
     title: str = "Online iterative RLHF"
     model_name_or_path: str | None = None
     chat_template_path: str | None = None
@@ -187,6 +231,8 @@ class ExperimentConfig(Options):
                 sections |= {f"{name}.data": section.data, f"{name}.eval_data": section.eval_data}
         if self.evaluation is not None:
             sections["evaluation.data"] = self.evaluation.data
+        if self.selection is not None:
+            sections["selection.data"] = self.selection.data
         return {name: data.rows for name, data in sections.items() if data is not None}
 
     @property
@@ -201,6 +247,8 @@ class ExperimentConfig(Options):
             sections += [("sft.data", self.sft.data), ("sft.eval_data", self.sft.eval_data)]
         if self.evaluation is not None:
             sections += [("evaluation.data", self.evaluation.data)]
+        if self.selection is not None:
+            sections += [("selection.data", self.selection.data)]
         if self.reward is not None and self.reward.init == "policy":
             sections += [("reward.data", self.reward.data)]
         for name, data in sections:

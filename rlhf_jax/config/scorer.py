@@ -11,6 +11,7 @@ from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, at_least, betw
 
 ScoreAt = Literal["last_token", "end_of_turn"]
 Reduce = Literal["mean", "min", "last", "product"]
+Aggregate = Literal["mean", "worst_case", "uncertainty_weighted"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,9 @@ class BradleyTerryScoring(Options):
     """A reward model: one number at a response's last token.
 
     Attributes:
-      kind: bradley_terry, pairwise, multi_objective, odin, regression, tree, process, outcome_generative, outcome,
-        implicit or local_judge (models), function (Python), judge or reward_server (HTTP), combine (a sum of numbers).
+      kind: bradley_terry, pairwise, multi_objective, odin, ensemble, regression, tree, process, outcome_generative,
+        outcome, implicit or local_judge (models), function (Python), judge or reward_server (HTTP), combine (a sum of
+        numbers).
       model: the reward model.
       output: of a classifier with several outputs, which one is the score; ODIN's quality is 1.
       score_at: where the head is read: "last_token" of the rendered conversation that is no padding, as transformers
@@ -62,11 +64,13 @@ class PairwiseScoring(Options):
       kind: "pairwise".
       model: the preference model.
       method: tournament of n responses: round_robin plays all pairs, knock_out about 2n to find best and worst.
+      neutral_answer: the word for neither, of a model that was trained with augment: rrm; it counts half for each.
     """
 
     model: Flat[ScorerModel]
     kind: Literal["pairwise"] = "pairwise"
     method: Literal["round_robin", "knock_out"] = "round_robin"
+    neutral_answer: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +117,28 @@ class RegressionScoring(Options):
     model: Flat[ScorerModel]
     kind: Literal["regression"] = "regression"
     objective: str | None = None
+    score_at: ScoreAt | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleScoring(Options):
+    """An ensemble of reward heads; mean, worst_case, uncertainty_weighted and std are stored beside the score.
+
+    Attributes:
+      kind: "ensemble".
+      model: the reward model, of which every output is a member.
+      members: further reward models with the same tokenizer and template, whose outputs are members too.
+      aggregate: which number is the score: the mean of the members, the least (worst_case), or the mean less
+        uncertainty_weight standard deviations.
+      uncertainty_weight: what the members' standard deviation takes off uncertainty_weighted.
+      score_at: where the heads are read, as of kind bradley_terry.
+    """
+
+    model: Flat[ScorerModel]
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[str, ...] = ()
+    aggregate: Aggregate = "mean"
+    uncertainty_weight: Annotated[float, between(0, 1e6)] = 1.0
     score_at: ScoreAt | None = None
 
 
@@ -295,7 +321,7 @@ class RewardServerScoring(Options):
 
 
 SingleScoring = (BradleyTerryScoring | PairwiseScoring | MultiObjectiveScoring | OdinScoring
-                 | RegressionScoring | TreeScoring
+                 | EnsembleScoring | RegressionScoring | TreeScoring
                  | ProcessScoring | OutcomeGenerativeScoring | OutcomeScoring
                  | ImplicitScoring | FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring)
 

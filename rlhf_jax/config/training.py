@@ -108,7 +108,7 @@ class BradleyTerryOptions(Options):
 
     Attributes:
       kind: "bradley_terry" has a scalar head, "pairwise" is a language model that answers A or B, "odin" has two heads,
-        "regression" has one for each rating; of solutions, "process" answers each step with + or -,
+        "ensemble" several, "regression" one for each rating; of solutions, "process" answers each step with + or -,
         "outcome_generative" the whole, "outcome" has a scalar head.
       center_rewards_coefficient: weight of (r_chosen + r_rejected)^2.
       use_margin: subtract the rows' margins, which every pair must have.
@@ -129,11 +129,16 @@ class PairwiseOptions(Options):
 
     Attributes:
       kind: "pairwise".
+      augment: rrm trains on 14 rows for each pair, in which answers to other prompts lose, or are neutral among
+        themselves (arXiv 2409.13156); rrm+ on the pairs and those rows.
+      neutral_answer: the word for neither, one token beside A and B.
       train: how to optimise.
       lora: an adapter instead of all weights.
     """
 
     kind: Literal["pairwise"] = "pairwise"
+    augment: Literal["none", "rrm", "rrm+"] = "none"
+    neutral_answer: Annotated[str, only_if(augment=("rrm", "rrm+"))] = "Same"
     train: Flat[TrainConfig] = TrainConfig(learning_rate=5e-6)
     lora: Flat[LoraConfig] = LoraConfig()
 
@@ -156,6 +161,27 @@ class OdinOptions(Options):
     length_coefficient: Annotated[float, at_least(0)] = 1.0
     orthogonal_coefficient: Annotated[float, at_least(0)] = 1.0
     train: Flat[TrainConfig] = TrainConfig(train_batch_size=256, micro_rows=256, learning_rate=2e-6, weight_decay=0.001)
+    lora: Flat[LoraConfig] = LoraConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleOptions(Options):
+    """Several reward heads on one backbone, each with a start and a draw of the prompts of its own (arXiv 2310.02743).
+
+    Attributes:
+      kind: "ensemble".
+      members: heads.
+      bootstrap: each member counts a prompt as often as it drew it (Poisson, mean 1); false: all learn from all rows.
+      center_rewards_coefficient: weight of (r_chosen + r_rejected)^2, which keeps the members' scores comparable.
+      train: how to optimise; the seed is also that of the draws.
+      lora: an adapter instead of all weights; the members share it.
+    """
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: Annotated[int, at_least(2, 1024)] = 4
+    bootstrap: bool = True
+    center_rewards_coefficient: Annotated[float, at_least(0)] = 0.01
+    train: Flat[TrainConfig] = TrainConfig(learning_rate=5e-6)
     lora: Flat[LoraConfig] = LoraConfig()
 
 
@@ -229,8 +255,8 @@ class RegressionOptions(Options):
             raise ValueError("objectives names no rating; name those of the rows, such as [data/helpfulness:0:4]")
 
 
-RewardOptions = (BradleyTerryOptions | PairwiseOptions | OdinOptions | RegressionOptions | ProcessOptions
-                 | OutcomeGenerativeOptions | OutcomeOptions)
+RewardOptions = (BradleyTerryOptions | PairwiseOptions | OdinOptions | EnsembleOptions | RegressionOptions
+                 | ProcessOptions | OutcomeGenerativeOptions | OutcomeOptions)
 OF_SOLUTIONS = (ProcessOptions, OutcomeGenerativeOptions, OutcomeOptions)
 """What learns from solutions with labels, and from no pairs."""
 

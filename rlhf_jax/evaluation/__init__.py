@@ -7,6 +7,7 @@ from rlhf_jax.evaluation.measures import PAIR_MEASURES, POLICY_MEASURES, Measure
 from rlhf_jax.evaluation.policy import PolicySummary, summarise
 from rlhf_jax.evaluation.preference import PreferenceReport, ScorerReport, pair_margins, preference_accuracy
 from rlhf_jax.evaluation.results import Answer, Difference, Results, Sample, StageTime
+from rlhf_jax.evaluation.selection import Candidate, best_candidate, judge_candidate, sentences_of
 from rlhf_jax.evaluation.statistics import Estimate, across_seeds, mean_estimate, paired_difference, resampled_estimate
 from rlhf_jax.evaluation.win_rate import prompt_win_rates, score_difference, win_rate
 
@@ -15,6 +16,7 @@ __all__ = [
     "POLICY_MEASURES",
     "Answer",
     "BestOfN",
+    "Candidate",
     "Difference",
     "Estimate",
     "JudgedAnswers",
@@ -29,10 +31,12 @@ __all__ = [
     "ScorerReport",
     "StageTime",
     "across_seeds",
+    "best_candidate",
     "best_of_n_curve",
     "best_of_n_kl",
     "correlations",
     "expected_best_of_n",
+    "judge_candidate",
     "mean_estimate",
     "pair_margins",
     "paired_difference",
@@ -40,6 +44,7 @@ __all__ = [
     "prompt_win_rates",
     "resampled_estimate",
     "score_difference",
+    "sentences_of",
     "summarise",
     "win_rate",
 ]

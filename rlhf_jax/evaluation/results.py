@@ -11,6 +11,7 @@ from rlhf_jax.data.groups import Text
 from rlhf_jax.evaluation.best_of_n import BestOfN
 from rlhf_jax.evaluation.policy import PolicySummary
 from rlhf_jax.evaluation.preference import ScorerReport
+from rlhf_jax.evaluation.selection import Candidate
 from rlhf_jax.evaluation.statistics import Estimate
 
 LogRow = Mapping[str, Any]
@@ -87,6 +88,7 @@ class Results:
       differences: paired by prompt.
       best_of_n: curve of best-of-n sampling from the baseline.
       reward_model: its evaluation on held-out pairs.
+      candidates: policies among which one was chosen by validation prompts, the start first.
       training: stage -> its log_history.
       funnels: data set -> how many of its rows were used.
       stages: what took how long, and what it found.
@@ -104,6 +106,7 @@ class Results:
     differences: tuple[Difference, ...] = ()
     best_of_n: tuple[BestOfN, ...] = ()
     reward_model: ScorerReport | None = None
+    candidates: tuple[Candidate, ...] = ()
     training: Mapping[str, tuple[LogRow, ...]] = dataclasses.field(default_factory=dict)
     funnels: Mapping[str, Funnel] = dataclasses.field(default_factory=dict)
     stages: tuple[StageTime, ...] = ()
@@ -119,6 +122,7 @@ class Results:
             "differences": [difference.to_json() for difference in self.differences],
             "best_of_n": [point.to_json() for point in self.best_of_n],
             "reward_model": self.reward_model.to_json() if self.reward_model else None,
+            "candidates": [candidate.to_json() for candidate in self.candidates],
             "training": {stage: list(log) for stage, log in self.training.items()},
             "funnels": {name: funnel.to_json() for name, funnel in self.funnels.items()},
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
@@ -136,6 +140,7 @@ class Results:
             tuple(map(Difference.from_json, row.get("differences") or ())),
             tuple(map(BestOfN.from_json, row.get("best_of_n") or ())),
             ScorerReport.from_json(report) if report else None,
+            tuple(map(Candidate.from_json, row.get("candidates") or ())),
             {stage: tuple(log) for stage, log in (row.get("training") or {}).items()},
             {name: Funnel.from_json(funnel) for name, funnel in (row.get("funnels") or {}).items()},
             tuple(StageTime(stage["name"], stage["seconds"], stage.get("found", ""))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -77,16 +79,46 @@ def squared_error(outputs: Array, ratings: Array) -> tuple[Array, Array]:
     return jnp.where(rated, jnp.square(outputs - jnp.where(rated, ratings, 0.0)), 0.0), rated
 
 
-def pairwise_preference(logit_a: Array, logit_b: Array) -> Array:
+class EnsembleScores(NamedTuple):
+    """What members say of a response together, [...] float32 each: the mean, the least, the mean less a multiple of
+    the standard deviation, and that deviation."""
+
+    mean: Array
+    worst_case: Array
+    uncertainty_weighted: Array
+    std: Array
+
+
+def ensemble_scores(members: Array, uncertainty_weight: float = 1.0) -> EnsembleScores:
+    """Computes mean, minimum and mean - uncertainty_weight x std of the scores of k members; [..., k] to [...] each.
+
+    The standard deviation is that of the k members (divided by k), so that one member has none. Coste et al., "Reward
+    Model Ensembles Help Mitigate Overoptimization" (2023), arXiv 2310.02743, section 3, there with the variance.
+
+    >>> ensemble_scores(jnp.array([[1.0, 3.0], [2.0, 2.0]]), 0.5).uncertainty_weighted
+    Array([1.5, 2.0], dtype=float32)
+    """
+    members = members.astype(jnp.float32)
+    mean, std = jnp.mean(members, axis=-1), jnp.std(members, axis=-1)
+    return EnsembleScores(mean, jnp.min(members, axis=-1), mean - uncertainty_weight * std, std)
+
+
+def pairwise_preference(logit_a: Array, logit_b: Array, logit_neutral: Array | None = None) -> Array:
     """Computes P(A), the softmax over the logits of the letters A and B alone; [...] to [...]. arXiv 2405.07863.
+
+    logit_neutral: of a third answer, that neither is better: P(A) + P(neutral) / 2 of the three. Liu et al., "RRM:
+    Robust Reward Model Training Mitigates Reward Hacking" (2024), arXiv 2409.13156.
 
     "RLHF Workflow: From Reward Modeling to Online RLHF" (2024).
 
     >>> pairwise_preference(jnp.array([2.0, -1.0]), jnp.array([1.0, 1.0]))
     Array([0.7311, 0.1192], dtype=float32)
     """
-    check_one_shape("pairwise_preference", logit_a=logit_a, logit_b=logit_b)
-    return jax.nn.sigmoid(logit_a - logit_b)
+    check_one_shape("pairwise_preference", logit_a=logit_a, logit_b=logit_b, logit_neutral=logit_neutral)
+    if logit_neutral is None:
+        return jax.nn.sigmoid(logit_a - logit_b)
+    a, _, neutral = jax.nn.softmax(jnp.stack([logit_a, logit_b, logit_neutral]), axis=0)
+    return a + neutral / 2
 
 
 def average_orders(p_ab: Array, p_ba: Array) -> Array:

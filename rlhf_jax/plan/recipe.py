@@ -122,8 +122,8 @@ def _reward(config: DecoderConfig, options: RewardOptions, render: RenderOptions
             ) -> Task:
     kind = trainable_kind(options)
     name = "reward" if kind.responses > 1 else options.kind
-    return _training(name, kind.shape(options, config), options, render, _quoting(assume, kind.quoted, None), count,
-                     kind.responses)
+    return _training(name, kind.shape(options, config), options, render, _quoting(assume, kind.quoted, None),
+                     count * kind.examples_per_pair(options), kind.responses)
 
 
 def _quoting(assume: Assumptions, quoted: int, response_tokens: int | None) -> Assumptions:
@@ -190,8 +190,8 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
 
 def _trained_scorer(c: ExperimentConfig) -> ScorerOptions:
     assert c.reward is not None
-    return trainable_kind(c.reward.train).served(ScorerModel("trained in this run",
-                                                             max_length=c.reward.data.render.max_length))
+    return trainable_kind(c.reward.train).served(c.reward.train, ScorerModel(
+        "trained in this run", max_length=c.reward.data.render.max_length))
 
 
 def _pair_length(c: ExperimentConfig, config: DecoderConfig) -> int:

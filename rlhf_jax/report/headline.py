@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results
+from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results, sentences_of
 from rlhf_jax.report.policies import (
     CONTROLS,
     FAMILIES,
@@ -19,19 +19,22 @@ from rlhf_jax.report.policies import (
 
 
 def headline(results: Results) -> list[str]:
-    """Sentences for the top of the page; empty without a scored policy."""
+    """Sentences for the top of the page; empty where no policy was scored and none was chosen."""
     judge = judge_of(results.policies)
     scored = [p for p in results.policies if p.get(judge) is not None]
+    chosen = sentences_of(results.candidates)
     if not scored:
-        return []
+        return chosen
     best = max(scored, key=lambda p: _value(p, judge))
     sentences = [f"{_name(best)} has the highest {judge} reward, {best.estimates[judge]}."]
-    subject = last_of(scored, *ONLINE) or best
+    published = next((p for c in results.candidates if c.published for p in scored if p.label == c.label), None)
+    subject = published or last_of(scored, *ONLINE) or best
     if subject is not best:
         gap = difference(results, subject, best, judge)
         level = " and cannot be told apart from it." if gap and gap.verdict == "level" else "."
-        sentences[0] += (f" The last round of {family_of(subject).title}, {subject.label}, reaches "
-                         f"{subject.estimates[judge]}{level}")
+        what = "The published policy" if published else f"The last round of {family_of(subject).title}"
+        sentences[0] += f" {what}, {subject.label}, reaches {subject.estimates[judge]}{level}"
+    sentences += chosen
     sentences += _against_controls(results, scored, subject, judge)
     sentences += _win_rate(results, subject)
     sentences += _over_optimised(results, scored, judge)

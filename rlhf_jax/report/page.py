@@ -14,7 +14,16 @@ import jinja2
 import yaml
 
 from rlhf_jax.data.groups import LENGTH, Text
-from rlhf_jax.evaluation import PAIR_MEASURES, PolicyMeasure, PolicySummary, Results, Sample, ScorerReport, StageTime
+from rlhf_jax.evaluation import (
+    PAIR_MEASURES,
+    Candidate,
+    PolicyMeasure,
+    PolicySummary,
+    Results,
+    Sample,
+    ScorerReport,
+    StageTime,
+)
 from rlhf_jax.report.drawing import Drawing
 from rlhf_jax.report.headline import headline
 from rlhf_jax.report.policies import best_value, family_of, present_measures, show, written
@@ -22,6 +31,7 @@ from rlhf_jax.report.policy_figures import policy_figures
 from rlhf_jax.report.run_figures import funnel_bars, reliability, training_figures
 
 SECTIONS = (("notes", "notes", "Notes"), ("rows", "comparison", "Policies compared"),
+            ("candidates", "choice", "Choice of the policy"),
             ("policy_figures", "figures", "Figures"), ("reward_model", "reward-model", "Reward model"),
             ("training_figures", "training", "Learning curves"), ("funnels", "data", "Data"),
             ("samples", "samples", "Sample answers"), ("stages", "stages", "Stages"),
@@ -79,6 +89,7 @@ def _content(results: Results, at_work: str | None) -> dict[str, Any]:
         "rows": _rows(policies, measures),
         "prompts": f"{max((p.prompts for p in policies), default=0):,}",
         "policy_figures": policy_figures(results),
+        "candidates": _candidates(results.candidates),
         "reward_model": _reward_model(results.reward_model),
         "reliability": reliability(results.reward_model),
         "training_figures": training_figures(results.training),
@@ -117,6 +128,14 @@ def _reward_model(report: ScorerReport | None) -> list[tuple[str, str, str, str]
     facts += [(name, *written(estimate, percent=True, digits=1), "") for name, estimate in report.benchmark.items()]
     return [*facts, ("Pairs", f"{found.pairs:,}", "", "Pairs that were judged."),
             ("Ties", f"{found.ties:,}", "", "Pairs whose responses got the same score.")]
+
+
+def _candidates(candidates: Sequence[Candidate]) -> list[dict[str, str]]:
+    """A row for each policy that was judged on the validation prompts."""
+    return [{"label": c.label, "judged": str(c.judged), "gain": "" if c.gain is None else str(c.gain),
+             "kl": "" if c.kl is None else f"{c.kl:.2f}",
+             "verdict": f"rejected: {c.rejected}" if c.rejected else "published" if c.published else "accepted"}
+            for c in candidates]
 
 
 def _sample(sample: Sample) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from rlhf_jax.scoring.base import Comparing, InBothOrders, Scorer, averaged, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
+from rlhf_jax.scoring.ensemble import EnsembleScorer
 from rlhf_jax.scoring.function import FunctionScorer
 from rlhf_jax.scoring.implicit import ImplicitScorer
 from rlhf_jax.scoring.judge import JudgeScorer, RatingScorer, ServedModel
@@ -14,6 +15,7 @@ from rlhf_jax.scoring.tournament import knock_out, round_robin
 __all__ = [
     "BradleyTerryScorer",
     "Comparing",
+    "EnsembleScorer",
     "FunctionScorer",
     "ImplicitScorer",
     "InBothOrders",

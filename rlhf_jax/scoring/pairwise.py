@@ -21,6 +21,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
+from rlhf_jax.data.rrm import NEUTRAL
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
 from rlhf_jax.scoring.base import Progress, Verdicts, Weights, averaged
@@ -30,6 +31,11 @@ from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
 LETTERS = ("A", "B")
+
+
+def letters_with(neutral: str | None) -> tuple[str, ...]:
+    """The answers of a model: A, B and, if it knows one, that neither is better."""
+    return LETTERS if neutral is None else (*LETTERS, neutral)
 
 
 def context_text(prompt: Text) -> str:
@@ -68,12 +74,16 @@ def _coin(prompt_id: str, seed: int) -> bool:
     return hashlib.sha256(f"{seed} {prompt_id}".encode()).digest()[0] % 2 == 0
 
 
-def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel) -> list[Example]:
-    """Preference examples as one-letter conversations; a coin seeded by the prompt id puts chosen at A or B."""
+def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel, letters: Sequence[str] = LETTERS
+                    ) -> list[Example]:
+    """Preference examples as one-letter conversations; a coin seeded by the prompt id puts chosen at A or B.
+
+    letters: of A, of B and, where examples may be marked as NEUTRAL, of neither.
+    """
     out = []
     for example in examples:
         try:
-            found = [_letter_example(example, number, pair, seed) for number, pair in enumerate(example.pairs)]
+            found = [_letter_example(example, number, pair, seed, letters) for number, pair in enumerate(example.pairs)]
         except BadRow as error:
             funnel.refuse(example.origin, error)
             continue
@@ -83,28 +93,28 @@ def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel) -> l
     return out
 
 
-def _letter_example(example: Example, number: int, pair: tuple[int, int], seed: int) -> Example:
+def _letter_example(example: Example, number: int, pair: tuple[int, int], seed: int, letters: Sequence[str]) -> Example:
     name = f"{example.prompt_id}/{number}"
     first = _coin(name, seed)
     question = comparison(example.prompt, *(example.responses[i] for i in (pair if first else pair[::-1])))
-    return Example(question, (LETTERS[0 if first else 1],), prompt_id=name, origin=example.origin)
+    answer = letters[2 if example.extra.get(NEUTRAL) is True else 0 if first else 1]
+    return Example(question, (answer,), prompt_id=name, origin=example.origin)
 
 
-def letter_ids(renderer: Renderer) -> tuple[int, int]:
+def letter_ids(renderer: Renderer, letters: Sequence[str] = LETTERS) -> tuple[int, ...]:
     """Token ids of the letters where a reply begins; each must be a single token of its own."""
-    a, b = reply_ids(renderer, LETTERS, "pairwise preference model")
-    return a, b
+    instead = dict.fromkeys(letters[len(LETTERS):], "neutral_answer, such as C")
+    return reply_ids(renderer, letters, "pairwise preference model", instead)
 
 
-def letter_outputs(compute: Compute, letters: tuple[int, int], params: Params, batch: PackedBatch) -> Any:
-    """[B, S, 2]: P(A against B), and the probability that falls on either letter."""
+def letter_outputs(compute: Compute, letters: tuple[int, ...], params: Params, batch: PackedBatch) -> Any:
+    """[B, S, 2]: P(A against B), and the probability that falls on any of the letters; a third one stands for both."""
     hidden = compute.hidden(params, batch)
     ends = jnp.take_along_axis(hidden, batch.slot_end[..., None], axis=1)
     logits = vocab_logits(params, compute.config, ends)
     probs = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    a, b = letters
-    mass = (probs[..., a] + probs[..., b]) / jnp.sum(probs, axis=-1)
-    return jnp.stack([losses.pairwise_preference(logits[..., a], logits[..., b]), mass], axis=-1)
+    mass = sum(probs[..., letter] for letter in letters) / jnp.sum(probs, axis=-1)
+    return jnp.stack([losses.pairwise_preference(*(logits[..., letter] for letter in letters)), mass], axis=-1)
 
 
 class PairwiseScorer:
@@ -115,6 +125,8 @@ class PairwiseScorer:
       method: "round_robin" plays all pairs, score = mean probability of winning; "knock_out" plays about 2n games to
         find the best (score 1) and the worst (score 0), the others have 0.5.
       min_letter_mass: a comparison in which A and B together have less probability is a failure, not a coin flip.
+      neutral: what the model answers where neither is better, which counts half for each; None if it knows no such
+        answer.
 
     Raises:
       CheckpointError: if the model is a classifier or its letters are no single tokens.
@@ -122,7 +134,8 @@ class PairwiseScorer:
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
                  name: str = "proxy", key: str | Callable[[], str] = "",
-                 method: Method = "round_robin", rows_per_batch: int = 4, min_letter_mass: float = 0.5):
+                 method: Method = "round_robin", rows_per_batch: int = 4, min_letter_mass: float = 0.5,
+                 neutral: str | None = None):
         if config.is_classifier:
             raise CheckpointError("a pairwise preference model is a causal language model and this checkpoint is a "
                                   f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
@@ -131,7 +144,7 @@ class PairwiseScorer:
         self.disagreements = 0
         self._weights, self._renderer = Weights(params), renderer
         self._compute = Compute(config, mesh=mesh)
-        self._letters, self._mass = letter_ids(renderer), min_letter_mass
+        self._letters, self._mass = letter_ids(renderer, letters_with(neutral)), min_letter_mass
         outputs = partial(letter_outputs, self._compute, self._letters)
         self._map = PackedMap(outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 

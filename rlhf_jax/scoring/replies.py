@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import CheckpointError
 
 
-def reply_ids(renderer: Renderer, replies: Sequence[str], model: str) -> tuple[int, ...]:
+def reply_ids(renderer: Renderer, replies: Sequence[str], model: str, instead: Mapping[str, str] | None = None
+              ) -> tuple[int, ...]:
     """Token ids of the replies where a reply begins.
 
     Args:
-      model: what needs them, for the error.
+      model: what needs them, for the error. instead: what could be another where a reply is not one token, by reply;
+        the chat template where nothing is said.
 
     Raises:
       CheckpointError: a reply is not one token of its own in this tokenizer and template.
@@ -23,7 +25,8 @@ def reply_ids(renderer: Renderer, replies: Sequence[str], model: str) -> tuple[i
     for reply, response in zip(replies, group.responses, strict=True):
         if len(response.ids) != 2:
             raise CheckpointError(f"the reply {reply!r} takes {len(response.ids) - 1} tokens in this tokenizer and "
-                                  f"template; a {model} needs one. Use another chat template")
+                                  f"template; a {model} needs one. Use another "
+                                  f"{(instead or {}).get(reply, 'chat template')}")
         ids.append(int(response.ids[0]))
     for place, found in enumerate(ids):
         if found in ids[:place]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.config.data import DataOptions, PreferenceData, RowOptions
-from rlhf_jax.config.run import ExperimentConfig, RewardSection, ScorerData, ScratchOptions
+from rlhf_jax.config.run import ExperimentConfig, RewardSection, ScorerData, ScratchOptions, SelectionSection
 from rlhf_jax.config.scorer import ScorerModel
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
@@ -26,7 +25,8 @@ from rlhf_jax.workflow.engine import check_whole
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
-from rlhf_jax.workflow.products import MODEL
+from rlhf_jax.workflow.products import MODEL, point_at
+from rlhf_jax.workflow.selection import JUDGE, Chooser, check_disjoint
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.pairs import LabelledPairsStage
@@ -75,6 +75,11 @@ class Experiment:
             announce=lambda text: self.context.run.announce(f"data of {name}:\n{text}"), **more)
         return self._rows[name]
 
+    def _asked(self, name: str, data: DataOptions, checkpoint: Checkpoint) -> list[PromptGroup]:
+        """The prompts of a section, read once for all policies of a run."""
+        rows = self._rows.get(name) or self.rows(name, data, "prompt", checkpoint)
+        return rows.read()
+
     @property
     def funnels(self) -> dict[str, Funnel]:
         found = {name: rows.funnel for name, rows in self._rows.items()}
@@ -87,11 +92,13 @@ class Experiment:
         scorer, reward_model = self.scorer(start)
         entries = [self.start_entry(start), *self._baselines(start, prompts, scorer)]
         asked = prompts if self._directed is None else self._directed
-        online = iterate(self.context, "online", start, asked, scorer, self.recipe)
+        choice = self._choice(start, entries[0].label, scorer)
+        online = iterate(self.context, "online", start, asked, scorer, self.recipe, choice)
         family = "online" if self.config.loop.method == "dpo" else "online_raft"
         entries += [Entry(f"online-{i}", family, i, policy) for i, policy in enumerate(online, start=1)]
-        self._publish(online[-1])
-        return Outcome(entries, self._judge(entries, scorer), self.funnels, reward_model)
+        self._publish(online[-1] if choice is None else choice.published)
+        return Outcome(entries, self._judge(entries, scorer), self.funnels, reward_model,
+                       () if choice is None else choice.candidates)
 
     def checked_inputs(self) -> tuple[list[PromptGroup], Checkpoint]:
         """The loop's prompts, enough for all rounds, and the base model; what only later stages read is looked at now,
@@ -111,7 +118,9 @@ class Experiment:
             with_capacity(c.sampling, asked, base.config.max_position)
         if c.sft is None:
             check_whole(base, c.sampling)
-        for options in (c.scorer, c.gold):
+        if c.selection is not None:
+            self._check_selection(c.selection, prompts, base)
+        for options in (c.scorer, c.gold, None if c.selection is None else c.selection.judge):
             if options is not None:
                 open_scorer(options, self.context.local_mesh, "", self.context.run.store)  # loads no weights yet
         if c.reward is not None and c.reward.init != "policy":
@@ -119,6 +128,19 @@ class Experiment:
         for rows in c.data.values():
             check_sources(self.located(rows))
         return prompts, base
+
+    def _check_selection(self, section: SelectionSection, prompts: Sequence[PromptGroup], base: Checkpoint) -> None:
+        """Raises ValueError where prompts are shared, or a limit of the divergence could not be looked at."""
+        others = {"prompts": prompts}
+        if self.config.evaluation is not None:
+            others["evaluation.data"] = self._asked("evaluation", self.config.evaluation.data, base)
+        validation = self._asked("selection", section.data, base)
+        check_disjoint(validation, others)
+        with_capacity(section.sampling, validation, base.config.max_position)
+        if section.kl_limit is not None and not any(section.sampling.unchanged):
+            raise ValueError(f"selection.kl_limit = {section.kl_limit} needs answers of the policy's own distribution; "
+                             "sample them at temperature 1.0, or at several, such as [1.0, 0.7], without top_k, top_p "
+                             "and min_p, or leave kl_limit out")
 
     def preview(self) -> Preview:
         """The first data set the run would train on: SFT rows, or the loop's prompts.
@@ -161,7 +183,7 @@ class Experiment:
             assert self.config.scorer is not None
             return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.store), None
         model, render = self._reward_model(section, start), section.data.render
-        served = trainable_kind(section.train).served(ScorerModel(
+        served = trainable_kind(section.train).served(section.train, ScorerModel(
             str(model.folder), text_as_chat=render.text_as_chat, system_prompt=render.system_prompt,
             max_length=render.max_length))
         scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.store)
@@ -218,15 +240,21 @@ class Experiment:
         scorers = [scorer]
         if self.config.gold is not None:
             scorers.append(open_scorer(self.config.gold, self.context.local_mesh, "gold", self.context.run.store))
-        prompts = self.rows("evaluation", section.data, "prompt", entries[0].policy).read()
+        prompts = self._asked("evaluation", section.data, entries[0].policy)
         return judge_all(self.context, entries, prompts, section.sampling, scorers, self.config.dpo.train.dtype)
 
+    def _choice(self, start: Checkpoint, label: str, scorer: Scorer) -> Chooser | None:
+        """What chooses among the rounds, once it has judged the start."""
+        section = self.config.selection
+        if section is None:
+            return None
+        scorers = [scorer]
+        if section.judge is not None:
+            scorers.append(open_scorer(section.judge, self.context.local_mesh, JUDGE, self.context.run.store))
+        prompts = self._asked("selection", section.data, start)
+        return Chooser(self.context, section, prompts, scorers, start, label, self.config.dpo.train.dtype)
+
     def _publish(self, policy: Checkpoint) -> None:
-        """`policy` in the run folder points at the last round's model."""
-        if not is_main_process():
-            return
-        link, target = self.folder / "policy", os.path.relpath(policy.folder, self.folder)
-        temporary = self.folder / ".policy.tmp"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        temporary.replace(link)
+        """`policy` in the run folder points at the chosen model, by default the last round's."""
+        if is_main_process():
+            point_at(self.folder / "policy", policy.adapter or policy.folder)

@@ -15,6 +15,8 @@ FOUND: tuple[tuple[str, str], ...] = (
     ("train/rewards/accuracies", "accuracy {:.1%}"), ("eval/eval_loss", "held-out loss {:.4f}"),
     ("eval/eval_accuracy", "held-out accuracy {:.1%}"), ("eval/eval_rewards/accuracies", "held-out accuracy {:.1%}"),
     ("steps_labelled", "{:,} labelled steps"), ("steps_right", "{:.1%} of them right"),
+    ("kept_share", "{:.1%} kept"), ("flip_rate", "{:.1%} of them flipped"),
+    ("verdict", "{}"), ("judged/value", "judged {:.3g}"), ("gain/value", "{:+.3g} against the last accepted"),
     ("accuracy/value", "accuracy {:.1%}"), ("nll/value", "{:.3f} nats per pair"), ("parameters", "{:,} parameters"),
 )
 """What a person wants to know of a stage's report: the number's place in it, and how it is said; in this order."""
@@ -23,7 +25,7 @@ FOUND: tuple[tuple[str, str], ...] = (
 def found(report: Mapping[str, Any]) -> str:
     """What a stage found, in words; empty where it found nothing worth a line."""
     flat = dict(_flat(report))
-    return ", ".join(words.format(flat[key]) for key, words in FOUND if isinstance(flat.get(key), int | float)
+    return ", ".join(words.format(flat[key]) for key, words in FOUND if isinstance(flat.get(key), int | float | str)
                      ).replace(" kept, of ", " kept of ")
 
 

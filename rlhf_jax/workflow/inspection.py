@@ -18,6 +18,7 @@ from rlhf_jax.models.hf import compare_tensors, open_tensors, stored_tensors
 from rlhf_jax.models.params import is_spec
 from rlhf_jax.parallel import param_shardings
 from rlhf_jax.workflow.checkpoint import Checkpoint
+from rlhf_jax.workflow.kinds.ensemble import is_ensemble
 from rlhf_jax.workflow.kinds.odin import LABELS as ODIN_LABELS
 from rlhf_jax.workflow.kinds.outcome import LABELS as OUTCOME_LABELS
 from rlhf_jax.workflow.products import TREE
@@ -96,6 +97,8 @@ def served_kinds(folder: Path, config: DecoderConfig) -> str:
         return "kind: odin"
     if config.labels == OUTCOME_LABELS:
         return "kind: outcome"
+    if is_ensemble(config):
+        return "kind: ensemble"
     plain = "kind: bradley_terry" + " with output" * (config.num_labels > 1)
     return f"kind: regression; {plain}" if config.labels else plain
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -39,6 +40,19 @@ class Recipe:
     raft: SftOptions
 
 
+class Choice(Protocol):
+    """Says of each round's policy whether the next one goes on from it."""
+
+    @property
+    def ends(self) -> bool:
+        """No further round is done."""
+        ...
+
+    def judge(self, label: str, policy: Checkpoint) -> Checkpoint:
+        """The policy to go on from: this one, or an earlier one."""
+        ...
+
+
 def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int) -> list[PromptGroup]:
     """Prompts of round `number` (from 1): disjoint, contiguous shares.
 
@@ -68,19 +82,20 @@ def pairs_of(finished: Finished) -> GroupFile:
 
 
 def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[PromptGroup], scorer: Scorer,
-            recipe: Recipe) -> list[Checkpoint]:
-    """Runs the loop and returns the policies of rounds 1 to T.
+            recipe: Recipe, choice: Choice | None = None) -> list[Checkpoint]:
+    """Runs the loop and returns the policies of rounds 1 to T, or of those done until `choice` ended it.
 
     Args:
       label: stages are called `label/round-1/sample` and so on.
       prompts: all prompts, rendered for the policy.
+      choice: which policies to go on from; None for each round's own.
     """
-    loop, policies = recipe.loop, [start]
-    reference = start
+    loop, policies = recipe.loop, list[Checkpoint]()
+    reference = latest = start
     data: list[GroupFile] = []
     rounds = [round_prompts(prompts, loop, number) for number in range(1, loop.rounds + 1)]  # all there, or no round
     for number, share in enumerate(rounds, start=1):
-        stem, latest = f"{label}/round-{number}", policies[-1]
+        stem = f"{label}/round-{number}"
         sampling = dataclasses.replace(recipe.sampling, seed=recipe.sampling.seed + 1000 * number)
         sampled = context.do(f"{stem}/sample", SampleStage(
             policy=latest, prompts=GivenGroups(share), sampling=sampling, dtype=recipe.dpo.train.dtype,
@@ -93,11 +108,14 @@ def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[P
         origin = latest if loop.init_from == "previous" else start
         anchor = latest if loop.reference == "previous" else reference
         policy = context.train(f"{stem}/{loop.method}", _update(recipe, origin, anchor, _kept(data, loop)))
-        if loop.reference == "ema" and number < loop.rounds:
+        policies.append(policy)
+        latest = policy if choice is None else choice.judge(f"{label}-{number}", policy)
+        if choice is not None and choice.ends:
+            break
+        if loop.reference == "ema" and number < loop.rounds and latest is policy:
             reference = context.train(f"{stem}/reference", MixStage(reference=reference, policy=policy,
                                                                     alpha=loop.ref_model_mixup_alpha))
-        policies.append(policy)
-    return policies[1:]
+    return policies
 
 
 def _kept(data: Sequence[GroupFile], loop: LoopOptions) -> tuple[GroupFile, ...]:

@@ -13,6 +13,7 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.evaluation.preference import ScorerReport
+from rlhf_jax.evaluation.selection import Candidate
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
@@ -46,28 +47,32 @@ class Outcome:
       judged: label -> judged samples.
       funnels: data set -> how many of its rows were used.
       reward_model: its evaluation on held-out pairs, if it was trained here.
+      candidates: what the choice of the policy was made among; empty where there was none.
     """
 
     entries: list[Entry]
     judged: dict[str, list[PromptGroup]]
     funnels: dict[str, Funnel]
     reward_model: ScorerReport | None
+    candidates: tuple[Candidate, ...] = ()
 
 
 def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[PromptGroup], sampling: SamplingConfig,
               scorers: Sequence[Scorer], dtype: str) -> dict[str, list[PromptGroup]]:
     """Judged samples of every policy on the evaluation prompts; KL is measured from the first of them."""
-    judged = {}
-    for entry in entries:
-        sampled = context.do(f"evaluate/{entry.label}/sample", SampleStage(
-            policy=entry.policy, prompts=GivenGroups(prompts), sampling=sampling, dtype=dtype,
-            shard_size=EVALUATION_SHARD))
-        context.sampled.policy = entry.policy
-        found = context.do(f"evaluate/{entry.label}/judge", JudgeStage(
-            source=shards_of(sampled), scorers=tuple(scorers), start=entries[0].policy, dtype=dtype,
-            own=sampling.unchanged))
-        judged[entry.label] = GroupFile(found.folder / JUDGED).read()
-    return judged
+    return {entry.label: judge_policy(context, f"evaluate/{entry.label}", entry.policy, prompts, sampling, scorers,
+                                      entries[0].policy, dtype).read() for entry in entries}
+
+
+def judge_policy(context: Context, stem: str, policy: Checkpoint, prompts: Sequence[PromptGroup],
+                 sampling: SamplingConfig, scorers: Sequence[Scorer], start: Checkpoint, dtype: str) -> GroupFile:
+    """A policy's samples on these prompts, judged; KL is measured from `start`. stem: of the names of the stages."""
+    sampled = context.do(f"{stem}/sample", SampleStage(
+        policy=policy, prompts=GivenGroups(prompts), sampling=sampling, dtype=dtype, shard_size=EVALUATION_SHARD))
+    context.sampled.policy = policy
+    found = context.do(f"{stem}/judge", JudgeStage(
+        source=shards_of(sampled), scorers=tuple(scorers), start=start, dtype=dtype, own=sampling.unchanged))
+    return GroupFile(found.folder / JUDGED, found.key)
 
 
 def policies_asked(command: CompareCommand, context: Context) -> tuple[Checkpoint, Checkpoint, RenderedRows]:

@@ -79,6 +79,14 @@ def check_products(folder: Path, products: Mapping[str, Mapping[str, Any]], *, r
             "again: it keeps what is whole and makes the rest once more")
 
 
+def point_at(link: Path, folder: Path) -> None:
+    """Makes `link` point at `folder`, relative to its own place; it is never absent meanwhile."""
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(folder, link.parent))
+    temporary.replace(link)
+
+
 def drop_checkpoints(folder: Path) -> None:
     """Removes a finished training's checkpoints: a half-deleted one is never found again."""
     done = folder / f".{CHECKPOINTS}.done"

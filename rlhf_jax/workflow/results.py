@@ -60,19 +60,24 @@ def gather_results(run: Run, outcome: Outcome, *, title: str, gold: str | None, 
         so_far, notes=(NO_KL,) if policies and all(policy.get("kl_k1") is None for policy in policies) else (),
         baseline=start, policies=policies, differences=tuple(differences(outcome, gold, seed)),
         best_of_n=tuple(best_of_n_curve(baseline, proxy="proxy", gold=gold, seed=seed)) if baseline else (),
-        reward_model=outcome.reward_model, funnels={**outcome.funnels, **so_far.funnels},
+        reward_model=outcome.reward_model, candidates=outcome.candidates, funnels={**outcome.funnels, **so_far.funnels},
         samples=tuple(samples(outcome, count=6)))
 
 
 def differences(outcome: Outcome, gold: str | None, seed: int) -> Iterator[Difference]:
-    """Paired score differences, by prompt, of the last policy to the last one of every other family."""
+    """Paired score differences, by prompt, of the policy that is published to the last one of every other family."""
     labels = _shown(outcome)
-    last = outcome.entries[-1].label
+    last = published(outcome)
+    labels = [label for label in labels if label != last]
     for label in labels:
         for measure in ("gold", "proxy") if gold else ("proxy",):
-            if label != last:
-                yield Difference(last, label, measure,
-                                 score_difference(outcome.judged[last], outcome.judged[label], measure, seed))
+            yield Difference(last, label, measure,
+                             score_difference(outcome.judged[last], outcome.judged[label], measure, seed))
+
+
+def published(outcome: Outcome) -> str:
+    """The label of the chosen policy, of the last one where there was no choice."""
+    return next((c.label for c in outcome.candidates if c.published), outcome.entries[-1].label)
 
 
 def training_logs(run: Run) -> dict[str, tuple[LogRow, ...]]:

@@ -70,11 +70,11 @@ class _Rows:
     def train(self) -> RenderedRows:
         return self._rendered(self._command.data.rows, "train")
 
-    def held_out(self, dataset_name: Sources) -> RenderedRows | None:
+    def held_out(self, dataset_name: Sources, **more: Any) -> RenderedRows | None:
         if not dataset_name:
             return None
         rows = dataclasses.replace(self._command.data.rows, dataset_name=dataset_name, max_samples=None)
-        return self._rendered(rows, "eval")
+        return dataclasses.replace(self._rendered(rows, "eval"), **more)
 
 
 def sft(command: SftCommand, context: Context) -> SftStage:
@@ -89,8 +89,9 @@ def reward(command: RewardCommand, context: Context) -> RewardStage:
     kind = trainable_kind(command.options)
     rows = _Rows(command, context, kind.rows, kind.reader, prepare=partial(kind.examples, command.options),
                  scores=kind.reads_head)
-    return RewardStage(start=rows.model, data=(rows.train,), options=command.options,
-                       evaluation=rows.held_out(command.eval_dataset_name))
+    held_out = rows.held_out(command.eval_dataset_name,
+                             prepare=partial(kind.examples, kind.held_out(command.options)))
+    return RewardStage(start=rows.model, data=(rows.train,), options=command.options, evaluation=held_out)
 
 
 def dpo(command: DpoCommand, context: Context) -> DpoStage:

@@ -9,6 +9,7 @@ from rlhf_jax.losses import (
     binary_cross_entropy,
     bradley_terry,
     centering,
+    ensemble_scores,
     logexp,
     pairwise_preference,
     squared_error,
@@ -79,3 +80,23 @@ def test_squared_error_is_of_the_ratings_that_there_are():
     np.testing.assert_array_equal(rated, [[True, False], [True, False]])
     gradient = jax.grad(lambda x: squared_error(x, ratings)[0].sum())(outputs)
     np.testing.assert_array_equal(gradient, [[1.0, 0.0], [-1.0, 0.0]])  # a hole pulls nowhere, and spreads no NaN
+
+
+def test_a_neutral_answer_counts_half_for_each_side():
+    a, b, same = jnp.array([2.0, -1.0]), jnp.array([1.0, 1.0]), jnp.array([0.5, 3.0])
+    weights = np.exp(np.stack([a, b, same]))
+    expected = (weights[0] + weights[2] / 2) / weights.sum(axis=0)
+    np.testing.assert_allclose(pairwise_preference(a, b, same), expected, rtol=1e-6)
+    np.testing.assert_allclose(pairwise_preference(b, a, same), 1 - expected, rtol=1e-6)
+    np.testing.assert_allclose(pairwise_preference(a, b, jnp.full(2, -1e9)), pairwise_preference(a, b),
+                               rtol=1e-6)
+
+
+def test_an_ensemble_by_hand():
+    members = jnp.array([[1.0, 3.0, 5.0], [2.0, 2.0, 2.0]])
+    found = ensemble_scores(members, 0.5)
+    np.testing.assert_allclose(found.mean, [3.0, 2.0])
+    np.testing.assert_allclose(found.worst_case, [1.0, 2.0])
+    np.testing.assert_allclose(found.std, [np.sqrt(8 / 3), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(found.uncertainty_weighted, [3 - np.sqrt(8 / 3) / 2, 2.0], rtol=1e-6)
+    assert ensemble_scores(members.astype(jnp.bfloat16)).mean.dtype == jnp.float32

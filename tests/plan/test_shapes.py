@@ -146,6 +146,7 @@ def command(verb, **options):
     (command(RewardCommand, dataset_name="d", kind="outcome_generative"), ["outcome_generative"]),
     (command(RewardCommand, dataset_name="d", kind="outcome"), ["outcome"]),
     (command(RewardCommand, dataset_name="d", kind="regression", objectives=["data"]), ["reward"]),
+    (command(RewardCommand, dataset_name="d", kind="ensemble", members=3), ["reward"]),
     (command(DpoCommand, dataset_name="d"), ["reference", "dpo"]),
     (command(DpoCommand, dataset_name="d", loss_type="simpo"), ["dpo"]),  # no reference, no pass over it
     (build_options(ScoreCommand, SCORED), ["score"]),
@@ -155,6 +156,7 @@ def command(verb, **options):
     (build_options(ScoreCommand, {**SCORED, "kind": "regression"}), ["score"]),
     (build_options(ScoreCommand, SUMMED), []),
     (build_options(ScoreCommand, {**SUMMED, "scorer": {"kind": "regression", "model_name_or_path": "m"}}), ["score"]),
+    (build_options(ScoreCommand, {**SCORED, "kind": "ensemble"}), ["score"]),
 ])
 def test_each_verb_has_its_stages(made, stages, model):
     assert [task.stage.name for task in tasks_of(made, model, SHORT, 100)] == stages
@@ -303,3 +305,12 @@ def test_a_regression_has_a_head_for_each_rating_and_reads_as_many(model):
     (task,) = tasks_of(build_options(RewardCommand, options), model, SHORT, 100)
     assert (task.stage.config.num_labels, task.stage.config.labels) == (3, ("a", "b", "c"))
     assert build(task.stage, make_mesh(MeshConfig())).args[2].slot_values.shape[-1] == 3
+
+
+def test_an_ensemble_has_as_many_heads_and_draws_as_members(model):
+    options = {"kind": "ensemble", "members": 5, **TRAIN, **LIMITS, "dataset_name": "d", "output_dir": "o",
+               "model_name_or_path": model}
+    (task,) = tasks_of(build_options(RewardCommand, options), model, SHORT, 100)
+    program = build(task.stage, make_mesh(MeshConfig()))
+    assert (task.stage.config.num_labels, program.args[2].slot_values.shape[-1]) == (5, 5)
+    program.jitted.eval_shape(*program.args)  # traces

@@ -40,10 +40,13 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(micro_run, launch, home):
+def start(micro_run, launch, home, world):
     """start(folder, command, dying): `rlhf-jax iterate`, or another command, in one process."""
     config = home / "config.yaml"
-    config.write_text(yaml.safe_dump(micro_run(RUN, slots=2, shard_size=2, world=WORLD)))
+    judge = {"kind": "function", "function": "rlhf_jax.data.world:gold_judge"}
+    choice = {"data": {"dataset_name": f"{world / 'prompts.jsonl'}[16:20]"}, "judge": judge, "patience": None,
+              "sampling": {"num_generations": 2, "max_new_tokens": 8, "slots": 2, "block": 2}}
+    config.write_text(yaml.safe_dump(micro_run(RUN, slots=2, shard_size=2, world=WORLD, selection=choice)))
     return lambda folder, command=None, dying=None: launch(config, home / folder, command=command, dying=dying)
 
 

@@ -12,6 +12,7 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.kinds import (
     bradley_terry,
     combine,
+    ensemble,
     function,
     implicit,
     judge,
@@ -40,6 +41,7 @@ KINDS: dict[str, Kind] = {
     "reward_server": reward_server.KIND,
     "odin": odin.KIND,
     "regression": regression.KIND,
+    "ensemble": ensemble.KIND,
     "tree": tree.KIND,
     "process": process.PROCESS,
     "outcome_generative": process.OUTCOME_GENERATIVE,

@@ -52,8 +52,10 @@ class TrainedKind:
       objective: options -> what is minimised.
       passes: what one example takes of a row.
       responses: of a group that is trained on.
-      served: (folder, how rows were rendered) -> the options of the scorer that the trained model is.
+      served: (options, folder and how rows were rendered) -> the options of the scorer that the trained model is.
+      held_out: options -> those by which held-out examples are prepared.
       reads_head: it is a classifier, and rows end where its head is read.
+      examples_per_pair: options -> how many examples one preference pair makes.
     """
 
     options: type
@@ -63,9 +65,11 @@ class TrainedKind:
     objective: Callable[[Any], Callable[[Compute], Objective]]
     responses: int
     quoted: int
-    served: Callable[[ScorerModel], Any]
+    served: Callable[[Any, ScorerModel], Any]
     reads_head: bool = False
     rows: RowKind = "preference"
+    held_out: Callable[[Any], Any] = lambda options: options
+    examples_per_pair: Callable[[Any], int] = lambda options: 1
 
     @property
     def reader(self) -> type[RenderedRows]:

@@ -56,4 +56,4 @@ KIND = Kind(
     outputs=lambda compute: compute.slot_scores,
     training=TrainedKind(options=BradleyTerryOptions, examples=as_they_are, model=as_reward_model,
                          shape=lambda options, config: reward_config(config), objective=objective, responses=2,
-                         quoted=0, reads_head=True, served=BradleyTerryScoring))
+                         quoted=0, reads_head=True, served=lambda options, model: BradleyTerryScoring(model)))

@@ -86,4 +86,4 @@ KIND = Kind(
     outputs=lambda compute: compute.slot_scores,
     training=TrainedKind(options=OdinOptions, examples=with_lengths, model=two_heads,
                          shape=lambda options, config: odin_config(config), objective=objective, responses=2,
-                         quoted=0, reads_head=True, served=OdinScoring))
+                         quoted=0, reads_head=True, served=lambda options, model: OdinScoring(model)))

@@ -75,4 +75,4 @@ KIND = Kind(
     training=TrainedKind(options=OutcomeOptions, examples=as_they_are, model=with_head,
                          shape=lambda options, config: outcome_config(config), objective=objective, responses=1,
                          quoted=0, reads_head=True, rows="unpaired",
-                         served=OutcomeScoring))
+                         served=lambda options, model: OutcomeScoring(model)))

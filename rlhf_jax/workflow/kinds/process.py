@@ -83,7 +83,7 @@ def passes(options: ProcessScoring | OutcomeGenerativeScoring, responses: int) -
 
 _TRAINED = TrainedKind(options=ProcessOptions, examples=steps, model=language_model,
                        shape=lambda options, config: config, objective=objective, responses=1, quoted=1,
-                       rows="steps", served=ProcessScoring)
+                       rows="steps", served=lambda options, model: ProcessScoring(model))
 
 PROCESS = Kind(
     options=ProcessScoring, open=open_process, passes=passes,
@@ -93,4 +93,4 @@ PROCESS = Kind(
 OUTCOME_GENERATIVE = dataclasses.replace(
     PROCESS, options=OutcomeGenerativeScoring, open=open_outcome,
     training=dataclasses.replace(_TRAINED, options=OutcomeGenerativeOptions, examples=solutions,
-                                 rows="unpaired", served=OutcomeGenerativeScoring))
+                                 rows="unpaired", served=lambda options, model: OutcomeGenerativeScoring(model)))

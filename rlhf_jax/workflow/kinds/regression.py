@@ -104,4 +104,4 @@ KIND = Kind(
     outputs=lambda compute: compute.slot_scores,
     training=TrainedKind(options=RegressionOptions, rows="graded", examples=with_ratings, model=with_outputs,
                          shape=regression_config, objective=objective, responses=ANSWERS, quoted=0, reads_head=True,
-                         served=RegressionScoring))
+                         served=lambda options, model: RegressionScoring(model)))
