@@ -310,3 +310,21 @@ def armorm_in_torch():
             self.post_init()
 
     return lambda folder: Gated.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def rlhf_jax(monkeypatch, capsys):
+    """Runs a command line; returns (exit status, stdout, stderr)."""
+
+    from rlhf_jax.cli import main
+
+    def command(*args):
+        monkeypatch.setattr("sys.argv", ["rlhf-jax", *map(str, args)])
+        try:
+            main.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return command

@@ -3,6 +3,9 @@
 A packed row holds many short branches, so a block of queries sees few of its row's blocks of keys. Which ones is found
 once a batch, for all layers; the kernels visit those alone, under a running softmax (Dao, arXiv 2307.08691), and work
 out who sees whom inside a block from the ids of its positions.
+
+JAX has announced that Pallas will drop its Triton backend one day (0.12 has it). It is imported where kernels are made,
+so that the rest of the package does not depend on it.
 """
 
 from __future__ import annotations
@@ -15,15 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jax.sharding import Mesh, PartitionSpec
 
 from rlhf_jax.models.attention import RowAttention, RowIds, packed_mask
 
 BLOCKS = (64, 32)
 """Queries and keys that a program takes at a time; a row's length must be a multiple of one of them."""
-_LOG2_E = math.log2(math.e)
-_MASKED = -1e30
+LOG2_E = math.log2(math.e)
+MASKED = -1e30
 
 
 class Visits(NamedTuple):
@@ -113,14 +115,14 @@ def visiting_attention(q: Array, k: Array, v: Array, visits: Visits, how: _How) 
 
 def _scores(q: Array, k: Array, mask: Array, how: _How) -> tuple[Array, Array | None]:
     """[queries, keys] float32 scores in units of log 2, and the slope of the soft cap."""
-    raw = _dot(q, k.T) * how.scale
+    raw = float32_dot(q, k.T) * how.scale
     if how.softcap is None:
-        return jnp.where(mask, raw * _LOG2_E, _MASKED), None
+        return jnp.where(mask, raw * LOG2_E, MASKED), None
     squashed = jnp.tanh(raw / how.softcap)
-    return jnp.where(mask, how.softcap * squashed * _LOG2_E, _MASKED), 1.0 - squashed * squashed
+    return jnp.where(mask, how.softcap * squashed * LOG2_E, MASKED), 1.0 - squashed * squashed
 
 
-def _dot(a: Array, b: Array) -> Array:
+def float32_dot(a: Array, b: Array) -> Array:
     """float32 sums of products; of float32 operands to the last bit, not in TF32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
@@ -142,10 +144,31 @@ class _Ids(NamedTuple):
         return ((of == own) | (of == shared)) & (at <= position) & (at >= lowest)
 
 
+def compiler_params(warps: int) -> Any:
+    """How Triton compiles a kernel."""
+    from jax.experimental.pallas import triton as plgpu
+
+    return plgpu.CompilerParams(num_warps=warps, num_stages=2)
+
+
+def load(at: Any, mask: Array) -> Array:
+    """What a reference holds where `mask` is set, zero elsewhere."""
+    from jax.experimental.pallas import triton as plgpu
+
+    return plgpu.load(at, mask=mask, other=0.0)
+
+
+def _store(ref: Any, values: Array, width: int) -> None:
+    """Writes [places, Dh padded to a power of two] but for what lies beyond `width`."""
+    from jax.experimental.pallas import triton as plgpu
+
+    plgpu.store(ref, values.astype(ref.dtype), mask=(jnp.arange(values.shape[-1]) < width)[None, :])
+
+
 def _load(ref: Any, places: Any, width: int, *, head: Any = None) -> Array:
     """[places, Dh padded to a power of two], zero beyond `width`."""
     at = ref.at[places, :] if head is None else ref.at[places, head, :]
-    return plgpu.load(at, mask=(jnp.arange(ref.shape[-1]) < width)[None, :], other=0.0)
+    return load(at, (jnp.arange(ref.shape[-1]) < width)[None, :])
 
 
 def _forward_kernel(own: Any, shared: Any, position: Any, lowest: Any, keys: Any, count: Any, q_ref: Any, k_ref: Any,
@@ -161,14 +184,15 @@ def _forward_kernel(own: Any, shared: Any, position: Any, lowest: Any, keys: Any
         higher = jnp.maximum(top, jnp.max(scores, axis=1))
         keep, probs = jnp.exp2(top - higher), jnp.exp2(scores - higher[:, None])
         v = _load(v_ref, there, width)
-        return (higher, total * keep + jnp.sum(probs, axis=1), out * keep[:, None] + _dot(probs.astype(v.dtype), v))
+        out = out * keep[:, None] + float32_dot(probs.astype(v.dtype), v)
+        return higher, total * keep + jnp.sum(probs, axis=1), out
 
-    start = jnp.full(size, _MASKED, jnp.float32), jnp.zeros(size, jnp.float32), jnp.zeros(q.shape, jnp.float32)
+    start = jnp.full(size, MASKED, jnp.float32), jnp.zeros(size, jnp.float32), jnp.zeros(q.shape, jnp.float32)
     top, total, out = jax.lax.fori_loop(0, count[0], visit, start)
     seeing = (position[mine] >= 0) & (total > 0)
     total = jnp.where(seeing, total, 1.0)
     out = jnp.where(seeing[:, None], out / total[:, None], 0.0)
-    plgpu.store(out_ref, out.astype(out_ref.dtype), mask=(jnp.arange(out.shape[-1]) < width)[None, :])
+    _store(out_ref, out, width)
     level_ref[...] = top + jnp.log2(total)
 
 
@@ -186,11 +210,11 @@ def _queries_kernel(own: Any, shared: Any, position: Any, lowest: Any, keys: Any
         k, mask = _load(k_ref, there, width), ids.mask(mine, there)
         scores, slope = _scores(q, k, mask, how)
         probs = jnp.where(mask, jnp.exp2(scores - level), 0.0)
-        to_scores = probs * (_dot(grad, _load(v_ref, there, width).T) - pull) * how.scale
-        return to_q + _dot((to_scores if slope is None else to_scores * slope).astype(k.dtype), k)
+        to_scores = probs * (float32_dot(grad, _load(v_ref, there, width).T) - pull) * how.scale
+        return to_q + float32_dot((to_scores if slope is None else to_scores * slope).astype(k.dtype), k)
 
     to_q = jax.lax.fori_loop(0, count[0], visit, jnp.zeros(q.shape, jnp.float32))
-    plgpu.store(to_q_ref, to_q.astype(to_q_ref.dtype), mask=(jnp.arange(to_q.shape[-1]) < width)[None, :])
+    _store(to_q_ref, to_q, width)
 
 
 def _keys_kernel(own: Any, shared: Any, position: Any, lowest: Any, queries: Any, count: Any, q_ref: Any, k_ref: Any,
@@ -209,15 +233,15 @@ def _keys_kernel(own: Any, shared: Any, position: Any, lowest: Any, queries: Any
         mask = ids.mask(there, mine)
         scores, slope = _scores(q, k, mask, how)
         probs = jnp.where(mask, jnp.exp2(scores - level_ref[head, there][:, None]), 0.0)
-        to_scores = probs * (_dot(grad, v.T) - pull_ref[head, there][:, None]) * how.scale
+        to_scores = probs * (float32_dot(grad, v.T) - pull_ref[head, there][:, None]) * how.scale
         to_scores = to_scores if slope is None else to_scores * slope
-        return (to_k + _dot(to_scores.astype(q.dtype).T, q), to_v + _dot(probs.astype(grad.dtype).T, grad))
+        to_v += float32_dot(probs.astype(grad.dtype).T, grad)
+        return to_k + float32_dot(to_scores.astype(q.dtype).T, q), to_v
 
     start = jnp.zeros(k.shape, jnp.float32)
     to_k, to_v = jax.lax.fori_loop(0, count[0] * heads, visit, (start, start))
-    inside = (jnp.arange(k.shape[-1]) < width)[None, :]
-    plgpu.store(to_k_ref, to_k.astype(to_k_ref.dtype), mask=inside)
-    plgpu.store(to_v_ref, to_v.astype(to_v_ref.dtype), mask=inside)
+    _store(to_k_ref, to_k, width)
+    _store(to_v_ref, to_v, width)
 
 
 class _Places(NamedTuple):
@@ -251,8 +275,8 @@ class _Places(NamedTuple):
         return pl.BlockSpec((None, shared, self.length), lambda i, b, h: (b, h, 0))
 
 
-def _compiler(head_dim: int) -> plgpu.CompilerParams:
-    return plgpu.CompilerParams(num_warps=4 if head_dim <= 64 else 8, num_stages=2)
+def _compiler(head_dim: int) -> Any:
+    return compiler_params(4 if head_dim <= 64 else 8)
 
 
 def _forward(q: Array, k: Array, v: Array, visits: Visits, how: _How) -> tuple[Array, Any]:

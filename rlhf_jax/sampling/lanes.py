@@ -7,7 +7,6 @@ layers in one array, because a layer's slice would be a copy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,18 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 from jax.sharding import Mesh
 
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
+from rlhf_jax.models.triton import LOG2_E, MASKED, compiler_params, float32_dot, load
 
 CHUNK = 64
 """Positions a program takes at a time. Caches whose depth is a multiple of it are read in whole lines."""
 _LANES, _HEADS = 4, 16
 """Lanes of a program that reads a prompt, and the fewest rows of a matrix product: fewer heads are padded."""
-_LOG2_E = math.log2(math.e)
-_MASKED = -1e30
 
 
 class Spans(NamedTuple):
@@ -88,7 +85,7 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
     def call(kernel: Any, grid: tuple[int, ...], ins: list[Any], outs: Any, shapes: Any, name: str, warps: int) -> Any:
         return pl.pallas_call(partial(kernel, how=how), grid=grid, in_specs=ins, out_specs=outs, out_shape=shapes,
                               name=name, interpret=interpret,
-                              compiler_params=plgpu.CompilerParams(num_warps=warps, num_stages=2))
+                              compiler_params=compiler_params(warps))
 
     def whole(x: Array) -> pl.BlockSpec:
         return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
@@ -122,17 +119,12 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
 
 def _scores(q: Array, k: Array, seen: Array, how: _How) -> Array:
     """[rows, positions] float32 scores of q [rows, Dh] and k [Dh, positions], in units of log 2."""
-    return jnp.where(seen, _in_base_two(_dot(q, k), how), _MASKED)
+    return jnp.where(seen, _in_base_two(float32_dot(q, k), how), MASKED)
 
 
 def _in_base_two(raw: Array, how: _How) -> Array:
     raw = raw * how.scale
-    return (raw if how.softcap is None else how.softcap * jnp.tanh(raw / how.softcap)) * _LOG2_E
-
-
-def _dot(a: Array, b: Array) -> Array:
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.dot(a, b, precision=precision, preferred_element_type=jnp.float32)
+    return (raw if how.softcap is None else how.softcap * jnp.tanh(raw / how.softcap)) * LOG2_E
 
 
 class _Running(NamedTuple):
@@ -146,7 +138,7 @@ class _Running(NamedTuple):
         top = jnp.maximum(self.top, jnp.max(scores, axis=1))
         keep, probs = jnp.exp2(self.top - top), jnp.exp2(scores - top[:, None])
         return _Running(top, self.total * keep + jnp.sum(probs, axis=1),
-                        self.out * keep[:, None] + _dot(probs.astype(values.dtype), values))
+                        self.out * keep[:, None] + float32_dot(probs.astype(values.dtype), values))
 
 
 def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: tuple[Any, ...], first: Array, end: Array,
@@ -157,8 +149,8 @@ def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: tuple[Any, ..
         places = number * CHUNK + jnp.arange(CHUNK)
         span = pl.ds(number * CHUNK, CHUNK)
         inside = places < last
-        k = plgpu.load(k_ref.at[(*at, slice(None), span)], mask=inside[None, :], other=0.0)
-        v = plgpu.load(v_ref.at[(*at, span, slice(None))], mask=inside[:, None], other=0.0)
+        k = load(k_ref.at[(*at, slice(None), span)], inside[None, :])
+        v = load(v_ref.at[(*at, span, slice(None))], inside[:, None])
         seen = (places[None, :] >= first.reshape(-1, 1)) & (places[None, :] < end.reshape(-1, 1))
         return running.took(_scores(q, k.astype(q.dtype), seen, how), v.astype(q.dtype))
 
@@ -175,11 +167,11 @@ def _prompt_kernel(layer: Any, first: Any, end: Any, q_ref: Any, k_ref: Any, v_r
     def of_rows(ref: Any) -> Array:
         return jnp.broadcast_to(ref[...][:, None], (lanes, rows)).reshape(count)
 
-    empty = _Running(jnp.full(count, _MASKED, jnp.float32), jnp.zeros(count, jnp.float32),
+    empty = _Running(jnp.full(count, MASKED, jnp.float32), jnp.zeros(count, jnp.float32),
                      jnp.zeros((count, head_dim), jnp.float32))
     at = layer[0], pl.program_id(0), pl.program_id(1)
     found = _read(empty, q, k_ref, v_ref, at, of_rows(first), of_rows(end), how)
-    # a row that has seen nothing holds a top of _MASKED: the new token, which every row sees, wipes out the rest
+    # a row that has seen nothing holds a top of MASKED: the new token, which every row sees, wipes out the rest
     top_ref[...], total_ref[...] = found.top.reshape(lanes, rows), found.total.reshape(lanes, rows)
     out_ref[...] = found.out.reshape(q_ref.shape)
 

@@ -1,30 +1,13 @@
-"""A command line run in this process, and a micro world with an untrained model of its tokens."""
+"""A micro world with an untrained model of its tokens."""
 
 import json
 
 import jax
 import pytest
 
-from rlhf_jax.cli import main as cli
 from rlhf_jax.config.world import WorldConfig
 from rlhf_jax.data.world import write_world
 from rlhf_jax.models import DecoderConfig, init_params, save_hf
-
-
-@pytest.fixture
-def rlhf_jax(monkeypatch, capsys):
-    """Runs a command line; returns (exit status, stdout, stderr)."""
-
-    def command(*args):
-        monkeypatch.setattr("sys.argv", ["rlhf-jax", *map(str, args)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return command
 
 
 def untrained(folder, max_position):

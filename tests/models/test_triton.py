@@ -55,12 +55,13 @@ def check(rows, mesh, heads, kv_heads, window, softcap, head_dim=16):
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "window", "softcap", "head_dim"), [
-    (4, 2, None, None, 16), (4, 1, 7, 0.7, 16), (2, 2, None, None, 12)])
+    (4, 2, None, None, 12), pytest.param(4, 1, 7, 0.7, 16, marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_attention_over_whole_rows(rows, lone_mesh, heads, kv_heads, window, softcap,
                                                                      head_dim):
     check(rows, lone_mesh, heads, kv_heads, window, softcap, head_dim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=2, tensor=4),
                                    MeshConfig(fsdp=4, tensor=2, axis_types="explicit")], ids=str)
 def test_the_same_with_rows_and_heads_cut_over_a_mesh(rows, shape):
@@ -91,6 +92,7 @@ def test_padding_neither_takes_nor_gives_a_gradient(rows, lone_mesh):
         assert not np.asarray(gradient).any()
 
 
+@pytest.mark.slow
 def test_the_decoder_with_mixed_windows_computes_the_same(rows, lone_mesh, tiny, weights):
     config = tiny("gemma2", window=4, full_layers=(1,), attn_softcap=2.0, norms="both")
     params, real = weights(config), np.asarray(rows.group_ids > 0)

@@ -25,7 +25,8 @@ def cache(key, *rows, depth):
 
 
 @pytest.mark.parametrize(("lanes", "heads", "kv_heads", "window", "softcap"), [
-    (8, 4, 2, None, None), (3, 6, 2, 70, 0.7), (1, 2, 2, None, None)])
+    (3, 6, 2, 70, 0.7), pytest.param(8, 4, 2, None, None, marks=pytest.mark.slow),
+    pytest.param(1, 2, 2, None, None, marks=pytest.mark.slow)])
 def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, softcap):
     keys = jax.random.split(jax.random.key(0), 7)
     q = jax.random.normal(keys[0], (PROMPTS, lanes, heads, DIM))
@@ -70,6 +71,7 @@ def draw(config, params, mesh, prompts):
     return dict(sampler.generate(jax.device_put(params, param_shardings(config, mesh)), prompts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, MeshConfig(fsdp=2, tensor=2, data=2)], ids=["one", "mesh"])
 def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, tiny, prompts, lone_mesh, monkeypatch):
     config = tiny.make_config(head_dim=16, window=6, full_layers=(1,), attn_softcap=2.0)

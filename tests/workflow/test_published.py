@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_jax.cli import main as cli
 from rlhf_jax.evaluation import alpaca_eval, logistic
 from rlhf_jax.evaluation.length_controlled import length_feature
 from rlhf_jax.workflow import published
@@ -32,29 +31,15 @@ def test_a_fit_of_length_alone_misses_by_more_than_five(shared):
     assert np.mean(missed) > 5
 
 
-@pytest.fixture
-def verify(monkeypatch, capsys):
-    def command(*words):
-        monkeypatch.setattr("sys.argv", ["rlhf-jax", "verify", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return command
-
-
 def checks(**ours):
     return {name: Check("someone", (f"{name}.csv",), lambda folder, value=value: iter([Figure("x", value, 2.0, 0.1)]))
             for name, value in ours.items()}
 
 
-def test_ours_stand_beside_theirs_and_one_that_is_off_is_said(verify, monkeypatch, tmp_path):
+def test_ours_stand_beside_theirs_and_one_that_is_off_is_said(rlhf_jax, monkeypatch, tmp_path):
     (tmp_path / "a.csv").touch()
     monkeypatch.setattr("rlhf_jax.cli.verify.CHECKS", checks(a=2.05, b=2.0))
-    status, out, _ = verify(tmp_path, "--output", tmp_path / "found.json")
+    status, out, _ = rlhf_jax("verify", tmp_path, "--output", tmp_path / "found.json")
     assert status == 0
     assert "2.05" in out
     assert "not checked: b, which reads b.csv" in out
@@ -63,15 +48,15 @@ def test_ours_stand_beside_theirs_and_one_that_is_off_is_said(verify, monkeypatc
         "a": [{"name": "x", "ours": 2.05, "theirs": 2.0, "tolerance": 0.1, "holds": True}]}
     (tmp_path / "b.csv").touch()
     monkeypatch.setattr("rlhf_jax.cli.verify.CHECKS", checks(a=2.2, b=2.0))
-    status, out, _ = verify(tmp_path)
+    status, out, _ = rlhf_jax("verify", tmp_path)
     assert status == 1
     assert "OFF" in out
     assert "2 figures, 1 off" in out
 
 
-def test_a_folder_without_such_files_is_refused(verify, tmp_path):
-    status, _, err = verify(tmp_path)
+def test_a_folder_without_such_files_is_refused(rlhf_jax, tmp_path):
+    status, _, err = rlhf_jax("verify", tmp_path)
     assert status == 1
     assert "holds the files of no check; a first one would be eval/alpaca-eval/leaderboard.csv" in err
-    assert "there is no such folder" in verify(tmp_path / "none")[2]
+    assert "there is no such folder" in rlhf_jax("verify", tmp_path / "none")[2]
     assert published.CHECKS
