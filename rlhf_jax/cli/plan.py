@@ -13,25 +13,32 @@ from rich.table import Table
 from rlhf_jax.cli.parser import merged_tree, parse_tree
 from rlhf_jax.cli.verbs import VERBS, named
 from rlhf_jax.config.plan import PlannedVerb, PlanOptions
-from rlhf_jax.fields import declared, keys
+from rlhf_jax.fields import declared
 
 _OWN = {field.name for field in declared(PlanOptions)}
 
 
 def verb_of(tree: Mapping[str, Any]) -> str:
-    """The one verb that takes all keys of a config; keys that no verb has are left for its parser to name.
+    """The one verb that takes all keys of a config, or the one that takes them without another `kind`; keys that no
+    verb has are left for its parser to name.
 
     Raises:
       ValueError: if no verb does, or several do.
     """
-    taken = {verb: {key.split(".")[0] for key, _, _ in keys(named(VERBS[verb].options))}
-             for verb in get_args(PlannedVerb)}
-    known = set(tree) & set().union(*taken.values())
-    found = [verb for verb, names in taken.items() if known <= names]
-    if len(found) != 1:
-        raise ValueError("the config's keys do not tell which verb it is for; add --verb sft (or iterate, reward, dpo, "
-                         "generate, score)")
-    return found[0]
+    verbs = {verb: named(VERBS[verb].options) for verb in get_args(PlannedVerb)}
+    known = set(tree) & set().union(*(_names(options) for options in verbs.values()))
+    for kinds in (None, 1):
+        found = [verb for verb, options in verbs.items() if known <= _names(options, kinds)]
+        if len(found) == 1:
+            return found[0]
+    raise ValueError("the config's keys do not tell which verb it is for; add --verb sft (or iterate, reward, dpo, "
+                     "generate, score)")
+
+
+def _names(options: type, kinds: int | None = None) -> set[str]:
+    """Keys on the first level; of alternatives those of so many, the default first, None for all."""
+    inside = (_names(kind, kinds) for field in declared(options) if field.flat for kind in field.kinds[:kinds])
+    return {field.name for field in declared(options) if not field.flat}.union(*inside)
 
 
 def _beside(args: Sequence[str]) -> str | None:

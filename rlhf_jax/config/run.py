@@ -271,8 +271,6 @@ class ExperimentConfig(Options):
         if self.raft != SftOptions() and not self.reads_raft:
             raise ValueError("the raft section has no effect without loop.method: raft or the baseline raft; leave it "
                              "out")
-        if self.reward is not None:
-            check_graded(self.reward.train, self.reward.data.graded)
         if self.dpo.loss.of_responses and not self.dpo.split_pairs:
             raise ValueError(f"dpo.loss_type = {self.dpo.loss.loss_type!r} reads single responses, and the loop makes "
                              "pairs; set dpo.split_pairs")

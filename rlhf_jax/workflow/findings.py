@@ -25,8 +25,9 @@ FOUND: tuple[tuple[str, str], ...] = (
 def found(report: Mapping[str, Any]) -> str:
     """What a stage found, in words; empty where it found nothing worth a line."""
     flat = dict(_flat(report))
-    return ", ".join(words.format(flat[key]) for key, words in FOUND if isinstance(flat.get(key), int | float | str)
-                     ).replace(" kept, of ", " kept of ")
+    said = (words.format(flat[key]) for key, words in FOUND
+            if isinstance(flat.get(key), str if words == "{}" else int | float))
+    return ", ".join(said).replace(" kept, of ", " kept of ")
 
 
 def _flat(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

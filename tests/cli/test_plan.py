@@ -37,6 +37,7 @@ def recipe(tmp_path, tiny):
 
 @pytest.mark.parametrize(("tree", "verb"), [
     ({"loop": {}}, "iterate"), ({"scorer": {}, "dpo": {}}, "iterate"), ({"beta": 0.1}, "dpo"),
+    ({"over": "mean"}, "score"),
     ({"kind": "pairwise", "learning_rate": 1e-6}, "reward"), ({"num_generations": 4}, "generate"),
 ])
 def test_a_config_tells_its_verb_by_the_keys_only_it_has(tree, verb):

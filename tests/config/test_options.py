@@ -348,7 +348,7 @@ COMPLETE = {
     "export": MODEL, "inspect": {"model_name_or_path": "m"}, "doctor": {"model_name_or_path": "m"},
     "benchmark": {"name": "mt_bench", "data_dir": "d", **MODEL, "judge": {"url": "http://h", "model": "j"}},
     "features": {**MODEL, **DATA}, "probe": {**MODEL, "ratings": "f", "pairs": "p"},
-    "steps": {**MODEL, **DATA},
+    "steps": {**MODEL, **DATA}, "selftrain": {**MODEL, **DATA, "unlabelled_dataset_name": "u"},
     "plan": {"accelerator": "cpu-8"}, "report": {"run": "r"},
     "data": {"sources": ["a.jsonl"], "output_dir": "o"},
     "agreement": {"verdicts": ["a", "b"], "output_dir": "o"}, "verify": {"data": "d"},

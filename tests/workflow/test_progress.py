@@ -24,7 +24,7 @@ from rlhf_jax.workflow.stages.shards import announce_kept
      "40 steps, loss 0.6123, accuracy 75.0%"),
     ({"accuracy": {"value": 0.71}, "nll": {"value": None}, "pairs": 100}, "100 pairs, accuracy 71.0%"),
     ({"scores": {"gold": 2.0, "kl_k1": 8.13}}, "gold 2, KL 8.13 nats"),
-    ({}, ""), ({"other": 1, "reward": "high"}, ""),
+    ({}, ""), ({"other": 1, "reward": "high"}, ""), ({"verdict": 3}, ""), ({"verdict": "accepted"}, "accepted"),
 ])
 def test_a_report_in_words(report, said):
     assert found(report) == said
