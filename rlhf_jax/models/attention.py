@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh
 
 from rlhf_jax.models.config import DecoderConfig
 
@@ -104,6 +105,22 @@ def _by_jax(implementation: Any, q: Array, k: Array, v: Array, mask: Array, *, s
             ) -> Array:
     del softcap  # there is none: see `training.attention`
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=scale, implementation=implementation)
+
+
+def cut_by_heads(mesh: Mesh, axis: str, q: Array, k: Array, v: Array) -> tuple[str | None, Array, Array]:
+    """How heads are cut over an axis of the mesh for a kernel on each device: the axis, None where they do not divide;
+    and keys and values [B, T, K, Dh], of which each query head brings its own where there are too few to cut."""
+    heads, kv_heads, ways = q.shape[2], k.shape[2], mesh.shape[axis]
+    if heads % ways:
+        return None, k, v
+    if kv_heads % ways:
+        k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+    return axis, k, v
+
+
+def mesh_around(mesh: Mesh) -> Mesh | None:
+    """What `shard_map` is told: None inside of a mesh that is being traced under, which it then takes."""
+    return mesh if jax.sharding.get_abstract_mesh().empty else None
 
 
 def padding_sees_itself(ids: RowIds, window: int | None = None) -> Array:

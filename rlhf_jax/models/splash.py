@@ -13,7 +13,7 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.sharding import Mesh, PartitionSpec
 
-from rlhf_jax.models.attention import RowAttention, RowIds, padding_sees_itself
+from rlhf_jax.models.attention import RowAttention, RowIds, cut_by_heads, mesh_around, padding_sees_itself
 
 LANES = 128
 """The kernel's blocks are multiples of it, and so must be a row's tokens on each device."""
@@ -71,10 +71,7 @@ def splash_rows(mesh: Mesh, length: int, softcap: float | None, *, places: RowPl
 
     def attend(q: Array, k: Array, v: Array, blocks: Any, *, scale: float, softcap: float | None) -> Array:
         del softcap  # `prepare` and the kernel have it
-        heads, kv_heads = q.shape[2], k.shape[2]
-        split = places.heads if heads % mesh.shape[places.heads] == 0 else None
-        if split and kv_heads % mesh.shape[split]:  # too few to cut: each query head brings its own
-            k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+        split, k, v = cut_by_heads(mesh, places.heads, q, k, v)
 
         def on_device(*rows: Any) -> Array:
             return jax.lax.map(lambda row: attend_row(*row), rows)
@@ -82,9 +79,8 @@ def splash_rows(mesh: Mesh, length: int, softcap: float | None, *, places: RowPl
         gathered = PartitionSpec(places.rows, split)
         queries = PartitionSpec(places.rows, split, places.positions)
         by_head = [jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v)]
-        around = mesh if jax.sharding.get_abstract_mesh().empty else None  # None: the one that is being traced under
-        out = jax.shard_map(on_device, mesh=around, in_specs=(queries, gathered, gathered, of_rows), out_specs=queries,
-                            check_vma=False)(*by_head, blocks)
+        out = jax.shard_map(on_device, mesh=mesh_around(mesh), in_specs=(queries, gathered, gathered, of_rows),
+                            out_specs=queries, check_vma=False)(*by_head, blocks)
         return jnp.swapaxes(out, 1, 2)
 
     return RowAttention(prepare, attend)

@@ -20,9 +20,9 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
-from rlhf_jax.models.attention import RowAttention, RowIds, packed_mask
+from rlhf_jax.models.attention import RowAttention, RowIds, cut_by_heads, mesh_around, packed_mask
 
-BLOCKS = (64, 32)
+_BLOCKS = (64, 32)
 """Queries and keys that a program takes at a time; a row's length must be a multiple of one of them."""
 LOG2_E = math.log2(math.e)
 MASKED = -1e30
@@ -73,6 +73,11 @@ def find_visits(ids: RowIds, window: int | None, block: int) -> Visits:
                   *first(jnp.swapaxes(needed, 1, 2)))
 
 
+def block_of(length: int) -> int | None:
+    """The block in which rows of so many tokens are taken, None where none fits."""
+    return next((size for size in _BLOCKS if length % size == 0), None)
+
+
 def triton_rows(mesh: Mesh | None, length: int, *, interpret: bool = False) -> RowAttention:
     """The kernel on every device of `mesh`, which cuts rows over its batch axes and heads over `tensor`.
 
@@ -82,9 +87,9 @@ def triton_rows(mesh: Mesh | None, length: int, *, interpret: bool = False) -> R
     Raises:
       ValueError: if the rows are no multiple of a block, or their positions are cut over devices.
     """
-    block = next((size for size in BLOCKS if length % size == 0), None)
+    block = block_of(length)
     if block is None:
-        raise ValueError(f"row_length = {length} is no multiple of {BLOCKS[-1]}, which attention by Triton needs; set "
+        raise ValueError(f"row_length = {length} is no multiple of {_BLOCKS[-1]}, which attention by Triton needs; set "
                          "row_length to one")
     if mesh is not None and mesh.shape["context"] > 1:
         raise ValueError(f"attention by Triton does not cut a row over devices, and the mesh has context = "
@@ -95,13 +100,9 @@ def triton_rows(mesh: Mesh | None, length: int, *, interpret: bool = False) -> R
         run = partial(visiting_attention, how=_How(block, scale, softcap, interpret))
         if mesh is None or mesh.size == 1:
             return run(q, k, v, visits)
-        heads, kv_heads, ways = q.shape[2], k.shape[2], mesh.shape["tensor"]
-        split = "tensor" if heads % ways == 0 else None
-        if split and kv_heads % ways:  # too few to cut: each query head brings its own
-            k, v = (jnp.repeat(x, heads // kv_heads, axis=2) for x in (k, v))
+        split, k, v = cut_by_heads(mesh, "tensor", q, k, v)
         by_head = PartitionSpec(rows, None, split)
-        around = mesh if jax.sharding.get_abstract_mesh().empty else None  # None: the one that is being traced under
-        return jax.shard_map(run, mesh=around, in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
+        return jax.shard_map(run, mesh=mesh_around(mesh), in_specs=(by_head, by_head, by_head, PartitionSpec(rows)),
                              out_specs=by_head, check_vma=False)(q, k, v, visits)
 
     return RowAttention(partial(find_visits, block=block), attend)
@@ -260,7 +261,7 @@ class _Places(NamedTuple):
     def of_block(self) -> pl.BlockSpec:
         return pl.BlockSpec((None, self.block, None, self.width), lambda i, b, h: (b, i, h, 0))
 
-    def of_row(self, shared: int = 1) -> pl.BlockSpec:
+    def of_row(self, shared: int) -> pl.BlockSpec:
         """The whole row of the key head that `shared` query heads use."""
         return pl.BlockSpec((None, self.length, None, self.width), lambda i, b, h: (b, 0, h // shared, 0))
 

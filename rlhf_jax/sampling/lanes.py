@@ -84,8 +84,7 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
 
     def call(kernel: Any, grid: tuple[int, ...], ins: list[Any], outs: Any, shapes: Any, name: str, warps: int) -> Any:
         return pl.pallas_call(partial(kernel, how=how), grid=grid, in_specs=ins, out_specs=outs, out_shape=shapes,
-                              name=name, interpret=interpret,
-                              compiler_params=compiler_params(warps))
+                              name=name, interpret=interpret, compiler_params=compiler_params(warps))
 
     def whole(x: Array) -> pl.BlockSpec:
         return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)

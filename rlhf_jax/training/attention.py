@@ -9,7 +9,7 @@ from rlhf_jax.models import DecoderConfig, RowAttention
 from rlhf_jax.models.attention import CUDNN_ROWS, WHOLE_ROWS
 from rlhf_jax.models.blocked import blocked_rows
 from rlhf_jax.models.splash import splash_rows
-from rlhf_jax.models.triton import BLOCKS, triton_rows
+from rlhf_jax.models.triton import block_of, triton_rows
 
 _BLOCKS = (64, 32)
 
@@ -38,7 +38,7 @@ def row_attention(wanted: AttnImplementation, config: DecoderConfig, mesh: Mesh 
     """
     block = next((size for size in _BLOCKS if length % size == 0 and length > size), None)
     if wanted == "auto" and mesh is not None:
-        fits = length % BLOCKS[-1] == 0 and skips_blocks(mesh)
+        fits = block_of(length) is not None and skips_blocks(mesh)
         automatic: dict[bool, AttnImplementation] = {platform_of(mesh) == "tpu": "splash",
                                                      platform_of(mesh) == "gpu" and fits: "triton",
                                                      lone_cpu(mesh) and block is not None: "blocked"}
