@@ -103,6 +103,7 @@ def commands(home, world, model, make_model):
         "dpo-lora": of("dpo", model, rows["preference"], *TRAIN, *LORA, *BFLOAT16),
         "evaluate": ["evaluate", "--scorer.kind", "bradley_terry", "--scorer.model_name_or_path",
                      result("reward") / "model", "--dataset_name", rows["preference_eval"]],
+        "agreement": ["agreement", "--verdicts", f"[{result('evaluate')}, {result('evaluate') / 'rows.jsonl'}]"],
         "features": of("features", model, home / "graded.jsonl", "--kind", "preference", "--shard_size", 8),
         "steps": of("steps", model, home / "sums.jsonl", *SAMPLING, "--completions", 2, "--shard_size", 2,
                     "--step_separator", "e", "--answers", "gsm8k_flexible"),
@@ -122,11 +123,12 @@ def commands(home, world, model, make_model):
 
 
 NEEDS = {"score": ["generate", "reward"], "pairs": ["score"], "dpo": ["pairs"], "evaluate": ["reward"],
-         "compare": ["dpo"], "export": ["sft-lora"], "export-checkpoint": ["unfinished"], "probe": ["features"]}
+         "agreement": ["evaluate"], "compare": ["dpo"], "export": ["sft-lora"],
+         "export-checkpoint": ["unfinished"], "probe": ["features"]}
 TRAININGS = {"sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "regression", "dpo", "dpo-lora"}
 NAMES = ["sft", "sft-lora", "reward", "reward-again", "reward-lora", "pairwise", "regression", "generate", "score",
-         "pairs", "dpo", "dpo-lora", "evaluate", "features", "steps", "probe", "compare", "data", "export",
-         "export-checkpoint", "iterate"]
+         "pairs", "dpo", "dpo-lora", "evaluate", "agreement", "features", "steps", "probe", "compare", "data",
+         "export", "export-checkpoint", "iterate"]
 
 
 def behind_a_checkpoint(changes):
