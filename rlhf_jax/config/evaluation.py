@@ -6,15 +6,16 @@ import dataclasses
 from typing import Annotated, Literal
 
 from rlhf_jax.config.data import GradedOptions, RowOptions, Sources, as_sources
+from rlhf_jax.config.harness import PolicyOptions
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.scorer import ScorerOptions
 from rlhf_jax.config.steps import Answers
-from rlhf_jax.fields import COUNT, SEED, Flat, Options, changed, only_if, only_with
+from rlhf_jax.fields import COUNT, SEED, Flat, Options, at_least, changed, only_if, only_with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(Options):
-    """Evaluating a reward or preference model: on held-out pairs or a benchmark, or by the samples that it scored.
+    """Evaluating a reward or preference model on pairs, a benchmark or what it scored; or a policy on academic tasks.
 
     Attributes:
       scorer: what is evaluated on the rows of dataset_name.
@@ -28,14 +29,20 @@ class EvaluateCommand(Options):
         math (LaTeX in a box; needs the extra `math`).
       answer_column: of the prompts' rows, which holds the reference.
       max_n: samples of a prompt to choose among; null for the most that a prompt has.
+      policy: what is evaluated on tasks, instead of scorer and dataset_name.
+      tasks: names of lm-evaluation-harness, separated by commas, or `paper` for the paper's set; needs the extra
+        `lm-eval`.
+      data_dir: folder of the tasks' rows, such as gsm8k/test.jsonl (docs/evaluating.md has all); null for the hub's.
+      num_fewshot: examples in the tasks' prompts; null for what each task says.
+      allow_code_execution: programs that the policy wrote may be run here, as humaneval and mbpp need.
       benchmark: whose rows dataset_name holds, as its authors publish them: rewardbench, rewardbench2, rm_bench ...
         (docs/evaluating.md has all); or preference, any preference rows, with a column `subset` or without.
       tie_rule: what an equal score counts, half or nothing (strict); null as the benchmark's authors have it.
-      seed: of the bootstrap.
+      seed: of the bootstrap, and of answers to tasks that are not greedy.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       trained_on: rows that the scorer was trained on, in any layout: how many of their prompts the evaluated rows ask
         too (13 words in a row) is said.
-      rows: held-out preference rows.
+      rows: held-out preference rows; of tasks, max_samples alone has an effect: rows of each task, from the start.
       graded: which pairs graded rows make.
     """
 
@@ -48,6 +55,11 @@ class EvaluateCommand(Options):
     answers: Annotated[Answers, only_if(measure="voting")] = "gsm8k"
     answer_column: Annotated[str, only_if(measure="voting")] = "answer"
     max_n: Annotated[int | None, COUNT, only_if(measure="voting")] = None
+    policy: PolicyOptions | None = None
+    tasks: Annotated[str | tuple[str, ...], only_with("policy")] = ()
+    data_dir: Annotated[str | None, only_with("policy")] = None
+    num_fewshot: Annotated[int | None, at_least(0), only_with("policy")] = None
+    allow_code_execution: Annotated[bool, only_with("policy")] = False
     benchmark: str = "preference"
     tie_rule: Literal["half", "strict"] | None = None
     seed: Annotated[int, SEED] = 0
@@ -58,9 +70,12 @@ class EvaluateCommand(Options):
 
     def conflicts(self) -> None:
         """Raises ValueError for keys of rows beside scored shards, and of reading them beside a benchmark."""
-        if (self.scorer is None) == (self.input is None):
-            raise ValueError("give either scorer, to be evaluated on the rows of dataset_name, or input, a folder of "
-                             "scored shards whose scores are held against their lengths")
+        if sum(given is not None for given in (self.scorer, self.input, self.policy)) != 1:
+            raise ValueError("give one of scorer, to be evaluated on the rows of dataset_name, input, a folder of "
+                             "scored shards whose scores are held against their lengths, and policy, to be evaluated "
+                             "on tasks")
+        if self.policy is not None and not self.task_names:
+            raise ValueError("policy is given and tasks is not; name some, such as tasks: gsm8k,mmlu or tasks: paper")
         if self.score is None and self.measure != "voting":
             raise ValueError(f"score is null and measure = {self.measure!r} reads scores; name them, or set measure: "
                              "voting")
@@ -69,9 +84,12 @@ class EvaluateCommand(Options):
                              "it out")
         if self.trained_on is not None and not self.trained_on.sources:
             raise ValueError("trained_on names no rows; set trained_on.dataset_name, or leave trained_on out")
-        if self.input is not None:
+        own = [name for name in ("benchmark", "tie_rule", "trained_on") if name in changed(self)]
+        if self.policy is not None:
+            why = "policy, which reads the rows of its tasks"
+            idle = [*own, *(name for name in changed(self.rows) if name != "max_samples"), *changed(self.graded)]
+        elif self.input is not None:
             why = f"input = {self.input!r}, whose shards are read as they are"
-            own = [name for name in ("benchmark", "tie_rule", "trained_on") if name in changed(self)]
             idle = [*own, *changed(self.rows), *changed(self.graded)]
         else:
             why = f"benchmark = {self.benchmark!r}, whose rows are read in one way"
@@ -79,6 +97,12 @@ class EvaluateCommand(Options):
             idle = reading if self.benchmark != "preference" else []
         if idle:
             raise ValueError(f"{', '.join(idle)} has no effect with {why}; leave it out")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Of tasks, each by itself."""
+        given = (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+        return tuple(name.strip() for names in given for name in names.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -87,12 +87,15 @@ class PackedMap:
         self._limit = None if skips_blocks(mesh) else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
-                 progress: Callable[[int], None] | None = None) -> list[Any]:
-        """Per group, in order, one result per response. `progress` gets the groups done since its last call."""
-        pieces = [(i, piece) for i, group in enumerate(groups)
-                  for piece in (split_group(group, self._limit) if self._limit else [group])]
+                 progress: Callable[[int], None] | None = None, shape: RowShape | None = None) -> list[Any]:
+        """Per group, in order, one result per response. `progress` gets the groups done since its last call.
+
+        shape: of the rows, at least what `shape` gives for these groups; None for just that.
+        """
+        pieces = self._pieces(groups)
         split = [piece for _, piece in pieces]
-        rows, shape = best_fit(split, self._row_length or self._tokens(split))
+        rows, smallest = best_fit(split, shape.tokens if shape else self._row_length or self._tokens(split))
+        shape = shape or smallest
         found: dict[int, Any] = {}
         done = 0
         batches = packed_batches(split, rows, shape, self.rows, self._mesh)
@@ -105,6 +108,16 @@ class PackedMap:
         for number, (index, _) in enumerate(pieces):
             parts[index].extend(found[number])
         return parts
+
+    def shape(self, groups: Sequence[PromptGroup]) -> RowShape:
+        """Of the rows that a call with these groups works on; one program is compiled for each shape."""
+        split = [piece for _, piece in self._pieces(groups)]
+        return best_fit(split, self._row_length or self._tokens(split))[1]
+
+    def _pieces(self, groups: Sequence[PromptGroup]) -> list[tuple[int, PromptGroup]]:
+        """The groups as they are put into rows, each with its place in `groups`."""
+        return [(i, piece) for i, group in enumerate(groups)
+                for piece in (split_group(group, self._limit) if self._limit else [group])]
 
     def _tokens(self, groups: Sequence[PromptGroup]) -> int:
         """Length of a row that these groups fill well, a power of two so that few occur."""

@@ -17,12 +17,14 @@ from rlhf_jax.config.commands import (
 )
 from rlhf_jax.config.data import PreferenceData, RowOptions, Sources, as_sources
 from rlhf_jax.config.evaluation import AgreementCommand, EvaluateCommand
+from rlhf_jax.config.harness import PolicyOptions
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.probe import FeaturesCommand, ProbeCommand
 from rlhf_jax.config.steps import StepsCommand
 from rlhf_jax.data.answers import find_rule
 from rlhf_jax.data.rows import Kind
+from rlhf_jax.evaluation.harness import check_installed
 from rlhf_jax.fields import flattened
 from rlhf_jax.workflow.benchmarking import find_benchmark
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
@@ -37,6 +39,7 @@ from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows, TrainingRows
 from rlhf_jax.workflow.stages.export import ExportStage, find_source
 from rlhf_jax.workflow.stages.features import FeaturesStage
+from rlhf_jax.workflow.stages.harness import HarnessStage, TaskRows
 from rlhf_jax.workflow.stages.length_bias import LengthBiasStage
 from rlhf_jax.workflow.stages.pairs import PairsStage
 from rlhf_jax.workflow.stages.probe import ProbeStage
@@ -134,6 +137,8 @@ def pairs(command: PairsCommand, context: Context) -> PairsStage:
 
 def evaluate(command: EvaluateCommand, context: Context) -> Stage:
     """`rlhf-jax evaluate`."""
+    if command.policy is not None:
+        return _on_tasks(command, command.policy)
     if command.scorer is None:
         return _of_samples(command, ShardFolder(Path(str(command.input))))
     rows = PreferenceRows(command.rows, command.graded, context.quarantine("eval"), command.benchmark)
@@ -162,6 +167,17 @@ def _of_samples(command: EvaluateCommand, source: ShardFolder) -> Stage:
     if command.measure == "steps":
         return StepAccuracyStage(source=source, score=command.score, seed=command.seed)
     return LengthBiasStage(source=source, score=command.score, unit=command.length_unit, seed=command.seed)
+
+
+def _on_tasks(command: EvaluateCommand, policy: PolicyOptions) -> HarnessStage:
+    """A policy's academic tasks; missing rows and unknown names are said before anything is loaded."""
+    version = check_installed()
+    model = Checkpoint.find(policy.model_name_or_path, policy.chat_template_path).as_policy()
+    return HarnessStage(policy=model, tasks=TaskRows(command.task_names, command.data_dir), version=version,
+                        num_fewshot=command.num_fewshot, max_samples=command.rows.max_samples, seed=command.seed,
+                        apply_chat_template=policy.apply_chat_template, max_new_tokens=policy.max_new_tokens,
+                        dtype=policy.dtype, allow_code=command.allow_code_execution, slots=policy.slots,
+                        label=policy.label or Path(policy.model_name_or_path).name)
 
 
 def features(command: FeaturesCommand, context: Context) -> FeaturesStage:
