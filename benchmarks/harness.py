@@ -1,0 +1,117 @@
+"""Log-likelihoods for lm-evaluation-harness: our adapter beside the harness's own Hugging Face backend, one JSON line.
+
+    python benchmarks/harness.py --model MODEL --questions gsm8k/test.jsonl.gz --cores 2 --output mine.jsonl
+
+Needs the extra `lm-eval`, and torch and accelerate for the backend. Each GSM8K question is a context, its solution the
+continuation; both adapters get the same requests, in float32, in one process, by turns: a block of requests to one,
+then the same block to the other, so that whatever else the machine does slows both. Our seconds include compiling. A
+model of fewer positions is given 1,024, which is all that its config says of them, so that nothing is cut. The backend
+gets the best of several batch sizes, tried on a few requests before. A sum of log-probabilities that differs is
+an error. On a busy machine read processor seconds of `--cores 1`: torch's threads wait for one another by spinning.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+BATCH_SIZES, TRIED, BLOCKS, POSITIONS = (1, 8, 32), 24, 4, 1024
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="folder of a language model")
+    parser.add_argument("--questions", required=True, help="GSM8K's test.jsonl or test.jsonl.gz")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--count", type=int, default=1319, help="of requests")
+    parser.add_argument("--output", help="file that the line is added to")
+    return parser.parse_args()
+
+
+def with_positions(model, folder):
+    """The model in `folder`, with room for every request."""
+    for path in Path(model).absolute().iterdir():
+        (folder / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = max(POSITIONS, config["max_position_embeddings"])
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def timed(answer, requests):
+    """(answers, {clock: seconds})."""
+    wall, processor = time.perf_counter(), time.process_time()
+    found = answer(requests)
+    return found, {"seconds": time.perf_counter() - wall, "processor_seconds": time.process_time() - processor}
+
+
+def main():
+    args = options()
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, with_positions(args.model, Path(folder)))
+
+
+def compare(args, model):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])  # before anybody counts processors
+    os.environ |= {"OMP_NUM_THREADS": str(args.cores), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    import logging
+
+    import jax
+    import jax.numpy as jnp
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    from rlhf_jax.config.mesh import MeshConfig
+    from rlhf_jax.data.files import read_file
+    from rlhf_jax.evaluation.harness.model import HarnessModel, Subject
+    from rlhf_jax.parallel import make_mesh
+    from rlhf_jax.workflow.checkpoint import Checkpoint
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    torch.set_num_threads(args.cores)
+    rows = [row for _, row in read_file(Path(args.questions))][: args.count]
+    requests = [SimpleNamespace(args=(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")) for row in rows]
+    checkpoint, mesh = Checkpoint.find(model), make_mesh(MeshConfig(), jax.devices()[:1])
+    ours = HarnessModel(Subject("ours", checkpoint.config, checkpoint.tokenizer, checkpoint.params(mesh), mesh,
+                                jnp.float32, checkpoint.stop_ids, checkpoint.decode_text))
+    theirs = HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=1)
+
+    def ask_theirs(some):
+        return theirs.loglikelihood(some, disable_tqdm=True)
+
+    tried = {}
+    for size in BATCH_SIZES:
+        theirs.batch_size_per_gpu = size
+        tried[size] = timed(ask_theirs, requests[:: len(requests) // TRIED])[1]["processor_seconds"]
+    theirs.batch_size_per_gpu = min(tried, key=tried.get)
+    print(f"processor seconds of theirs for {TRIED} requests, by batch size: {tried}", flush=True)
+    totals = {"ours": {}, "theirs": {}}
+    worst = 0.0
+    for block in range(BLOCKS):
+        some, answers = requests[block::BLOCKS], {}
+        for name, answer in (("ours", ours.loglikelihood), ("theirs", ask_theirs)):
+            answers[name], took = timed(answer, some)
+            for clock, seconds in took.items():
+                totals[name][clock] = totals[name].get(clock, 0.0) + seconds
+        gaps = [abs(a[0] - b[0]) for a, b in zip(answers["ours"], answers["theirs"], strict=True)]
+        worst = max(worst, *gaps)
+        assert worst < 1e-2, f"sums of log-probabilities differ by {worst}"
+        print(f"block {block + 1} of {BLOCKS}: {totals}", flush=True)
+    ratios = {clock: totals["theirs"][clock] / totals["ours"][clock] for clock in totals["ours"]}
+    line = {"task": "harness_loglikelihood", "date": datetime.date.today().isoformat(), "model": Path(args.model).name,
+            "requests": len(requests), "cores": args.cores, "load": os.getloadavg()[0], "truncated": ours.truncated,
+            "batch_size_of_theirs": theirs.batch_size_per_gpu, "largest_difference": worst, **totals, "ratio": ratios,
+            "versions": {"jax": jax.__version__, "torch": torch.__version__}}
+    print(json.dumps(line))
+    if args.output:
+        with Path(args.output).open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
