@@ -1,12 +1,14 @@
 """Log-likelihoods for lm-evaluation-harness: our adapter beside the harness's own Hugging Face backend, one JSON line.
 
-    python benchmarks/harness.py --model MODEL --questions gsm8k/test.jsonl.gz --cores 2 --output mine.jsonl
+    python benchmarks/harness.py --model MODEL --data_dir DIR --cores 1 --output mine.jsonl
+    python benchmarks/harness.py --model MODEL --data_dir DIR --cores 1 --task truthfulqa_mc2 --count 60
 
-Needs the extra `lm-eval`, and torch and accelerate for the backend. Each GSM8K question is a context, its solution the
-continuation; both adapters get the same requests, in float32, in one process, by turns: a block of requests to one,
-then the same block to the other, so that whatever else the machine does slows both. Our seconds include compiling. A
-model of fewer positions is given 1,024, which is all that its config says of them, so that nothing is cut. The backend
-gets the best of several batch sizes, tried on a few requests before. A sum of log-probabilities that differs is
+Needs the extra `lm-eval`, and torch and accelerate for the backend. `solutions`: each GSM8K question is a context, its
+solution the continuation, so that nothing can be shared. Of another task the requests are those of the harness, whose
+choices share a context. Both adapters get the same requests, in float32, in one process, by turns: a block of requests
+to one, then the same block to the other, so that whatever else the machine does slows both. Our seconds include
+compiling. A model of fewer positions is given 1,024 by its config, so that nothing is cut. The backend gets the best of
+several batch sizes, tried on a few requests before. A sum of log-probabilities that differs is
 an error. On a busy machine read processor seconds of `--cores 1`: torch's threads wait for one another by spinning.
 """
 
@@ -25,9 +27,10 @@ BATCH_SIZES, TRIED, BLOCKS, POSITIONS = (1, 8, 32), 24, 4, 1024
 def options():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder of a language model")
-    parser.add_argument("--questions", required=True, help="GSM8K's test.jsonl or test.jsonl.gz")
+    parser.add_argument("--data_dir", required=True, help="folder of gsm8k/test.jsonl and so on")
+    parser.add_argument("--task", default="solutions", help="or a multiple-choice task: truthfulqa_mc2, arc_challenge")
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--count", type=int, default=1319, help="of requests")
+    parser.add_argument("--count", type=int, default=1319, help="of questions")
     parser.add_argument("--output", help="file that the line is added to")
     return parser.parse_args()
 
@@ -41,6 +44,22 @@ def with_positions(model, folder):
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def requests_of(task, data_dir, count):
+    """The log-likelihoods that are asked for, with the arguments that the harness gives them."""
+    from rlhf_jax.data.files import read_file
+    from rlhf_jax.evaluation.harness.choice import choose
+    from rlhf_jax.evaluation.harness.rows import find_files
+
+    if task == "solutions":
+        rows = [row for _, row in read_file(find_files("gsm8k", data_dir)["test"])][:count]
+        return [SimpleNamespace(args=(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")) for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        (found,) = choose([task], data_dir).write(Path(folder) / "tasks").load([task])["tasks"].values()
+    found.set_config(key="num_fewshot", value=0)
+    found.build_all_requests(limit=count, rank=0, world_size=1)
+    return found.instances
 
 
 def timed(answer, requests):
@@ -67,15 +86,13 @@ def compare(args, model):
     from lm_eval.models.huggingface import HFLM
 
     from rlhf_jax.config.mesh import MeshConfig
-    from rlhf_jax.data.files import read_file
     from rlhf_jax.evaluation.harness.model import HarnessModel, Subject
     from rlhf_jax.parallel import make_mesh
     from rlhf_jax.workflow.checkpoint import Checkpoint
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(args.cores)
-    rows = [row for _, row in read_file(Path(args.questions))][: args.count]
-    requests = [SimpleNamespace(args=(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")) for row in rows]
+    requests = requests_of(args.task, args.data_dir, args.count)
     checkpoint, mesh = Checkpoint.find(model), make_mesh(MeshConfig(), jax.devices()[:1])
     ours = HarnessModel(Subject("ours", checkpoint.config, checkpoint.tokenizer, checkpoint.params(mesh), mesh,
                                 jnp.float32, checkpoint.stop_ids, checkpoint.decode_text))
@@ -103,7 +120,7 @@ def compare(args, model):
         assert worst < 1e-2, f"sums of log-probabilities differ by {worst}"
         print(f"block {block + 1} of {BLOCKS}: {totals}", flush=True)
     ratios = {clock: totals["theirs"][clock] / totals["ours"][clock] for clock in totals["ours"]}
-    line = {"task": "harness_loglikelihood", "date": datetime.date.today().isoformat(), "model": Path(args.model).name,
+    line = {"task": f"harness/{args.task}", "date": datetime.date.today().isoformat(), "model": Path(args.model).name,
             "requests": len(requests), "cores": args.cores, "load": os.getloadavg()[0], "truncated": ours.truncated,
             "batch_size_of_theirs": theirs.batch_size_per_gpu, "largest_difference": worst, **totals, "ratio": ratios,
             "versions": {"jax": jax.__version__, "torch": torch.__version__}}

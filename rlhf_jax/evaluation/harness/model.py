@@ -172,7 +172,7 @@ class HarnessModel(TemplateLM):
             raise ValueError(f"a task asks to generate with {', '.join(strange)}, which our sampler does not have; it "
                              f"has {', '.join(sorted(_TAKEN))}. Leave the task out, or change its generation_kwargs")
         return _Generation(tuple(settings["until"]), self.subject.max_new_tokens or settings["max_gen_toks"],
-                           settings["temperature"], max(int(settings.get("top_k", 0)), 0),
+                           settings.get("temperature", 0.0), max(int(settings.get("top_k", 0)), 0),
                            float(settings.get("top_p", 1.0)), float(settings.get("min_p", 0.0)))
 
     def _context(self, text: str, how: _Generation) -> tuple[int, ...]:

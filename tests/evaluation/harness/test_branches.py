@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations against one sequence at a time, whatever shares a row, on one device and on eight."""
+"""Log-likelihoods of continuations against one sequence at a time, whatever shares a row, on one device or eight."""
 
 import jax
 import numpy as np
@@ -12,7 +12,6 @@ from rlhf_jax.models import output_head
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.training.objectives import Compute
 
-
 LONGEST = 150
 
 
@@ -23,7 +22,8 @@ def case(tiny, weights):
     asked = []
     for size in (1, 3, 40, 7, LONGEST, 12, 100, 5):
         context = tuple(rng.integers(0, 48, size).tolist())
-        asked += [Asked(context, tuple(rng.integers(0, 48, n).tolist())) for n in rng.integers(1, 20, rng.integers(1, 6))]
+        lengths = rng.integers(1, 20, rng.integers(1, 6))
+        asked += [Asked(context, tuple(rng.integers(0, 48, length).tolist())) for length in lengths]
     return config, weights(config, 3), [*asked, asked[0], asked[5]]
 
 
