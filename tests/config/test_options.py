@@ -42,6 +42,7 @@ ENGINE = {"urls": "http://h/v1", "model": "m", "name": "vllm", "version": "1"}
 SCORE = {"input": "i", "output_dir": "o"}
 MIX = {"sources": ["a.jsonl"], "output_dir": "o"}
 JUDGED = {"output_dir": "o", "scorer": FUNCTION}
+ON_TASKS = {"output_dir": "o", "tasks": "gsm8k, mmlu", "policy": {"model_name_or_path": "m"}}
 SUM = {"kind": "combine", "weights": {"proxy/a": 1.0}}
 RATED = {"kind": "regression", "objectives": ["data"]}
 DIRECTED = {"loop": {"method": "raft", "directions": {"objectives": ["proxy/a", "proxy/b"]}}}
@@ -135,6 +136,13 @@ DIRECTED = {"loop": {"method": "raft", "directions": {"objectives": ["proxy/a", 
     (EvaluateCommand, {**JUDGED, "text_as_chat": True}, "no such key: text_as_chat"),
     (EvaluateCommand, {**JUDGED, "dtype": "bfloat16"}, "no such key: dtype"),
     (EvaluateCommand, {**JUDGED, "chat_template_path": "plain"}, "no such key: chat_template_path"),
+    (EvaluateCommand, {"output_dir": "o"}, "give one of scorer, .* input, .* and policy"),
+    (EvaluateCommand, {**JUDGED, "tasks": "gsm8k"}, "tasks = 'gsm8k' has no effect with policy = None; set policy"),
+    (EvaluateCommand, {**ON_TASKS, "tasks": ()}, "policy is given and tasks is not"),
+    (EvaluateCommand, {**ON_TASKS, **DATA}, "dataset_name has no effect with policy, which reads the rows of its t"),
+    (EvaluateCommand, {**ON_TASKS, "tie_rule": "half"}, "tie_rule has no effect with policy"),
+    (EvaluateCommand, {**ON_TASKS, "policy": {"model_name_or_path": "m", "chat_template_path": "plain"}},
+     "chat_template_path = 'plain' has no effect with apply_chat_template = False"),
     (DataOptions, {"max_samples": -3}, "max_samples = -3"),
     (DataOptions, {"max_length": 0}, "max_length = 0; it must be at least 1, or null"),
     (DataOptions, {"max_bad_rows": -1}, "max_bad_rows = -1"),
@@ -195,6 +203,7 @@ def test_settings_that_have_no_effect_or_contradict_each_other_are_refused(optio
     (ExperimentConfig, {**START, "chat_template_path": "plain", "sft": {"data": DATA}}),
     (ExperimentConfig, {**REWARDED, "reward": {"data": OTHER, "eval_data": DATA, "init": "m"}}),
     (EvaluateCommand, {"output_dir": "o", "scorer": {"model_name_or_path": "m", "chat_template_path": "plain"}}),
+    (EvaluateCommand, {**ON_TASKS, "max_samples": 4, "num_fewshot": 0, "allow_code_execution": True}),
 ])
 def test_the_combinations_those_errors_advise_are_accepted(options, settings):
     build(options, settings)
