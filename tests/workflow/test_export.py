@@ -318,11 +318,12 @@ def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, k
 
 
 @pytest.mark.parametrize("use_peft", [False, True])
-def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, export, tmp_path):
+def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, export, xla_flags,
+                                                                      tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     killed(mesh, use_peft)
     export(source(model, checkpoint=str(tmp_path / "sft")), tmp_path / "here", mesh=mesh)
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(1)}
     there = subprocess.run([sys.executable, "-m", "rlhf_jax.cli.main", "export", model, "--checkpoint",
                             tmp_path / "sft", "--dtype", "float32", "--output_dir", tmp_path / "there"],
                            env=env, capture_output=True, text=True, check=False)
