@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 5
 
-.PHONY: quickstart test test-slow soak lint check reproduce clean
+.PHONY: quickstart test test-slow soak lint check docs reproduce clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 check: lint test                      ## what a commit must pass
+
+docs: $(VENV)/.installed              ## the site, build/site; a dead link or an unknown name ends it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 reproduce: $(VENV)/.installed         ## the quickstart over SEEDS seeds, summarised in docs/results/quickstart.md
 	$(BIN)/rlhf-jax sweep --config configs/quickstart.yaml --output_dir runs/reproduce --seeds $(SEEDS) \
