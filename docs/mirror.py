@@ -71,14 +71,23 @@ def add(files: Files, config: Any, path: Path) -> None:
     if path.is_dir() and (path / "README.md").exists():
         return
     if path.is_file():
-        text = f"# {path.name}\n\n`````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text()}`````\n"
-        files.append(File.generated(config, shown_at(path), content=text))
+        files.append(File.generated(config, shown_at(path), content=page_of(path)))
         return
     held = sorted(one for one in path.rglob("*") if one.suffix in SHOWN)
     lines = [f"- [{one.relative_to(path).as_posix()}]({one.relative_to(path).as_posix()})" for one in held]
     files.append(File.generated(config, shown_at(path), content="\n".join([f"# {name_of(path)}/", "", *lines, ""])))
     for one in held:
         add(files, config, one)
+
+
+def page_of(path: Path) -> str:
+    """A file as a page: whole, or of a notebook (`# %%` parts cells) its text as text and its code as code."""
+    text, language = path.read_text(), LANGUAGES.get(path.suffix, "text")
+    if not text.startswith("# %%"):
+        return f"# {path.name}\n\n`````{language}\n{text}`````\n"
+    cells = [cell.partition("\n")[::2] for cell in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]]
+    return "\n\n".join(re.sub("^# ?", "", cell, flags=re.MULTILINE) if kind else f"```python\n{cell.strip()}\n```"
+                       for kind, cell in cells)
 
 
 class Docstrings(griffe.Extension):

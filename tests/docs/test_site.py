@@ -38,6 +38,7 @@ def test_the_navigation_leads_to_every_page():
     nav = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     patterns = ("*.md", "docs/**/*.md", "benchmarks/*.md", "configs/**/*.md", "examples/*.md", "launch/**/*.md")
     pages = {str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)}
+    pages |= {f"{path.relative_to(ROOT)}.md" for path in ROOT.glob("docs/notebooks/*.py")}
     assert sorted(nav) == sorted(pages)
 
 
