@@ -53,14 +53,15 @@ def lora_specs(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
 
 
 def init_lora(key: Array, config: DecoderConfig, lora: LoraConfig, dtype: Any = jnp.float32) -> Params:
-    """a: normal with variance 1 / (fan in), b: zero, so that the adapted model starts as the base model."""
+    """One factor normal with variance 1 / (fan in), the other zero: the adapted model starts as the base model."""
     specs = lora_specs(config, lora)
     adapter: Params = {}
     for index, (module, pair) in enumerate(specs.items()):
-        shape = pair["a"].shape
-        fan_in = math.prod(shape[1:-1])
-        a = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32) * fan_in**-0.5
-        adapter[module] = {"a": a.astype(dtype), "b": jnp.zeros(pair["b"].shape, dtype)}
+        shape = pair[lora.lora_init].shape
+        fan_in = math.prod(shape[1:-1]) if lora.lora_init == "a" else lora.lora_r
+        drawn = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32) * fan_in**-0.5
+        zeros = {name: jnp.zeros(spec.shape, dtype) for name, spec in pair.items()}
+        adapter[module] = {**zeros, lora.lora_init: drawn.astype(dtype)}
     return adapter
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +65,7 @@ def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
 def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Adapter:
     """A LoRA adapter written by PEFT, TRL or `save_adapter`, for the model of `config`, as numpy arrays.
 
-    Rank-stabilised LoRA (use_rslora), whose update is scaled by alpha / sqrt(r), is read as plain LoRA of another
-    alpha. The head of a classifier may lie over a language model, which then has as many labels as it.
+    The head of a classifier may lie over a language model, which then has as many labels as it.
 
     Raises:
       CheckpointError: if the adapter has settings beyond that, its tensors are not those of this model, or it is a
@@ -82,8 +80,7 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
         said = ", ".join(f"{key} = {value!r}" for key, value in odd.items())
         raise CheckpointError(f"{folder} is an adapter with {said}; supported is plain LoRA over the base as it was "
                               f"published. {_MERGE}")
-    alpha = raw["lora_alpha"] * math.sqrt(rank) if raw.get("use_rslora") else raw["lora_alpha"]
-    lora = LoraConfig(True, rank, alpha, tuple(sorted(targets)))
+    lora = LoraConfig(True, rank, raw["lora_alpha"], tuple(sorted(targets)), bool(raw.get("use_rslora")))
     specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
@@ -132,6 +129,7 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
         write_chat_template(folder, chat_template)
     write_json(folder / ADAPTER_CONFIG, {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",
-        "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
+        "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "use_rslora": lora.use_rslora,
+        "lora_dropout": 0.0,
         "target_modules": list(lora.lora_target_modules), "bias": "none", "fan_in_fan_out": False,
         "modules_to_save": None if score is None else ["score"], "inference_mode": True})

@@ -62,6 +62,18 @@ def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):
     assert not np.array_equal(adapter["q_proj"]["a"][0], adapter["q_proj"]["a"][1])
 
 
+def test_b_may_start_random_instead_with_variance_one_over_the_rank(model):
+    config, params = model
+    lora = LoraConfig(use_peft=True, lora_r=64, lora_init="b")
+    adapter = init_lora(jax.random.key(0), config, lora)
+    assert float(jnp.std(adapter["down_proj"]["b"])) == pytest.approx(64**-0.5, rel=0.05)
+    assert not any(pair["a"].any() for pair in adapter.values())
+    np.testing.assert_array_equal(hidden(with_lora(params, adapter, lora.scale), config), hidden(params, config))
+    grads = jax.grad(lambda x: jnp.sum(hidden(with_lora(params, x, lora.scale), config) ** 3))(adapter)
+    assert grads["q_proj"]["a"].any()  # the first step moves the factor that is zero, and that alone
+    assert not grads["q_proj"]["b"].any()
+
+
 @pytest.mark.parametrize("targets", [tuple(TARGETS), *((name,) for name in TARGETS)])
 def test_merged_weights_equal_the_two_matmuls(targets, model):
     config, params = model
@@ -141,5 +153,6 @@ def test_values_that_cannot_work_are_refused(bad, message):
         LoraConfig(use_peft=True, **bad)
 
 
-def test_scale_is_alpha_over_r():
+def test_scale_is_alpha_over_r_or_over_its_root():
     assert math.isclose(LoraConfig(use_peft=True, lora_r=8, lora_alpha=4.0).scale, 0.5)
+    assert math.isclose(LoraConfig(use_peft=True, lora_r=16, lora_alpha=4.0, use_rslora=True).scale, 1.0)

@@ -150,6 +150,14 @@ def test_rank_stabilised_updates_are_scaled_by_alpha_over_the_root_of_the_rank(a
     assert load_adapter(adapter(use_rslora=True), base[0]).lora.scale == pytest.approx(6 / 4**0.5)
 
 
+def test_a_rank_stabilised_adapter_of_ours_is_one_for_peft_too(base, tmp_path):
+    config, folder = base
+    lora = LoraConfig(True, 4, 6.0, ("down_proj", "q_proj"), use_rslora=True)
+    save_adapter(tmp_path / "own", init_lora(jax.random.key(0), config, lora), config, lora, str(folder))
+    assert json.loads((tmp_path / "own/adapter_config.json").read_text())["use_rslora"] is True
+    assert load_adapter(tmp_path / "own", config).lora == lora
+
+
 def test_the_base_of_an_adapter_has_its_revision(adapter, base):
     assert adapter_base(adapter(base_model_name_or_path="owner/name", revision="abc")) == "owner/name@abc"
     assert adapter_base(adapter(base_model_name_or_path="owner/name", revision=None)) == "owner/name"
