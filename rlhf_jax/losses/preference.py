@@ -135,6 +135,9 @@ def preference_loss(
 
     Raises:
       ValueError: a chosen loss needs `margin` and none was given, shapes differ, or the losses are of single responses.
+
+    >>> [term.values for term in preference_loss(pair, PreferenceLoss(("sigmoid", "sft")))]
+    [Array([0.621, 0.8544], dtype=float32), Array([2.0, 2.5], dtype=float32)]
     """
     if spec.of_responses:
         raise ValueError(f"loss_type={', '.join(spec.loss_types)} is a loss of single responses; use response_loss")
@@ -162,7 +165,11 @@ def preference_loss(
 
 
 def weighted_total(terms: Sequence[Term]) -> Array:
-    """Computes sum_i coefficient_i * sum(values_i * weights_i) / sum(weights_i); [], and 0 where all weights are 0."""
+    """Computes sum_i coefficient_i * sum(values_i * weights_i) / sum(weights_i); [], and 0 where all weights are 0.
+
+    >>> weighted_total(preference_loss(pair, PreferenceLoss(("sigmoid", "sft"), loss_weights=(1.0, 0.5))))
+    Array(1.8915, dtype=float32)
+    """
 
     def mean(term: Term) -> Array:
         weight = jnp.sum(term.weights)

@@ -25,10 +25,17 @@ from rlhf_jax.workflow.datasets import GivenGroups
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.stage import Run
-from rlhf_jax.workflow.stages.export import find_source
+from rlhf_jax.workflow.stages.export import _lora_of, find_source
 from rlhf_jax.workflow.stages.sft import SftStage
 
 LORA = LoraConfig(True, 2, 4.0, ("q_proj", "down_proj"))
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_the_adapter_of_an_unfinished_training_keeps_its_scale(stabilised, tmp_path):
+    options = {"lora_r": 4, "lora_alpha": 6.0, "lora_target_modules": ["q_proj"], "use_rslora": stabilised}
+    (tmp_path / "inputs.json").write_text(json.dumps({"inputs": {"options": options}}))
+    assert _lora_of(tmp_path).scale == (3.0 if stabilised else 1.5)
 
 
 @pytest.fixture
