@@ -49,6 +49,11 @@ def adapter_base(folder: str | Path) -> str | None:
     return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
 
 
+def has_magnitudes(folder: str | Path) -> bool:
+    """Whether an adapter is one of DoRA, which cannot lie beside its base: it scales the columns of their sum."""
+    return bool(read_json(Path(folder) / ADAPTER_CONFIG).get("use_dora"))
+
+
 def adapter_outputs(folder: str | Path) -> int | None:
     """How many outputs the classifier's head beside an adapter has; None where there is none."""
     with open_tensors(Path(folder) / ADAPTER_WEIGHTS) as reader:
@@ -82,7 +87,7 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
         raise CheckpointError(f"{folder} is an adapter with {said}; supported are LoRA and DoRA over the base as it "
                               f"was published. {_MERGE}")
     lora = LoraConfig(True, rank, raw["lora_alpha"], tuple(sorted(targets)), bool(raw.get("use_rslora")))
-    specs: dict[str, Any] = {"lora": lora_specs(config, lora, magnitudes=bool(raw.get("use_dora")))}
+    specs: dict[str, Any] = {"lora": lora_specs(config, lora, magnitudes=has_magnitudes(folder))}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
     labels = config.num_labels or adapter_outputs(folder) or 0

@@ -32,7 +32,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.models.folder import CONFIG, holds_tokenizer, is_adapter, own_template
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.models.peft import Adapter
+from rlhf_jax.models.peft import Adapter, has_magnitudes
 from rlhf_jax.parallel import param_shardings, spec_shardings
 from rlhf_jax.workflow.reward_model import reward_config
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
@@ -150,6 +150,11 @@ class Checkpoint:
         adapter = self._adapter()
         params = merge_lora(self.base_params(mesh), adapter.params, adapter.lora.scale)
         return cast(jax.device_put(_with_head(params, adapter.score), param_shardings(self.config, mesh)), dtype)
+
+    @property
+    def shared_base(self) -> Path | None:
+        """The folder whose weights other adapters may lie over too; None for a whole model and for what is merged."""
+        return None if self.adapter is None or has_magnitudes(self.adapter) else self.folder
 
     def base_params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
         """The weights of the folder, without an adapter."""

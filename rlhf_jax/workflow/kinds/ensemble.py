@@ -71,10 +71,10 @@ def open_scorer(options: EnsembleScoring, mesh: Mesh, name: str, weights: GivenW
 
 def member_weights(members: Mapping[str, Checkpoint], mesh: Mesh, dtype: Any) -> dict[str, Params]:
     """The weights of each; adapters of one base stay beside it, and its arrays are held once for all of them."""
-    bases = Counter(member.folder for member in members.values() if member.adapter is not None)
-    shared = {member.folder: member for member in members.values() if bases[member.folder] > 1}
-    loaded = {folder: member.base_params(mesh, dtype) for folder, member in shared.items()}
-    return {name: member.over(loaded[member.folder], mesh) if member.adapter is not None and member.folder in loaded
+    bases = Counter(member.shared_base for member in members.values())
+    of = {member.shared_base: member for member in members.values()}
+    loaded = {base: of[base].base_params(mesh, dtype) for base, count in bases.items() if base and count > 1}
+    return {name: member.over(loaded[base], mesh) if (base := member.shared_base) in loaded
             else member.params(mesh, dtype) for name, member in members.items()}
 
 
