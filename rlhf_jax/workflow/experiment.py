@@ -226,7 +226,7 @@ class Experiment:
     def _offline(self, start: Checkpoint) -> Checkpoint:
         """Offline DPO on the preference set: the human labels, no sampling."""
         assert self.config.reward is not None
-        options = self.config.dpo
+        options = replaced(self.config.dpo, xpo_alpha=0.0)  # labelled pairs hold no answer of the start
         rows = self.rows("offline_dpo", self.config.reward.data, "preference", start)
         labelled = self.context.do("offline_dpo/pairs", LabelledPairsStage(data=rows, model=start))
         return self.context.train("offline_dpo/dpo", DpoStage(
