@@ -43,7 +43,7 @@ _PER_PAIR = ("mask", "margin", "chosen_win", "rejected_win")
 
 
 def of_pairs(loss: F) -> F:
-    """A loss of a `PairLogps` that first checks the shapes of the pair, and of what else it has of each (`_PER_PAIR`)."""
+    """A loss of a `PairLogps` that first checks the shapes of the pair, and of what else there is of each."""
     parameters = list(inspect.signature(loss).parameters)
 
     @functools.wraps(loss)
