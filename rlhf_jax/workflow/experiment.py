@@ -211,7 +211,8 @@ class Experiment:
             loop = replaced(c.loop, rounds=1, data_policy="fresh", reference="sft", directions=None,
                             prompts_per_round=self._prompts_in_all(prompts))
             name = f"matched_{loop.method}"
-            matched = run(name, recipe=dataclasses.replace(self.recipe, loop=loop))
+            pairs = c.pairs if c.pairs.budget is None else replaced(c.pairs, budget=c.pairs.budget * c.loop.rounds)
+            matched = run(name, recipe=dataclasses.replace(self.recipe, loop=loop, pairs=pairs))
             out.append(Entry(f"{name}-1", name, 1, matched[0]))
         if "raft" in c.baselines:
             loop = replaced(c.loop, method="raft", directions=None)

@@ -10,9 +10,11 @@ from rlhf_jax.data.features import read_features, response_id, write_features
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import load_params
+from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.enhancer import EarlierPairs, Enhancer, StoredStates
 from rlhf_jax.workflow.products import COVARIANCE, FEATURES, PAIRS, DamagedProduct
 from rlhf_jax.workflow.stages.pairs import PairsStage
+from rlhf_jax.workflow.stages.score import ScoreStage
 from rlhf_jax.workflow.stages.shards import ShardFolder, shard_name
 
 SCORES = (3.0, 2.0, 1.0)
@@ -96,8 +98,8 @@ def judged(do_verb, make_model, tmp_path_factory):
     """A reward model, and rows of text that it scored with features: three answers each, one too long for it."""
     folder = tmp_path_factory.mktemp("judged")
     model = make_model(folder / "rm", num_labels=1, tie_embeddings=False)
-    rows = [{"prompt": f"Write {name}.", "responses": ["Dear Mia.", "The cat sat. " * 3, "No. " * 200]}
-            for name in ("one", "two", "three")]
+    answers = {"responses": ["Dear Mia.", "The cat sat. " * 3, "No. " * 200], "rewards": [1, 2, 3]}
+    rows = [{"prompt": f"Write {name}.", **answers} for name in ("one", "two", "three")]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"kind": "bradley_terry", "model_name_or_path": str(model), "dataset_name": str(folder / "rows.jsonl"),
              "shard_size": 2, "max_length": 150}
@@ -146,9 +148,9 @@ def test_states_that_something_else_changed_are_refused(judged, do_verb, tmp_pat
 
 
 def test_a_scorer_without_states_is_refused(make_context, tmp_path):
-    from rlhf_jax.scoring import FunctionScorer
-    from rlhf_jax.workflow.stages.score import ScoreStage
+    def lengths(prompts, completions, **columns):
+        return list(map(len, completions))
 
-    stage = ScoreStage(scorer=FunctionScorer(len, name="proxy"), source=ShardFolder(tmp_path), features=True)
+    stage = ScoreStage(scorer=FunctionScorer(lengths, name="proxy"), source=ShardFolder(tmp_path), features=True)
     with pytest.raises(ValueError, match="features are the hidden states of a reward model, and the scorer 'proxy'"):
         stage.preview(make_context(tmp_path))
