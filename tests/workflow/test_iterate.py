@@ -334,19 +334,17 @@ def test_rounds_of_the_enhancer_hand_on_what_their_pairs_said(quick, make_contex
     assert np.all(second >= first - 1e-9)
 
 
-def test_xpo_starts_at_ln_2_and_its_term_and_moves_away_from_what_the_start_says(make_context, start, prompts, scorer,
-                                                                                tmp_path):
-    recipe = dataclasses.replace(make_recipe(rounds=1, from_start=1 / 3), pairs=PairOptions(rule="across"))
-    found = {}
-    for alpha in (0.0, 0.02):
-        dpo = build(PreferenceOptions, {**TRAIN, "xpo_alpha": alpha})
-        (policy,) = iterate(make_context(tmp_path), "online", start, prompts, scorer,
-                            dataclasses.replace(recipe, dpo=dpo))
-        found[alpha] = first_loss(policy)
-    assert found[0.0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert "loss/xpo" not in found[0.0]
-    assert found[0.02]["loss"] == pytest.approx(math.log(2) + found[0.02]["loss/xpo"], abs=1e-4)
-    assert found[0.02]["loss/xpo"] < 0
+def test_xpo_end_to_end_starts_at_ln_2_and_alpha_times_the_mean_of_what_the_start_says(make_context, start, prompts,
+                                                                                      scorer, tmp_path):
+    recipe = dataclasses.replace(make_recipe(rounds=1, from_start=1 / 3), pairs=PairOptions(rule="across"),
+                                 dpo=build(PreferenceOptions, {**TRAIN, "xpo_alpha": 0.02}))
+    (policy,) = iterate(make_context(tmp_path), "online", start, prompts, scorer, recipe)
+    pairs = read_groups(next(tmp_path.glob("stages/*-pairs-*/pairs.jsonl")))
+    says = [float(r.logps.sum()) for group in pairs for r in group.responses if r.scores["by_other"] == 1.0]
+    assert len(says) == len(pairs) <= TRAIN["train_batch_size"]  # one batch holds them all
+    row = first_loss(policy)
+    assert row["loss/xpo"] == pytest.approx(0.02 * np.mean(says), abs=1e-4)
+    assert row["loss"] == pytest.approx(math.log(2) + row["loss/xpo"], abs=1e-4)
 
 
 def test_answers_of_two_policies_are_joined_by_prompt(prompts, tmp_path):
