@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,12 @@ class EarlierPairs:
         check_made(self.path)
         return np.load(self.path)
 
+    @property
+    def projected_by(self) -> tuple[Any, Any] | None:
+        """Seed and projection of its options; None where no record says them."""
+        options = ((check_made(self.folder) or {}).get("inputs", {})).get("options")
+        return None if options is None else (options["seed"], options["projection"])
+
 
 class Enhancer:
     """Chooses what the best answer of a prompt is held against.
@@ -103,6 +110,9 @@ class Enhancer:
         if self.covariance.shape != (size, size):
             raise ValueError(f"the earlier pairs' features have {len(self.covariance)} numbers and these {size}; pair "
                              "both with the same reward model and projection")
+        if earlier is not None and size < width and earlier.projected_by not in (None, (options.seed, size)):
+            raise ValueError(f"the earlier pairs in {earlier.folder} were projected by another seed than "
+                             f"{options.seed}, to which their covariance means nothing; give the same one")
 
     def _features(self, group: PromptGroup, responses: Sequence[Response]) -> np.ndarray:
         """[n, d] of the answers, projected."""

@@ -123,7 +123,7 @@ def make_pairs(groups: Sequence[PromptGroup], options: PairOptions, enhancer: En
     Raises:
       ValueError: no group has one, or its responses lack what the rule or the budget reads.
     """
-    _two_policies(groups, options)
+    check_two_policies(groups, options)
     funnel = Funnel(read=len(groups))
     out = []
     for group in groups:
@@ -139,7 +139,8 @@ def make_pairs(groups: Sequence[PromptGroup], options: PairOptions, enhancer: En
     return kept, funnel
 
 
-def _two_policies(groups: Sequence[PromptGroup], options: PairOptions) -> None:
+def check_two_policies(groups: Sequence[PromptGroup], options: PairOptions) -> None:
+    """Raises ValueError for a rule of two policies where no response says whose it is."""
     if options.rule in TWO_POLICIES and not any(BY_OTHER in r.scores for group in groups for r in group.responses):
         raise ValueError(f"rule = {options.rule!r} needs the answers of two policies, and no response says whose it is "
                          f"({BY_OTHER}); set loop.from_start, or give the other policy's samples as `against`")

@@ -72,6 +72,9 @@ def test_features_are_projected_where_that_is_asked(pair, tmp_path):
     assert np.load(folder / COVARIANCE).shape == (1, 1)
     with pytest.raises(ValueError, match="earlier pairs' features have 1 numbers and these 2"):
         pair("two", source, folder)
+    assert pair("same", source, folder, projection=1)
+    with pytest.raises(ValueError, match="were projected by another seed than 3"):
+        pair("other", source, folder, projection=1, seed=3)
 
 
 def test_a_pair_stage_is_keyed_by_the_states_it_reads(tmp_path):
