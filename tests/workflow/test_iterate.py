@@ -14,6 +14,7 @@ from rlhf_jax.config.build import build
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import BradleyTerryScoring, ScorerModel
 from rlhf_jax.config.training import SftOptions
@@ -23,6 +24,7 @@ from rlhf_jax.models import load_params, save_hf
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import GivenGroups, GroupFile
+from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.iterate import Recipe, iterate, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.products import MODEL, PAIRS
@@ -378,3 +380,14 @@ def test_pairs_without_what_the_loss_reads_are_refused(make_groups, options, sco
               for g in make_groups(2, holes=False)]
     with pytest.raises(ValueError, match=message):
         as_read(build(PreferenceOptions, options), groups)
+
+
+def test_the_matched_control_has_the_prompts_and_the_budget_of_all_rounds(make_context, prompts, tmp_path):
+    def recipe(**pairs):
+        config = build(ExperimentConfig, {
+            "output_dir": str(tmp_path), "model_name_or_path": "m", "prompts": {"dataset_name": "p"}, "pairs": pairs,
+            "scorer": {"kind": "function", "function": "m:f"}, "loop": {"rounds": 3, "prompts_per_round": 4}})
+        return Experiment(config, make_context(tmp_path)).matched(prompts)
+
+    assert (recipe().loop.rounds, recipe().loop.prompts_per_round, recipe().pairs) == (1, 12, PairOptions())
+    assert recipe(budget=2).pairs == PairOptions(budget=6)
