@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
 SEEDS  ?= 5
 
-.PHONY: quickstart test test-slow soak lint check reproduce clean
+.PHONY: quickstart test test-slow soak lint check docs reproduce clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[test,lint]"
 	touch $@
 
 quickstart: $(VENV)/.installed        ## the whole workflow on the embedded default, then a report to open
@@ -29,6 +30,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 check: lint test                      ## what a commit must pass
+
+docs: $(VENV)/.installed              ## the site, build/site; a dead link or an unknown name ends it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 reproduce: $(VENV)/.installed         ## the quickstart over SEEDS seeds, summarised in docs/results/quickstart.md
 	$(BIN)/rlhf-jax sweep --config configs/quickstart.yaml --output_dir runs/reproduce --seeds $(SEEDS) \

@@ -74,7 +74,9 @@ class Model:
     """A model that was opened by `load`. Batches may be of any length; rows are cut over all devices of the mesh.
 
     Attributes:
-      checkpoint: its files. mesh, dtype: see `load`. render: how text becomes token ids.
+      checkpoint: its files.
+      mesh, dtype: see `load`.
+      render: how text becomes token ids.
       weights: what stands in the place of the files' own.
     """
 
@@ -102,18 +104,29 @@ class Model:
         return self.checkpoint.params(self.mesh, jnp.dtype(self.dtype)) if self.weights is None else self.weights
 
     def with_params(self, params: Params) -> Model:
-        """The same model with other weights, say after a step of training; compiled programs are shared."""
+        """The same model with other weights, say after a step of training; compiled programs are shared.
+
+        Args:
+          params: a tree as `params` gives it.
+        """
         return dataclasses.replace(self, weights=params)
 
     def groups(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[PromptGroup]:
         """Each prompt with its response as token ids, for `losses` and loops of one's own.
 
         A template that rewrites earlier turns makes several groups of one response, `ID/0`, `ID/2` ..., one per turn.
+
+        Args:
+          prompts, responses: N of each; a string is plain text, a list is chat messages.
         """
         return [group for some in self._rendered(prompts, responses) for group in some]
 
     def logps(self, prompts: Sequence[Text], responses: Sequence[Text]) -> np.ndarray:
-        """[N] float64 log-probability of each response after its prompt, in nats: the sum over its own tokens."""
+        """[N] float64 log-probability of each response after its prompt, in nats: the sum over its own tokens.
+
+        Args:
+          prompts, responses: N of each; a string is plain text, a list is chat messages.
+        """
         return np.array([values.sum(dtype=np.float64) for values in self.token_logps(prompts, responses)])
 
     def token_logps(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[np.ndarray]:
@@ -137,6 +150,8 @@ class Model:
         The samples are those of `rlhf-jax generate` under the same settings and seed.
 
         Args:
+          prompts: a string is plain text, a list is chat messages.
+          n: samples for each prompt.
           sampling: temperature, top_p, max_new_tokens, seed ...: the keys of `config.sampling.SamplingConfig`.
 
         Raises:
@@ -181,6 +196,11 @@ class Model:
         """The groups with a score for each response, in `response.scores[name]`, as `rlhf-jax score` gives them.
 
         A response that cannot be scored has none.
+
+        Args:
+          groups: as `generate` or `read_groups` gives them.
+          name: of the score.
+          scorer: output, score_at, max_length ...: the keys of `rlhf-jax score` for this kind of model.
         """
         return [group.with_scores(name, scores) for group, scores in zip(
             groups, self._scorer(name, scorer).score(groups), strict=True)]
@@ -190,6 +210,10 @@ class Model:
         """P(first response is better than the second) of each prompt; None where that could not be told.
 
         A preference model is asked in both orders; of a reward model it is the sigmoid of the difference of scores.
+
+        Args:
+          prompts, first, second: N of each; a string is plain text, a list is chat messages.
+          scorer: as for `score`.
         """
         asked = self._scorer("score", scorer)
         if isinstance(asked, Comparing):

@@ -6,15 +6,25 @@ import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-_DEVICES = "--xla_force_host_platform_device_count=8"
-if _DEVICES.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):  # read when jax first looks for devices, not later
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # halves the time XLA takes to compile for the CPU
+QUICK_COMPILES = " ".join([
+    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    *(["--xla_cpu_use_fusion_emitters=false"] if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12) else []),
+])
+"""Compiling is most of what tests cost: unoptimised programs mean the same, and are there in a third of the time."""
+
+
+def flags_for(devices):
+    return f"{QUICK_COMPILES} --xla_force_host_platform_device_count={devices}"
+
+
+os.environ.setdefault("XLA_FLAGS", flags_for(8))  # read when jax first looks for devices, not later
 
 # a busy machine is no failure: no deadlines
 settings.register_profile("shared_cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -129,6 +139,12 @@ def plain_hidden(params, config, ids):
         gate = y @ mlp["gate"]
         x = x + (gate / (1 + jnp.exp(-gate)) * (y @ mlp["up"])) @ mlp["down"]
     return norm(x, params["final_norm"])
+
+
+@pytest.fixture(scope="session")
+def xla_flags():
+    """xla_flags(devices): XLA_FLAGS of another process, with so many CPU devices and quick compiles."""
+    return flags_for
 
 
 @pytest.fixture(scope="session")

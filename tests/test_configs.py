@@ -10,13 +10,14 @@ import pytest
 import yaml
 from jax.sharding import AbstractMesh
 
-from rlhf_jax.cli.parser import parse_tree
+from rlhf_jax.cli.parser import parse, parse_tree
 from rlhf_jax.cli.plan import read
 from rlhf_jax.config.commands import RewardCommand, SftCommand
 from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.run import ExperimentConfig
+from rlhf_jax.config.sweep import SweepCommand
 from rlhf_jax.data.converters import find_converter
 from rlhf_jax.data.world import world_rows
 from rlhf_jax.models import config_from_hf, count_params, param_specs
@@ -32,7 +33,9 @@ VERBS = {"sft": SftCommand, "reward": RewardCommand, "pairwise": RewardCommand}
 GIVEN_LATER = {"output_dir": "o", "model_name_or_path": "m"}
 """What a user adds on the command line."""
 MIXES = sorted(CONFIGS.glob("mixes/*.yaml"))
-RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in ("mesh", "mixes")]
+SWEEPS = sorted(set(CONFIGS.glob("exploration/*.yaml")) - {CONFIGS / "exploration" / "world.yaml"})
+RECIPES = [path for path in sorted(CONFIGS.rglob("*.yaml"))
+           if path.parent.name not in ("mesh", "mixes") and path not in SWEEPS]
 MODELS = {"llama3_8b": 8_030_261_248, "llama3_70b": 70_553_706_496, "gemma2_9b": 9_241_705_984,
           "qwen3_8b": 8_190_735_360}
 """Parameters as published."""
@@ -50,6 +53,14 @@ def test_every_config_is_what_its_verb_takes(path):
     if tree.get("gold", {}).get("kind") == "bradley_terry":
         judges["gold"] = {**judge, **tree["gold"]}
     parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", **given, **tree, **judges})
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_one_over_the_world(path):
+    words = ["--config", str(path.parent / "world.yaml"), "--config", str(path)]
+    command = parse(SweepCommand, "sweep", words)
+    assert math.prod(map(len, command.grid.values())) > 1  # each cell was built, or the command refused
+    assert f"`{path.name}`" in (path.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", MIXES, ids=lambda path: path.stem)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.pairs import ENHANCER, RULES, TWO_POLICIES, PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.losses import PairLogps, PreferenceLoss, preference_loss, sigmoid_loss
@@ -87,7 +87,7 @@ def test_a_pair_rule_of_ones_own_gets_values_best_first(mine):
     PairOptions(rule=f"{mine}:second_and_third")
     with pytest.raises(ValueError, match="did you mean 'max_min'"):
         PairOptions(rule="max_mim")
-    assert set(PAIR_RULES) == {"max_min", "max_random", "max_max", "random"}
+    assert {*RULES} == {*PAIR_RULES, ENHANCER, *TWO_POLICIES}
 
 
 def test_a_converter_of_ones_own_reads_foreign_rows(mine, tmp_path):

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from rlhf_jax.config.data import DataOptions, PreferenceData, RowOptions, Sources
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
-from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.pairs import ENHANCER, PairOptions
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.config.scorer import ScorerOptions, check_numbers_given
+from rlhf_jax.config.scorer import WITH_HEADS, ScorerOptions, check_numbers_given
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, check_evaluated, check_graded
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, changed
@@ -103,6 +103,8 @@ class ScoreCommand(Options):
       output_dir: where the scored shards go.
       name: under which the scores are stored.
       layout: "rlhflow" also writes OUTPUT_DIR/rlhflow.jsonl, rows of prompt, responses and rewards.
+      features: also writes the reward model's hidden states of all answers, OUTPUT_DIR/features/shard-*; the pair rule
+        enhancer reads them.
       shard_size: rows of a data set in one shard file; what a killed run loses at most.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       rows: prompts with responses, in any layout, instead of input.
@@ -113,6 +115,7 @@ class ScoreCommand(Options):
     output_dir: str
     name: str = "proxy"
     layout: Literal["groups", "rlhflow"] = "groups"
+    features: bool = False
     shard_size: Annotated[int, COUNT] = SHARD_SIZE
     mesh: MeshChoice = MeshConfig()
     rows: Flat[RowOptions] = RowOptions()
@@ -122,6 +125,9 @@ class ScoreCommand(Options):
         if (self.input is None) == (not self.rows.sources):
             both = "" if self.input is None else f"input = {self.input!r} and dataset_name are both given; "
             raise ValueError(f"{both}give either input, a folder of shards, or dataset_name, rows with responses")
+        if self.features and self.scorer.kind not in WITH_HEADS:
+            raise ValueError(f"features = true writes the hidden states of a reward model, and kind = "
+                             f"{self.scorer.kind!r} has none; choose one of {', '.join(WITH_HEADS)}")
         idle = changed(self.rows) + (["shard_size"] if self.shard_size != SHARD_SIZE else [])
         if self.input is not None and idle:
             raise ValueError(f"{', '.join(idle)} has no effect with input, whose shards stay as they are; leave it "
@@ -135,14 +141,28 @@ class PairsCommand(Options):
     Attributes:
       input: folder of scored shards.
       output_dir: where pairs.jsonl goes.
+      against: folder of another policy's scored shards of the same prompts, for the rules across and delta; its answers
+        carry the number by_other = 1, those of input 0.
+      earlier: output_dir of the round before, for the rule enhancer; None for the first.
       layout: "trl" also writes OUTPUT_DIR/trl.jsonl, rows of prompt, chosen, rejected and margin.
       pairs: which responses make a pair.
     """
 
     input: str
     output_dir: str
+    against: str | None = None
+    earlier: str | None = None
     layout: Literal["groups", "trl"] = "groups"
     pairs: Flat[PairOptions] = PairOptions()
+
+    def conflicts(self) -> None:
+        enhanced = self.pairs.rule == ENHANCER
+        if self.earlier is not None and not enhanced:
+            raise ValueError(f"earlier = {self.earlier!r} has no effect with rule = {self.pairs.rule!r}; leave it out, "
+                             "or set rule: enhancer")
+        if self.against is not None and enhanced:
+            raise ValueError("rule = 'enhancer' reads the features beside one folder of shards, and against is another "
+                             "one; leave it out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,6 @@ REFUSED = {
     "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
     "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
     "lora_dropout": "adapters are trained without dropout", "disable_dropout": "there is no dropout anywhere",
-    "use_rslora": "the update is scaled by lora_alpha / lora_r; raise lora_alpha",
     "use_dora": "adapters are plain LoRA",
     "lora_modules_to_save": "an adapter is all that is trained with use_peft",
     "lora_target_parameters": "name modules, with lora_target_modules",
@@ -73,7 +72,7 @@ REFUSED = {
 _IDLE: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False,), "optim": ("adamw_torch", "adamw_torch_fused", "adamw_hf"), "fp16": (False,),
     "bf16": (False,), "packing": (False,), "load_in_4bit": (False,), "load_in_8bit": (False,), "lora_dropout": (0,),
-    "use_vllm": (False,), "disable_dropout": (True,), "use_rslora": (False,), "use_dora": (False,),
+    "use_vllm": (False,), "disable_dropout": (True,), "use_dora": (False,),
     "completion_only_loss": (True,), "assistant_only_loss": (True,), "sync_ref_model": (False,),
     "load_best_model_at_end": (False,), "model_revision": ("main",), "label_smoothing_factor": (0,),
     "use_cpu": (False,), "trust_remote_code": (False,), "reference_free": (False,), "logging_strategy": ("steps",),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 from rlhf_jax.fields import POSITIVE, Options, at_least, only_if
 
@@ -21,12 +22,17 @@ class LoraConfig(Options):
       lora_r: rank.
       lora_alpha: the update is scaled by lora_alpha / lora_r.
       lora_target_modules: projections that get an update.
+      use_rslora: scale by lora_alpha / sqrt(lora_r) instead (Kalajdzievski, arXiv 2312.03732).
+      lora_init: the factor that starts random, the other at zero: "a", which reads the input, as Hu et al., or "b"
+        (Hayou et al., arXiv 2406.08447, compare both).
     """
 
     use_peft: bool = False
     lora_r: Annotated[int, at_least(1, 65_536), _ADAPTED] = 16
     lora_alpha: Annotated[float, POSITIVE, _ADAPTED] = 32.0
     lora_target_modules: Annotated[tuple[str, ...], _ADAPTED] = MODULES
+    use_rslora: Annotated[bool, _ADAPTED] = False
+    lora_init: Annotated[Literal["a", "b"], _ADAPTED] = "a"
 
     def conflicts(self) -> None:
         unknown = sorted(set(self.lora_target_modules) - set(MODULES))
@@ -36,7 +42,7 @@ class LoraConfig(Options):
     @property
     def scale(self) -> float:
         """What the product of the two factors is multiplied with."""
-        return self.lora_alpha / self.lora_r
+        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
 
 
 def adapter_of(lora: LoraConfig) -> LoraConfig | None:

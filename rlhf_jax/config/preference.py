@@ -10,7 +10,7 @@ from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.trackers import TrackerOptions
 from rlhf_jax.config.training import TrainConfig, check_evaluated
-from rlhf_jax.fields import SHARE, Flat, Options, changed, flattened
+from rlhf_jax.fields import SHARE, Flat, Options, between, changed, flattened
 from rlhf_jax.losses import PreferenceLoss
 
 
@@ -24,6 +24,9 @@ class PreferenceOptions(Options):
       lora: an adapter instead of all weights.
       ld_alpha: LD-DPO: weight of the tokens beyond the length both responses reach; None for plain sums.
       use_weighting: WPO: pairs count by how likely the policy itself finds both responses.
+      xpo_alpha: XPO (arXiv 2405.21046): alpha times the mean log-probability of the responses that another policy gave
+        (loop.from_start, or the pairs of two policies), which the policy moves away from. TRL's alpha is 1e-5.
+      win_rate: name of the number that loss_type sppo takes as a response's probability of winning.
       split_pairs: for losses of single responses (kto, bco, apo_zero_unpaired): preference rows are read, and of each
         pair the chosen response is desirable and the rejected one is not; else rows have a completion and a label.
     """
@@ -33,6 +36,8 @@ class PreferenceOptions(Options):
     lora: Flat[LoraConfig] = LoraConfig()
     ld_alpha: Annotated[float | None, SHARE] = None
     use_weighting: bool = False
+    xpo_alpha: Annotated[float, between(0, 1e6)] = 0.0
+    win_rate: str = "proxy"
     split_pairs: bool = False
 
     def conflicts(self) -> None:
@@ -42,8 +47,14 @@ class PreferenceOptions(Options):
         if self.split_pairs and not self.loss.of_responses:
             raise ValueError(f"split_pairs has no effect with loss_type = {self.loss.loss_type!r}, which reads pairs; "
                              "leave it out")
-        for name in ("ld_alpha", "use_weighting") if self.loss.of_responses else ():
-            if getattr(self, name) not in (None, False):
+        if self.win_rate != PreferenceOptions.win_rate and not self.loss.needs_wins:
+            raise ValueError(f"win_rate = {self.win_rate!r} has no effect with loss_type = {self.loss.loss_type!r}, "
+                             "which reads no probability of winning; leave it out, or set loss_type: sppo")
+        if self.xpo_alpha and self.loss.compares_pairs and not self.loss.of_responses:
+            raise ValueError(f"xpo_alpha adds a mean over single responses, and loss_type {self.loss.loss_type!r} is "
+                             "one of a whole batch; leave one of them out")
+        for name in ("ld_alpha", "use_weighting", "xpo_alpha") if self.loss.of_responses else ():
+            if getattr(self, name) not in (None, False, 0.0):
                 raise ValueError(f"{name} is about pairs, and loss_type = {self.loss.loss_type!r} reads single "
                                  "responses; leave it out")
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Annotated, Literal, TypeVar
 
 from rlhf_jax.config.data import DataOptions, GradedOptions, PreferenceData, RowOptions
+from rlhf_jax.config.exploration import check_exploration
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
 from rlhf_jax.config.pairs import PairOptions
@@ -262,6 +263,7 @@ class ExperimentConfig(Options):
         check_numbers_given(self.scorer, "scorer")
         check_numbers_given(self.gold, "gold")
         self._check_directions()
+        self._check_exploration()
         if self.gold is not None and self.evaluation is None:
             raise ValueError("gold judges policies in the evaluation, and the config has no evaluation section; add "
                              "one or leave gold out")
@@ -296,6 +298,17 @@ class ExperimentConfig(Options):
         if self.prompts.render.system_prompt is not None:
             raise ValueError("prompts.system_prompt has no effect with loop.directions, which write each prompt's "
                              "system message; leave it out")
+
+
+    def _check_exploration(self) -> None:
+        """Raises ValueError for a way of exploring that lacks what it reads."""
+        judge = self.scorer if self.reward is None else self.reward.train
+        assert judge is not None
+        if self.loop.method == "dpo":
+            check_exploration(self.loop, self.sampling, self.pairs, self.dpo, judge.kind)
+        if "offline_dpo" in self.baselines and self.dpo.loss.needs_wins:
+            raise ValueError(f"dpo.loss_type = {self.dpo.loss.loss_type!r} reads probabilities of winning, and the "
+                             "labelled pairs of the baseline offline_dpo have none; leave the baseline out")
 
 
 def reseeded(config: T, shift: int) -> T:

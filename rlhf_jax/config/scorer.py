@@ -12,6 +12,10 @@ from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, at_least, betw
 ScoreAt = Literal["last_token", "end_of_turn"]
 Reduce = Literal["mean", "min", "last", "product"]
 Aggregate = Literal["mean", "worst_case", "uncertainty_weighted"]
+WITH_HEADS = ("bradley_terry", "ensemble", "regression", "odin", "multi_objective", "outcome")
+"""Kinds that read answers by a head, so that their hidden states are features."""
+NO_WIN_RATES = ("bradley_terry", "ensemble", "regression", "odin", "multi_objective", "implicit")
+"""Kinds whose score is no probability of winning."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -203,9 +202,9 @@ def _adapter(take: Take, out: Converted, verb: str) -> None:
     modules, stabilised = take("lora_target_modules"), take("use_rslora")
     if not used:
         return
-    out.config |= {"use_peft": True, "lora_r": rank, "lora_alpha": alpha * math.sqrt(rank) if stabilised else alpha}
+    out.config |= {"use_peft": True, "lora_r": rank, "lora_alpha": alpha}
     if stabilised:
-        out.said.append("use_rslora: lora_alpha is multiplied by sqrt(lora_r), which gives the same updates")
+        out.config["use_rslora"] = True
     if dropout:
         out.lost["lora_dropout"] = f"{dropout} in TRL, given or not; {REFUSED['lora_dropout']}"
     if modules is None:

@@ -52,8 +52,9 @@ class FeatureShard(NamedTuple):
 
 
 def response_id(response: Response) -> str:
-    """16 hex digits of the hash of an answer's token ids."""
-    return hashlib.sha256(np.ascontiguousarray(response.ids, np.int32).tobytes()).hexdigest()[:16]
+    """16 hex digits of the hash of an answer's token ids; of its text where it is text alone."""
+    ids = np.ascontiguousarray(response.ids, np.int32).tobytes()
+    return hashlib.sha256(ids or canonical_prompt(response.text).encode()).hexdigest()[:16]
 
 
 def write_features(path: Path, groups: Sequence[PromptGroup], states: Sequence[Sequence[np.ndarray]],

@@ -22,6 +22,8 @@ Verdict = Mapping[str, float]
 """What a scorer says of a response: "" is the score, other keys are numbers beside it (objectives, steps, ...)."""
 STOP, LENGTH = "stop", "length"
 """Why a response ended: it produced a stop token or string, or it ran out of budget (then it has no EOS)."""
+BY_OTHER = "by_other"
+"""The number of a response that two policies were asked for: 1 if the other one gave it, 0 if the policy itself did."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -84,7 +84,9 @@ class _Process:
                     process.stdin.flush()
                 if answer := process.stdout.readline():
                     return dict(json.loads(answer))
-                self._running, status = None, process.wait()
+                self._running = None
+                process.communicate()  # closes the pipes, whatever they still hold
+                status = process.returncode
                 if status == -signal.SIGXCPU:
                     raise ValueError(f"the chat template was stopped after {SECONDS} seconds of processor time over "
                                      "one conversation; it probably never ends. Set chat_template_path to another")

@@ -57,7 +57,11 @@ def majority(ballot: Ballot, n: int) -> float:
     """
     total, share = len(ballot.candidates), n / len(ballot.candidates)
     names, sizes = np.unique(ballot.candidates[ballot.candidates >= 0], return_counts=True)
-    chances = [scipy.stats.binom.pmf(np.arange(n + 1), size, share) for size in sizes]
+    if n == total:  # there is one subset
+        ahead = names[sizes == sizes.max(initial=0)]
+        rights = [ballot.correct[ballot.candidates == name].mean() for name in ahead]
+        return float(np.mean(rights)) if rights else 0.0
+    chances = [scipy.stats.binom.pmf(np.arange(min(n, size) + 1), size, share) for size in sizes]
     silent = scipy.stats.binom.pmf(np.arange(n + 1), total - int(sizes.sum()), share)
     value = 0.0
     for j, name in enumerate(names):
@@ -75,9 +79,9 @@ def _with_candidate(ways: np.ndarray, chance: np.ndarray, votes: int) -> np.ndar
     """One more candidate that gets fewer than `votes`, or as many; ways [ties, votes given + 1]."""
     out = np.zeros_like(ways)
     width = ways.shape[1]
-    for own in range(min(votes, width)):
+    for own in range(min(votes, width, len(chance))):
         out[:, own:] += chance[own] * ways[:, : width - own]
-    if votes < width:
+    if votes < min(width, len(chance)):
         out[1:, votes:] += chance[votes] * ways[:-1, : width - votes]
     return out
 

@@ -33,6 +33,7 @@ from rlhf_jax.losses.reference_based import (
     sigmoid_loss,
     sigmoid_norm_loss,
     sppo_hard_loss,
+    sppo_loss,
 )
 from rlhf_jax.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
 from rlhf_jax.losses.registry import LOSSES, Loss
@@ -112,6 +113,7 @@ __all__ = [
     "sigmoid_norm_loss",
     "simpo_loss",
     "sppo_hard_loss",
+    "sppo_loss",
     "squared_error",
     "token_logps",
     "token_logps_and_stats",

@@ -76,6 +76,9 @@ def f_divergence(f_divergence_type: str = "reverse_kl", f_alpha_divergence_coef:
 
     Raises:
       ValueError: for an unknown name, or for alpha_divergence with coefficient 1.
+
+    >>> f_divergence("alpha_divergence", 0.5)(jnp.array([0.5, -1.0]))
+    Array([-1.5576, -3.2974], dtype=float32)
     """
     if f_divergence_type not in DIVERGENCES:
         raise ValueError(

@@ -37,7 +37,9 @@ def odin_length(lengths: Array, length_head: Array, quality_head: Array, mask: A
     """Computes (1 - rho(length, r0)) + |rho(length, r1)|: one head shall follow the length, the other shall not.
 
     Args:
-      lengths: [N] of the responses. length_head, quality_head: [N] outputs r0 and r1. mask: [N] bool.
+      lengths: [N] of the responses.
+      length_head, quality_head: [N] outputs r0 and r1.
+      mask: [N] bool.
 
     Returns:
       A scalar. The correlations are those of all N responses, so N is a whole batch. Chen et al., "ODIN: Disentangled
@@ -53,6 +55,8 @@ def odin_length(lengths: Array, length_head: Array, quality_head: Array, mask: A
 
 def odin_orthogonality(heads: Array) -> Array:
     """Computes |<w0, w1>| of the two heads [2, D], each with its mean taken off and of length one; a scalar.
+
+    Chen et al., "ODIN: Disentangled Reward Mitigates Hacking in RLHF" (2024), arXiv 2402.07319, section 3.
 
     >>> odin_orthogonality(jnp.array([[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]))
     Array(0.86603, dtype=float32)

@@ -14,8 +14,10 @@ from rlhf_jax.losses.shapes import of_pairs
 class PairLogps(NamedTuple):
     """Log-probabilities of N pairs, all [N] float32, over completion tokens only.
 
-    chosen, rejected: summed log-probabilities under the policy. ref_chosen, ref_rejected: the same under the reference;
-    reference-free losses ignore them, so zeros will do. chosen_len, rejected_len: completion token counts.
+    Attributes:
+      chosen, rejected: summed log-probabilities under the policy.
+      ref_chosen, ref_rejected: the same under the reference; reference-free losses ignore them, so zeros will do.
+      chosen_len, rejected_len: completion token counts.
 
     Two pairs, which the examples of all losses take:
 

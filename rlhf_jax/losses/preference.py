@@ -14,7 +14,7 @@ from jax import Array
 from rlhf_jax.fields import Options, Range, above, between
 from rlhf_jax.losses.divergence import f_divergence
 from rlhf_jax.losses.pairs import PairLogps, where_pairs
-from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss, find_loss
+from rlhf_jax.losses.registry import ALIASES, LOSSES, WINS, Loss, find_loss
 from rlhf_jax.losses.shapes import check_one_shape, check_pairs
 from rlhf_jax.plugins import is_plugin
 
@@ -105,6 +105,11 @@ class PreferenceLoss(Options):
         """Whether any chosen loss reads reward gaps."""
         return self._reads("margin")
 
+    @property
+    def needs_wins(self) -> bool:
+        """Whether any chosen loss reads probabilities of winning (`sppo`)."""
+        return any(map(self._reads, WINS))
+
 
 class Term(NamedTuple):
     """One loss of a mixture over a batch; its share of the total is coefficient * sum(values * weights) / sum(weights).
@@ -120,7 +125,8 @@ class Term(NamedTuple):
 
 
 def preference_loss(
-    pair: PairLogps, spec: PreferenceLoss, mask: Array | None = None, margin: Array | None = None
+    pair: PairLogps, spec: PreferenceLoss, mask: Array | None = None, margin: Array | None = None,
+    wins: tuple[Array, Array] | None = None
 ) -> tuple[Term, ...]:
     """Computes every loss of `spec` on N pairs.
 
@@ -129,12 +135,17 @@ def preference_loss(
       spec: what to compute; static.
       mask: [N] bool, False for padded pairs, whose contents (NaN included) change neither values nor gradients.
       margin: [N] float32 reward(chosen) - reward(rejected), for the margin-aware losses.
+      wins: two [N] float32, the probabilities that chosen and rejected win against an answer of the policy, for "sppo".
 
     Returns:
       One `Term` per loss type, in order. A pair weighs 1; in "sft" it weighs its chosen completion's token count.
 
     Raises:
-      ValueError: a chosen loss needs `margin` and none was given, shapes differ, or the losses are of single responses.
+      ValueError: a chosen loss needs `margin` or `wins` and none was given, shapes differ, or the losses are of single
+        responses.
+
+    >>> [term.values for term in preference_loss(pair, PreferenceLoss(("sigmoid", "sft")))]
+    [Array([0.621, 0.8544], dtype=float32), Array([2.0, 2.5], dtype=float32)]
     """
     if spec.of_responses:
         raise ValueError(f"loss_type={', '.join(spec.loss_types)} is a loss of single responses; use response_loss")
@@ -144,10 +155,17 @@ def preference_loss(
             f"loss_type={', '.join(needing)} takes soft labels from reward gaps, but margin is None. "
             "Give reward(chosen) - reward(rejected) per pair, or choose a loss without margin, such as 'sigmoid'."
         )
-    check_pairs("preference_loss", pair, mask=mask, margin=margin)
+    if spec.needs_wins and wins is None:
+        needing = [name for name in spec.loss_types if {*WINS} & {*find_loss(name).inputs}]
+        raise ValueError(f"loss_type={', '.join(needing)} reads how probably each response wins, but wins is None. "
+                         "Give the win rates of chosen and rejected per pair, or choose 'sppo_hard', which takes 1 "
+                         "and 0.")
+    won = dict(zip(WINS, wins or (None, None), strict=True))
+    check_pairs("preference_loss", pair, mask=mask, margin=margin, **won)
     mask = jnp.ones(pair.chosen.shape, bool) if mask is None else mask
     pair = where_pairs(mask, pair)
-    inputs = {"mask": mask, "margin": None if margin is None else jnp.where(mask, margin, 0.0)}
+    inputs = {"mask": mask, "margin": None if margin is None else jnp.where(mask, margin, 0.0),
+              **{name: None if win is None else jnp.where(mask, win, 0.5) for name, win in won.items()}}
     knobs = knob_values(spec)
 
     def term(name: str, coefficient: float) -> Term:
@@ -162,7 +180,11 @@ def preference_loss(
 
 
 def weighted_total(terms: Sequence[Term]) -> Array:
-    """Computes sum_i coefficient_i * sum(values_i * weights_i) / sum(weights_i); [], and 0 where all weights are 0."""
+    """Computes sum_i coefficient_i * sum(values_i * weights_i) / sum(weights_i); [], and 0 where all weights are 0.
+
+    >>> weighted_total(preference_loss(pair, PreferenceLoss(("sigmoid", "sft"), loss_weights=(1.0, 0.5))))
+    Array(1.8915, dtype=float32)
+    """
 
     def mean(term: Term) -> Array:
         weight = jnp.sum(term.weights)

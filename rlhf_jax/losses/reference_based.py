@@ -203,6 +203,24 @@ def sppo_hard_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence
     return _square(chosen - target) + _square(rejected + target)
 
 
+@of_pairs
+def sppo_loss(
+    pair: PairLogps, chosen_win: Array, rejected_win: Array, *, beta: float = 0.1, divergence: Divergence = reverse_kl
+) -> Array:
+    """Computes SPPO, (s(a) - (p+ - 1/2)/b)^2 + (s(d) - (p- - 1/2)/b)^2; [N]. arXiv 2405.00675, algorithm 1.
+
+    chosen_win, rejected_win: p+ and p- [N], how probably the chosen and the rejected completion win against an answer
+    of the policy itself; 1 and 0 make it `sppo_hard_loss`. The paper's eta is 1/b.
+
+    "Self-Play Preference Optimization for Language Model Alignment" (2024).
+
+    >>> sppo_loss(pair, jnp.array([0.9, 0.6]), jnp.array([0.2, 0.5]), beta=0.1)
+    Array([15.25, 10.0], dtype=float32)
+    """
+    chosen, rejected = _scores(pair, divergence)
+    return _square(chosen - (chosen_win - 0.5) / beta) + _square(rejected - (rejected_win - 0.5) / beta)
+
+
 def _rank_matched(left: Array, right: Array, mask: Array | None) -> Array:
     """Element k of `left` [N] minus the element of `right` [N] that has the same rank; padded elements give 0.
 

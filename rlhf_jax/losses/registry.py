@@ -21,8 +21,9 @@ class Loss(NamedTuple):
       knobs: keywords filled from `PreferenceLoss`; a knob no chosen loss reads may not be set.
       needs_reference: whether `ref_chosen` and `ref_rejected` are read.
       paper: arXiv number.
-      inputs: further arrays [N] read: "mask" (the loss looks across pairs), "margin" (reward gaps); of single responses
-        numbers of the whole batch: "baseline" (of answers to other prompts), "shift" (of the answers themselves).
+      inputs: further arrays [N] read: "mask" (the loss looks across pairs), "margin" (reward gaps), "chosen_win" and
+        "rejected_win" (probabilities of winning); of single responses numbers of the whole batch: "baseline" (of
+        answers to other prompts), "shift" (of the answers themselves).
       per_token: the mean over pairs is weighted by the chosen completion's length.
       unit: what it is a loss of: a "pair", or a single "response" that is desirable or not.
     """
@@ -41,6 +42,8 @@ _SMOOTHED = ("beta", "label_smoothing")
 _WEIGHED = ("beta", "desirable_weight", "undesirable_weight")
 _BOTH = ("beta", "label_smoothing", "divergence")
 
+WINS = ("chosen_win", "rejected_win")
+
 LOSSES: dict[str, Loss] = {
     "sigmoid": Loss(reference_based.sigmoid_loss, _BOTH, True, "2305.18290"),
     "hinge": Loss(reference_based.hinge_loss, _MAPPED, True, "2305.10425"),
@@ -51,6 +54,7 @@ LOSSES: dict[str, Loss] = {
     "robust": Loss(reference_based.robust_loss, _BOTH, True, "2403.00409"),
     "bco_pair": Loss(reference_based.bco_pair_loss, _MAPPED, True, "2404.04656"),
     "sppo_hard": Loss(reference_based.sppo_hard_loss, _MAPPED, True, "2405.00675"),
+    "sppo": Loss(reference_based.sppo_loss, _MAPPED, True, "2405.00675", inputs=WINS),
     "aot": Loss(reference_based.aot_loss, _SMOOTHED, True, "2406.05882", inputs=("mask",)),
     "aot_unpaired": Loss(reference_based.aot_unpaired_loss, _SMOOTHED, True, "2406.05882", inputs=("mask",)),
     "apo_zero": Loss(reference_based.apo_zero_loss, ("beta",), True, "2408.06266"),
@@ -72,7 +76,7 @@ LOSSES: dict[str, Loss] = {
     "bco": Loss(kto.bco_loss, ("beta",), True, "2404.04656", inputs=("shift",), unit="response"),
 }
 
-INPUTS = ("mask", "margin")
+INPUTS = ("mask", "margin", *WINS)
 _KNOBS = ("beta", "label_smoothing", "divergence", "discopop_tau", "simpo_gamma", "alphapo_alpha")
 
 

@@ -52,7 +52,7 @@ def logexp(chosen: Array, rejected: Array) -> Array:
 
 
 def binary_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Computes -y log sigma(x) - (1 - y) log sigma(-x); logits and labels in [0, 1] [N] to [N]. arXiv 2110.14168.
+    """Computes -y log sigma(x) - (1 - y) log sigma(-x); logits, and labels in [0, 1]; [N] each. arXiv 2110.14168.
 
     "Training Verifiers to Solve Math Word Problems" (2021).
 

@@ -39,11 +39,11 @@ def check_pairs(where: str, pair: Any, **more: Any) -> None:
     check_rank(where, 1, chosen=pair.chosen)
 
 
-_PER_PAIR = ("mask", "margin")
+_PER_PAIR = ("mask", "margin", "chosen_win", "rejected_win")
 
 
 def of_pairs(loss: F) -> F:
-    """A loss of a `PairLogps` that first checks the shapes of the pair, and of mask and margin where it has them."""
+    """A loss of a `PairLogps` that first checks the shapes of the pair, and of what else there is of each."""
     parameters = list(inspect.signature(loss).parameters)
 
     @functools.wraps(loss)

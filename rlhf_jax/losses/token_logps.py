@@ -17,9 +17,11 @@ from jax import Array
 class TokenStats(NamedTuple):
     """What else one look at the logits tells, each [..., M] float32 and without gradient.
 
-    entropy: of the predicted distribution, in nats. greedy: 1.0 where the target is the most probable token.
-    mean_logit: average over the vocabulary. log_sum_p2: log of the collision probability sum_v p(v)^2 (WPO's
-    normaliser, arXiv 2406.11827).
+    Attributes:
+      entropy: of the predicted distribution, in nats.
+      greedy: 1.0 where the target is the most probable token.
+      mean_logit: average over the vocabulary.
+      log_sum_p2: log of the collision probability sum_v p(v)^2 (WPO's normaliser, arXiv 2406.11827).
     """
 
     entropy: Array
@@ -58,10 +60,16 @@ def token_logps_and_stats(
     """`token_logps` and, from the same pass over the logits, `TokenStats`.
 
     Args:
-      hidden: [..., M, D]. head: [V, D]. targets: [..., M] int32. chunk, softcap, vocab_size: see `token_logps`.
+      hidden: [..., M, D].
+      head: [V, D].
+      targets: [..., M] int32.
+      chunk, softcap, vocab_size: see `token_logps`.
 
     Returns:
-      log-probabilities [..., M] float32 in nats, differentiable, and statistics that are not, each [..., M] float32.
+      Log-probabilities [..., M] float32 in nats, differentiable, and statistics that are not, each [..., M] float32.
+
+    >>> token_logps_and_stats(jnp.eye(3)[:2], jnp.eye(3), jnp.array([0, 2]))[1].entropy
+    Array([0.9753, 0.9753], dtype=float32)
     """
     _check_shapes("token_logps_and_stats", hidden, head, targets)
     logps, stats = _logps(hidden, head, targets, _Static(chunk, softcap, vocab_size or head.shape[0], True))

@@ -18,7 +18,8 @@ class Responses(NamedTuple):
 
     Attributes:
       logps, ref_logps: float32 summed log-probabilities under the policy and the reference.
-      desirable: bool. mask: bool, True for responses with a label.
+      desirable: bool.
+      mask: bool, True for responses with a label.
       mismatched: bool, True for answers to another prompt, which are only compared with the reference (KTO).
     """
 
@@ -31,6 +32,10 @@ class Responses(NamedTuple):
 
 def response_loss(responses: Responses, spec: PreferenceLoss) -> tuple[Term, ...]:
     """Computes every loss of `spec` on N responses, which are the whole batch.
+
+    Args:
+      responses: arrays [N].
+      spec: what to compute; static.
 
     Returns:
       One `Term` per loss type, in order; every response with a label weighs 1, its class's weight being in its value.
@@ -66,7 +71,8 @@ def bco_shift(rewards: Array, desirable: Array, mask: Array) -> Array:
     running mean over steps, this is that of the batch alone.
 
     Args:
-      rewards: [N] beta times the log-ratios. desirable: [N] bool. mask: [N] bool.
+      rewards: [N] beta times the log-ratios.
+      desirable, mask: [N] bool.
 
     >>> bco_shift(jnp.array([0.1, 0.3, -0.1]), jnp.array([True, True, False]), jnp.array([True, True, True]))
     Array(0.05, dtype=float32)

@@ -29,8 +29,11 @@ class LoraWeight(NamedTuple):
     scale: Array
 
 
-def lora_specs(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
-    """`ParamSpec` tree of the adapter: {module: {"a": [L, in..., r], "b": [L, r, out...]}}, PEFT names included."""
+def lora_specs(config: DecoderConfig, lora: LoraConfig, magnitudes: bool = False) -> dict[str, Any]:
+    """`ParamSpec` tree of the adapter: {module: {"a": [L, in..., r], "b": [L, r, out...]}}, PEFT names included.
+
+    magnitudes: with "m", [L, out...], as DoRA has it (see `merge_lora`).
+    """
     base = param_specs(config)["layers"]
     specs: dict[str, Any] = {}
     for module in lora.lora_target_modules:
@@ -49,18 +52,22 @@ def lora_specs(config: DecoderConfig, lora: LoraConfig) -> dict[str, Any]:
             "b": ParamSpec((config.layers, lora.lora_r, *outputs), ("layers", "rank", *spec.axes[split:]),
                            "zeros", stem + ".lora_B.weight", 1, spec.fused),
         }
+        if magnitudes:
+            specs[module]["m"] = ParamSpec((config.layers, *outputs), ("layers", *spec.axes[split:]), "ones",
+                                           stem + ".lora_magnitude_vector", 0, spec.fused)
     return specs
 
 
 def init_lora(key: Array, config: DecoderConfig, lora: LoraConfig, dtype: Any = jnp.float32) -> Params:
-    """a: normal with variance 1 / (fan in), b: zero, so that the adapted model starts as the base model."""
+    """One factor normal with variance 1 / (fan in), the other zero: the adapted model starts as the base model."""
     specs = lora_specs(config, lora)
     adapter: Params = {}
     for index, (module, pair) in enumerate(specs.items()):
-        shape = pair["a"].shape
-        fan_in = math.prod(shape[1:-1])
-        a = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32) * fan_in**-0.5
-        adapter[module] = {"a": a.astype(dtype), "b": jnp.zeros(pair["b"].shape, dtype)}
+        shape = pair[lora.lora_init].shape
+        fan_in = math.prod(shape[1:-1]) if lora.lora_init == "a" else lora.lora_r
+        drawn = jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32) * fan_in**-0.5
+        zeros = {name: jnp.zeros(spec.shape, dtype) for name, spec in pair.items()}
+        adapter[module] = {**zeros, lora.lora_init: drawn.astype(dtype)}
     return adapter
 
 
@@ -68,7 +75,7 @@ def _mapped(params: Params, adapter: Params, fn: Any) -> Params:
     layers = {name: dict(value) if isinstance(value, dict) else value for name, value in params["layers"].items()}
     for module, pair in adapter.items():
         room, name = TARGETS[module]
-        layers[room][name] = fn(layers[room][name], pair["a"], pair["b"])
+        layers[room][name] = fn(layers[room][name], **pair)
     return {**params, "layers": layers}
 
 
@@ -83,10 +90,18 @@ def with_lora(params: Params, adapter: Params, scale: float) -> Params:
 
 
 def merge_lora(params: Params, adapter: Params, scale: float) -> Params:
-    """Plain weights with the update added (computed in float32)."""
+    """Plain weights with the update added (computed in float32).
 
-    def merge(base: Array, a: Array, b: Array) -> Array:
+    Where the adapter has magnitudes m, each output's column of the sum gets that length: DoRA (Liu et al., arXiv
+    2402.09353, eq. 5).
+    """
+
+    def merge(base: Array, a: Array, b: Array, m: Array | None = None) -> Array:
         update = jax.vmap(lambda x, y: jnp.tensordot(x, y, axes=1))(a.astype(jnp.float32), b.astype(jnp.float32))
-        return (base.astype(jnp.float32) + scale * update).astype(base.dtype)
+        merged = base.astype(jnp.float32) + scale * update
+        if m is not None:
+            length = jnp.sqrt(jnp.sum(jnp.square(merged), axis=tuple(range(1, a.ndim - 1)), keepdims=True))
+            merged *= m.astype(jnp.float32).reshape(length.shape) / length
+        return merged.astype(base.dtype)
 
     return _mapped(params, adapter, merge)

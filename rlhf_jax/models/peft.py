@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ _ANY = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "r
         "runtime_config", "loftq_config", "eva_config", "corda_config", "layers_pattern")
 """Settings of adapter_config.json that are read, or that change nothing of what a trained adapter computes."""
 _SOME: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "bias": ("none",),
+    "peft_type": ("LORA",), "bias": ("none",), "use_dora": (True,),
     "modules_to_save": (["score"], ["classifier", "score"], ["score", "classifier"]),  # PEFT writes both of classifiers
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),  # the others change the base: PiSSA, OLoRA, LoftQ ...
 }
@@ -50,6 +49,11 @@ def adapter_base(folder: str | Path) -> str | None:
     return f"{name}@{revision}" if name and revision and not Path(name).is_dir() else name
 
 
+def has_magnitudes(folder: str | Path) -> bool:
+    """Whether an adapter is one of DoRA, which cannot lie beside its base: it scales the columns of their sum."""
+    return bool(read_json(Path(folder) / ADAPTER_CONFIG).get("use_dora"))
+
+
 def adapter_outputs(folder: str | Path) -> int | None:
     """How many outputs the classifier's head beside an adapter has; None where there is none."""
     with open_tensors(Path(folder) / ADAPTER_WEIGHTS) as reader:
@@ -58,7 +62,7 @@ def adapter_outputs(folder: str | Path) -> int | None:
 
 
 def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an adapter_config.json with which it may compute something else than plain LoRA."""
+    """The settings of an adapter_config.json with which it may compute something else than LoRA or DoRA."""
     return {key: value for key, value in raw.items()
             if key not in _ANY and value not in (None, False, {}, [], *_SOME.get(key, ()))}
 
@@ -66,8 +70,8 @@ def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
 def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Adapter:
     """A LoRA adapter written by PEFT, TRL or `save_adapter`, for the model of `config`, as numpy arrays.
 
-    Rank-stabilised LoRA (use_rslora), whose update is scaled by alpha / sqrt(r), is read as plain LoRA of another
-    alpha. The head of a classifier may lie over a language model, which then has as many labels as it.
+    One with DoRA's magnitudes can be merged (`merge_lora`) and not trained. The head of a classifier may lie over a
+    language model, which then has as many labels as it.
 
     Raises:
       CheckpointError: if the adapter has settings beyond that, its tensors are not those of this model, or it is a
@@ -80,11 +84,10 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
         raise CheckpointError(f"{folder} adapts {targets}; supported are {sorted(TARGETS)}. {_MERGE}")
     if odd := _unknown_settings(raw):
         said = ", ".join(f"{key} = {value!r}" for key, value in odd.items())
-        raise CheckpointError(f"{folder} is an adapter with {said}; supported is plain LoRA over the base as it was "
-                              f"published. {_MERGE}")
-    alpha = raw["lora_alpha"] * math.sqrt(rank) if raw.get("use_rslora") else raw["lora_alpha"]
-    lora = LoraConfig(True, rank, alpha, tuple(sorted(targets)))
-    specs: dict[str, Any] = {"lora": lora_specs(config, lora)}
+        raise CheckpointError(f"{folder} is an adapter with {said}; supported are LoRA and DoRA over the base as it "
+                              f"was published. {_MERGE}")
+    lora = LoraConfig(True, rank, raw["lora_alpha"], tuple(sorted(targets)), bool(raw.get("use_rslora")))
+    specs: dict[str, Any] = {"lora": lora_specs(config, lora, magnitudes=has_magnitudes(folder))}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
         stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
     labels = config.num_labels or adapter_outputs(folder) or 0
@@ -132,6 +135,7 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
         write_chat_template(folder, chat_template)
     write_json(folder / ADAPTER_CONFIG, {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",
-        "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "lora_dropout": 0.0,
+        "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "use_rslora": lora.use_rslora,
+        "lora_dropout": 0.0,
         "target_modules": list(lora.lora_target_modules), "bias": "none", "fan_in_fan_out": False,
         "modules_to_save": None if score is None else ["score"], "inference_mode": True})

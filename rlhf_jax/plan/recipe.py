@@ -174,7 +174,9 @@ def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions,
                              c.reward.data.rows.max_samples or examples))
     each = c.loop.prompts_per_round or examples
     prompts = each * c.loop.rounds
-    tasks += _sampling(config, c.sampling, c.dpo.train.dtype, c.prompts.render, assume, prompts)
+    for sampling in c.loop.divided(c.sampling):
+        if sampling is not None:
+            tasks += _sampling(config, sampling, c.dpo.train.dtype, c.prompts.render, assume, prompts)
     scorer = c.scorer or _trained_scorer(c)
     name = getattr(getattr(getattr(scorer, "scorer", scorer), "model", None), "model_name_or_path", None)
     shape = shape_of(name) if name is not None and (Path(name).expanduser() / "config.json").is_file() else config

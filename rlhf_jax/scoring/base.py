@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response, Text, Verdict
 from rlhf_jax.data.rows import BadRow, Example
@@ -61,6 +63,15 @@ class InBothOrders(Protocol):
                ) -> list[tuple[float, float] | None]:
         """P(first better than second) of each (prompt, first, second), where the first is shown first, and where it is
         shown second; None where the comparison failed."""
+        ...
+
+
+@runtime_checkable
+class HasStates(Protocol):
+    """A scorer that reads answers with a model whose hidden states say what the answers are like."""
+
+    def states(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray | None]]:
+        """Per group and response [2, D] float32, as `scoring.states.states_map`; None for one that was not read."""
         ...
 
 

@@ -15,6 +15,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.packing import unpack_slots
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
 from rlhf_jax.scoring.base import Progress, Verdicts, Weights, rerender
+from rlhf_jax.scoring.states import states_map
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
@@ -46,6 +47,7 @@ class BradleyTerryScorer:
         self._renderer = renderer.for_scores(config.score_at, config.pad_token_id)
         self._compute = Compute(config, mesh=mesh)
         self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
+        self._states = states_map(self._compute, mesh, stop_id=None)
 
     def _check(self, config: DecoderConfig) -> None:
         if not config.is_classifier:
@@ -76,6 +78,21 @@ class BradleyTerryScorer:
 
     def release(self) -> None:
         self._weights.release()
+
+    def _backbone(self, params: Params) -> Params:
+        """The weights whose hidden states are given."""
+        return params
+
+    def states(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray | None]]:
+        """Per group and response [2, D] float32: its state where a head is read, and NaN; None for one that cannot be
+        rendered. It takes a forward pass of its own."""
+        rendered, places = rerender(groups, self._renderer, Counter())  # what cannot be is counted when it is scored
+        out: list[list[np.ndarray | None]] = [[None] * len(group.responses) for group in groups]
+        found = self._states(self._backbone(self._weights()), rendered) if rendered else []
+        for (index, members), states in zip(places, found, strict=True):
+            for i, state in zip(members, states, strict=True):
+                out[index][i] = state
+        return out
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Raw float32 rewards; a response that cannot be rendered or scores no finite number gets None."""

@@ -65,6 +65,10 @@ class EnsembleScorer(BradleyTerryScorer):
     def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
         return ("", *EnsembleScores._fields, *member_labels(self.members))
 
+    def _backbone(self, params: Any) -> Params:
+        """Those of the first checkpoint."""
+        return params["0"]  # its states are what all heads of one checkpoint read
+
     def _outputs(self, params: Any, batch: Any) -> Any:
         scores = [compute.slot_scores(params[str(place)], batch) for place, compute in enumerate(self._computes)]
         members = jnp.concatenate(scores, axis=-1)

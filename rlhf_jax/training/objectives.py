@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax import losses
 from rlhf_jax.config.training import AttnImplementation
+from rlhf_jax.data.groups import BY_OTHER
 from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.losses import PairLogps, PreferenceLoss, Term, TokenStats
 from rlhf_jax.models import DecoderConfig, Params, output_head, packed_forward, score_heads
@@ -33,11 +34,13 @@ class Metrics(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """logps: arrays [N]. mask: [N] bool, False for padding. margin: [N] float32 reward gaps, 0 where there is none."""
+    """logps: arrays [N]. mask: [N] bool, False for padding. margin: [N] float32 reward gaps, 0 where there is none.
+    wins: two [N], how probably chosen and rejected win; None where the loss reads none."""
 
     logps: PairLogps
     mask: Array
     margin: Array
+    wins: tuple[Array, Array] | None = None
 
 
 class Objective(Protocol):
@@ -221,13 +224,21 @@ class Preference:
     Attributes:
       ld_alpha: LD-DPO, weight of the tokens beyond the pair's shared length, policy and reference alike; None for 1.
       use_weighting: WPO, pairs count by how likely the policy itself finds both responses.
+      xpo_alpha: XPO (arXiv 2405.21046, algorithm 1): adds alpha x the mean of log policy(y) over the responses y of the
+        batch that the other policy gave, so that the policy moves away from them.
+      win_rate: name of the number that is a response's probability of winning, for a loss that reads it.
     """
 
     compute: Compute
     loss: PreferenceLoss
     ld_alpha: float | None = None
     use_weighting: bool = False
-    reads: tuple[str, ...] = ()
+    xpo_alpha: float = 0.0
+    win_rate: str = ""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ((self.win_rate,) if self.loss.needs_wins else ()) + ((BY_OTHER,) if self.xpo_alpha else ())
 
     @property
     def needs_reference(self) -> bool:
@@ -251,11 +262,13 @@ class Preference:
             return ld_sums(values, lengths, batch, self.ld_alpha)
 
         logps = PairLogps(*sums(logps), *sums(batch.reference_logps), *gather_pairs(lengths, batch))
-        return Pairs(logps, batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1))
+        wins = gather_pairs(batch.slot_values[..., 0], batch) if self.loss.needs_wins else None
+        return Pairs(logps, batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1), wins)
 
     def collected_terms(self, collected: Pairs) -> tuple[Term, ...]:
         """The loss of any number of pairs, those of one batch or of many."""
-        return losses.preference_loss(collected.logps, self.loss, mask=collected.mask, margin=collected.margin)
+        return losses.preference_loss(collected.logps, self.loss, mask=collected.mask, margin=collected.margin,
+                                      wins=collected.wins)
 
     def collected_metrics(self, collected: Pairs) -> Mapping[str, tuple[Array, Array]]:
         """None: all of this family's are means."""
@@ -266,7 +279,7 @@ class Preference:
         logps, stats = outputs
         lengths = slot_sums(jnp.ones_like(logps), batch)
         pairs = self.collected(outputs, batch)
-        pair, mask, _ = pairs
+        pair, mask = pairs.logps, pairs.mask
         terms = self.collected_terms(pairs)
         if self.use_weighting:
             adjusted = slot_sums(logps - stats.log_sum_p2, batch) / jnp.maximum(lengths, 1.0)
@@ -282,4 +295,9 @@ class Preference:
             "logps/chosen": masked_mean(pair.chosen, mask), "logps/rejected": masked_mean(pair.rejected, mask),
             "logits/chosen": masked_mean(logits[0], mask), "logits/rejected": masked_mean(logits[1], mask),
         }
+        if self.xpo_alpha:
+            sums, theirs = slot_sums(logps, batch), batch.slot_mask & (batch.slot_values[..., -1] == 1.0)
+            optimism = Term("xpo", self.xpo_alpha, jnp.where(theirs, sums, 0.0), theirs.astype(jnp.float32))
+            means["loss/xpo"] = masked_mean(self.xpo_alpha * sums, theirs)
+            terms = (*terms, optimism)
         return terms, Metrics(means, {})

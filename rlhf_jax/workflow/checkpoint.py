@@ -28,9 +28,12 @@ from rlhf_jax.models import (
     load_params,
     merge_lora,
     read_config,
+    with_lora,
 )
 from rlhf_jax.models.folder import CONFIG, holds_tokenizer, is_adapter, own_template
-from rlhf_jax.parallel import param_shardings
+from rlhf_jax.models.lora import lora_specs
+from rlhf_jax.models.peft import Adapter, has_magnitudes
+from rlhf_jax.parallel import param_shardings, spec_shardings
 from rlhf_jax.workflow.reward_model import reward_config
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
@@ -142,16 +145,34 @@ class Checkpoint:
 
         Raises DamagedProduct where a stage made them and they were changed.
         """
-        check_made(self.folder)
         if self.adapter is None:
-            return load_params(self.folder, self.config, dtype, param_shardings(self.config, mesh))
+            return self.base_params(mesh, dtype)
+        adapter = self._adapter()
+        params = merge_lora(self.base_params(mesh), adapter.params, adapter.lora.scale)
+        return cast(jax.device_put(_with_head(params, adapter.score), param_shardings(self.config, mesh)), dtype)
+
+    @property
+    def shared_base(self) -> Path | None:
+        """The folder whose weights other adapters may lie over too; None for a whole model and for what is merged."""
+        return None if self.adapter is None or has_magnitudes(self.adapter) else self.folder
+
+    def base_params(self, mesh: Mesh, dtype: Any = jnp.float32) -> Params:
+        """The weights of the folder, without an adapter."""
+        check_made(self.folder)
+        return load_params(self.folder, self.stored_config, dtype, param_shardings(self.stored_config, mesh))
+
+    def over(self, base: Params, mesh: Mesh) -> Params:
+        """This adapter over `base`, what `base_params` gave: nothing is merged, so several share the base's arrays."""
+        adapter = self._adapter()
+        shardings = spec_shardings(lora_specs(self.config, adapter.lora), mesh)
+        params = with_lora(base, jax.device_put(adapter.params, shardings), adapter.lora.scale)
+        return _with_head(params, None if adapter.score is None else jax.device_put(
+            adapter.score.astype(base["embed"].dtype), param_shardings(self.config, mesh)["score"]))
+
+    def _adapter(self) -> Adapter:
+        assert self.adapter is not None, "a whole model has no adapter"
         check_made(self.adapter)
-        base = load_params(self.folder, self.stored_config, jnp.float32, param_shardings(self.stored_config, mesh))
-        adapter = load_adapter(self.adapter, self.config)
-        params = merge_lora(base, adapter.params, adapter.lora.scale)
-        if adapter.score is not None:
-            params = {name: x for name, x in params.items() if name not in ("head", "score")} | {"score": adapter.score}
-        return cast(jax.device_put(params, param_shardings(self.config, mesh)), dtype)
+        return load_adapter(self.adapter, self.config)
 
     @cached_property
     def reward_model(self) -> DecoderConfig:
@@ -185,6 +206,13 @@ class Checkpoint:
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:
         return partial(continuation_text, self.tokenizer)
+
+
+def _with_head(params: Params, score: Any) -> Params:
+    """The parameters with this head of a classifier in the place of theirs, if it is given."""
+    if score is None:
+        return params
+    return {name: x for name, x in params.items() if name not in ("head", "score")} | {"score": score}
 
 
 def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> None:

@@ -208,10 +208,8 @@ class Experiment:
         if "offline_dpo" in c.baselines:
             out.append(Entry("offline_dpo", "offline_dpo", 1, self._offline(start)))
         if "matched_dpo" in c.baselines:
-            loop = replaced(c.loop, rounds=1, data_policy="fresh", reference="sft", directions=None,
-                            prompts_per_round=self._prompts_in_all(prompts))
-            name = f"matched_{loop.method}"
-            matched = run(name, recipe=dataclasses.replace(self.recipe, loop=loop))
+            name = f"matched_{c.loop.method}"
+            matched = run(name, recipe=self.matched(prompts))
             out.append(Entry(f"{name}-1", name, 1, matched[0]))
         if "raft" in c.baselines:
             loop = replaced(c.loop, method="raft", directions=None)
@@ -219,14 +217,19 @@ class Experiment:
             out += [Entry(f"raft-{i}", "raft", i, policy) for i, policy in enumerate(raft, start=1)]
         return out
 
-    def _prompts_in_all(self, prompts: Sequence[PromptGroup]) -> int:
-        each = self.config.loop.prompts_per_round
-        return len(prompts) if each is None else each * self.config.loop.rounds
+    def matched(self, prompts: Sequence[PromptGroup]) -> Recipe:
+        """The control's recipe: the prompts, samples and labels of all rounds, in one round from the start."""
+        loop, pairs = self.config.loop, self.config.pairs
+        each, rounds = loop.prompts_per_round, loop.rounds
+        one = replaced(loop, rounds=1, data_policy="fresh", reference="sft", directions=None,
+                       prompts_per_round=len(prompts) if each is None else each * rounds)
+        whole = pairs if pairs.budget is None else replaced(pairs, budget=pairs.budget * rounds)
+        return dataclasses.replace(self.recipe, loop=one, pairs=whole)
 
     def _offline(self, start: Checkpoint) -> Checkpoint:
         """Offline DPO on the preference set: the human labels, no sampling."""
         assert self.config.reward is not None
-        options = self.config.dpo
+        options = replaced(self.config.dpo, xpo_alpha=0.0)  # labelled pairs hold no answer of the start
         rows = self.rows("offline_dpo", self.config.reward.data, "preference", start)
         labelled = self.context.do("offline_dpo/pairs", LabelledPairsStage(data=rows, model=start))
         return self.context.train("offline_dpo/dpo", DpoStage(

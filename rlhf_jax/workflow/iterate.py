@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from rlhf_jax.config.loop import LoopOptions
-from rlhf_jax.config.pairs import PairOptions
+from rlhf_jax.config.pairs import ENHANCER, PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.training import SftOptions
@@ -18,7 +18,8 @@ from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GivenGroups, GroupFile
-from rlhf_jax.workflow.products import PAIRS
+from rlhf_jax.workflow.enhancer import EarlierPairs, StoredStates
+from rlhf_jax.workflow.products import FEATURES, PAIRS
 from rlhf_jax.workflow.stage import Finished, Stage
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.mix import MixStage
@@ -26,7 +27,7 @@ from rlhf_jax.workflow.stages.pairs import PairsStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.score import ScoreStage
 from rlhf_jax.workflow.stages.sft import SftStage
-from rlhf_jax.workflow.stages.shards import ShardFolder
+from rlhf_jax.workflow.stages.shards import JoinedShards, ShardFolder, Shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Recipe:
     pairs: PairOptions
     dpo: PreferenceOptions
     raft: SftOptions
+
+    @property
+    def enhanced(self) -> bool:
+        """The pairs are the enhancer's, which reads the reward model's features."""
+        return self.loop.method == "dpo" and self.pairs.rule == ENHANCER
 
 
 class Choice(Protocol):
@@ -93,17 +99,18 @@ def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[P
     loop, policies = recipe.loop, list[Checkpoint]()
     reference = latest = start
     data: list[GroupFile] = []
+    earlier: EarlierPairs | None = None
     rounds = [round_prompts(prompts, loop, number) for number in range(1, loop.rounds + 1)]  # all there, or no round
     for number, share in enumerate(rounds, start=1):
         stem = f"{label}/round-{number}"
         sampling = dataclasses.replace(recipe.sampling, seed=recipe.sampling.seed + 1000 * number)
-        sampled = context.do(f"{stem}/sample", SampleStage(
-            policy=latest, prompts=GivenGroups(share), sampling=sampling, dtype=recipe.dpo.train.dtype,
-            shard_size=loop.shard_size))
-        context.sampled.policy = latest
-        scored = context.do(f"{stem}/score", ScoreStage(scorer=scorer, source=shards_of(sampled)))
-        paired = context.do(f"{stem}/pairs", PairsStage(source=shards_of(scored), options=recipe.pairs,
-                                                        method=loop.method, directed=loop.directions is not None))
+        answers = _sample(context, stem, (latest, start), share, dataclasses.replace(recipe, sampling=sampling))
+        scored = context.do(f"{stem}/score", ScoreStage(scorer=scorer, source=answers, features=recipe.enhanced))
+        states = StoredStates(scored.folder / FEATURES, scored.key) if recipe.enhanced else None
+        paired = context.do(f"{stem}/pairs", PairsStage(
+            source=shards_of(scored), options=recipe.pairs, method=loop.method, directed=loop.directions is not None,
+            states=states, earlier=earlier))
+        earlier = EarlierPairs(paired.folder, paired.key) if recipe.enhanced else None
         data.append(pairs_of(paired))
         origin = latest if loop.init_from == "previous" else start
         anchor = latest if loop.reference == "previous" else reference
@@ -116,6 +123,21 @@ def iterate(context: Context, label: str, start: Checkpoint, prompts: Sequence[P
             reference = context.train(f"{stem}/reference", MixStage(reference=reference, policy=policy,
                                                                     alpha=loop.ref_model_mixup_alpha))
     return policies
+
+
+def _sample(context: Context, stem: str, policies: tuple[Checkpoint, Checkpoint], prompts: Sequence[PromptGroup],
+            recipe: Recipe) -> Shards:
+    """A round's answers: those of the first policy, joined by those of the other, the start, if the loop asks for any.
+    """
+    out = []
+    for name, policy, sampling in zip(("sample", "sample_start"), policies, recipe.loop.divided(recipe.sampling),
+                                      strict=True):
+        if sampling is not None:
+            out.append(shards_of(context.do(f"{stem}/{name}", SampleStage(
+                policy=policy, prompts=GivenGroups(prompts), sampling=sampling, dtype=recipe.dpo.train.dtype,
+                shard_size=recipe.loop.shard_size))))
+            context.sampled.policy = policy
+    return JoinedShards(*out) if len(out) > 1 else out[0]
 
 
 def _kept(data: Sequence[GroupFile], loop: LoopOptions) -> tuple[GroupFile, ...]:

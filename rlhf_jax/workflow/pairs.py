@@ -6,10 +6,13 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 
-from rlhf_jax.config.pairs import PairOptions
+import numpy as np
+
+from rlhf_jax.config.pairs import ENHANCER, TWO_POLICIES, PairOptions
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import LENGTH, PromptGroup, Response, same_answer
+from rlhf_jax.data.groups import BY_OTHER, LENGTH, PromptGroup, Response, same_answer
 from rlhf_jax.plugins import is_plugin, load_function
+from rlhf_jax.workflow.enhancer import Enhancer
 
 
 def _length(response: Response, unit: str) -> int:
@@ -60,46 +63,117 @@ def two_at_random(values: Sequence[float], rng: random.Random) -> tuple[int, int
     return first, second
 
 
-PAIR_RULES: dict[str, Rule] = {"max_min": max_min, "max_max": max_max, "max_random": max_random,
-                               "random": two_at_random}
+PAIR_RULES: dict[str, Rule] = {"max_min": max_min, "max_min_p": max_min, "max_max": max_max,
+                               "max_random": max_random, "random": two_at_random}
+"""Rules that see values alone; max_min_p is max_min of penalised ones, and orders the pair by them too."""
 
 
-def make_pair(group: PromptGroup, options: PairOptions) -> tuple[PromptGroup | None, str]:
-    """The group reduced to its pair (response 0 chosen, margin the penalised gap), or the reason why not."""
+def best_of_each(group: PromptGroup, ranked: Sequence[int]) -> tuple[int, int] | None:
+    """Places of the best answer of the policy itself and of the other one among `ranked`; None if one gave none."""
+    by_other = [group.responses[i].scores.get(BY_OTHER) == 1.0 for i in ranked]
+    return (by_other.index(False), by_other.index(True)) if len({*by_other}) == 2 else None
+
+
+def _places(group: PromptGroup, options: PairOptions, ranked: Sequence[int], values: Sequence[float],
+            enhancer: Enhancer | None) -> tuple[int, int] | None:
+    """Where chosen and rejected stand among the answers `ranked`, best first."""
+    if options.rule in TWO_POLICIES:
+        places = best_of_each(group, ranked)
+        return places if places is None or options.rule == "delta" else (min(places), max(places))
+    if options.rule == ENHANCER:
+        assert enhancer is not None
+        return enhancer.places(group, ranked, values)
+    rule = load_function(options.rule) if is_plugin(options.rule) else PAIR_RULES[options.rule]
+    return rule(values, random.Random(f"{options.seed} {group.prompt_id}"))
+
+
+def make_pair(group: PromptGroup, options: PairOptions, enhancer: Enhancer | None = None
+              ) -> tuple[PromptGroup | None, str]:
+    """The group reduced to its pair (response 0 chosen, margin the scaled penalised gap), or the reason why not.
+
+    enhancer: for the rule of that name.
+    """
     able = candidates(group, options)
     if len(able) < 2:
         return None, "fewer_than_two_scored"
     value = {i: penalised(group.responses[i], options) for i in able}
     ranked = sorted(able, key=lambda i: (-value[i], i))
-    rule = load_function(options.rule) if is_plugin(options.rule) else PAIR_RULES[options.rule]
-    places = rule([value[i] for i in ranked], random.Random(f"{options.seed} {group.prompt_id}"))
+    places = _places(group, options, ranked, [value[i] for i in ranked], enhancer)
     if places is None:
-        return None, "rule_gave_none"
+        return None, "one_policy_alone" if options.rule in TWO_POLICIES else "rule_gave_none"
     chosen, rejected = (ranked[place] for place in places)
     gap = value[chosen] - value[rejected]
-    if gap <= 0:
-        return None, "tie"
-    if gap < options.min_gap:
-        return None, "gap_too_small"
+    if options.rule != "delta":  # whose label is who answered
+        if gap <= 0:
+            return None, "tie"
+        if gap < options.min_gap:
+            return None, "gap_too_small"
     if same_answer(group.responses[chosen], group.responses[rejected]):
         return None, "identical_responses"
     responses = (group.responses[chosen], group.responses[rejected])
     extra = {**group.extra, "response_indices": [chosen, rejected]}
-    return dataclasses.replace(group, responses=responses, pairs=((0, 1),), margins=(gap,), extra=extra), ""
+    return dataclasses.replace(group, responses=responses, pairs=((0, 1),), margins=(options.margin_scale * gap,),
+                               extra=extra), ""
 
 
-def make_pairs(groups: Sequence[PromptGroup], options: PairOptions) -> tuple[list[PromptGroup], Funnel]:
-    """A pair for every group that has one, and how many had none, by reason. Raises ValueError where none has one."""
+def make_pairs(groups: Sequence[PromptGroup], options: PairOptions, enhancer: Enhancer | None = None
+               ) -> tuple[list[PromptGroup], Funnel]:
+    """A pair for every group that has one, within the budget, and how many had none, by reason.
+
+    Raises:
+      ValueError: no group has one, or its responses lack what the rule or the budget reads.
+    """
+    check_two_policies(groups, options)
     funnel = Funnel(read=len(groups))
     out = []
     for group in groups:
-        pair, reason = make_pair(group, options)
+        pair, reason = make_pair(group, options, enhancer)
         if pair is None:
             funnel.dropped[reason] += 1
         else:
             out.append(pair)
     _some(out, groups, options.scorer, funnel)
-    return out, funnel
+    kept = within_budget(out, options)
+    if len(kept) < len(out):
+        funnel.dropped["over_budget"] = len(out) - len(kept)
+    return kept, funnel
+
+
+def check_two_policies(groups: Sequence[PromptGroup], options: PairOptions) -> None:
+    """Raises ValueError for a rule of two policies where no response says whose it is."""
+    if options.rule in TWO_POLICIES and not any(BY_OTHER in r.scores for group in groups for r in group.responses):
+        raise ValueError(f"rule = {options.rule!r} needs the answers of two policies, and no response says whose it is "
+                         f"({BY_OTHER}); set loop.from_start, or give the other policy's samples as `against`")
+
+
+def disagreement(pair: PromptGroup, scorer: str) -> float:
+    """Standard deviation over the members of an ensemble of their gap chosen - rejected.
+
+    Raises:
+      ValueError: the responses carry no members' scores.
+    """
+    chosen, rejected = (response.scores for response in pair.responses)
+    members = [name for name in chosen if name.startswith(f"{scorer}/member-") and name in rejected]
+    if len(members) < 2:
+        raise ValueError(f"budget_by = 'disagreement' reads the scores of an ensemble's members ({scorer}/member-0, "
+                         f"...), and a response to {pair.prompt_id!r} has {', '.join(chosen)}; score with kind: "
+                         "ensemble, or set budget_by: random")
+    return float(np.std([chosen[name] - rejected[name] for name in members]))
+
+
+def within_budget(pairs: Sequence[PromptGroup], options: PairOptions) -> list[PromptGroup]:
+    """At most `budget` of the pairs, in their order: the ones that are disagreed on most, or a random draw of them.
+
+    Each pair's number depends on itself, the seed and its prompt's id alone.
+    """
+    if options.budget is None:
+        return list(pairs)
+    if options.budget_by == "disagreement":
+        rank = [-disagreement(pair, options.scorer.split("/")[0]) for pair in pairs]
+    else:
+        rank = [random.Random(f"{options.seed} budget {pair.prompt_id}").random() for pair in pairs]
+    kept = sorted(sorted(range(len(pairs)), key=lambda i: (rank[i], pairs[i].prompt_id))[: options.budget])
+    return [pairs[i] for i in kept]
 
 
 def _some(kept: Sequence[PromptGroup], groups: Sequence[PromptGroup], scorer: str, funnel: Funnel) -> None:

@@ -24,6 +24,8 @@ MODEL, PAIRS, JUDGED, ROWS, TREE = "model", "pairs.jsonl", "judged.jsonl", "rows
 """What stages make: a model, groups as pairs or with verdicts, one line per evaluated row, a tree beside a model."""
 RLHFLOW, TRL = "rlhflow.jsonl", "trl.jsonl"
 """Scored samples and pairs once more, in the layouts of other software."""
+FEATURES, COVARIANCE = "features", "covariance.npy"
+"""Hidden states beside scored shards; what the enhancer's pairs so far say, for the next round's."""
 METRICS, ANSWERS, RESULTS = "metrics.json", "answers", "results.json"
 """Figures of a benchmark; a folder of answers that a server was paid for, which no stage's key depends on; and
 what a run ends with."""

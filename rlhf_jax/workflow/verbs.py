@@ -19,6 +19,7 @@ from rlhf_jax.config.data import PreferenceData, RowOptions, Sources, as_sources
 from rlhf_jax.config.evaluation import AgreementCommand, EvaluateCommand
 from rlhf_jax.config.harness import PolicyOptions
 from rlhf_jax.config.mixes import DataCommand
+from rlhf_jax.config.pairs import ENHANCER
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.probe import FeaturesCommand, ProbeCommand
 from rlhf_jax.config.steps import StepsCommand
@@ -30,8 +31,10 @@ from rlhf_jax.workflow.benchmarking import find_benchmark
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import FittingRows, GroupSource, PairFile, RenderedRows
+from rlhf_jax.workflow.enhancer import EarlierPairs, StoredStates
 from rlhf_jax.workflow.features import Features
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
+from rlhf_jax.workflow.products import FEATURES
 from rlhf_jax.workflow.stage import Stage
 from rlhf_jax.workflow.stages.agreement import AgreementStage, JudgeVerdicts
 from rlhf_jax.workflow.stages.data import DataStage
@@ -47,7 +50,7 @@ from rlhf_jax.workflow.stages.reward import RewardStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.score import ScoreStage
 from rlhf_jax.workflow.stages.sft import SftStage
-from rlhf_jax.workflow.stages.shards import RowShards, ShardFolder, Shards
+from rlhf_jax.workflow.stages.shards import JoinedShards, RowShards, ShardFolder, Shards
 from rlhf_jax.workflow.stages.solutions import StepAccuracyStage, VotingStage
 from rlhf_jax.workflow.stages.steps import StepsStage
 
@@ -126,13 +129,19 @@ def score(command: ScoreCommand, context: Context) -> ScoreStage:
     if command.input is not None:
         source = ShardFolder(Path(command.input))
     return ScoreStage(scorer=open_scorer(command.scorer, context.local_mesh, command.name, context.run.folder),
-                      source=source, layout=command.layout)
+                      source=source, layout=command.layout, features=command.features)
 
 
 def pairs(command: PairsCommand, context: Context) -> PairsStage:
     """`rlhf-jax pairs`."""
     del context
-    return PairsStage(source=ShardFolder(Path(command.input)), options=command.pairs, layout=command.layout)
+    folder = Path(command.input)
+    source: ShardFolder | JoinedShards = ShardFolder(folder)
+    if command.against is not None:
+        source = JoinedShards(ShardFolder(folder), ShardFolder(Path(command.against)))
+    return PairsStage(source=source, options=command.pairs, layout=command.layout,
+                      states=StoredStates(folder / FEATURES) if command.pairs.rule == ENHANCER else None,
+                      earlier=None if command.earlier is None else EarlierPairs(Path(command.earlier)))
 
 
 def evaluate(command: EvaluateCommand, context: Context) -> Stage:

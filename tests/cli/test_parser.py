@@ -43,7 +43,7 @@ def test_an_unknown_flag_names_the_nearest_key(capsys):
 
 
 @pytest.mark.parametrize(("key", "said"), [
-    ("lora_dropout", "adapters are trained without dropout"), ("use_rslora", "the update is scaled by"),
+    ("lora_dropout", "adapters are trained without dropout"), ("use_dora", "adapters are plain LoRA"),
     ("dataset_test_split", "use eval_dataset_name"), ("packing_strategy", "no key has a similar name"),
     ("gamma_rays", "no key has a similar name"), ("lora_dropot", "did you mean 'lora_dropout'? (adapters are"),
     ("max_seq_lenght", "did you mean 'max_seq_length'? (it is called max_length here)"),

@@ -121,9 +121,12 @@ def test_a_process_that_something_else_ended_is_started_again(make_tokenizer):
     tokenizer = make_tokenizer("{{ messages[0].content }}")
     assert rendered(tokenizer, USER, {}) == "hi"
     for way in (signal.SIGKILL, signal.SIGTERM):
-        templates._PROCESS._running.send_signal(way)
-        templates._PROCESS._running.wait()
+        ended = templates._PROCESS._running
+        ended.send_signal(way)
+        ended.wait()
         assert rendered(tokenizer, USER, {}) == "hi"
+        assert ended.stdin.closed  # with the request that it no longer read, which is not written when it goes
+        assert ended.stdout.closed
 
 
 def test_the_process_ends_with_its_input():

@@ -15,7 +15,8 @@ from rlhf_jax.plugins import load_function
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "benchmarks/README.md", "examples/README.md")),
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")),
+         *(ROOT / name for name in ("README.md", "benchmarks/README.md", "examples/README.md")),
          *sorted((ROOT / "configs").rglob("README.md"))]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 ROOMS = "|".join(sorted(path.name for path in (ROOT / "rlhf_jax").iterdir() if path.is_dir()))

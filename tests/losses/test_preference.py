@@ -25,6 +25,11 @@ PAIRED = {name: row for name, row in LOSSES.items() if row.unit == "pair"}
 EVERY = [PreferenceLoss(name, **VALID.get(name, {})) for name in PAIRED]
 
 
+def wins_of(margin):
+    """Win rates of chosen and rejected as a Bradley-Terry model of these gaps has them."""
+    return None if margin is None else (jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin))
+
+
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles fast: these functions run once."""
 
@@ -35,7 +40,7 @@ def total(pair, spec, mask=None, margin=MARGIN):
         good = jnp.arange(2 * len(pair.chosen)) < len(pair.chosen)
         responses = Responses(*map(jnp.concatenate, sides), good, jnp.ones(good.shape, bool), ~good)
         return weighted_total(response_loss(responses, spec))
-    return weighted_total(preference_loss(pair, spec, mask, margin))
+    return weighted_total(preference_loss(pair, spec, mask, margin, wins_of(margin)))
 
 
 def test_every_trl_loss_type_is_there():
@@ -84,7 +89,7 @@ def every_loss(pair, mask, margin):
 
     def one(spec):
         def value(pair):
-            (term,) = preference_loss(pair, spec, mask, margin)
+            (term,) = preference_loss(pair, spec, mask, margin, wins_of(margin))
             return weighted_total([term]), (term.values, term.weights)
 
         return jax.value_and_grad(value, has_aux=True)(pair)
@@ -110,7 +115,8 @@ def test_values_and_gradients_are_finite_at_any_log_ratio(name, divergence, coef
         def values(sides):
             known = jnp.full_like(chosen, -250)
             pair = PairLogps(known + sides[0], known + sides[1], known, known, *2 * [jnp.full_like(chosen, length)])
-            (term,) = preference_loss(pair, spec, margin=jnp.ones_like(chosen))
+            margin = jnp.ones_like(chosen)
+            (term,) = preference_loss(pair, spec, margin=margin, wins=wins_of(margin))
             return jnp.sum(term.values), term.values
 
         return jax.grad(values, has_aux=True)((chosen, rejected))
@@ -286,3 +292,26 @@ def test_sums_and_weights_add_up_over_micro_batches(appendix_a):
         pieces = [(part[k].values * part[k].weights, part[k].weights) for part in parts]
         mean = sum(v.sum() for v, _ in pieces) / sum(w.sum() for _, w in pieces)
         np.testing.assert_allclose(weighted_total([term]), mean, rtol=1e-6)
+
+
+def test_sppo_is_its_hard_form_where_one_side_always_wins(appendix_a):
+    pair, ones = appendix_a(), jnp.ones(3)
+    (soft,) = preference_loss(pair, PreferenceLoss("sppo"), wins=(ones, 0 * ones))
+    (hard,) = preference_loss(pair, PreferenceLoss("sppo_hard"))
+    np.testing.assert_allclose(soft.values, hard.values, rtol=1e-6)
+
+
+def test_sppo_vanishes_where_each_log_ratio_is_what_its_win_rate_asks_for():
+    chosen, rejected = np.float32([4.0, 1.0]), np.float32([-3.0, 0.0])  # (p - 1/2) / b at p = 0.9, 0.6 and 0.2, 0.5
+    zeros, ones = np.zeros(2, np.float32), np.ones(2, np.float32)
+    pair = PairLogps(chosen, rejected, zeros, zeros, ones, ones)
+    (term,) = preference_loss(pair, PreferenceLoss("sppo"), wins=(np.float32([0.9, 0.6]), np.float32([0.2, 0.5])))
+    np.testing.assert_allclose(term.values, 0.0, atol=1e-10)
+
+
+def test_sppo_asks_for_win_rates(appendix_a):
+    assert PreferenceLoss("sppo").needs_wins
+    with pytest.raises(ValueError, match=r"loss_type=sppo reads how probably .*wins is None.*'sppo_hard'"):
+        preference_loss(appendix_a(), PreferenceLoss("sppo"))
+    with pytest.raises(ValueError, match=r"rejected_win has shape \[2\]"):
+        preference_loss(appendix_a(), PreferenceLoss("sppo"), wins=(jnp.ones(3), jnp.ones(2)))

@@ -140,6 +140,7 @@ def test_divergence_enters_through_mapped_ratios_only(name, appendix_a):
     doubled = pair._replace(chosen=pair.chosen + a, rejected=pair.rejected + d)
     loss = losses.LOSSES[name].function
     keywords = {"label_smoothing": 0.1} if name == "exo_pair" else {}
+    keywords |= {given: jnp.full(3, 0.7) for given in losses.LOSSES[name].inputs}
     mapped = loss(pair, divergence=lambda u: 2.0 * u, **keywords)
     if name == "apo_down":
         first = 1.0 / (1.0 + np.exp(-0.1 * np.asarray(a)))

@@ -18,7 +18,7 @@ KNOBS = {"exo_pair": {"label_smoothing": 0.1}, "alphapo": {"alphapo_alpha": 0.25
 
 
 def call(name, pair, **more):
-    inputs = {key: ROW if key == "margin" else jnp.ones(N, bool) for key in LOSSES[name].inputs}
+    inputs = {key: jnp.ones(N, bool) if key == "mask" else ROW for key in LOSSES[name].inputs}
     return LOSSES[name].function(pair, **{**inputs, **KNOBS.get(name, {}), **more})
 
 

@@ -18,7 +18,7 @@ from rlhf_jax.models import (
     save_hf,
     with_lora,
 )
-from rlhf_jax.models.lora import TARGETS
+from rlhf_jax.models.lora import TARGETS, lora_specs
 
 LORA = LoraConfig(use_peft=True, lora_r=3, lora_alpha=6.0)
 TOKENS = np.random.default_rng(0).integers(0, 48, (2, 7)).astype(np.int32)
@@ -62,6 +62,18 @@ def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):
     assert not np.array_equal(adapter["q_proj"]["a"][0], adapter["q_proj"]["a"][1])
 
 
+def test_b_may_start_random_instead_with_variance_one_over_the_rank(model):
+    config, params = model
+    lora = LoraConfig(use_peft=True, lora_r=64, lora_init="b")
+    adapter = init_lora(jax.random.key(0), config, lora)
+    assert float(jnp.std(adapter["down_proj"]["b"])) == pytest.approx(64**-0.5, rel=0.05)
+    assert not any(pair["a"].any() for pair in adapter.values())
+    np.testing.assert_array_equal(hidden(with_lora(params, adapter, lora.scale), config), hidden(params, config))
+    grads = jax.grad(lambda x: jnp.sum(hidden(with_lora(params, x, lora.scale), config) ** 3))(adapter)
+    assert grads["q_proj"]["a"].any()  # the first step moves the factor that is zero, and that alone
+    assert not grads["q_proj"]["b"].any()
+
+
 @pytest.mark.parametrize("targets", [tuple(TARGETS), *((name,) for name in TARGETS)])
 def test_merged_weights_equal_the_two_matmuls(targets, model):
     config, params = model
@@ -86,6 +98,24 @@ def test_the_update_is_alpha_over_r_times_a_times_b(model):
             update = (merged["layers"][room][name] - params["layers"][room][name])[layer]
             np.testing.assert_allclose(update.reshape(sizes), 2.0 * a.reshape(sizes[0], 3) @ b.reshape(3, sizes[1]),
                                        atol=1e-5)
+
+
+def test_magnitudes_are_the_lengths_of_the_merged_columns(model):
+    """Of DoRA; `forward` has no form of it that is not merged, so an adapter with them is not taken for a plain one."""
+    config, params = model
+    adapter = trained_adapter(config)
+    specs = lora_specs(config, LORA, magnitudes=True)
+    dora = {module: {**pair, "m": 1 + jax.random.uniform(jax.random.key(9), specs[module]["m"].shape)}
+            for module, pair in adapter.items()}
+    plain, merged = merge_lora(params, adapter, LORA.scale), merge_lora(params, dora, LORA.scale)
+    for module, (room, name) in TARGETS.items():
+        inputs = 2 if module == "o_proj" else 1
+        one, other = (np.asarray(tree["layers"][room][name], np.float64) for tree in (merged, plain))
+        lengths = np.sqrt((one**2).sum(axis=tuple(range(1, 1 + inputs))))
+        np.testing.assert_allclose(lengths, dora[module]["m"], rtol=1e-5)
+        assert (np.sign(one) == np.sign(other)).all()
+    with pytest.raises(TypeError, match="'m'"):
+        with_lora(params, dora, LORA.scale)
 
 
 def test_gradients_flow_to_a_and_b_alone(model):
@@ -141,5 +171,6 @@ def test_values_that_cannot_work_are_refused(bad, message):
         LoraConfig(use_peft=True, **bad)
 
 
-def test_scale_is_alpha_over_r():
+def test_scale_is_alpha_over_r_or_over_its_root():
     assert math.isclose(LoraConfig(use_peft=True, lora_r=8, lora_alpha=4.0).scale, 0.5)
+    assert math.isclose(LoraConfig(use_peft=True, lora_r=16, lora_alpha=4.0, use_rslora=True).scale, 1.0)

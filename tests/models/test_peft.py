@@ -58,7 +58,8 @@ def pefts(folder, base, settings):
 @pytest.mark.torch
 @pytest.mark.parametrize("more", [
     {}, {"use_rslora": True}, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"},
-    {"init_lora_weights": False}, {"lora_dropout": 0.3}, {"task_type": "CAUSAL_LM", "revision": "main"}], ids=str)
+    {"init_lora_weights": False}, {"use_dora": True}, {"use_dora": True, "use_rslora": True},
+    {"lora_dropout": 0.3}, {"task_type": "CAUSAL_LM", "revision": "main"}], ids=str)
 def test_what_is_read_computes_what_peft_computes(more, base, exact_matmul, tmp_path):
     config, folder = base
     expected = pefts(tmp_path / "adapter", folder, PLAIN | more)
@@ -75,7 +76,7 @@ def test_what_is_read_computes_what_peft_computes(more, base, exact_matmul, tmp_
     ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
     ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
     ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
-    ({"use_dora": True}, "use_dora = True"), ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+    ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
     ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"), ({"bias": "lora_only"}, "bias = 'lora_only'"),
     ({"lora_bias": True}, "lora_bias = True"), ({"modules_to_save": ["lm_head"]}, "modules_to_save = .'lm_head'"),
     ({"layers_to_transform": [1]}, "layers_to_transform"), ({"fan_in_fan_out": True}, None),
@@ -148,6 +149,14 @@ def test_settings_that_are_not_set_are_no_settings(adapter, base):
 
 def test_rank_stabilised_updates_are_scaled_by_alpha_over_the_root_of_the_rank(adapter, base):
     assert load_adapter(adapter(use_rslora=True), base[0]).lora.scale == pytest.approx(6 / 4**0.5)
+
+
+def test_a_rank_stabilised_adapter_of_ours_is_one_for_peft_too(base, tmp_path):
+    config, folder = base
+    lora = LoraConfig(True, 4, 6.0, ("down_proj", "q_proj"), use_rslora=True)
+    save_adapter(tmp_path / "own", init_lora(jax.random.key(0), config, lora), config, lora, str(folder))
+    assert json.loads((tmp_path / "own/adapter_config.json").read_text())["use_rslora"] is True
+    assert load_adapter(tmp_path / "own", config).lora == lora
 
 
 def test_the_base_of_an_adapter_has_its_revision(adapter, base):

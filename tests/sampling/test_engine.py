@@ -243,21 +243,20 @@ def test_settings_that_cannot_work_are_refused(settings, words):
         SamplingConfig(**settings)
 
 
-def test_samples_do_not_depend_on_the_number_of_devices(tiny, config, params):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu",
-           "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+def test_samples_do_not_depend_on_the_number_of_devices(tiny, config, params, xla_flags):
+    env = {**os.environ, "XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(tiny.path), "8"], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == tiny.sample_ids(config, params, tiny.make_prompts(11))
 
 
-def test_slots_that_do_not_divide_over_the_devices_are_refused(tiny):
+def test_slots_that_do_not_divide_over_the_devices_are_refused(tiny, xla_flags):
     done = subprocess.run(
         [sys.executable, "-c",
          "import runpy, sys; from rlhf_jax.parallel import make_mesh\n"
          "t = runpy.run_path(sys.argv[1]); t['make_sampler'](t['make_config'](), mesh=make_mesh(), slots=4)",
          str(tiny.path)],
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"},
         capture_output=True, text=True, check=False)
     assert "slots = 4 must be a multiple of the 8 ways" in done.stderr
 

@@ -85,3 +85,79 @@ def test_the_gradient_of_a_shared_response_is_the_sum_over_its_pairs():
     both = jax.grad(loss)(policy, batch.pair_mask)
     each = [jax.grad(loss)(policy, (np.arange(SHAPE.pairs) == i)[None]) for i in range(6)]
     np.testing.assert_allclose(both, sum(each) / 6, atol=1e-6)
+
+
+def flagged(*flags):
+    """Three answers, two of them a pair each, and whose they are: 1 for the other policy, None where nobody says."""
+    group = group_of((2, 4, 3), ((0, 1), (1, 2)))
+    return dataclasses.replace(group, responses=tuple(
+        dataclasses.replace(r, scores={} if flag is None else {"by_other": flag})
+        for r, flag in zip(group.responses, flags, strict=True)))
+
+
+def xpo(alpha, group, policy=None):
+    """The terms with XPO's, and the policy's log-probs they are of."""
+    objective = Preference(None, PreferenceLoss(beta=1.0), xpo_alpha=alpha)
+    batch = pack([group], [[0]], dataclasses.replace(SHAPE, values=objective.reads), 1, ONES)
+    given = jnp.asarray(pack([group], [[0]], SHAPE, 1, LOGPS).reference_logps) if policy is None else policy
+    zeros = TokenStats(*(jnp.zeros_like(given) for _ in TokenStats._fields))
+    return objective.terms((given, zeros), batch), given, batch
+
+
+def test_xpo_adds_alpha_times_the_mean_log_probability_of_the_others_answers():
+    ((dpo,), _), _, _ = xpo(0.0, flagged(1.0, 0.0, 1.0))
+    ((same, optimism), metrics), _, _ = xpo(0.25, flagged(1.0, 0.0, 1.0))
+    np.testing.assert_array_equal(same.values, dpo.values)
+    expected = 0.25 * (sum(A) + sum(C)) / 2  # -3 and -5; the policy's own answer is not pushed away from
+    np.testing.assert_allclose(weighted_total([optimism]), expected)
+    np.testing.assert_allclose(weighted_total([dpo, optimism]), weighted_total([dpo]) + expected, rtol=1e-6)
+    total, weight = metrics.means["loss/xpo"]
+    np.testing.assert_allclose(total / weight, expected)  # TRL's metric of this name
+
+
+def test_the_gradient_of_xpos_term_is_alpha_over_the_count_at_each_of_the_others_tokens():
+    group = flagged(0.0, 1.0, 1.0)
+    _, policy, batch = xpo(0.5, group)
+
+    def total(alpha):
+        return jax.grad(lambda values: weighted_total(xpo(alpha, group, values)[0][0]))(policy)
+
+    theirs = np.isin(batch.target_slot, (1, 2)) & batch.target_mask
+    np.testing.assert_allclose(total(0.5) - total(0.0), np.where(theirs, 0.5 / 2, 0.0), atol=1e-6)
+
+
+def test_xpo_at_the_reference_is_ln_2_and_the_mean_log_probability():
+    group = flagged(1.0, 0.0, 0.0)
+    objective = Preference(None, PreferenceLoss(beta=1.0), xpo_alpha=2.0)
+    batch = pack([group], [[0]], dataclasses.replace(SHAPE, values=objective.reads), 1, ONES)
+    policy = jnp.asarray(batch.reference_logps)
+    terms, _ = objective.terms((policy, TokenStats(*(jnp.zeros_like(policy) for _ in TokenStats._fields))), batch)
+    np.testing.assert_allclose(weighted_total(terms), np.log(2) + 2.0 * -2.0, rtol=1e-6)
+
+
+def test_answers_of_nobody_or_of_the_policy_alone_add_nothing():
+    for group in (flagged(0.0, 0.0, 0.0), flagged(None, None, None)):
+        ((dpo, optimism), _), _, _ = xpo(1.0, group)
+        assert float(weighted_total([optimism])) == 0.0
+        assert np.isfinite(weighted_total([dpo, optimism]))
+
+
+def test_alpha_0_reads_no_number_and_has_no_term():
+    objective = Preference(None, PreferenceLoss())
+    assert (objective.reads, Preference(None, PreferenceLoss(), xpo_alpha=0.0)) == ((), objective)
+
+
+def test_sppo_reads_the_win_rate_of_each_side_by_its_name():
+    group = group_of((2, 4, 3), ((0, 1), (1, 2)))
+    wins = (0.9, 0.5, 0.2)
+    group = dataclasses.replace(group, responses=tuple(
+        dataclasses.replace(r, scores={"judge": win}) for r, win in zip(group.responses, wins, strict=True)))
+    objective = Preference(None, PreferenceLoss("sppo", beta=0.5), win_rate="judge")
+    assert objective.reads == ("judge",)
+    batch = pack([group], [[0]], dataclasses.replace(SHAPE, values=objective.reads), 1, ONES)
+    policy = jnp.asarray(pack([group], [[0]], SHAPE, 1, LOGPS).reference_logps)
+    (term,), _ = objective.terms((policy, TokenStats(*(jnp.zeros_like(policy) for _ in TokenStats._fields))), batch)
+    # log-ratios -3 + 2, -6 + 4, -5 + 3; targets (p - 1/2) / 0.5
+    a, b, c = (-1 - 0.8) ** 2, (-2 - 0.0) ** 2, (-2 + 0.6) ** 2
+    np.testing.assert_allclose(term.values[:2], [a + b, b + c], rtol=1e-6)
+    assert np.isfinite(term.values).all()

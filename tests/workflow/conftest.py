@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,11 +31,11 @@ WORLD = WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=24, eval_prompt
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compiles(tmp_path_factory):
-    """Compiling is most of what these tests cost: unoptimised programs mean the same, and equal ones are kept."""
+def _kept_programs(tmp_path_factory):
+    """Many of these tests compile the same programs: those are kept."""
     from jax.experimental.compilation_cache import compilation_cache
 
-    changes = {"jax_disable_most_optimizations": True, "jax_persistent_cache_min_compile_time_secs": 0.0,
+    changes = {"jax_persistent_cache_min_compile_time_secs": 0.0,
                "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla")}
     before = {name: jax.config.values[name] for name in changes}
     for name, value in changes.items():
@@ -76,7 +77,7 @@ class Launched:
     folders: each process's own FOLDER, where it is not one for all. dying: how it dies, as mortal.py reads it.
     """
 
-    def __init__(self, config, folder, processes=1, devices=1, command=None, folders=None, dying=None):
+    def __init__(self, xla_flags, config, folder, processes=1, devices=1, command=None, folders=None, dying=None):
         program = ["-m", "rlhf_jax.cli.main"] if dying is None else [str(Path(__file__).parent / "mortal.py")]
         command = command or ["iterate", "--config", config]
         with socket.socket() as free:
@@ -85,8 +86,8 @@ class Launched:
         self.logs = [folder.parent / f"{folder.name}-{i}.log" for i in range(processes)]
         self.processes = []
         for i in range(processes):
-            env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                   "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
+            env = {**os.environ, "XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu",
+                    "JAX_COMPILATION_CACHE_DIR": str(config.parent / "cache"),
                    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", **(dying or {})}
             if processes > 1:  # NPROC: XLA's thread pool must be larger than two cores make it, or Gloo starves
                 env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes),
@@ -112,8 +113,9 @@ class Launched:
 
 
 @pytest.fixture(scope="session")
-def launch():
-    return Launched
+def launch(xla_flags):
+    """launch(config, folder, ...) -> `Launched`."""
+    return partial(Launched, xla_flags)
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ from rlhf_jax.data.example import Example, as_text
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError, load_params, read_config
+from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.kinds import open_scorer
-from rlhf_jax.workflow.kinds.ensemble import draws, with_draws
+from rlhf_jax.workflow.kinds.ensemble import draws, member_weights, with_draws
 
 TRAIN = {"kind": "ensemble", "members": 3, "train_batch_size": 8, "row_length": 192, "learning_rate": 1e-3}
 GROUP = as_text(Example([{"role": "user", "content": "Write."}], ("Dear Mia.", "The cat sat. " * 9, "No.")))
@@ -122,6 +123,44 @@ def test_an_adapter_trains_all_heads_and_its_outputs_are_members(do_verb, model,
     both = EnsembleScoring(ScorerModel(str(merged)), members=(str(merged / "adapter"),))
     for verdict in open_scorer(both, lone_mesh, "proxy").score([GROUP])[0]:
         assert members_of(verdict)[:3] == pytest.approx(members_of(verdict)[3:], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def adapters(do_verb, model, world, tmp_path_factory):
+    """Two adapters of reward models over one language model."""
+    def trained(seed):
+        folder = tmp_path_factory.mktemp("adapter")
+        do_verb("reward", folder, model_name_or_path=str(model), dataset_name=str(world / "preference.jsonl"),
+                use_peft=True, lora_r=2, lora_target_modules=["q_proj", "down_proj"], max_steps=3, seed=seed,
+                **{name: x for name, x in TRAIN.items() if name not in ("kind", "members", "learning_rate")},
+                learning_rate=0.05)
+        return folder / "model/adapter"
+
+    return trained(0), trained(1)
+
+
+def test_adapters_on_one_backbone_hold_it_once_and_say_what_each_says_alone(adapters, lone_mesh):
+    one, other = map(Checkpoint.find, adapters)
+    found = member_weights({"0": one, "1": other}, lone_mesh, np.float32)
+    assert found["0"]["embed"] is found["1"]["embed"]
+    shared = {id(x) for x in jax.tree.leaves(found["0"])} & {id(x) for x in jax.tree.leaves(found["1"])}
+    held = sum(x.size for member in found.values() for x in jax.tree.leaves(member) if id(x) not in shared)
+    assert held < 0.2 * sum(x.size for x in jax.tree.leaves(found["0"]))
+
+    options = EnsembleScoring(ScorerModel(str(adapters[0])), members=(str(adapters[1]),))
+    (together,) = open_scorer(options, lone_mesh, "proxy").score([GROUP])
+    alone = [open_scorer(BradleyTerryScoring(ScorerModel(str(folder))), lone_mesh, "proxy").score([GROUP])[0]
+             for folder in adapters]
+    for place, verdict in enumerate(together):
+        assert members_of(verdict) == pytest.approx([member[place][""] for member in alone], rel=1e-4)
+        assert abs(verdict["member-0"] - verdict["member-1"]) > 1e-3
+
+
+def test_an_adapter_beside_its_merged_model_is_read_as_it_is_alone(adapters, lone_mesh):
+    merged = Checkpoint.find(adapters[0].parent)
+    found = member_weights({"0": merged, "1": Checkpoint.find(adapters[1])}, lone_mesh, np.float32)
+    assert isinstance(found["1"]["layers"]["attention"]["q"], jax.Array)  # merged: nobody shares its base
+    assert found["0"]["embed"] is not found["1"]["embed"]
 
 
 def test_members_draw_prompts_by_themselves_and_the_same_ones_every_time():

@@ -31,20 +31,20 @@ def config(micro_run, tmp_path_factory):
                                                str(folder / "run")])
 
 
-def run_as_a_user(config):
+def run_as_a_user(config, xla_flags):
     """`rlhf-jax iterate` in a process of its own, on one device."""
     folder = Path(config.output_dir)
     command = [sys.executable, "-m", "rlhf_jax.cli.main", "iterate", "--config", str(folder.parent / "micro.yaml"),
                "--output_dir", str(folder)]
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(1), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def results(config):
-    return run_as_a_user(config)[1]
+def results(config, xla_flags):
+    return run_as_a_user(config, xla_flags)[1]
 
 
 def test_every_arm_of_the_comparison_is_in_the_results(results):
@@ -76,8 +76,8 @@ def test_the_report_and_the_published_policy_exist(config, results):
     assert {s["name"] for s in results["stages"]} >= {"sft", "reward", "reward/evaluate", "online/round-2/dpo"}
 
 
-def test_a_second_run_does_nothing_and_changes_nothing(config, results):
-    out, again = run_as_a_user(config)
+def test_a_second_run_does_nothing_and_changes_nothing(config, results, xla_flags):
+    out, again = run_as_a_user(config, xla_flags)
     assert out.count("already done") == len(results["stages"])
     assert again["policies"] == results["policies"]
 

@@ -25,10 +25,17 @@ from rlhf_jax.workflow.datasets import GivenGroups
 from rlhf_jax.workflow.doctor import examine
 from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.stage import Run
-from rlhf_jax.workflow.stages.export import find_source
+from rlhf_jax.workflow.stages.export import _lora_of, find_source
 from rlhf_jax.workflow.stages.sft import SftStage
 
 LORA = LoraConfig(True, 2, 4.0, ("q_proj", "down_proj"))
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_the_adapter_of_an_unfinished_training_keeps_its_scale(stabilised, tmp_path):
+    options = {"lora_r": 4, "lora_alpha": 6.0, "lora_target_modules": ["q_proj"], "use_rslora": stabilised}
+    (tmp_path / "inputs.json").write_text(json.dumps({"inputs": {"options": options}}))
+    assert _lora_of(tmp_path).scale == (3.0 if stabilised else 1.5)
 
 
 @pytest.fixture
@@ -318,11 +325,12 @@ def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, k
 
 
 @pytest.mark.parametrize("use_peft", [False, True])
-def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, export, tmp_path):
+def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, export, xla_flags,
+                                                                      tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     killed(mesh, use_peft)
     export(source(model, checkpoint=str(tmp_path / "sft")), tmp_path / "here", mesh=mesh)
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(1)}
     there = subprocess.run([sys.executable, "-m", "rlhf_jax.cli.main", "export", model, "--checkpoint",
                             tmp_path / "sft", "--dtype", "float32", "--output_dir", tmp_path / "there"],
                            env=env, capture_output=True, text=True, check=False)

@@ -14,7 +14,9 @@ from rlhf_jax.config.build import build
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.config.preference import PreferenceOptions
+from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.scorer import BradleyTerryScoring, ScorerModel
 from rlhf_jax.config.training import SftOptions
 from rlhf_jax.data.groups import STOP, Response
 from rlhf_jax.data.jsonl import read_groups, write_groups
@@ -22,14 +24,16 @@ from rlhf_jax.models import load_params, save_hf
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import GivenGroups, GroupFile
+from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.iterate import Recipe, iterate, round_prompts
+from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.products import MODEL, PAIRS
 from rlhf_jax.workflow.stage import hash_path
-from rlhf_jax.workflow.stages.dpo import DpoStage
+from rlhf_jax.workflow.stages.dpo import DpoStage, as_read
 from rlhf_jax.workflow.stages.mix import MixStage
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.sft import SftStage
-from rlhf_jax.workflow.stages.shards import read_shards, shard_name
+from rlhf_jax.workflow.stages.shards import JoinedShards, ShardFolder, read_shards, shard_name
 from rlhf_jax.workflow.stages.train import read_all
 
 TRAIN = {"train_batch_size": 4, "micro_rows": 2, "row_length": 128, "learning_rate": 1e-2, "warmup_steps": 0,
@@ -298,3 +302,92 @@ def test_training_holds_its_state_and_no_other_weights(loop, make_context, start
     context, made = make_context(tmp_path, tick=tick), watch_arrays()
     iterate(context, "online", start, prompts, scorer, make_recipe(rounds=2, **loop))
     assert set(held) == {3}
+
+
+def test_the_start_answers_its_share_and_pairs_hold_one_answer_of_each_policy(quick, make_context, start, prompts,
+                                                                             scorer, tmp_path):
+    recipe = make_recipe(rounds=2, from_start=1 / 3)
+    recipe = dataclasses.replace(recipe, pairs=PairOptions(rule="across"))
+    policies = iterate(make_context(tmp_path), "online", start, prompts, scorer, recipe)
+    inputs, folders = inputs_of(tmp_path), folders_of(tmp_path)
+    for number, policy in ((1, start), (2, policies[0])):
+        own, theirs = (inputs[f"online/round-{number}/{name}"] for name in ("sample", "sample_start"))
+        assert (own["policy"], theirs["policy"]) == (policy.key, start.key)
+        assert (own["sampling"]["num_generations"], theirs["sampling"]["num_generations"]) == (2, 1)
+        assert own["sampling"]["seed"] != theirs["sampling"]["seed"]
+        scored = read_shards(folders[f"online/round-{number}/score"])
+        assert [r.scores["by_other"] for r in scored[0].responses] == [0, 0, 0, 1, 1, 1]  # the stub's three of each
+        for group in quick[f"online-round-{number}-dpo"]["groups"]:
+            assert {r.scores["by_other"] for r in group.responses} == {0.0, 1.0}
+            assert group.responses[0].scores["proxy"] > group.responses[1].scores["proxy"]
+
+
+def test_rounds_of_the_enhancer_hand_on_what_their_pairs_said(quick, make_context, make_model, start, prompts,
+                                                              lone_mesh, tmp_path):
+    model = make_model(tmp_path / "rm", num_labels=1, tie_embeddings=False)
+    scorer = open_scorer(BradleyTerryScoring(ScorerModel(str(model))), lone_mesh, "proxy")
+    recipe = dataclasses.replace(make_recipe(rounds=2), pairs=PairOptions(rule="enhancer"))
+    iterate(make_context(tmp_path / "run"), "online", start, prompts, scorer, recipe)
+    inputs, keys, folders = (read(tmp_path / "run") for read in (inputs_of, keys_of, folders_of))
+    pairs = [f"online/round-{number}/pairs" for number in (1, 2)]
+    assert [inputs[name]["states"] for name in pairs] == [keys[f"online/round-{n}/score"] for n in (1, 2)]
+    assert [inputs[name]["earlier"] for name in pairs] == [None, keys[pairs[0]]]
+    first, second = (np.linalg.eigvalsh(np.load(folders[name] / "covariance.npy")) for name in pairs)
+    assert np.all(second >= first - 1e-9)
+
+
+def test_xpo_end_to_end_starts_at_ln_2_and_alpha_times_the_mean_of_what_the_start_says(make_context, start, prompts,
+                                                                                      scorer, tmp_path):
+    recipe = dataclasses.replace(make_recipe(rounds=1, from_start=1 / 3), pairs=PairOptions(rule="across"),
+                                 dpo=build(PreferenceOptions, {**TRAIN, "xpo_alpha": 0.02}))
+    (policy,) = iterate(make_context(tmp_path), "online", start, prompts, scorer, recipe)
+    pairs = read_groups(next(tmp_path.glob("stages/*-pairs-*/pairs.jsonl")))
+    says = [float(r.logps.sum()) for group in pairs for r in group.responses if r.scores["by_other"] == 1.0]
+    assert len(says) == len(pairs) <= TRAIN["train_batch_size"]  # one batch holds them all
+    row = first_loss(policy)
+    assert row["loss/xpo"] == pytest.approx(0.02 * np.mean(says), abs=1e-4)
+    assert row["loss"] == pytest.approx(math.log(2) + row["loss/xpo"], abs=1e-4)
+
+
+def test_answers_of_two_policies_are_joined_by_prompt(prompts, tmp_path):
+    own, other = (ShardFolder(tmp_path / name) for name in ("own", "other"))
+    answers = {"own": (5, 6), "other": (7,)}
+    for name, ids in answers.items():
+        (tmp_path / name).mkdir()
+        write_groups(tmp_path / name / shard_name(0), [dataclasses.replace(prompt, responses=tuple(
+            Response(np.array([i], np.int32), np.ones(1, bool)) for i in ids)) for prompt in prompts[:2]])
+    joined = JoinedShards(own, other)
+    for groups in (joined.read(), joined.read_shard(0)):
+        assert [[(int(r.ids[0]), r.scores["by_other"]) for r in g.responses] for g in groups] == 2 * [
+            [(5, 0.0), (6, 0.0), (7, 1.0)]]
+    assert joined.key != JoinedShards(other, own).key
+    write_groups(tmp_path / "other" / shard_name(0), prompts[1:3])
+    with pytest.raises(ValueError, match="were not asked the same prompts in the same order"):
+        joined.read()
+    write_groups(tmp_path / "other" / shard_name(0),
+                 [dataclasses.replace(prompt, prompt_ids=prompt.prompt_ids + 1) for prompt in prompts[:2]])
+    with pytest.raises(ValueError, match="has other token ids in the other policy's samples"):
+        joined.read()
+
+
+@pytest.mark.parametrize(("options", "scores", "message"), [
+    ({"loss_type": "sppo"}, {"proxy": 1.5}, "'sppo' reads the number 'proxy' as .* probability of winning, .* has 1.5"),
+    ({"loss_type": "sppo", "win_rate": "won"}, {"proxy": 0.5}, "'won' as .* has no such number"),
+    ({"xpo_alpha": 1.0}, {"proxy": 1.5, "by_other": 0.0}, "no response is marked as one .by_other = 1.. Set loop"),
+])
+def test_pairs_without_what_the_loss_reads_are_refused(make_groups, options, scores, message):
+    groups = [dataclasses.replace(g, responses=tuple(dataclasses.replace(r, scores=scores) for r in g.responses))
+              for g in make_groups(2, holes=False)]
+    with pytest.raises(ValueError, match=message):
+        as_read(build(PreferenceOptions, options), groups)
+
+
+def test_the_matched_control_has_the_prompts_and_the_budget_of_all_rounds(make_context, prompts, tmp_path):
+    def recipe(**pairs):
+        config = build(ExperimentConfig, {
+            "output_dir": str(tmp_path), "model_name_or_path": "m", "prompts": {"dataset_name": "p"}, "pairs": pairs,
+            "scorer": {"kind": "function", "function": "m:f"}, "loop": {"rounds": 3, "prompts_per_round": 4}})
+        return Experiment(config, make_context(tmp_path)).matched(prompts)
+
+    assert (recipe().loop.rounds, recipe().loop.prompts_per_round, recipe().pairs) == (1, 12, PairOptions())
+    assert recipe(budget=2).pairs == PairOptions(budget=6)

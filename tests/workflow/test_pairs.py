@@ -12,7 +12,7 @@ from rlhf_jax.config.pairs import PairOptions
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
 from rlhf_jax.data.jsonl import SourceError, write_groups
 from rlhf_jax.workflow.datasets import PairFile
-from rlhf_jax.workflow.pairs import best_of_n, make_pair, make_pairs
+from rlhf_jax.workflow.pairs import best_of_n, disagreement, make_pair, make_pairs
 
 
 def response(score, text="x", ids=None, finish=STOP):
@@ -188,3 +188,95 @@ def test_the_pairs_of_a_model_are_read_and_a_folder_of_them_is_not(tmp_path):
     assert [found.to_json() for found in PairFile(tmp_path / "pairs.jsonl", vocab_size=12).read()] == [pair.to_json()]
     with pytest.raises(SourceError, match=r"is a folder; give the pairs\.jsonl"):
         PairFile(tmp_path, vocab_size=12).read()
+
+
+def both(own, others, name="p"):
+    """A prompt with answers of these scores by the policy itself, then by another one."""
+    whole = group(*own, *others, name=name)
+    flags = [0.0] * len(own) + [1.0] * len(others)
+    return dataclasses.replace(whole, responses=tuple(
+        dataclasses.replace(r, scores={**r.scores, "by_other": flag})
+        for r, flag in zip(whole.responses, flags, strict=True)))
+
+
+def test_max_min_p_is_max_min_of_penalised_scores_and_is_not_flipped_back():
+    """The published code orders the pair by the raw score again (defect D7), which would choose the long one here."""
+    long, short = response(5.0, "x" * 4000, [1]), response(4.9, "x" * 500, [2])
+    prompt = PromptGroup("p", np.array([1], np.int32), (long, short))
+    pair, _ = make_pair(prompt, PairOptions(rule="max_min_p", length_penalty=0.001))
+    assert pair.responses == (short, long)
+    np.testing.assert_allclose(pair.margins, [3.4])
+    with pytest.raises(ValueError, match="'max_min_p' is max_min by penalised scores, and length_penalty is 0"):
+        PairOptions(rule="max_min_p")
+
+
+@pytest.mark.parametrize(("own", "others", "across", "delta"), [
+    ((1.0, 3.0), (2.0, -5.0), (1, 2), (1, 2)),
+    ((1.0, 0.0), (2.0, 4.0), (3, 0), (0, 3)),  # delta chooses by who answered, whatever the score
+])
+def test_pairs_of_two_policies_hold_the_best_of_each(own, others, across, delta):
+    prompt = both(own, others)
+    found, _ = make_pair(prompt, PairOptions(rule="across"))
+    assert chosen_rejected(found) == across
+    found, _ = make_pair(prompt, PairOptions(rule="delta"))
+    assert chosen_rejected(found) == delta
+    assert found.margins == (max(own) - max(others),)
+
+
+def test_delta_needs_no_score_but_who_answered():
+    prompt = both((None, None), (None,))
+    assert chosen_rejected(make_pair(prompt, PairOptions(rule="delta", scorer="by_other"))[0]) == (0, 2)
+    with pytest.raises(ValueError, match="min_gap = 1 has no effect with rule = 'delta'"):
+        PairOptions(rule="delta", min_gap=1.0)
+
+
+@pytest.mark.parametrize("rule", ["across", "delta"])
+def test_two_policies_are_asked_for_where_one_answered(rule):
+    with pytest.raises(ValueError, match=rf"rule = '{rule}' needs the answers of two policies.*`against`"):
+        make_pairs([group(1.0, 2.0)], PairOptions(rule=rule))
+    alone = both((1.0, 2.0), (None,), name="q")
+    pairs, funnel = make_pairs([both((1.0,), (2.0,)), alone], PairOptions(rule=rule))
+    assert len(pairs) == 1
+    assert funnel.dropped == {"one_policy_alone": 1}
+
+
+def test_margins_are_scaled_after_the_smallest_gap_was_looked_at():
+    (pair,), _ = make_pairs([group(2.0, 0.5), group(1.0, 0.5, name="q")], PairOptions(margin_scale=10.0, min_gap=1.0))
+    assert pair.margins == (15.0,)
+
+
+def ensemble(*members, name):
+    """Two answers, of which each of the members says so much."""
+    scores = [{"proxy": float(np.mean(own)), **{f"proxy/member-{i}": m for i, m in enumerate(own)}} for own in members]
+    return PromptGroup(name, np.array([1], np.int32), tuple(
+        dataclasses.replace(response(0.0, ids=[i]), scores=some) for i, some in enumerate(scores)))
+
+
+def test_a_budget_by_disagreement_keeps_the_gaps_that_members_see_most_differently():
+    sure = ensemble((3.0, 3.0), (1.0, 1.0), name="sure")  # gaps 2, 2
+    split = ensemble((9.0, 0.0), (1.0, 1.0), name="split")  # gaps 8, -1
+    shifted = ensemble((3.0, 7.0), (1.0, 4.0), name="shifted")  # gaps 2, 3: members of other means agree
+    assert [disagreement(make_pair(g, PairOptions())[0], "proxy") for g in (sure, split, shifted)] == [0.0, 4.5, 0.5]
+    for budget, kept in ((1, ["split"]), (2, ["split", "shifted"]), (3, ["sure", "split", "shifted"])):
+        pairs, funnel = make_pairs([sure, split, shifted], PairOptions(budget=budget, budget_by="disagreement"))
+        assert [pair.prompt_id for pair in pairs] == kept
+        assert (funnel.kept, funnel.dropped["over_budget"]) == (budget, 3 - budget)
+
+
+def test_a_random_budget_depends_on_seed_and_prompts_alone():
+    groups = [group(1.0, 2.0, name=f"p{i}") for i in range(40)]
+
+    def kept(some, seed=0):
+        return {pair.prompt_id for pair in make_pairs(some, PairOptions(budget=10, seed=seed))[0]}
+
+    assert len(kept(groups)) == 10
+    assert kept(groups) == kept(groups[::-1])
+    assert kept(groups) != kept(groups, seed=1)
+    assert kept(groups) & {f"p{i}" for i in range(20)} <= kept(groups[:20])  # who is first of all is first of fewer
+
+
+def test_a_budget_by_disagreement_needs_an_ensemble():
+    with pytest.raises(ValueError, match=r"scores of an ensemble's members \(proxy/member-0, .*'p' has proxy"):
+        make_pairs([group(1.0, 2.0)], PairOptions(budget=1, budget_by="disagreement"))
+    with pytest.raises(ValueError, match="budget_by = 'disagreement' has no effect with budget"):
+        PairOptions(budget_by="disagreement")

@@ -218,12 +218,12 @@ gather("here")
 """
 
 
-def test_a_process_that_does_not_come_is_named_by_the_one_that_waits():
+def test_a_process_that_does_not_come_is_named_by_the_one_that_waits(xla_flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-           "JAX_NUM_PROCESSES": "2", "NPROC": "16"}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(1), "JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": "2", "NPROC": "16",
+           "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
     waits, sleeps = (subprocess.Popen([sys.executable, "-c", WAITING], env={**env, "JAX_PROCESS_ID": str(i)},
                                       stderr=subprocess.PIPE, text=True) for i in range(2))
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -56,7 +57,9 @@ def open_scorer(options: EnsembleScoring, mesh: Mesh, name: str, weights: GivenW
     dtype = jnp.dtype(options.model.dtype)
 
     def params() -> Params:
-        return {"0": model.weights()} | {str(i): other.params(mesh, dtype) for i, other in enumerate(others, start=1)}
+        if weights is not None:
+            return {"0": weights()} | member_weights({str(i): x for i, x in enumerate(others, start=1)}, mesh, dtype)
+        return member_weights({str(i): x for i, x in enumerate((first, *others))}, mesh, dtype)
 
     def key() -> str:
         return fingerprint([model.key(), *(other.key for other in others)]) if others else model.key()
@@ -64,6 +67,15 @@ def open_scorer(options: EnsembleScoring, mesh: Mesh, name: str, weights: GivenW
     configs = [read_at(config, options.score_at) for config in (model.config, *(other.config for other in others))]
     return EnsembleScorer(params, configs, model.renderer, mesh, name=name, key=key, aggregate=options.aggregate,
                           uncertainty_weight=options.uncertainty_weight)
+
+
+def member_weights(members: Mapping[str, Checkpoint], mesh: Mesh, dtype: Any) -> dict[str, Params]:
+    """The weights of each; adapters of one base stay beside it, and its arrays are held once for all of them."""
+    bases = Counter(member.shared_base for member in members.values())
+    of = {member.shared_base: member for member in members.values()}
+    loaded = {base: of[base].base_params(mesh, dtype) for base, count in bases.items() if base and count > 1}
+    return {name: member.over(loaded[base], mesh) if (base := member.shared_base) in loaded
+            else member.params(mesh, dtype) for name, member in members.items()}
 
 
 def several_heads(options: EnsembleOptions, params: Params, config: DecoderConfig) -> tuple[Params, DecoderConfig]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config.preference import PreferenceOptions
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import BY_OTHER, PromptGroup
 from rlhf_jax.data.mismatch import labelled_pairs, with_mismatched
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.training.objectives import Compute, Objective, Preference
@@ -39,14 +39,39 @@ def preference_objective(options: PreferenceOptions) -> Callable[[Compute], Obje
     """What preference optimisation with these options minimises."""
     if options.loss.of_responses:
         return partial(Unpaired, loss=options.loss)
-    return partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting)
+    return partial(Preference, loss=options.loss, ld_alpha=options.ld_alpha, use_weighting=options.use_weighting,
+                   xpo_alpha=options.xpo_alpha, win_rate=options.win_rate)
 
 
 def as_read(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
-    """The groups as the loss reads them: pairs, or responses with labels, and for KTO answers to other prompts."""
+    """The groups as the loss reads them: pairs, or responses with labels, and for KTO answers to other prompts.
+
+    Raises:
+      ValueError: the loss reads a number of the responses that is not there, or is none it can read.
+    """
+    check_numbers(options, groups)
     if options.split_pairs:
         groups = labelled_pairs(groups)
     return with_mismatched(groups, options.train.seed) if groups and options.loss.needs_mismatched else list(groups)
+
+
+def check_numbers(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> None:
+    """Raises ValueError for a response without a probability of winning that sppo could read, and where xpo_alpha finds
+    no answer of another policy."""
+    paired = [(group, group.responses[place]) for group in groups for pair in group.pairs for place in pair]
+    if options.loss.needs_wins:
+        for group, response in paired:
+            value = response.scores.get(options.win_rate)
+            if value is None or not 0.0 <= value <= 1.0:
+                found = "has no such number" if value is None else f"has {value:g}"
+                raise ValueError(f"loss_type = {options.loss.loss_type!r} reads the number {options.win_rate!r} as a "
+                                 f"response's probability of winning, and a response to {group.prompt_id!r} {found}. "
+                                 "Score with a tournament (kind: pairwise, or a judge of pairs), or name such a number "
+                                 "with win_rate")
+    if options.xpo_alpha and paired and not any(response.scores.get(BY_OTHER) == 1.0 for _, response in paired):
+        raise ValueError(f"xpo_alpha = {options.xpo_alpha:g} moves the policy away from the answers of another policy, "
+                         f"and no response is marked as one ({BY_OTHER} = 1). Set loop.from_start, or make the pairs "
+                         "of two policies (rlhf-jax pairs --input A --against B)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -140,7 +140,8 @@ def _with_head(params: Params, score: jax.Array) -> Params:
 
 def _lora_of(folder: Path) -> LoraConfig:
     options = json.loads((folder / INPUTS).read_text())["inputs"]["options"]
-    return LoraConfig(True, options["lora_r"], options["lora_alpha"], tuple(options["lora_target_modules"]))
+    return LoraConfig(True, options["lora_r"], options["lora_alpha"], tuple(options["lora_target_modules"]),
+                      options.get("use_rslora", False))
 
 
 def _trained_specs(config: DecoderConfig, lora: LoraConfig | None, scored: bool) -> dict[str, Any]:

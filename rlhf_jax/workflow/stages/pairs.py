@@ -20,10 +20,11 @@ from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.directions import DIRECTION, with_reach
+from rlhf_jax.workflow.enhancer import EarlierPairs, Enhancer, StoredStates
 from rlhf_jax.workflow.pairs import best_of_n, make_pairs
-from rlhf_jax.workflow.products import PAIRS, TRL
+from rlhf_jax.workflow.products import COVARIANCE, PAIRS, TRL
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import ShardFolder
+from rlhf_jax.workflow.stages.shards import JoinedShards, ShardFolder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,37 +35,44 @@ class PairsStage(Stage):
       layout: "trl" writes TRL beside pairs.jsonl, one row per pair as TRL and RLHFlow read it.
       method: "dpo" makes pairs, "raft" keeps each prompt's best response.
       directed: prompts have directions, and responses are ranked by how far they reach in theirs.
+      states: of the reward model, for the enhancer. earlier: its pairs of the round before.
     """
 
-    source: ShardFolder
+    source: ShardFolder | JoinedShards
     options: PairOptions
     method: Literal["dpo", "raft"] = "dpo"
     layout: Literal["groups", "trl"] = "groups"
     directed: bool = False
+    states: StoredStates | None = None
+    earlier: EarlierPairs | None = None
 
     def inputs(self) -> dict[str, Any]:
         return {**super().inputs(), "functions": plugin_keys(self.options.rule)}
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context
-        groups, funnel = self._select()
+        groups, funnel, enhancer = self._select()
         if is_main_process():
             write_groups(folder / PAIRS, groups)
+            if enhancer is not None:
+                np.save(folder / COVARIANCE, enhancer.learned(groups))
             if self.layout == "trl":
                 write_jsonl_atomic(folder / TRL, [row for group in groups for row in pair_rows(group)])
-        margins = [margin for group in groups for margin in group.margins]
+        margins = [margin / self.options.margin_scale for group in groups for margin in group.margins]
         return {"funnel": funnel.to_json(), **({"mean_gap": float(np.mean(margins))} if margins else {})}
 
     def preview(self, context: Context) -> Preview:
         del context
         return Preview(funnel=self._select()[1])
 
-    def _select(self) -> tuple[list[PromptGroup], Funnel]:
-        select = best_of_n if self.method == "raft" else make_pairs
-        groups = self.source.read()
+    def _select(self) -> tuple[list[PromptGroup], Funnel, Enhancer | None]:
+        groups, options = self.source.read(), self.options
         if self.directed:
-            return select(with_reach(groups), dataclasses.replace(self.options, scorer=DIRECTION))
-        return select(groups, self.options)
+            groups, options = with_reach(groups), dataclasses.replace(options, scorer=DIRECTION)
+        if self.method == "raft":
+            return *best_of_n(groups, options), None
+        enhancer = None if self.states is None else Enhancer(options, self.states, self.earlier)
+        return *make_pairs(groups, options, enhancer), enhancer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

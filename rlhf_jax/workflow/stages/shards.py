@@ -7,7 +7,7 @@ does not depend on who made it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import jax
 from rlhf_jax.config.data import GradedOptions, RowOptions
 from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import BY_OTHER, PromptGroup
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.parallel import Notice
 from rlhf_jax.workflow.context import Context
@@ -120,6 +120,56 @@ class ShardFolder:
 
     def read(self) -> list[PromptGroup]:
         return read_shards(self.folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinedShards:
+    """The answers of two policies to the same prompts, shard by shard; each carries the number `BY_OTHER`.
+
+    Attributes:
+      own: of the policy itself. other: of the other one.
+    """
+
+    own: Shards
+    other: Shards
+
+    @cached_property
+    def key(self) -> str:
+        return fingerprint([self.own.key, self.other.key])
+
+    @property
+    def names(self) -> list[str]:
+        return self.own.names
+
+    @property
+    def funnel(self) -> None:
+        return None
+
+    def read_shard(self, number: int) -> list[PromptGroup]:
+        return joined(self.own.read_shard(number), self.other.read_shard(number))
+
+    def read(self) -> list[PromptGroup]:
+        return joined(self.own.read(), self.other.read())
+
+
+def joined(own: Sequence[PromptGroup], other: Sequence[PromptGroup]) -> list[PromptGroup]:
+    """Each prompt with the answers of both policies, the policy's own first.
+
+    Raises:
+      ValueError: they were asked other prompts, or in other ids.
+    """
+    if [group.prompt_id for group in own] != [group.prompt_id for group in other]:
+        raise ValueError("the two policies were not asked the same prompts in the same order; sample both from the "
+                         "same data, with the same limits of length")
+    out = []
+    for mine, theirs in zip(own, other, strict=True):
+        if mine.prompt_ids.tolist() != theirs.prompt_ids.tolist():
+            raise ValueError(f"prompt {mine.prompt_id!r} has other token ids in the other policy's samples; both must "
+                             "have the same tokenizer and chat template, since pairs are trained on as ids")
+        marked = [[dataclasses.replace(response, scores={**response.scores, BY_OTHER: flag})
+                   for response in group.responses] for group, flag in ((mine, 0.0), (theirs, 1.0))]
+        out.append(dataclasses.replace(mine, responses=(*marked[0], *marked[1])))
+    return out
 
 
 def shard_name(number: int) -> str:
