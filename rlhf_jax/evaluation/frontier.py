@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from rlhf_jax.evaluation.policy import PolicySummary
 from rlhf_jax.evaluation.statistics import Estimate
@@ -94,6 +95,12 @@ class AtEqualKl:
     @property
     def difference(self) -> float:
         return self.ours - self.theirs
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Normal 95 % interval of the difference over prompts."""
+        reach = float(scipy.stats.norm.ppf(0.975)) * self.error
+        return self.difference - reach, self.difference + reach
 
 
 def at_equal_kl(ours: Frontier, theirs: Frontier) -> AtEqualKl:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import scipy.stats
-
 from rlhf_jax.evaluation import PolicySummary, across_seeds
 from rlhf_jax.evaluation.frontier import EqualKl, Frontier, at_equal_kl, frontier
 from rlhf_jax.report.markdown import table
@@ -115,8 +112,7 @@ def of_two_runs(first: Sequence[PolicySummary], second: Sequence[PolicySummary])
     if curves[0] is None or curves[1] is None:
         return ""
     found = at_equal_kl(curves[1], curves[0])
-    reach = found.error * float(scipy.stats.norm.ppf(0.975))
-    low, high = np.array([-reach, reach]) + found.difference
+    low, high = found.interval
     return (f"At equal divergence from the start, {found.kl:.2f} nats per answer, the second has {found.ours:.2f} "
             f"{measure} reward and the first {found.theirs:.2f}: a difference of {found.difference:+.2f} "
             f"({low:+.2f} to {high:+.2f}), over prompts. {HOW}")

@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 
 from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results, sentences_of
+from rlhf_jax.evaluation.frontier import AtEqualKl, at_equal_kl, frontier
 from rlhf_jax.report.policies import (
     CONTROLS,
     FAMILIES,
     MATCHED,
     ONLINE,
+    STARTS,
     difference,
     family_of,
     judge_of,
@@ -35,6 +37,7 @@ def headline(results: Results) -> list[str]:
         what = "The published policy" if published else f"The last round of {family_of(subject).title}"
         sentences[0] += f" {what}, {subject.label}, reaches {subject.estimates[judge]}{level}"
     sentences += chosen
+    sentences = _at_equal_kl(scored, subject, judge) + sentences
     sentences += _against_controls(results, scored, subject, judge)
     sentences += _win_rate(results, subject)
     sentences += _over_optimised(results, scored, judge)
@@ -51,6 +54,27 @@ def _name(policy: PolicySummary) -> str:
         f"{policy.label} ({family.title})")
 
 
+def _equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: str) -> dict[str, AtEqualKl]:
+    """Family of a control -> the online rounds and that control where both have moved equally far."""
+    ours = frontier(scored, (subject.family,), judge) if subject.family in ONLINE else None
+    curves = {family: frontier(scored, (family,), judge) for family in CONTROLS if family not in STARTS}
+    return {} if ours is None else {family: at_equal_kl(ours, theirs) for family, theirs in curves.items() if theirs}
+
+
+def _at_equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: str) -> list[str]:
+    told = []
+    for family, found in _equal_kl(scored, subject, judge).items():
+        low, high = found.interval
+        words = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
+        told.append(f"{words} {FAMILIES[family].title} (difference {found.difference:+.2f} [{low:+.2f}, {high:+.2f}] "
+                    f"at {found.kl:.2f} nats)")
+    if not told:
+        return []
+    return [f"At equal divergence from the start, {family_of(subject).title} is in {judge} reward {'; '.join(told)}: "
+            "95 % intervals over the prompts of this run. A policy that moved further is not therefore better, and "
+            "what follows compares policies wherever they ended."]
+
+
 def _against_controls(results: Results, scored: Sequence[PolicySummary], subject: PolicySummary, judge: str
                       ) -> list[str]:
     controls = {family: last_of(scored, family) for family in CONTROLS if family != subject.family}
@@ -64,7 +88,8 @@ def _against_controls(results: Results, scored: Sequence[PolicySummary], subject
     out = [f"In {judge} reward, {subject.label} is {'; '.join(told)}. These are 95 % "
            f"intervals over prompts, {how}; how much training runs vary from seed to seed is not in them."]
     if subject.family in ONLINE:
-        out += [_online_or_not(gaps[family]) for family in MATCHED if family in gaps]
+        equal = _equal_kl(scored, subject, judge)
+        out += [_online_or_not(gaps[family], equal.get(family)) for family in MATCHED if family in gaps]
     return out
 
 
@@ -73,10 +98,14 @@ def _gap(gap: Difference, title: str) -> str:
     return f"{words} {title} (difference {_signed(gap.estimate)})"
 
 
-def _online_or_not(gap: Difference) -> str:
+def _online_or_not(gap: Difference, equal: AtEqualKl | None) -> str:
     if gap.verdict == "above":
+        how = "is what helped"
+        if equal is not None:
+            how = ("helped, and at equal divergence too" if equal.interval[0] > 0 else
+                   "helped, perhaps only by going further from the start: at equal divergence it does not show")
         return ("The matched control had the same prompts and the same number of samples, all drawn from the start at "
-                "once; the interval of the difference excludes zero, so sampling anew in rounds is what helped.")
+                f"once; the interval of the difference excludes zero, so sampling anew in rounds {how}.")
     if gap.verdict == "below":
         return ("The matched control, with the same prompts and number of samples drawn from the start at once, is "
                 "better: in this run sampling anew in rounds did harm.")

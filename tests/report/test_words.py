@@ -30,9 +30,29 @@ def test_the_winner_and_the_matched_control(results):
     text = " ".join(headline(results))
     assert "online-3 (round 3 of online iterative DPO) has the highest gold reward, 1.80 [1.70, 1.90]." in text
     assert "better than matched one-round DPO (difference +0.50 [+0.36, +0.64])" in text
-    assert "excludes zero, so sampling anew" in text
+    assert "excludes zero, so sampling anew in rounds helped, perhaps only by going further" in text
     assert "treat the two policies' samples as independent" in text
     assert "1.46 times sft's 74" in text
+
+
+def test_the_first_sentence_compares_at_equal_divergence(results):
+    """Matched: 1.3 at 9.0 nats. Online there, linear in the root of the divergence between rounds 1 and 2: 1.435."""
+    first = headline(results)[0]
+    assert first.startswith("At equal divergence from the start, online iterative DPO is in gold reward ")
+    share = (9.0**0.5 - 5.2**0.5) / (9.5**0.5 - 5.2**0.5)
+    assert f"one-round DPO (difference {0.9 + share * 0.6 - 1.3:+.2f} [" in first
+    assert "at 9.00 nats" in first
+    assert "not distinguishable from matched one-round DPO" in first
+    change(results, "online-2", gold=2.5)
+    assert "better than matched one-round DPO" in headline(results)[0]
+    assert "sampling anew in rounds helped, and at equal divergence too" in " ".join(headline(results))
+
+
+def test_without_divergences_nothing_is_said_of_them(results):
+    for row in results["policies"]:
+        row["kl_k1"] = None
+    assert headline(results)[0].startswith("online-3 (round 3 of online iterative DPO) has the highest gold reward")
+    assert "so sampling anew in rounds is what helped" in " ".join(headline(results))
 
 
 def test_it_says_so_when_the_control_cannot_be_told_apart(results):
@@ -49,7 +69,8 @@ def test_paired_differences_are_preferred(results):
     paired = Estimate(0.5, 0.4, -0.3, 1.3, 400).to_json()
     results["differences"] = [
         {"policy": "online-3", "against": "matched_dpo-1", "measure": "gold", "estimate": paired}]
-    assert "not distinguishable from matched one-round DPO (difference +0.50 [-0.30, +1.30])" in headline(results)[1]
+    text = " ".join(headline(results))
+    assert "not distinguishable from matched one-round DPO (difference +0.50 [-0.30, +1.30])" in text
 
 
 def rename(results, **families):
@@ -70,10 +91,10 @@ def test_rounds_of_raft_are_not_called_dpo(results):
     text = " ".join(headline(rename(results, online="online_raft", matched_dpo="matched_raft")))
     assert "online-3 (round 3 of online iterative RAFT) has the highest gold reward" in text
     assert "better than matched one-round RAFT (difference" in text
-    assert "sampling anew in rounds is what helped" in text
+    assert "so sampling anew in rounds helped" in text
     assert "DPO" not in text
     change(results, "matched_dpo-1", gold=1.85)
-    assert "The last round of online iterative RAFT, online-3, reaches" in headline(results)[0]
+    assert "The last round of online iterative RAFT, online-3, reaches" in headline(results)[1]
     assert "minus the matched one-round RAFT control in gold reward" in write_seeds_markdown(aggregate([results]))
 
 
@@ -86,7 +107,7 @@ def test_without_gold_the_proxy_speaks_and_says_it_flatters(results):
     for row in results["policies"]:
         row["gold"] = None
     sentences = headline(results)
-    assert "highest proxy reward" in sentences[0]
+    assert "highest proxy reward" in sentences[1]
     assert "flatters" in sentences[-1]
 
 
