@@ -49,7 +49,8 @@ def test_every_config_is_what_its_verb_takes(path):
         return
     given = {} if "scratch" in tree else {"model_name_or_path": "m"}
     judge = {"kind": "bradley_terry", "model_name_or_path": "m"}
-    judges = {} if "reward" in tree else {"scorer": {**judge, **tree.get("scorer", {})}}
+    own = "reward" in tree or tree.get("scorer", {}).get("kind") == "function"
+    judges = {} if own else {"scorer": {**judge, **tree.get("scorer", {})}}
     if tree.get("gold", {}).get("kind") == "bradley_terry":
         judges["gold"] = {**judge, **tree["gold"]}
     parse_tree(ExperimentConfig, "iterate", {"output_dir": "o", **given, **tree, **judges})

@@ -118,6 +118,17 @@ def gold_judge(prompts: Sequence[Any], completions: Sequence[Any], **columns: An
     return [judge_text(_content(p), _content(c)) for p, c in zip(prompts, completions, strict=True)]
 
 
+def rater(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[dict[str, float]]:
+    """`rate_text` in the signature of reward functions: ratings in 0 to 1 by name, the score is `overall`."""
+    del columns
+    found = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ratings = {name: RATING_SCALE.to_unit(step)
+                   for name, step in rate_text(_content(prompt), _content(completion)).items()}
+        found.append({"": ratings["overall"], **ratings})
+    return found
+
+
 def _content(text: str | list[Message]) -> str:
     return text if isinstance(text, str) else text[-1]["content"]
 
