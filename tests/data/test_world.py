@@ -21,6 +21,7 @@ from rlhf_jax.data.world import (
     gold_judge,
     judge_text,
     rate_text,
+    rater,
     train_tokenizer,
     world_rows,
     write_answer,
@@ -86,6 +87,12 @@ def test_ratings_by_hand(answer, ratings):
     found = rate_text(ASK, answer)
     assert tuple(found) == ("overall", "relevance", "vividness", "politeness", "verbosity")
     assert tuple(found.values()) == ratings
+
+
+def test_the_rater_gives_every_rating_in_0_to_1_and_the_overall_one_as_score():
+    answer = "Dear Mia. The golden harbour has a kite. Love, Ana."
+    (found,) = rater([[{"role": "user", "content": ASK}]], [[{"role": "assistant", "content": answer}]], other=[1])
+    assert found == {"": found["overall"], **{name: (step + 0.5) / 5 for name, step in rate_text(ASK, answer).items()}}
 
 
 def test_rated_answers_have_their_true_ratings_with_holes_and_the_held_out_ones_all():
