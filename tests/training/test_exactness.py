@@ -17,11 +17,12 @@ from rlhf_jax.training.step import make_grads, whole
 
 SHAPE = RowShape(tokens=48, targets=48, slots=16, pairs=16)
 ROWS, BRANCHES, PAIRS, LONGEST = 4, 16, 16, 16
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-OF_LARGEST = 2e-5
+TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
+OF_LARGEST = 5e-5
 """Rounding of a gradient in float32, as a share of its largest entry or of 1: at most 1.1e-5 in 20,000 random problems,
-2,500 of each objective, all against float64. An entry that is small because large terms cancel carries their rounding,
-so 1e-5 of each entry would be less than rounding in one problem of a thousand (Bradley-Terry) to one of forty (ipo)."""
+2,500 of each objective, all against float64, and about twice that in unoptimised programs, which add up in order. An
+entry that is small because large terms cancel carries their rounding, so 1e-5 of each entry would be less than rounding
+in one problem of a thousand (Bradley-Terry) to one of forty (ipo)."""
 SEEDS = st.tuples(st.integers(1, 4), st.integers(0, 10**6))
 FEW = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
