@@ -90,3 +90,18 @@ def test_a_policy_is_scored_against_its_reference(world, rlhf_jax, tmp_path):
     assert row["scores"]["chosen/policy"] == row["scores"]["chosen/reference"] < 0
     status, out, _ = rlhf_jax("inspect", world / "base")
     assert "kind: implicit against its reference_model; kind: local_judge" in " ".join(out.split())
+
+
+def test_a_model_here_judges_by_a_rubric_of_ones_own(world, rlhf_jax, tmp_path):
+    """Whatever the untrained judge says, this rubric reads a tie; the one that comes with the program is too long."""
+    (tmp_path / "rubric.yaml").write_text('user: "{question} {answer_a} {answer_b}"\nverdict: "()"\ntie: ""\n')
+    asked = ["evaluate", "--scorer.kind", "local_judge", "--scorer.model_name_or_path", world / "base",
+             "--scorer.max_tokens", 4, "--scorer.slots", 8, "--dataset_name",
+             f"{world / 'preference_eval.jsonl'}[:3]", "--output_dir", tmp_path / "judged"]
+    status, _, err = rlhf_jax(*asked)
+    assert status == 1
+    assert "none of the 3 pairs could be judged" in err
+    assert "'prompt_too_long': 6" in err
+    status, _, err = rlhf_jax(*asked, "--scorer.rubric", tmp_path / "rubric.yaml")
+    assert status == 0, err
+    assert results(tmp_path / "judged").tolist() == [0.5] * 3
