@@ -24,7 +24,9 @@ def flags_for(devices):
     return f"{QUICK_COMPILES} --xla_force_host_platform_device_count={devices}"
 
 
-os.environ.setdefault("XLA_FLAGS", flags_for(8))  # read when jax first looks for devices, not later
+_GIVEN = os.environ.get("XLA_FLAGS", "")
+if "--xla_force_host_platform_device_count" not in _GIVEN:  # read when jax first looks for devices, not later
+    os.environ["XLA_FLAGS"] = f"{flags_for(8)} {_GIVEN}".strip()
 
 # a busy machine is no failure: no deadlines
 settings.register_profile("shared_cores", deadline=None, suppress_health_check=[HealthCheck.too_slow])
