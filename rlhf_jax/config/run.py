@@ -299,7 +299,6 @@ class ExperimentConfig(Options):
             raise ValueError("prompts.system_prompt has no effect with loop.directions, which write each prompt's "
                              "system message; leave it out")
 
-
     def _check_exploration(self) -> None:
         """Raises ValueError for a way of exploring that lacks what it reads."""
         judge = self.scorer if self.reward is None else self.reward.train

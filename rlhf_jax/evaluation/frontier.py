@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from rlhf_jax.evaluation.policy import PolicySummary
-from rlhf_jax.evaluation.statistics import Estimate
+from rlhf_jax.evaluation.statistics import Estimate, normal_interval
 
 KL = "kl_k1"
 """The measure of divergence: unbiased."""
@@ -99,8 +98,7 @@ class AtEqualKl:
     @property
     def interval(self) -> tuple[float, float]:
         """Normal 95 % interval of the difference over prompts."""
-        reach = float(scipy.stats.norm.ppf(0.975)) * self.error
-        return self.difference - reach, self.difference + reach
+        return normal_interval(self.difference, self.error)
 
 
 def at_equal_kl(ours: Frontier, theirs: Frontier) -> AtEqualKl:

@@ -18,6 +18,11 @@ LogRow = Mapping[str, Any]
 """A row of a `log_history` in the layout of Hugging Face's trainer_state.json."""
 
 
+def verdict(low: float, high: float) -> str:
+    """"above", "below", or "level" where the interval of a difference holds zero (or there is none)."""
+    return "above" if low > 0 else "below" if high < 0 else "level"
+
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """`policy` minus `against` in one measure. paired: computed prompt by prompt, so the interval is the right one."""
@@ -31,7 +36,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         """"above", "below", or "level" where the interval holds zero (or there is none)."""
-        return "above" if self.estimate.low > 0 else "below" if self.estimate.high < 0 else "level"
+        return verdict(self.estimate.low, self.estimate.high)
 
     def to_json(self) -> dict[str, Any]:
         return {"policy": self.policy, "against": self.against, "measure": self.measure,

@@ -50,6 +50,12 @@ FEW_UNITS = 5
 """Below this many units no resample of them reaches as far as the interval must."""
 
 
+def normal_interval(value: float, standard_error: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Low and high end of a normal interval; nan where the standard error is."""
+    reach = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * standard_error
+    return value - reach, value + reach
+
+
 def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
                   clusters: Sequence[Hashable] | None = None) -> Estimate:
     """The mean with a bootstrap interval over prompts; [rows] to Estimate.

@@ -14,8 +14,8 @@ from jax import Array
 from rlhf_jax.fields import Options, Range, above, between
 from rlhf_jax.losses.divergence import f_divergence
 from rlhf_jax.losses.pairs import PairLogps, where_pairs
-from rlhf_jax.losses.registry import ALIASES, LOSSES, WINS, Loss, find_loss
-from rlhf_jax.losses.shapes import check_one_shape, check_pairs
+from rlhf_jax.losses.registry import ALIASES, LOSSES, Loss, find_loss
+from rlhf_jax.losses.shapes import WINS, check_one_shape, check_pairs
 from rlhf_jax.plugins import is_plugin
 
 _REAL = Range(-1e9, 1e9)

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from jax import Array
 
 from rlhf_jax.losses import kto, margin_aware, reference_based, reference_free
+from rlhf_jax.losses.shapes import PER_PAIR, WINS
 from rlhf_jax.plugins import is_plugin, load_function
 
 
@@ -42,8 +43,6 @@ _SMOOTHED = ("beta", "label_smoothing")
 _WEIGHED = ("beta", "desirable_weight", "undesirable_weight")
 _BOTH = ("beta", "label_smoothing", "divergence")
 
-WINS = ("chosen_win", "rejected_win")
-
 LOSSES: dict[str, Loss] = {
     "sigmoid": Loss(reference_based.sigmoid_loss, _BOTH, True, "2305.18290"),
     "hinge": Loss(reference_based.hinge_loss, _MAPPED, True, "2305.10425"),
@@ -76,7 +75,6 @@ LOSSES: dict[str, Loss] = {
     "bco": Loss(kto.bco_loss, ("beta",), True, "2404.04656", inputs=("shift",), unit="response"),
 }
 
-INPUTS = ("mask", "margin", *WINS)
 _KNOBS = ("beta", "label_smoothing", "divergence", "discopop_tau", "simpo_gamma", "alphapo_alpha")
 
 
@@ -93,11 +91,11 @@ def find_loss(name: str) -> Loss:
         return LOSSES[name]
     function = load_function(name)
     _, *keywords = inspect.signature(function).parameters
-    if strange := [keyword for keyword in keywords if keyword not in (*_KNOBS, *INPUTS)]:
+    if strange := [keyword for keyword in keywords if keyword not in (*_KNOBS, *PER_PAIR)]:
         raise ValueError(f"the loss {name!r} has the keyword {strange[0]!r}, which nothing fills; after the pair it "
-                         f"may take {', '.join((*_KNOBS, *INPUTS))}")
+                         f"may take {', '.join((*_KNOBS, *PER_PAIR))}")
     return Loss(function, tuple(k for k in keywords if k in _KNOBS), getattr(function, "needs_reference", True), name,
-                inputs=tuple(k for k in keywords if k in INPUTS))
+                inputs=tuple(k for k in keywords if k in PER_PAIR))
 
 
 ALIASES = {"aot_pair": "aot_unpaired"}

@@ -39,7 +39,9 @@ def check_pairs(where: str, pair: Any, **more: Any) -> None:
     check_rank(where, 1, chosen=pair.chosen)
 
 
-_PER_PAIR = ("mask", "margin", "chosen_win", "rejected_win")
+WINS = ("chosen_win", "rejected_win")
+PER_PAIR = ("mask", "margin", *WINS)
+"""Arrays [N] that a loss may read beside the log-probabilities of N pairs."""
 
 
 def of_pairs(loss: F) -> F:
@@ -49,7 +51,7 @@ def of_pairs(loss: F) -> F:
     @functools.wraps(loss)
     def checked(*values: Any, **keywords: Any) -> Any:
         given = {**dict(zip(parameters, values, strict=False)), **keywords}
-        check_pairs(loss.__name__, given[parameters[0]], **{name: given[name] for name in _PER_PAIR if name in given})
+        check_pairs(loss.__name__, given[parameters[0]], **{name: given[name] for name in PER_PAIR if name in given})
         return loss(*values, **keywords)
 
     return cast(F, checked)

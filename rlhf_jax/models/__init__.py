@@ -9,7 +9,16 @@ from rlhf_jax.models.heads import GatedScores, gate_logits, gate_weights, gated_
 from rlhf_jax.models.hf import read_config
 from rlhf_jax.models.load import load_params
 from rlhf_jax.models.lora import init_lora, merge_lora, with_lora
-from rlhf_jax.models.params import Params, as_classifier, cast, count_params, init_params, output_head, param_specs
+from rlhf_jax.models.params import (
+    Params,
+    as_classifier,
+    cast,
+    count_params,
+    init_params,
+    output_head,
+    param_specs,
+    with_score,
+)
 from rlhf_jax.models.peft import adapter_base, adapter_outputs, fused_modules, load_adapter, save_adapter
 from rlhf_jax.models.save import save_hf
 
@@ -50,4 +59,5 @@ __all__ = [
     "score_heads",
     "vocab_logits",
     "with_lora",
+    "with_score",
 ]

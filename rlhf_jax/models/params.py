@@ -171,8 +171,12 @@ def as_classifier(params: Params, key: Array, config: DecoderConfig) -> Params:
     specs = param_specs(config)
     names = [path[0].key for path, _ in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)]
     score = jax.device_get(_init_weight(key, names.index("score"), specs["score"], config))
-    backbone = {name: value for name, value in params.items() if name not in ("head", "score")}
-    return {**backbone, "score": score.astype(params["embed"].dtype)}
+    return with_score(params, score.astype(params["embed"].dtype))
+
+
+def with_score(params: Params, score: Any) -> Params:
+    """The weights under this head of a classifier, [labels, D], in the place of whatever head there is."""
+    return {name: value for name, value in params.items() if name not in ("head", "score")} | {"score": score}
 
 
 def unstacked(params: Params) -> Params:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results, sentences_of
 from rlhf_jax.evaluation.frontier import AtEqualKl, at_equal_kl, frontier
+from rlhf_jax.evaluation.results import verdict
 from rlhf_jax.report.policies import (
     CONTROLS,
     FAMILIES,
@@ -18,6 +19,9 @@ from rlhf_jax.report.policies import (
     judge_of,
     last_of,
 )
+
+_WORDS = {"above": "better than", "below": "worse than", "level": "not distinguishable from"}
+"""Of a verdict."""
 
 
 def headline(results: Results) -> list[str]:
@@ -37,8 +41,9 @@ def headline(results: Results) -> list[str]:
         what = "The published policy" if published else f"The last round of {family_of(subject).title}"
         sentences[0] += f" {what}, {subject.label}, reaches {subject.estimates[judge]}{level}"
     sentences += chosen
-    sentences = _at_equal_kl(scored, subject, judge) + sentences
-    sentences += _against_controls(results, scored, subject, judge)
+    equal = _equal_kl(scored, subject, judge)
+    sentences = _at_equal_kl(equal, subject, judge) + sentences
+    sentences += _against_controls(results, scored, subject, judge, equal)
     sentences += _win_rate(results, subject)
     sentences += _over_optimised(results, scored, judge)
     sentences += _length(results, subject)
@@ -61,13 +66,12 @@ def _equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: st
     return {} if ours is None else {family: at_equal_kl(ours, theirs) for family, theirs in curves.items() if theirs}
 
 
-def _at_equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: str) -> list[str]:
+def _at_equal_kl(equal: Mapping[str, AtEqualKl], subject: PolicySummary, judge: str) -> list[str]:
     told = []
-    for family, found in _equal_kl(scored, subject, judge).items():
+    for family, found in equal.items():
         low, high = found.interval
-        words = "better than" if low > 0 else "worse than" if high < 0 else "not distinguishable from"
-        told.append(f"{words} {FAMILIES[family].title} (difference {found.difference:+.2f} [{low:+.2f}, {high:+.2f}] "
-                    f"at {found.kl:.2f} nats)")
+        told.append(f"{_WORDS[verdict(low, high)]} {FAMILIES[family].title} (difference {found.difference:+.2f} "
+                    f"[{low:+.2f}, {high:+.2f}] at {found.kl:.2f} nats)")
     if not told:
         return []
     return [f"At equal divergence from the start, {family_of(subject).title} is in {judge} reward {'; '.join(told)}: "
@@ -75,8 +79,8 @@ def _at_equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge:
             "what follows compares policies wherever they ended."]
 
 
-def _against_controls(results: Results, scored: Sequence[PolicySummary], subject: PolicySummary, judge: str
-                      ) -> list[str]:
+def _against_controls(results: Results, scored: Sequence[PolicySummary], subject: PolicySummary, judge: str,
+                      equal: Mapping[str, AtEqualKl]) -> list[str]:
     controls = {family: last_of(scored, family) for family in CONTROLS if family != subject.family}
     gaps = {family: gap for family, control in controls.items()
             if control is not None and (gap := difference(results, subject, control, judge)) is not None}
@@ -88,14 +92,12 @@ def _against_controls(results: Results, scored: Sequence[PolicySummary], subject
     out = [f"In {judge} reward, {subject.label} is {'; '.join(told)}. These are 95 % "
            f"intervals over prompts, {how}; how much training runs vary from seed to seed is not in them."]
     if subject.family in ONLINE:
-        equal = _equal_kl(scored, subject, judge)
         out += [_online_or_not(gaps[family], equal.get(family)) for family in MATCHED if family in gaps]
     return out
 
 
 def _gap(gap: Difference, title: str) -> str:
-    words = {"above": "better than", "below": "worse than", "level": "not distinguishable from"}[gap.verdict]
-    return f"{words} {title} (difference {_signed(gap.estimate)})"
+    return f"{_WORDS[gap.verdict]} {title} (difference {_signed(gap.estimate)})"
 
 
 def _online_or_not(gap: Difference, equal: AtEqualKl | None) -> str:

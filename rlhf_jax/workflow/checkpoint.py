@@ -29,6 +29,7 @@ from rlhf_jax.models import (
     merge_lora,
     read_config,
     with_lora,
+    with_score,
 )
 from rlhf_jax.models.folder import CONFIG, holds_tokenizer, is_adapter, own_template
 from rlhf_jax.models.lora import lora_specs
@@ -149,9 +150,10 @@ class Checkpoint:
             return self.base_params(mesh, dtype)
         adapter = self._adapter()
         params = merge_lora(self.base_params(mesh), adapter.params, adapter.lora.scale)
-        return cast(jax.device_put(_with_head(params, adapter.score), param_shardings(self.config, mesh)), dtype)
+        params = params if adapter.score is None else with_score(params, adapter.score)
+        return cast(jax.device_put(params, param_shardings(self.config, mesh)), dtype)
 
-    @property
+    @cached_property
     def shared_base(self) -> Path | None:
         """The folder whose weights other adapters may lie over too; None for a whole model and for what is merged."""
         return None if self.adapter is None or has_magnitudes(self.adapter) else self.folder
@@ -166,8 +168,10 @@ class Checkpoint:
         adapter = self._adapter()
         shardings = spec_shardings(lora_specs(self.config, adapter.lora), mesh)
         params = with_lora(base, jax.device_put(adapter.params, shardings), adapter.lora.scale)
-        return _with_head(params, None if adapter.score is None else jax.device_put(
-            adapter.score.astype(base["embed"].dtype), param_shardings(self.config, mesh)["score"]))
+        if adapter.score is None:
+            return params
+        score = adapter.score.astype(base["embed"].dtype)
+        return with_score(params, jax.device_put(score, param_shardings(self.config, mesh)["score"]))
 
     def _adapter(self) -> Adapter:
         assert self.adapter is not None, "a whole model has no adapter"
@@ -206,13 +210,6 @@ class Checkpoint:
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:
         return partial(continuation_text, self.tokenizer)
-
-
-def _with_head(params: Params, score: Any) -> Params:
-    """The parameters with this head of a classifier in the place of theirs, if it is given."""
-    if score is None:
-        return params
-    return {name: x for name, x in params.items() if name not in ("head", "score")} | {"score": score}
 
 
 def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> None:

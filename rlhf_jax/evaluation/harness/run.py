@@ -13,13 +13,11 @@ from lm_eval.api.model import LM
 from lm_eval.loggers import EvaluationTracker
 
 from rlhf_jax.evaluation.harness.choice import Choice, quiet
-from rlhf_jax.evaluation.statistics import Estimate
+from rlhf_jax.evaluation.statistics import Estimate, normal_interval
 from rlhf_jax.parallel import is_main_process
 
 TASKS, OFFICIAL = "tasks", "lm_eval"
 """Folders: of the task files, and of the files that the harness's own command writes."""
-_SIDES = 1.959963984540054
-"""Standard errors on each side of a 95 % interval."""
 
 
 def run_tasks(model: LM, choice: Choice, folder: Path, *, label: str, num_fewshot: int | None = None,
@@ -79,5 +77,5 @@ def estimates(results: Mapping[str, Any]) -> dict[str, Estimate]:
                 continue
             error = numbers.get(f"{metric}_stderr,{kind}")
             value, error = float(value), float(error) if isinstance(error, int | float) else math.nan
-            found[f"{task}/{name}"] = Estimate(value, error, value - _SIDES * error, value + _SIDES * error, count)
+            found[f"{task}/{name}"] = Estimate(value, error, *normal_interval(value, error), count)
     return found

@@ -16,7 +16,17 @@ from jax.sharding import Mesh
 from rlhf_jax.config.commands import ExportCommand
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from rlhf_jax.models import CheckpointError, DecoderConfig, Params, cast, find_model, merge_lora, param_specs, save_hf
+from rlhf_jax.models import (
+    CheckpointError,
+    DecoderConfig,
+    Params,
+    cast,
+    find_model,
+    merge_lora,
+    param_specs,
+    save_hf,
+    with_score,
+)
 from rlhf_jax.models.folder import TOKENIZER_CONFIG, is_adapter, own_template
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.params import is_spec
@@ -124,18 +134,13 @@ def _checkpointed(folder: Path, base: Checkpoint, mesh: Mesh) -> tuple[Params, D
     params = restore_params(saved, step, _placed(shapes, _trained_specs(config, lora, "score" in shapes), mesh))
     if lora is not None:
         merged = merge_lora(base.params(mesh), params["lora"], lora.scale)
-        params = _with_head(merged, params["score"]) if "score" in params else merged
+        params = with_score(merged, params["score"]) if "score" in params else merged
     return params, config, f"step {step} of the unfinished training in `{folder.name}`"
 
 
 def _classifier(config: DecoderConfig, labels: int) -> DecoderConfig:
     """A model's shape with a trained head over it; a classifier keeps its own."""
     return config if config.is_classifier else dataclasses.replace(config, num_labels=labels, tie_embeddings=False)
-
-
-def _with_head(params: Params, score: jax.Array) -> Params:
-    """The weights with a trained head, [labels, D], in the place of whatever head there is."""
-    return {**{name: value for name, value in params.items() if name not in ("score", "head")}, "score": score}
 
 
 def _lora_of(folder: Path) -> LoraConfig:
