@@ -179,9 +179,11 @@ def with_score(params: Params, score: Any) -> Params:
     return {name: value for name, value in params.items() if name not in ("head", "score")} | {"score": score}
 
 
-def unstacked(params: Params) -> Params:
+def unstacked(params: Params, pick: Callable[[Any, int], Any] = lambda stacked, layer: stacked[layer]) -> Params:
     """The tree with a tuple of one tree a layer under "layers": GPUs copy a layer out of a stacked weight at each use,
-    because their matrix products cannot read from the middle of an array that a loop walks through."""
+    because their matrix products cannot read from the middle of an array that a loop walks through.
+
+    pick: takes a layer's part out of a stacked leaf."""
     layers = params["layers"]
     count = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: pick(x, i), layers) for i in range(count))}

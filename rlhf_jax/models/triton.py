@@ -156,20 +156,24 @@ def load(at: Any, mask: Array) -> Array:
     """What a reference holds where `mask` is set, zero elsewhere."""
     from jax.experimental.pallas import triton as plgpu
 
-    return plgpu.load(at, mask=mask, other=0.0)
+    return plgpu.load(at, mask=mask, other=0)
 
 
-def _store(ref: Any, values: Array, width: int) -> None:
-    """Writes [places, Dh padded to a power of two] but for what lies beyond `width`."""
+def store(at: Any, mask: Array, values: Array) -> None:
+    """Writes values into a reference where `mask` is set."""
     from jax.experimental.pallas import triton as plgpu
 
-    plgpu.store(ref, values.astype(ref.dtype), mask=(jnp.arange(values.shape[-1]) < width)[None, :])
+    plgpu.store(at, values.astype(at.dtype), mask=mask)
+
+
+def _within(ref: Any, width: int) -> Array:
+    """Of [places, Dh padded to a power of two], what is no padding."""
+    return (jnp.arange(ref.shape[-1]) < width)[None, :]
 
 
 def _load(ref: Any, places: Any, width: int, *, head: Any = None) -> Array:
     """[places, Dh padded to a power of two], zero beyond `width`."""
-    at = ref.at[places, :] if head is None else ref.at[places, head, :]
-    return load(at, (jnp.arange(ref.shape[-1]) < width)[None, :])
+    return load(ref.at[places, :] if head is None else ref.at[places, head, :], _within(ref, width))
 
 
 def _forward_kernel(own: Any, shared: Any, position: Any, lowest: Any, keys: Any, count: Any, q_ref: Any, k_ref: Any,
@@ -193,7 +197,7 @@ def _forward_kernel(own: Any, shared: Any, position: Any, lowest: Any, keys: Any
     seeing = (position[mine] >= 0) & (total > 0)
     total = jnp.where(seeing, total, 1.0)
     out = jnp.where(seeing[:, None], out / total[:, None], 0.0)
-    _store(out_ref, out, width)
+    store(out_ref, _within(out_ref, width), out)
     level_ref[...] = top + jnp.log2(total)
 
 
@@ -215,7 +219,7 @@ def _queries_kernel(own: Any, shared: Any, position: Any, lowest: Any, keys: Any
         return to_q + float32_dot((to_scores if slope is None else to_scores * slope).astype(k.dtype), k)
 
     to_q = jax.lax.fori_loop(0, count[0], visit, jnp.zeros(q.shape, jnp.float32))
-    _store(to_q_ref, to_q, width)
+    store(to_q_ref, _within(to_q_ref, width), to_q)
 
 
 def _keys_kernel(own: Any, shared: Any, position: Any, lowest: Any, queries: Any, count: Any, q_ref: Any, k_ref: Any,
@@ -241,8 +245,8 @@ def _keys_kernel(own: Any, shared: Any, position: Any, lowest: Any, queries: Any
 
     start = jnp.zeros(k.shape, jnp.float32)
     to_k, to_v = jax.lax.fori_loop(0, count[0] * heads, visit, (start, start))
-    _store(to_k_ref, to_k, width)
-    _store(to_v_ref, to_v, width)
+    store(to_k_ref, _within(to_k_ref, width), to_k)
+    store(to_v_ref, _within(to_v_ref, width), to_v)
 
 
 class _Places(NamedTuple):

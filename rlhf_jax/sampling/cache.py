@@ -44,6 +44,28 @@ def logp_tolerance(cache_dtype: CacheDtype, compute: Any) -> LogpTolerance:
     return max(_TOLERANCES[name] for name in dtypes)
 
 
+class Lanes(NamedTuple):
+    """Which lanes of the grid [P, n] the A rows are, slot after slot.
+
+    slot, lane: [A] int32; a slot of P stands for no lane. first: [P + 1] the first row of each slot, and their end.
+    """
+
+    slot: Array
+    lane: Array
+    first: Array
+
+    @classmethod
+    def at(cls, places: Array, slots: int, lanes: int) -> Lanes:
+        """Of places [A] in the grid laid flat, in rising order, P * n for none."""
+        bounds = jnp.arange(slots + 1, dtype=jnp.int32) * lanes
+        return cls(places // lanes, places % lanes, jnp.searchsorted(places, bounds).astype(jnp.int32))
+
+    @classmethod
+    def of_all(cls, slots: int, lanes: int) -> Lanes:
+        """The whole grid."""
+        return cls.at(jnp.arange(slots * lanes, dtype=jnp.int32), slots, lanes)
+
+
 def empty_cache(config: DecoderConfig, rows: tuple[int, ...], capacity: int, dtype: Any) -> KeyValues:
     """Room for `capacity` tokens in each of `rows`, of every layer: k [L, *rows, K, Dh, capacity], and so on."""
     heads = (config.layers, *rows, config.kv_heads)
@@ -80,10 +102,10 @@ def write_prompts(cache: KeyValues, keys: Array, values: Array, slots: Array) ->
 
 
 def write_token(cache: KeyValues, keys: Array, values: Array, place: Array) -> KeyValues:
-    """Stores one token of every lane, all at one place.
+    """Stores one token of every row, all at one place.
 
     Args:
-      cache: k [L, P, n, K, Dh, R]. keys, values: [L, P, n, K, Dh]. place: [] int32.
+      cache: k [L, *rows, K, Dh, R]. keys, values: [L, *rows, K, Dh]. place: [] int32.
     """
     new = _stored(keys, values, cache.k.dtype)
 
@@ -119,17 +141,20 @@ def append_tokens(cache: KeyValues, new: KeyValues, places: Array) -> KeyValues:
     return jax.lax.fori_loop(0, places.size, one, cache)
 
 
-def append_at_once(cache: KeyValues, new: KeyValues, places: Array) -> KeyValues:
-    """`append_tokens` as one scatter, which GPUs do in place: a kernel for each lane would take longer than the block.
-    Tokens beyond the cache's end are dropped."""
-    prompts, lanes = (jnp.arange(size) for size in places.shape)
+def append_at_once(cache: KeyValues, new: KeyValues, places: Array, rows: Lanes | None = None) -> KeyValues:
+    """`append_tokens` by rows and as one scatter, which GPUs do in place: a kernel for each lane would take longer than
+    the block. Tokens beyond the cache's end are dropped.
+
+    Args:
+      cache: k [L, P, n, K, Dh, U]. new: k [L, A, K, Dh, R]. places: [A] int32. rows: None for the whole grid.
+    """
+    rows = rows or Lanes.of_all(*cache.k.shape[1:3])
 
     def put(old: Array, new: Array, axis: int) -> Array:
-        new = jnp.moveaxis(new, axis, 3)  # [L, P, n, R, ...]
-        at = places[..., None] + jnp.arange(new.shape[3])
-        index = [slice(None), prompts[:, None, None], lanes[None, :, None], *[slice(None)] * (old.ndim - 3)]
-        index[axis] = at
-        return old.at[tuple(index)].set(jnp.moveaxis(new, 0, 3), mode="drop", unique_indices=True)
+        new = jnp.moveaxis(new, axis, 2)  # [L, A, R, ...]
+        index = [slice(None), rows.slot[:, None], rows.lane[:, None], *[slice(None)] * (old.ndim - 3)]
+        index[axis] = places[:, None] + jnp.arange(new.shape[2])
+        return old.at[tuple(index)].set(jnp.moveaxis(new, 0, 2), mode="drop", unique_indices=True)
 
     return _by_position(put, cache, new)
 

@@ -28,14 +28,13 @@ from rlhf_jax.models.attention import (
     score_rule,
     select_windowed,
 )
-from rlhf_jax.models.decoder import Constrain, unconstrained
-from rlhf_jax.models.params import unstacked
-from rlhf_jax.sampling.cache import append_tokens, empty_cache, first, write_prompts, write_token
+from rlhf_jax.models.decoder import Attend, Constrain, unconstrained
+from rlhf_jax.sampling.cache import Lanes, append_tokens, empty_cache, first, write_prompts, write_token
 from rlhf_jax.sampling.lanes import Caches, Spans
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
-Append = Callable[[KeyValues, KeyValues, Array], KeyValues]
-"""`append_tokens`, or what does the same on a mesh."""
+Append = Callable[..., KeyValues]
+"""`append_tokens`, with a kernel `append_at_once`; or what does the same on a mesh."""
 LanesAttention = Callable[..., Array]
 """`lanes_attention`, or what does the same on a mesh."""
 
@@ -162,9 +161,10 @@ class View(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The lanes at work in a block, as A rows: the model computes rows, attention looks at the grid [P, n] of lanes.
+    """The lanes at work in a block, as A rows: the model and the kernels compute rows, attention by XLA looks at the
+    grid [P, n] of lanes.
 
-    pick: [A] places in the grid laid flat, P * n for none. shape: (P, n).
+    pick: [A] places in the grid laid flat, in rising order, P * n for none. shape: (P, n).
     """
 
     pick: Array
@@ -180,6 +180,10 @@ class _Rows(NamedTuple):
     @property
     def all(self) -> bool:
         return self.pick.size == self.shape[0] * self.shape[1]
+
+    def lanes(self) -> Lanes | None:
+        """For the kernels; None for all."""
+        return None if self.all else Lanes.at(self.pick, *self.shape)
 
     def take(self, grid: Array) -> Array:
         """[P, n, ...] -> [A, ...]."""
@@ -199,7 +203,7 @@ class _Block(NamedTuple):
 
     written: [P, n] tokens that lanes have in the suffix cache. The block's own tokens are kept apart, all lanes' at one
     place, and appended at its end: caches are read at every token and written once a block.
-    kernel: that attends, None for plain XLA.
+    kernel: that attends, None for plain XLA. lanes: for the kernel.
     """
 
     view: View
@@ -208,19 +212,22 @@ class _Block(NamedTuple):
     seed: Array
     stop_ids: Array
     kernel: LanesAttention | None
+    lanes: Lanes | None
 
 
 def _spans(config: DecoderConfig, block: _Block, state: DecodeState, step: Array) -> tuple[Spans, Spans]:
-    """What lanes at work see, in layers with the window and in those without."""
+    """What rows at work see, in layers with the window and in those without."""
     prompt = jnp.broadcast_to(state.prompt_length[:, None], state.count.shape)
-    starts, counts = (jnp.zeros_like(prompt), prompt, prompt + block.written), (prompt, block.written, step)
+    prompt, written, count = map(block.rows.take, (prompt, block.written, state.count))
+    working = block.rows.take(state.active) & (block.rows.pick < state.active.size)
+    starts, counts = (jnp.zeros_like(prompt), prompt, prompt + written), (prompt, written, step)
 
     def seen(lowest: Array) -> Spans:
-        return Spans(*((jnp.maximum(lowest - start, 0), jnp.where(state.active, count, 0))
-                       for start, count in zip(starts, counts, strict=True)))
+        return Spans(*((jnp.maximum(lowest - start, 0), jnp.where(working, there, 0))
+                       for start, there in zip(starts, counts, strict=True)))
 
     full = seen(jnp.zeros_like(prompt))
-    return (full if config.window is None else seen(prompt + state.count - (config.window - 1))), full
+    return (full if config.window is None else seen(prompt + count - (config.window - 1))), full
 
 
 def _seen(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, steps: int) -> tuple[Any, Any]:
@@ -239,21 +246,19 @@ def _seen(config: DecoderConfig, block: _Block, state: DecodeState, step: Array,
                  for mask, start, place in zip(full, first, places, strict=True)), full
 
 
-def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Array, state: DecodeState,
-                recent: KeyValues) -> tuple[DecodeState, KeyValues]:
-    """Every active lane takes one token."""
-    rows, lanes, capacity = block.rows, state.out.shape[1], state.out.shape[2]
-    position = state.prompt_length[:, None] + state.count  # [P, n]
-    seen = _seen(config, block, state, step, recent.k.shape[-1])
+def _by_kernel(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, caches: Caches) -> Attend:
     spans = _spans(config, block, state, step)
-    caches = Caches(state.prompt, state.suffix, recent)
 
-    def attend_by_kernel(q: Array, k: Array, v: Array, layer: Any, local: bool | Array
-                         ) -> tuple[Array, tuple[Array, Array]]:
+    def attend(q: Array, k: Array, v: Array, layer: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         assert block.kernel is not None
-        grids = map(rows.spread, (q, k, v))
-        out = block.kernel(*grids, caches, layer, select_windowed(local, *spans), **score_rule(config))
-        return rows.take(out), (k, v)
+        out = block.kernel(q, k, v, caches, layer, select_windowed(local, *spans), block.lanes, **score_rule(config))
+        return out, (k, v)
+
+    return attend
+
+
+def _by_masks(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, recent: KeyValues) -> Attend:
+    rows, seen = block.rows, _seen(config, block, state, step, recent.k.shape[-1])
 
     def attend(q: Array, k: Array, v: Array, cache: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         on_prompt, on_suffix, on_recent = select_windowed(local, *seen)
@@ -263,8 +268,19 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
             (Stored(first(suffix, block.view.suffix), on_suffix), Stored(recent, on_recent)), **score_rule(config))
         return rows.take(out), (k, v)
 
-    how = (attend, tuple(caches)) if block.kernel is None else (attend_by_kernel, np.arange(config.layers))
-    hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), *how)
+    return attend
+
+
+def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Array, state: DecodeState,
+                recent: KeyValues) -> tuple[DecodeState, KeyValues]:
+    """Every active lane takes one token."""
+    rows, lanes, capacity = block.rows, state.out.shape[1], state.out.shape[2]
+    position = state.prompt_length[:, None] + state.count  # [P, n]
+    caches = Caches(state.prompt, state.suffix, recent)
+    attend = _by_masks(config, block, state, step, recent) if block.kernel is None else _by_kernel(
+        config, block, state, step, caches)
+    of_layers = tuple(caches) if block.kernel is None else np.arange(config.layers)
+    hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, of_layers)
     slot, lane = rows.pick // lanes, rows.pick % lanes
     sample, count = rows.take(state.sample), rows.take(state.count)
     random_keys = jax.vmap(token_key, (None, 0, 0, 0))(block.seed, state.prompt_hash[slot], sample, count)
@@ -278,7 +294,9 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
         logps=state.logps.at[at].set(logp, mode="drop"),
         count=state.count + state.active.astype(jnp.int32),
     )
-    recent = write_token(recent, jax.vmap(rows.spread)(keys), jax.vmap(rows.spread)(values), step)
+    if block.kernel is None:
+        keys, values = jax.vmap(rows.spread)(keys), jax.vmap(rows.spread)(values)
+    recent = write_token(recent, keys, values, step)
     token = rows.spread(token)
     stopped = jnp.any(token[..., None] == block.stop_ids, axis=-1)
     return dataclasses.replace(state, token=jnp.where(state.active, token, state.token),
@@ -292,13 +310,14 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
     Args:
       view: of the caches, at least as deep as any lane is now; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
-      append: stores the block's tokens in the suffix cache. kernel: that attends; layers are then not a loop.
+      append: stores the block's tokens in the suffix cache. kernel: that attends.
     """
     slots, lanes, capacity = state.out.shape
     steps = min(steps, capacity)  # no lane takes more, and `append` has room
-    block = _Block(view, _Rows.of(state.active, view.rows), state.count, seed, stop_ids, kernel)
-    params = params if kernel is None else unstacked(params)
-    recent = empty_cache(config, (slots, lanes), steps, state.suffix.k.dtype)
+    rows = _Rows.of(state.active, view.rows)
+    block = _Block(view, rows, state.count, seed, stop_ids, kernel, rows.lanes())
+    places = (slots, lanes) if kernel is None else (rows.pick.size,)
+    recent = empty_cache(config, places, steps, state.suffix.k.dtype)
 
     def going(carry: tuple[Array, DecodeState, KeyValues]) -> Array:
         return (carry[0] < steps) & jnp.any(carry[1].active)
@@ -307,4 +326,6 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
         return carry[0] + 1, *_decode_one(params, config, block, *carry)
 
     _, state, recent = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, recent))
-    return dataclasses.replace(state, suffix=append(state.suffix, recent, block.written))
+    if kernel is None:
+        return dataclasses.replace(state, suffix=append(state.suffix, recent, block.written))
+    return dataclasses.replace(state, suffix=append(state.suffix, recent, rows.take(block.written), block.lanes))

@@ -19,6 +19,7 @@ from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
+from rlhf_jax.models.params import unstacked
 from rlhf_jax.parallel import batch_ways, constrainer
 from rlhf_jax.sampling.cache import append_at_once, append_tokens, stored_dtype
 from rlhf_jax.sampling.decode import (
@@ -42,8 +43,10 @@ def shape_settings(sampling: SamplingConfig) -> SamplingConfig:
     return dataclasses.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_strings=(), seed=0)
 
 
-LEAST_VIEW, LEAST_ROWS = 64, 32
-"""Looking less deep into a cache, or computing fewer lanes than this saves nothing worth another program."""
+LEAST_VIEW = 64
+"""Looking less deep into a cache than this saves nothing worth another program."""
+LEAST_ROWS = {"cpu": 32, "gpu": 128}
+"""Nor does computing fewer lanes, by platform: a GPU then waits for its weights. Others compute all lanes."""
 
 
 def prompt_hash(prompt_id: str) -> int:
@@ -89,8 +92,7 @@ class Sampler:
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
-        # a processor's time follows the rows it computes, an accelerator's the weights it reads
-        self._skips_idle = mesh.devices.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        self._least_rows = LEAST_ROWS.get(mesh.devices.flat[0].platform) if mesh.devices.size == 1 else None
         kernel = kernel_for(mesh, config, self._cache_dtype)
         self._kernel = None if kernel is None else self._on_mesh(kernel)
         self._line = CHUNK if self._kernel else 1  # of positions that a cache's depth is a multiple of
@@ -101,7 +103,9 @@ class Sampler:
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        how = sampling.block, self._append(append_tokens if self._kernel is None else append_at_once), self._kernel
+        by_rows = self._kernel is not None
+        how = sampling.block, self._append(append_at_once if by_rows else append_tokens, by_rows), self._kernel
+        self._unstack = jax.jit(unstacked)
         self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
                                       out_shardings=shard)
 
@@ -117,28 +121,37 @@ class Sampler:
             (like.prompt, of_prompts), (like.suffix, of_lanes)))
         return shardings.replace(prompt=prompt, suffix=suffix)
 
-    def _append(self, append: Append) -> Append:
+    def _append(self, append: Append, kernel: bool) -> Append:
         """Every device appends to the lanes that it has."""
         if self.mesh.devices.size == 1:
             return append
         specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
-        return jax.shard_map(append, mesh=self.mesh, in_specs=(specs.suffix, specs.suffix, specs.count),
-                             out_specs=specs.suffix, check_vma=False)
+        slot, head = specs.suffix.k[1], specs.suffix.k[3]
+        new = jax.tree.map(lambda _: PartitionSpec(None, slot, head), specs.suffix) if kernel else specs.suffix
+        run = jax.shard_map(append, mesh=self.mesh, in_specs=(specs.suffix, new, specs.count), out_specs=specs.suffix,
+                            check_vma=False)
+        return lambda cache, new, places, rows=None: run(cache, new, places)  # a mesh computes all its rows
 
     def _on_mesh(self, kernel: LanesAttention) -> LanesAttention:
-        """Every device attends for the lanes and heads that it has."""
+        """Every device attends for the lanes and heads that it has, all of them."""
         if self.mesh.devices.size == 1:
             return kernel
         specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
         slot, head = specs.suffix.k[1], specs.suffix.k[3]
-        tokens = PartitionSpec(slot, None, head)
-        ins = (tokens, tokens, tokens, Caches(specs.prompt, specs.suffix, specs.suffix), PartitionSpec(), specs.count)
+        tokens, recent = PartitionSpec(slot, head), PartitionSpec(None, slot, head)
+        caches = Caches(specs.prompt, specs.suffix, jax.tree.map(lambda _: recent, specs.suffix))
+        ins = (tokens, tokens, tokens, caches, PartitionSpec(), PartitionSpec(slot))
 
-        def attend(*args: Any, **how: Any) -> jax.Array:
+        def attend(q: Any, k: Any, v: Any, caches: Any, layer: Any, spans: Any, rows: None, **how: Any) -> jax.Array:
+            assert rows is None
             return jax.shard_map(partial(kernel, **how), mesh=self.mesh, in_specs=ins, out_specs=tokens,
-                                 check_vma=False)(*args)
+                                 check_vma=False)(q, k, v, caches, layer, spans)
 
         return attend
+
+    def split(self, params: Params) -> Params:
+        """Weights as `decode_program` takes them: where a kernel attends, the layers one by one."""
+        return params if self._kernel is None else self._unstack(params)
 
     @property
     def _ending(self) -> Ending:
@@ -175,26 +188,29 @@ class Sampler:
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
         active = np.zeros((len(slots), self._lanes), bool)  # lanes that the devices have at work
+        for_decoding = self.split(params)
         depth, ended = 0, list[_Ended]()  # the most that one of them has written; lanes that are no longer among them
         while queue or any(slots):
             while (refill := self._refill(prompts, queue, slots, active, capacity)) is not None:
                 run = partial(self.prefill_program, params) if refill.tokens.size else self._restart
                 state, active = run(state, refill), refill.running
             view = self._view(slots, prompts, capacity, depth)
-            state = self.decode_program(view, params, state, self._seed, self._stop)
+            state = self.decode_program(view, for_decoding, state, self._seed, self._stop)
             yield from self._groups(ended, prompts)  # while the devices are at work on the block
             active, depth, ended = self._collect(state, slots, prompts)
         yield from self._groups(ended, prompts)
 
     def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
-        """What the next block looks at: few sizes, so that few programs serve all. The kernel finds out itself."""
+        """What the next block looks at: few sizes, so that few programs serve all. The kernel finds depths itself."""
+        rows, lanes = None, len(slots) * self._lanes
+        if self._least_rows is not None:
+            rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), self._least_rows)
+            rows = rows if rows < lanes else None
         if self._kernel is not None:
-            return View(capacity - 1, self.sampling.max_new_tokens)
+            return View(capacity - 1, self.sampling.max_new_tokens, rows)
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth))
-        rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), LEAST_ROWS)
-        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens),
-                    rows if self._skips_idle and rows < len(slots) * self._lanes else None)
+        return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens), rows)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
                 capacity: int) -> Refill | None:

@@ -2,7 +2,7 @@
 
 The first reads a prompt for several of its lanes at a time, the second what a lane has written itself and the new
 token; the first hands its running softmax on to the second (Dao, arXiv 2307.08691). Caches are read where they lie, all
-layers in one array, because a layer's slice would be a copy.
+layers in one array, because a layer's slice would be a copy. Lanes that are idle are no rows, and cost nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from jax.sharding import Mesh
 
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
-from rlhf_jax.models.triton import LOG2_E, MASKED, compiler_params, float32_dot, load
+from rlhf_jax.models.triton import LOG2_E, MASKED, compiler_params, float32_dot, load, store
+from rlhf_jax.sampling.cache import Lanes
 
 CHUNK = 64
 """Positions a program takes at a time. Caches whose depth is a multiple of it are read in whole lines."""
-_LANES, _HEADS = 4, 16
-"""Lanes of a program that reads a prompt, and the fewest rows of a matrix product: fewer heads are padded."""
+_LEAST_ROWS, _LEAST_LANES = 16, 4
+"""The fewest rows of a matrix product, of which heads beyond the real ones are padding; lanes that read a prompt
+together."""
+_NOWHERE = 2**30
+"""Where a row that is none begins to see."""
 
 
 class Spans(NamedTuple):
-    """What each lane sees of its prompt, of what it wrote before this block, and in it: places [first, end).
+    """What each row sees of its prompt, of what its lane wrote before this block, and in it: places [first, end).
 
-    Each is a pair of [P, n] int32; a lane that is idle sees nothing.
+    Each is a pair of [A] int32; a lane that is idle sees nothing.
     """
 
     prompt: tuple[Array, Array]
@@ -39,7 +43,7 @@ class Spans(NamedTuple):
 
 
 class Caches(NamedTuple):
-    """Of all layers: prompt k [L, P, K, Dh, S], suffix k [L, P, n, K, Dh, U], recent k [L, P, n, K, Dh, R]."""
+    """Of all layers: prompt k [L, P, K, Dh, S], suffix k [L, P, n, K, Dh, U], recent k [L, A, K, Dh, R]."""
 
     prompt: KeyValues
     suffix: KeyValues
@@ -47,8 +51,17 @@ class Caches(NamedTuple):
 
 
 class _How(NamedTuple):
+    """scale, softcap: of the scores. shared: query heads that have one key head."""
+
     scale: float
     softcap: float | None
+    kv_heads: int
+    shared: int
+
+    @property
+    def width(self) -> int:
+        """Rows that a lane's query heads take."""
+        return pl.next_power_of_2(self.shared)
 
 
 def kernel_for(mesh: Mesh, config: DecoderConfig, cache_dtype: Any) -> Callable[..., Array] | None:
@@ -58,61 +71,41 @@ def kernel_for(mesh: Mesh, config: DecoderConfig, cache_dtype: Any) -> Callable[
     return lanes_attention if gpu and fits else None
 
 
-def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, *, scale: float,
-                    softcap: float | None, interpret: bool = False) -> Array:
+def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, rows: Lanes | None = None,
+                    *, scale: float, softcap: float | None, interpret: bool = False) -> Array:
     """What `models.attention.decode_attention` computes.
 
     Args:
-      q: [P, n, H, Dh], k, v: [P, n, K, Dh] of the new tokens.
-      layer: [] int32, whose keys and values to read. scale, softcap: of the scores.
+      q: [A, H, Dh], k, v: [A, K, Dh] of the new tokens.
+      layer: [] int32, whose keys and values to read. rows: None for the whole grid. scale, softcap: of the scores.
 
     Returns:
-      [P, n, H, Dh].
+      [A, H, Dh].
     """
-    prompts, lanes, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    shared = heads // kv_heads
-    rows = max(_HEADS, pl.next_power_of_2(shared))
-    padded = -(-lanes // _LANES) * _LANES
-    how = _How(scale, softcap)
-    by_head = jnp.swapaxes(q.reshape(prompts, lanes, kv_heads, shared, head_dim), 1, 2)
-    by_head = jnp.pad(by_head, ((0, 0), (0, 0), (0, padded - lanes), (0, rows - shared), (0, 0)))
+    count, heads, head_dim = q.shape
+    (slots, lanes), kv_heads = caches.suffix.k.shape[1:3], k.shape[1]
+    rows = rows or Lanes.of_all(slots, lanes)
+    how = _How(scale, softcap, kv_heads, heads // kv_heads)
+    together = max(_LEAST_LANES, _LEAST_ROWS // how.width)
+    flat = q.reshape(count * heads, head_dim)
     which = jnp.reshape(jnp.asarray(layer, jnp.int32), 1)
 
-    def numbers(x: Array) -> Array:  # [P, n] -> [P, padded]
-        return jnp.pad(x, ((0, 0), (0, padded - lanes)))
+    def call(kernel: Any, grid: tuple[int, ...], outs: Any, name: str, warps: int, *ins: Array) -> Any:
+        def whole(x: Any) -> pl.BlockSpec:
+            return pl.BlockSpec(x.shape, lambda *_: (0,) * len(x.shape))
 
-    def call(kernel: Any, grid: tuple[int, ...], ins: list[Any], outs: Any, shapes: Any, name: str, warps: int) -> Any:
-        return pl.pallas_call(partial(kernel, how=how), grid=grid, in_specs=ins, out_specs=outs, out_shape=shapes,
-                              name=name, interpret=interpret, compiler_params=compiler_params(warps))
+        return pl.pallas_call(partial(kernel, how=how), grid=grid, in_specs=[*map(whole, ins)],
+                              out_specs=jax.tree.map(whole, outs), out_shape=outs, name=name, interpret=interpret,
+                              compiler_params=compiler_params(warps))(*ins)
 
-    def whole(x: Array) -> pl.BlockSpec:
-        return pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
-
-    def lane_rows(count: int) -> pl.BlockSpec:  # of [P, K, padded, rows, Dh]
-        return pl.BlockSpec((None, None, count, rows, head_dim), lambda p, h, i: (p, h, i, 0, 0))
-
-    def lane_numbers(count: int) -> pl.BlockSpec:  # of [P, K, padded, rows]
-        return pl.BlockSpec((None, None, count, rows), lambda p, h, i: (p, h, i, 0))
-
-    wide = jax.ShapeDtypeStruct(by_head.shape, jnp.float32)
-    number = jax.ShapeDtypeStruct(by_head.shape[:-1], jnp.float32)
-    first, end = spans.prompt
-    ends = pl.BlockSpec((None, _LANES), lambda p, h, i: (p, i))
-    prompt = caches.prompt
-    running = call(_prompt_kernel, (prompts, kv_heads, padded // _LANES),
-                   [whole(which), ends, ends, lane_rows(_LANES), whole(prompt.k), whole(prompt.v)],
-                   [lane_numbers(_LANES), lane_numbers(_LANES), lane_rows(_LANES)], [number, number, wide],
-                   "prompt_attention", 4)(which, numbers(first), numbers(end), by_head, prompt.k, prompt.v)
-
-    new = pl.BlockSpec((None, None, None, head_dim), lambda p, h, i: (p, i, h, 0))
-    one = pl.BlockSpec((None, 1), lambda p, h, i: (p, i))
-    parts = (*caches.suffix[:2], *caches.recent[:2])
-    out = call(_own_kernel, (prompts, kv_heads, lanes),
-               [whole(which), *[one] * 4, *[lane_numbers(1)] * 2, *[lane_rows(1)] * 2, new, new, *map(whole, parts)],
-               lane_rows(1), jax.ShapeDtypeStruct(by_head.shape, q.dtype), "own_attention", 2)(
-        which, *spans.suffix, *spans.recent, *running, by_head, k, v, *parts)
-    out = jnp.swapaxes(out[:, :, :lanes, :shared], 1, 2)
+    number = jax.ShapeDtypeStruct((count * heads,), jnp.float32)
+    wide = jax.ShapeDtypeStruct(flat.shape, jnp.float32)
+    running = call(partial(_prompt_kernel, together=together), (slots, kv_heads, pl.cdiv(lanes, together)),
+                   (number, number, wide), "prompt_attention", 4, which, rows.first, *spans.prompt, flat,
+                   caches.prompt.k, caches.prompt.v)
+    out = call(_own_kernel, (count, kv_heads), jax.ShapeDtypeStruct(flat.shape, q.dtype), "own_attention", 2,
+               which, rows.slot, rows.lane, *spans.suffix, *spans.recent, *running, flat, k, v, *caches.suffix[:2],
+               *caches.recent[:2])
     return out.reshape(q.shape)
 
 
@@ -157,37 +150,51 @@ def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: tuple[Any, ..
     return jax.lax.fori_loop(jax.lax.div(start, CHUNK), jax.lax.div(last + CHUNK - 1, CHUNK), chunk, running)
 
 
-def _prompt_kernel(layer: Any, first: Any, end: Any, q_ref: Any, k_ref: Any, v_ref: Any, top_ref: Any, total_ref: Any,
-                   out_ref: Any, *, how: _How) -> None:
-    lanes, rows, head_dim = q_ref.shape
-    count = lanes * rows
-    q = q_ref[...].reshape(count, head_dim)
-
-    def of_rows(ref: Any) -> Array:
-        return jnp.broadcast_to(ref[...][:, None], (lanes, rows)).reshape(count)
-
-    empty = _Running(jnp.full(count, MASKED, jnp.float32), jnp.zeros(count, jnp.float32),
-                     jnp.zeros((count, head_dim), jnp.float32))
-    at = layer[0], pl.program_id(0), pl.program_id(1)
-    found = _read(empty, q, k_ref, v_ref, at, of_rows(first), of_rows(end), how)
+def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, q_ref: Any, k_ref: Any, v_ref: Any, top_ref: Any,
+                   total_ref: Any, out_ref: Any, *, how: _How, together: int) -> None:
+    """A prompt, a key head, and some of the rows that are the prompt's lanes: `width` queries of each."""
+    slot, head = pl.program_id(0), pl.program_id(1)
+    number = jnp.arange(together * how.width)
+    row = first_row[slot] + pl.program_id(2) * together + number // how.width
+    real, at = _queries(row, number % how.width, row < first_row[slot + 1], head, how, q_ref.shape[0])
+    q = load(*_whole(q_ref, at, real))
+    empty = _Running(jnp.full(number.shape, MASKED, jnp.float32), jnp.zeros(number.shape, jnp.float32),
+                     jnp.zeros(q.shape, jnp.float32))
+    first, end = jnp.where(real, load(first.at[row], real), _NOWHERE), load(end.at[row], real)
+    found = _read(empty, q, k_ref, v_ref, (layer[0], slot, head), first, end, how)
     # a row that has seen nothing holds a top of MASKED: the new token, which every row sees, wipes out the rest
-    top_ref[...], total_ref[...] = found.top.reshape(lanes, rows), found.total.reshape(lanes, rows)
-    out_ref[...] = found.out.reshape(q_ref.shape)
+    store(top_ref.at[at], real, found.top)
+    store(total_ref.at[at], real, found.total)
+    store(*_whole(out_ref, at, real), found.out)
 
 
-def _own_kernel(layer: Any, first: Any, end: Any, first_now: Any, end_now: Any, top: Any, total: Any, out: Any,
-                q_ref: Any, new_k: Any, new_v: Any, k_ref: Any, v_ref: Any, k_now: Any, v_now: Any, out_ref: Any, *,
-                how: _How) -> None:
-    rows, head_dim = q_ref.shape[1:]
-    q = q_ref[...].reshape(rows, head_dim)
-    at = layer[0], pl.program_id(0), pl.program_id(2), pl.program_id(1)
-    running = _Running(top[...].reshape(rows), total[...].reshape(rows), out[...].reshape(rows, head_dim))
-    running = _read(running, q, k_ref, v_ref, at, first[0], end[0], how)
-    running = _read(running, q, k_now, v_now, at, first_now[0], end_now[0], how)
-    own = jnp.sum(q.astype(jnp.float32) * new_k[...].astype(jnp.float32)[None, :], axis=1)
+def _own_kernel(layer: Any, slot: Any, lane: Any, first: Any, end: Any, first_now: Any, end_now: Any, top: Any,
+                total: Any, out: Any, q_ref: Any, new_k: Any, new_v: Any, k_ref: Any, v_ref: Any, k_now: Any,
+                v_now: Any, out_ref: Any, *, how: _How) -> None:
+    """A row and a key head: its queries, padded to what a matrix product takes."""
+    row, head = pl.program_id(0), pl.program_id(1)
+    real, at = _queries(row, jnp.arange(max(_LEAST_ROWS, how.width)), True, head, how, q_ref.shape[0])
+    q = load(*_whole(q_ref, at, real))
+    running = _Running(load(top.at[at], real), load(total.at[at], real), load(*_whole(out, at, real)))
+    running = _read(running, q, k_ref, v_ref, (layer[0], slot[row], lane[row], head), first[row], end[row], how)
+    running = _read(running, q, k_now, v_now, (layer[0], row, head), first_now[row], end_now[row], how)
+    own = jnp.sum(q.astype(jnp.float32) * new_k[row, head, :].astype(jnp.float32)[None, :], axis=1)
     own = _in_base_two(own, how)
     highest = jnp.maximum(running.top, own)
     keep, weight = jnp.exp2(running.top - highest), jnp.exp2(own - highest)
-    mixed = running.out * keep[:, None] + weight[:, None] * new_v[...].astype(jnp.float32)[None, :]
+    mixed = running.out * keep[:, None] + weight[:, None] * new_v[row, head, :].astype(jnp.float32)[None, :]
     mixed = mixed / (running.total * keep + weight)[:, None]
-    out_ref[...] = mixed.astype(out_ref.dtype).reshape(1, rows, head_dim)
+    store(*_whole(out_ref, at, real), mixed)
+
+
+def _queries(row: Array, number: Array, there: Any, head: Array, how: _How, end: int) -> tuple[Array, Array]:
+    """Which of the rows' queries for a key head are real, and where those lie in [A * H]; the others at its end."""
+    real = (number < how.shared) & there
+    return real, jnp.where(real, (row * how.kv_heads + head) * how.shared + number, end)
+
+
+def _whole(ref: Any, at: Array, real: Array) -> tuple[Any, Array]:
+    """The vectors at these places of [places, Dh], and the mask of the real ones."""
+    shape = *at.shape, ref.shape[-1]
+    return (ref.at[jnp.broadcast_to(at[:, None], shape), jnp.broadcast_to(jnp.arange(shape[-1]), shape)],
+            jnp.broadcast_to(real[:, None], shape))

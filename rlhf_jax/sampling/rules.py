@@ -5,6 +5,7 @@ All settings are arrays, one value per row, so no value of them compiles a new p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -76,19 +77,20 @@ def kept_tokens(logits: Array, rules: Rules) -> Array:
     return keep | (logits >= best)
 
 
-def _categorical(keys: Array, logits: Array) -> Array:
-    """Draws an index [...] from softmax(logits [..., V]) with one uniform number per row: inverse CDF in two levels."""
-    vocab = logits.shape[-1]
+def _categorical(keys: Array, values: Array, weight: Callable[[Array], Array]) -> Array:
+    """Draws an index [...] with probability in proportion to weight(values [..., V]), from one uniform number per row:
+    inverse CDF in two levels. The weights are never an array, so the values are read once."""
+    vocab = values.shape[-1]
     blocks = -(-vocab // _BLOCK)
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    weights = jnp.pad(weights, [(0, 0)] * (logits.ndim - 1) + [(0, blocks * _BLOCK - vocab)])
-    weights = weights.reshape(*logits.shape[:-1], blocks, _BLOCK)
-    coarse = jnp.cumsum(jnp.sum(weights, axis=-1), axis=-1)  # [..., blocks]
+    weights = jnp.pad(weight(values), [(0, 0)] * (values.ndim - 1) + [(0, blocks * _BLOCK - vocab)])
+    coarse = jnp.cumsum(jnp.sum(weights.reshape(*values.shape[:-1], blocks, _BLOCK), axis=-1), axis=-1)
     uniform = jax.random.uniform if keys.ndim == 0 else jax.vmap(jax.random.uniform)
     drawn = uniform(keys.reshape(-1) if keys.ndim else keys).reshape(keys.shape)
     goal = drawn * coarse[..., -1]
     block = jnp.argmax(coarse > goal[..., None], axis=-1)  # first block whose sum passes the goal
-    inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]  # [..., 128]
+    places = block[..., None] * _BLOCK + jnp.arange(_BLOCK)
+    inside = weight(jnp.take_along_axis(values, jnp.minimum(places, vocab - 1), axis=-1))
+    inside = jnp.where(places < vocab, inside, 0.0)  # [..., 128]
     before = jnp.take_along_axis(coarse, block[..., None], axis=-1)[..., 0] - jnp.sum(inside, axis=-1)
     fine = jnp.cumsum(inside, axis=-1) + before[..., None]
     passed = (fine > goal[..., None]) & (inside > 0)
@@ -107,10 +109,17 @@ def sample_token(keys: Array, logits: Array, rules: Rules) -> tuple[Array, Array
       token [...] int32, and its log-probability [...] float32 under the model itself (temperature 1, unfiltered).
     """
     greedy = rules.temperature <= 0.0
-    scaled = logits / jnp.where(greedy, 1.0, rules.temperature)[..., None]
+    temperature = jnp.where(greedy, 1.0, rules.temperature)[..., None]
+    top = jnp.max(logits, axis=-1, keepdims=True)
+
+    def weight(x: Array) -> Array:
+        return jnp.exp((x - top) / temperature)
+
+    def among_kept() -> Array:
+        return _categorical(keys, jnp.where(kept_tokens(logits / temperature, rules), logits, -jnp.inf), weight)
+
     filtering = jnp.any((rules.top_k > 0) | (rules.top_p < 1.0) | (rules.min_p > 0.0))
-    scaled = jax.lax.cond(filtering, lambda x: jnp.where(kept_tokens(x, rules), x, -jnp.inf), lambda x: x, scaled)
-    drawn = _categorical(keys, scaled)
+    drawn = jax.lax.cond(filtering, among_kept, lambda: _categorical(keys, logits, weight))
     token = jax.lax.cond(  # XLA for CPUs takes as long for an argmax over the vocabulary as for all the rest of this
         jnp.any(greedy), lambda: jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), drawn), lambda: drawn)
     picked = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]

@@ -20,6 +20,7 @@ from rlhf_jax.models import cast
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.sampling.decode import View
+from rlhf_jax.sampling.engine import LEAST_ROWS
 from rlhf_jax.training.compiles import count_compiles
 
 
@@ -286,9 +287,9 @@ def test_blocks_compute_the_lanes_at_work_alone_and_no_sample_changes(tiny, conf
     prompts = tiny.make_prompts(17)
     settings = {"num_generations": 8, "max_new_tokens": 24, "slots": 12, "block": 3}
     few = tiny.make_sampler(local, stop_ids=(2, 11, 12, 13), **settings)
-    assert few._skips_idle
+    assert few._least_rows == LEAST_ROWS["cpu"]
     every = copy.copy(few)
-    every._skips_idle = False
+    every._least_rows = None
     views = []
     look = few._view
     few._view = lambda *arguments: views.append(look(*arguments)) or views[-1]
@@ -303,4 +304,4 @@ def test_blocks_compute_the_lanes_at_work_alone_and_no_sample_changes(tiny, conf
 def test_a_mesh_of_several_devices_computes_all_lanes(tiny, config):
     """Its lanes lie where their caches do; and an accelerator's time follows the weights it reads."""
     mesh = make_mesh(MeshConfig(), jax.devices()[:2])
-    assert not tiny.make_sampler(config, mesh=mesh)._skips_idle
+    assert tiny.make_sampler(config, mesh=mesh)._least_rows is None

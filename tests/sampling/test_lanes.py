@@ -12,6 +12,7 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models.attention import KeyValues, Stored, decode_attention
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.sampling import Sampler
+from rlhf_jax.sampling.cache import Lanes
 from rlhf_jax.sampling.lanes import Caches, Spans, kernel_for, lanes_attention
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")
@@ -24,10 +25,13 @@ def cache(key, *rows, depth):
                      jax.random.normal(two, (LAYERS, PROMPTS, *rows, depth, DIM)))
 
 
-@pytest.mark.parametrize(("lanes", "heads", "kv_heads", "window", "softcap"), [
-    (3, 6, 2, 70, 0.7), pytest.param(8, 4, 2, None, None, marks=pytest.mark.slow),
-    pytest.param(1, 2, 2, None, None, marks=pytest.mark.slow)])
-def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, softcap):
+@pytest.mark.parametrize(("lanes", "heads", "kv_heads", "window", "softcap", "places"), [
+    (3, 6, 2, 70, 0.7, None), (3, 6, 2, None, None, [1, 2, 6, 7, 9, 9]),
+    pytest.param(8, 4, 2, None, None, None, marks=pytest.mark.slow),
+    pytest.param(8, 4, 2, 70, None, [3, 4, 5, 6, 7, 9, 23, 24], marks=pytest.mark.slow),
+    pytest.param(1, 2, 2, None, None, None, marks=pytest.mark.slow)])
+def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, softcap, places):
+    """places: of the rows in the grid; its size stands for no lane."""
     keys = jax.random.split(jax.random.key(0), 7)
     q = jax.random.normal(keys[0], (PROMPTS, lanes, heads, DIM))
     k, v = (jax.random.normal(key, (PROMPTS, lanes, kv_heads, DIM)) for key in keys[1:3])
@@ -43,7 +47,18 @@ def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, sof
         return jnp.clip(lowest - start, 0, None), jnp.broadcast_to(count, written.shape)
 
     spans = Spans(span(0, length), span(length, written), span(length + written, step))
-    out = lanes_attention(q, k, v, caches, 1, spans, scale=0.3, softcap=softcap, interpret=True)
+    every = np.arange(PROMPTS * lanes)
+    here = every if places is None else np.asarray(places)
+    real = here < every.size
+
+    def rows(x, empty=0):
+        x = x.reshape(-1, *x.shape[2:])[np.minimum(here, every.size - 1)]
+        return jnp.where(real.reshape(-1, *[1] * (x.ndim - 1)), x, empty)
+
+    recent = KeyValues(*(jnp.moveaxis(rows(jnp.moveaxis(x, 0, 2)), 1, 0) for x in caches.recent[:2]))
+    out = lanes_attention(rows(q), rows(k), rows(v), caches._replace(recent=recent), 1, jax.tree.map(rows, spans),
+                          None if places is None else Lanes.at(jnp.asarray(here), PROMPTS, lanes), scale=0.3,
+                          softcap=softcap, interpret=True)
 
     def stored(cache, pair):
         places = jnp.arange(cache.v.shape[-2])
@@ -53,14 +68,16 @@ def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, sof
     expected = decode_attention(q, k, v, stored(caches.prompt, spans.prompt),
                                 [stored(caches.suffix, spans.suffix), stored(caches.recent, spans.recent)], scale=0.3,
                                 softcap=softcap)
-    np.testing.assert_allclose(out, expected, atol=2e-6)
+    np.testing.assert_allclose(out[real], rows(expected)[real], atol=2e-6)
 
 
 def test_an_idle_lane_sees_its_own_token_alone():
     keys = jax.random.split(jax.random.key(1), 6)
-    q, k, v = (jax.random.normal(key, (PROMPTS, 2, 2, DIM)) for key in keys[:3])
-    caches = Caches(cache(keys[3], 2, depth=64), cache(keys[4], 2, 2, depth=64), cache(keys[5], 2, 2, depth=64))
-    nothing = (jnp.zeros((PROMPTS, 2), jnp.int32),) * 2
+    rows = PROMPTS * 2
+    q, k, v = (jax.random.normal(key, (rows, 2, DIM)) for key in keys[:3])
+    recent = KeyValues(*(x.reshape(LAYERS, rows, *x.shape[3:]) for x in cache(keys[5], 2, 2, depth=64)[:2]))
+    caches = Caches(cache(keys[3], 2, depth=64), cache(keys[4], 2, 2, depth=64), recent)
+    nothing = (jnp.zeros(rows, jnp.int32),) * 2
     out = lanes_attention(q, k, v, caches, 0, Spans(nothing, nothing, nothing), scale=1.0, softcap=None, interpret=True)
     np.testing.assert_allclose(out, v, atol=1e-6)
 
@@ -74,6 +91,7 @@ def draw(config, params, mesh, prompts):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, MeshConfig(fsdp=2, tensor=2, data=2)], ids=["one", "mesh"])
 def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, tiny, prompts, lone_mesh, monkeypatch):
+    monkeypatch.setattr("rlhf_jax.sampling.engine.LEAST_ROWS", {"cpu": 4})  # of eight lanes, so that some blocks have fewer
     config = tiny.make_config(head_dim=16, window=6, full_layers=(1,), attn_softcap=2.0)
     params, mesh = tiny.make_params(config), lone_mesh if shape is None else make_mesh(shape)
     plain = draw(config, params, mesh, prompts)

@@ -1,5 +1,7 @@
 """Sampling rules against a sorted reference, and drawn frequencies against the softmax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rlhf_jax.sampling import rules as rules_module
 from rlhf_jax.sampling.rules import Rules, _categorical, drawn, kept_tokens, sample_token, token_key
 
-keep, draw, sample = jax.jit(kept_tokens), jax.jit(_categorical), jax.jit(sample_token)
+keep, draw, sample = jax.jit(kept_tokens), jax.jit(partial(_categorical, weight=jnp.exp)), jax.jit(sample_token)
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -157,7 +158,7 @@ def test_masked_tokens_and_padding_are_never_drawn(vocab, monkeypatch):
     logits[:, draws.integers(vocab)] = 0.0
     for edge in (0.0, 1 - 2.0**-23, 0.5, 0.25):
         monkeypatch.setattr(jax.random, "uniform", lambda key, e=edge: jnp.float32(e))
-        tokens = np.asarray(rules_module._categorical(jax.random.split(jax.random.key(0), 64), jnp.asarray(logits)))
+        tokens = np.asarray(_categorical(jax.random.split(jax.random.key(0), 64), jnp.asarray(logits), jnp.exp))
         assert (tokens < vocab).all()
         assert np.isfinite(logits[np.arange(64), tokens]).all()
 
