@@ -38,10 +38,15 @@ class Worker:
         self.name, self.one_core = name, cores == 1
         self.process = subprocess.Popen(
             [python, str(HERE / WORKERS[name]), *command], env={**os.environ, **QUIET}, text=True, cwd=HERE,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores]))
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=lambda: self._prepare(cores))
         self.notes, self.steps = {}, []
         self.about = self._read("framework")
+
+    @staticmethod
+    def _prepare(cores):
+        """Before the worker runs: its cores; and who stops the driver stops it alone, so that its lines are written."""
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _read(self, key):
         """The next message that has `key`; notes on the way are kept."""

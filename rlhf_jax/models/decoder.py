@@ -63,7 +63,21 @@ def _mlp(x: Array, mlp: Params, config: DecoderConfig) -> Array:
     activate = ACTIVATIONS[config.activation]
     if config.experts:
         return mixture_of_experts(x, mlp, config.experts_per_token, config.normalize_experts, activate)
-    return dense(activate(dense(x, mlp["gate"])) * dense(x, mlp["up"]), mlp["down"])
+    if "gate_up" in mlp:
+        both = dense(x, mlp["gate_up"])
+        gate, up = both[..., 0, :], both[..., 1, :]
+    else:
+        gate, up = dense(x, mlp["gate"]), dense(x, mlp["up"])
+    return dense(activate(gate) * up, mlp["down"])
+
+
+def _queries_keys_values(x: Array, attn: Params) -> tuple[Array, Array, Array]:
+    if "qkv" not in attn:
+        q, k, v = (dense(x, attn[name]) for name in "qkv")
+        return q, k, v
+    by_head = dense(x, attn["qkv"])  # [..., K, H / K + 2, Dh]
+    q = by_head[..., :-2, :]
+    return q.reshape(*x.shape[:-1], -1, q.shape[-1]), by_head[..., -2, :], by_head[..., -1, :]
 
 
 def _layer(
@@ -78,7 +92,7 @@ def _layer(
 
     with jax.named_scope("attention"):
         y = norm(x, "attention_norm")
-        q, k, v = (dense(y, attn[name]) for name in "qkv")
+        q, k, v = _queries_keys_values(y, attn)
         if config.qkv_bias:
             q, k, v = q + attn["q_bias"], k + attn["k_bias"], v + attn["v_bias"]
         if config.qk_norm != "none":
@@ -106,7 +120,8 @@ def forward(
     """Runs the decoder.
 
     Args:
-      params: tree of `param_specs(config)`, in the compute dtype; `unstacked`, its layers are not a loop.
+      params: tree of `param_specs(config)`, in the compute dtype; `unstacked`, its layers are not a loop, and those
+        may be `merged`.
       tokens, positions: [B, T] int32.
       attend: attention for this use; gets each layer's slice of `cache`.
       cache: tree with the layers on the leading axis, or None.

@@ -179,11 +179,29 @@ def with_score(params: Params, score: Any) -> Params:
     return {name: value for name, value in params.items() if name not in ("head", "score")} | {"score": score}
 
 
-def unstacked(params: Params, pick: Callable[[Any, int], Any] = lambda stacked, layer: stacked[layer]) -> Params:
+def unstacked(params: Params) -> Params:
     """The tree with a tuple of one tree a layer under "layers": GPUs copy a layer out of a stacked weight at each use,
-    because their matrix products cannot read from the middle of an array that a loop walks through.
-
-    pick: takes a layer's part out of a stacked leaf."""
+    because their matrix products cannot read from the middle of an array that a loop walks through."""
     layers = params["layers"]
     count = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: pick(x, i), layers) for i in range(count))}
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
+
+
+def merged(params: Params) -> Params:
+    """The `unstacked` tree with one weight for the products that read the same input, as XLA for GPUs would have it,
+    which otherwise puts them side by side anew at each use.
+
+    `qkv` [D, K, H / K + 2, Dh] holds a key head's queries, its key and its value; `gate_up` is [D, 2, M]. Experts stay
+    apart.
+    """
+
+    def layer(weights: Params) -> Params:
+        attention, mlp = dict(weights["attention"]), dict(weights["mlp"])
+        q, k, v = (attention.pop(name) for name in "qkv")
+        q = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
+        attention["qkv"] = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
+        if mlp["gate"].ndim == 2:
+            mlp["gate_up"] = jnp.stack([mlp.pop("gate"), mlp.pop("up")], axis=1)
+        return {**weights, "attention": attention, "mlp": mlp}
+
+    return {**params, "layers": tuple(map(layer, params["layers"]))}

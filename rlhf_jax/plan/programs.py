@@ -159,7 +159,7 @@ def sample_program(stage: SampleShape, mesh: Mesh) -> Program:
     seed = jax.eval_shape(lambda: jax.random.key(0))
     stop = jax.ShapeDtypeStruct((max(1, len(set(config.eos_token_ids))),), jnp.int32)
     view = View(capacity - 1, s.max_new_tokens)
-    held = (params, state, seed, stop)
+    held = (sampler.prepared(params), state, seed, stop)
     return _program(sampler.decode_program, (view, *held), s.block, stage, mesh, structs, stage.dtype, held=held)
 
 

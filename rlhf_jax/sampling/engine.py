@@ -19,8 +19,8 @@ from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
-from rlhf_jax.models.params import unstacked
-from rlhf_jax.parallel import batch_ways, constrainer
+from rlhf_jax.models.params import merged, unstacked
+from rlhf_jax.parallel import batch_ways, constrainer, shaped
 from rlhf_jax.sampling.cache import append_at_once, append_tokens, stored_dtype
 from rlhf_jax.sampling.decode import (
     Append,
@@ -105,7 +105,7 @@ class Sampler:
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
         by_rows = self._kernel is not None
         how = sampling.block, self._append(append_at_once if by_rows else append_tokens, by_rows), self._kernel
-        self._unstack = jax.jit(unstacked)
+        self._prepare = jax.jit(lambda params: merged(unstacked(params)))
         self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
                                       out_shardings=shard)
 
@@ -149,9 +149,16 @@ class Sampler:
 
         return attend
 
-    def split(self, params: Params) -> Params:
-        """Weights as `decode_program` takes them: where a kernel attends, the layers one by one."""
-        return params if self._kernel is None else self._unstack(params)
+    def prepared(self, params: Params) -> Params:
+        """Weights as `decode_program` takes them: where a kernel attends, layers one by one and products merged.
+
+        Shapes (`ShapeDtypeStruct`s that say where they lie) become such shapes.
+        """
+        if self._kernel is None:
+            return params
+        if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
+            return shaped(jax.eval_shape(self._prepare, params), self._prepare.lower(params).compile().output_shardings)
+        return self._prepare(params)
 
     @property
     def _ending(self) -> Ending:
@@ -188,7 +195,7 @@ class Sampler:
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
         active = np.zeros((len(slots), self._lanes), bool)  # lanes that the devices have at work
-        for_decoding = self.split(params)
+        for_decoding = self.prepared(params)
         depth, ended = 0, list[_Ended]()  # the most that one of them has written; lanes that are no longer among them
         while queue or any(slots):
             while (refill := self._refill(prompts, queue, slots, active, capacity)) is not None:

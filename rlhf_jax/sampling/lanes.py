@@ -60,8 +60,13 @@ class _How(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Rows that a lane's query heads take."""
+        """Rows that a lane's queries for one key head take."""
         return pl.next_power_of_2(self.shared)
+
+    @property
+    def new(self) -> int:
+        """Vectors of a lane and a key head that are new: queries, key and value."""
+        return self.shared + 2
 
 
 def kernel_for(mesh: Mesh, config: DecoderConfig, cache_dtype: Any) -> Callable[..., Array] | None:
@@ -87,7 +92,9 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
     rows = rows or Lanes.of_all(slots, lanes)
     how = _How(scale, softcap, kv_heads, heads // kv_heads)
     together = max(_LEAST_LANES, _LEAST_ROWS // how.width)
-    flat = q.reshape(count * heads, head_dim)
+    # one array of a row's queries, key and value by key head, so that XLA makes them in one kernel
+    new = jnp.concatenate([q.reshape(count, kv_heads, how.shared, head_dim), k[:, :, None], v[:, :, None]], axis=2)
+    new = new.reshape(-1, head_dim)
     which = jnp.reshape(jnp.asarray(layer, jnp.int32), 1)
 
     def call(kernel: Any, grid: tuple[int, ...], outs: Any, name: str, warps: int, *ins: Array) -> Any:
@@ -99,12 +106,12 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
                               compiler_params=compiler_params(warps))(*ins)
 
     number = jax.ShapeDtypeStruct((count * heads,), jnp.float32)
-    wide = jax.ShapeDtypeStruct(flat.shape, jnp.float32)
+    wide = jax.ShapeDtypeStruct((count * heads, head_dim), jnp.float32)
     running = call(partial(_prompt_kernel, together=together), (slots, kv_heads, pl.cdiv(lanes, together)),
-                   (number, number, wide), "prompt_attention", 4, which, rows.first, *spans.prompt, flat,
+                   (number, number, wide), "prompt_attention", 4, which, rows.first, *spans.prompt, new,
                    caches.prompt.k, caches.prompt.v)
-    out = call(_own_kernel, (count, kv_heads), jax.ShapeDtypeStruct(flat.shape, q.dtype), "own_attention", 2,
-               which, rows.slot, rows.lane, *spans.suffix, *spans.recent, *running, flat, k, v, *caches.suffix[:2],
+    out = call(_own_kernel, (count, kv_heads), jax.ShapeDtypeStruct(wide.shape, q.dtype), "own_attention", 2, which,
+               rows.slot, rows.lane, *spans.suffix, *spans.recent, *running, new, *caches.suffix[:2],
                *caches.recent[:2])
     return out.reshape(q.shape)
 
@@ -150,51 +157,53 @@ def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: tuple[Any, ..
     return jax.lax.fori_loop(jax.lax.div(start, CHUNK), jax.lax.div(last + CHUNK - 1, CHUNK), chunk, running)
 
 
-def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, q_ref: Any, k_ref: Any, v_ref: Any, top_ref: Any,
+def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, new: Any, k_ref: Any, v_ref: Any, top_ref: Any,
                    total_ref: Any, out_ref: Any, *, how: _How, together: int) -> None:
     """A prompt, a key head, and some of the rows that are the prompt's lanes: `width` queries of each."""
     slot, head = pl.program_id(0), pl.program_id(1)
     number = jnp.arange(together * how.width)
-    row = first_row[slot] + pl.program_id(2) * together + number // how.width
-    real, at = _queries(row, number % how.width, row < first_row[slot + 1], head, how, q_ref.shape[0])
-    q = load(*_whole(q_ref, at, real))
+    row, number = first_row[slot] + pl.program_id(2) * together + number // how.width, number % how.width
+    real = (number < how.shared) & (row < first_row[slot + 1])
+    q = load(*_vectors(new, (row * how.kv_heads + head) * how.new + number, real))
     empty = _Running(jnp.full(number.shape, MASKED, jnp.float32), jnp.zeros(number.shape, jnp.float32),
                      jnp.zeros(q.shape, jnp.float32))
-    first, end = jnp.where(real, load(first.at[row], real), _NOWHERE), load(end.at[row], real)
+    of_row = jnp.where(real, row, 0)
+    first, end = jnp.where(real, load(first.at[of_row], real), _NOWHERE), load(end.at[of_row], real)
     found = _read(empty, q, k_ref, v_ref, (layer[0], slot, head), first, end, how)
     # a row that has seen nothing holds a top of MASKED: the new token, which every row sees, wipes out the rest
-    store(top_ref.at[at], real, found.top)
-    store(total_ref.at[at], real, found.total)
-    store(*_whole(out_ref, at, real), found.out)
+    at = (row * how.kv_heads + head) * how.shared + number
+    store(*_numbers(top_ref, at, real), found.top)
+    store(*_numbers(total_ref, at, real), found.total)
+    store(*_vectors(out_ref, at, real), found.out)
 
 
 def _own_kernel(layer: Any, slot: Any, lane: Any, first: Any, end: Any, first_now: Any, end_now: Any, top: Any,
-                total: Any, out: Any, q_ref: Any, new_k: Any, new_v: Any, k_ref: Any, v_ref: Any, k_now: Any,
-                v_now: Any, out_ref: Any, *, how: _How) -> None:
+                total: Any, out: Any, new: Any, k_ref: Any, v_ref: Any, k_now: Any, v_now: Any, out_ref: Any, *,
+                how: _How) -> None:
     """A row and a key head: its queries, padded to what a matrix product takes."""
     row, head = pl.program_id(0), pl.program_id(1)
-    real, at = _queries(row, jnp.arange(max(_LEAST_ROWS, how.width)), True, head, how, q_ref.shape[0])
-    q = load(*_whole(q_ref, at, real))
-    running = _Running(load(top.at[at], real), load(total.at[at], real), load(*_whole(out, at, real)))
+    number = jnp.arange(max(_LEAST_ROWS, how.width))
+    real, pair = number < how.shared, row * how.kv_heads + head
+    q, at = load(*_vectors(new, pair * how.new + number, real)), pair * how.shared + number
+    running = _Running(load(*_numbers(top, at, real)), load(*_numbers(total, at, real)), load(*_vectors(out, at, real)))
     running = _read(running, q, k_ref, v_ref, (layer[0], slot[row], lane[row], head), first[row], end[row], how)
     running = _read(running, q, k_now, v_now, (layer[0], row, head), first_now[row], end_now[row], how)
-    own = jnp.sum(q.astype(jnp.float32) * new_k[row, head, :].astype(jnp.float32)[None, :], axis=1)
-    own = _in_base_two(own, how)
+    k, v = (new[pair * how.new + how.shared + i, :].astype(jnp.float32)[None, :] for i in range(2))
+    own = _in_base_two(jnp.sum(q.astype(jnp.float32) * k, axis=1), how)
     highest = jnp.maximum(running.top, own)
     keep, weight = jnp.exp2(running.top - highest), jnp.exp2(own - highest)
-    mixed = running.out * keep[:, None] + weight[:, None] * new_v[row, head, :].astype(jnp.float32)[None, :]
-    mixed = mixed / (running.total * keep + weight)[:, None]
-    store(*_whole(out_ref, at, real), mixed)
+    mixed = (running.out * keep[:, None] + weight[:, None] * v) / (running.total * keep + weight)[:, None]
+    store(*_vectors(out_ref, at, real), mixed)
 
 
-def _queries(row: Array, number: Array, there: Any, head: Array, how: _How, end: int) -> tuple[Array, Array]:
-    """Which of the rows' queries for a key head are real, and where those lie in [A * H]; the others at its end."""
-    real = (number < how.shared) & there
-    return real, jnp.where(real, (row * how.kv_heads + head) * how.shared + number, end)
+def _numbers(ref: Any, at: Array, real: Array) -> tuple[Any, Array]:
+    """These places of [places], and the mask of the real ones; the others lie beyond the end."""
+    return ref.at[jnp.where(real, at, ref.shape[0])], real
 
 
-def _whole(ref: Any, at: Array, real: Array) -> tuple[Any, Array]:
-    """The vectors at these places of [places, Dh], and the mask of the real ones."""
+def _vectors(ref: Any, at: Array, real: Array) -> tuple[Any, Array]:
+    """The same of [places, Dh]."""
     shape = *at.shape, ref.shape[-1]
+    at = jnp.where(real, at, ref.shape[0])
     return (ref.at[jnp.broadcast_to(at[:, None], shape), jnp.broadcast_to(jnp.arange(shape[-1]), shape)],
             jnp.broadcast_to(real[:, None], shape))

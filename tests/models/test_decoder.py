@@ -16,7 +16,7 @@ from rlhf_jax.models import (
     param_specs,
     score_heads,
 )
-from rlhf_jax.models.params import map_specs
+from rlhf_jax.models.params import map_specs, merged, unstacked
 from rlhf_jax.models.rope import frequencies, rope_tables, rotate
 
 TOKENS = np.random.default_rng(0).integers(0, 48, (2, 9)).astype(np.int32)
@@ -28,6 +28,20 @@ def hidden(params, config, tokens=TOKENS, **options):
 
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")
+
+
+@pytest.mark.parametrize(("family", "changes"), [
+    ("llama", {}), ("qwen2", {}), ("gemma3_text", {}), ("qwen3_moe", {"experts": 4, "experts_per_token": 2})])
+def test_layers_apart_and_products_merged_change_no_hidden_state(family, changes, tiny, weights):
+    """Grouped heads with biases, local layers with norms of queries and keys, and experts, which stay apart."""
+    config = tiny(family, **changes)
+    params = weights(config)
+    expected, apart = hidden(params, config), unstacked(params)
+    np.testing.assert_allclose(hidden(apart, config), expected, atol=2e-6)
+    one = merged(apart)["layers"][0]
+    assert not set(one["attention"]) & set("qkv")
+    assert ("gate_up" in one["mlp"]) == ("experts" not in changes)
+    np.testing.assert_allclose(hidden(merged(apart), config), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

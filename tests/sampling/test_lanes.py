@@ -91,7 +91,7 @@ def draw(config, params, mesh, prompts):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, MeshConfig(fsdp=2, tensor=2, data=2)], ids=["one", "mesh"])
 def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, tiny, prompts, lone_mesh, monkeypatch):
-    monkeypatch.setattr("rlhf_jax.sampling.engine.LEAST_ROWS", {"cpu": 4})  # of eight lanes, so that some blocks have fewer
+    monkeypatch.setattr("rlhf_jax.sampling.engine.LEAST_ROWS", {"cpu": 4})  # of eight: some blocks have fewer
     config = tiny.make_config(head_dim=16, window=6, full_layers=(1,), attn_softcap=2.0)
     params, mesh = tiny.make_params(config), lone_mesh if shape is None else make_mesh(shape)
     plain = draw(config, params, mesh, prompts)
