@@ -48,8 +48,10 @@ class TrainConfig(Options):
       adam_beta1: decay of the first moment.
       adam_beta2: decay of the second moment.
       adam_epsilon: added to the root of the second moment.
+      mu_dtype: of the first moment as it is kept; bfloat16 saves two bytes a weight. The second moment stays float32:
+        in bfloat16 its steps of a thousandth would be rounded away.
       max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
-      dtype: of activations and working weights; masters and moments stay float32.
+      dtype: of activations and working weights; master weights stay float32.
       remat: what the backward pass recomputes.
       attn_implementation: of attention over packed rows; auto chooses by the devices.
       logits_chunk: row positions whose vocabulary logits exist at one time.
@@ -73,6 +75,7 @@ class TrainConfig(Options):
     adam_beta1: Annotated[float, _DECAY] = 0.9
     adam_beta2: Annotated[float, _DECAY] = 0.999
     adam_epsilon: Annotated[float, between(0, 1)] = 1e-8
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
     max_grad_norm: Annotated[float, between(0, 1e9)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "full", "dots"] = "dots"

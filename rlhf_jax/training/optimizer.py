@@ -56,7 +56,7 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule, specs: Any) ->
     decayed = jax.tree.map(lambda spec: spec.init in ("normal", "output") or spec.axes[1:2] == ("rank",), specs,
                            is_leaf=is_spec)
     adamw = optax.adamw(schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon,
-                        weight_decay=config.weight_decay, mask=decayed)
+                        mu_dtype=config.mu_dtype, weight_decay=config.weight_decay, mask=decayed)
     if config.max_grad_norm == 0:
         return adamw
     return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)

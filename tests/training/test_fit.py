@@ -298,7 +298,7 @@ def test_equal_rewards_are_no_win(groups, lone_mesh, bigram):
 KNOBS = {
     "train_batch_size": 4, "num_train_epochs": 1.0, "max_steps": 5, "learning_rate": 0.01, "warmup_steps": 5,
     "lr_scheduler_type": "linear", "weight_decay": 0.5, "adam_beta1": 0.5, "adam_beta2": 0.9, "adam_epsilon": 0.1,
-    "max_grad_norm": 0.1, "dtype": "bfloat16", "seed": 1,
+    "max_grad_norm": 0.1, "dtype": "bfloat16", "seed": 1, "mu_dtype": "bfloat16",
 }
 
 
@@ -312,6 +312,22 @@ def base_run(bigram, lone_mesh, groups):
 def test_a_knob_of_optimisation_changes_the_trained_weights(knob, train, base_run):
     changed = train(dataclasses.replace(BASE, **{knob: KNOBS[knob]}))
     assert np.abs(changed.params["embed"] - base_run.params["embed"]).max() > 1e-6
+
+
+@pytest.mark.parametrize("classifier", [False, True], ids=["sft", "reward"])
+def test_a_first_moment_in_bfloat16_learns_as_fast(classifier, train):
+    """The loss curves lie within a hundredth of the fall, which is most of the loss."""
+    config = dataclasses.replace(BASE, num_train_epochs=8.0, logging_steps=1)
+    objective = BradleyTerry if classifier else Sft
+
+    def losses(dtype):
+        result = train(dataclasses.replace(config, mu_dtype=dtype), objective=objective, classifier=classifier)
+        return [row["loss"] for row in result.log_history if "loss" in row]
+
+    narrow, wide = losses("bfloat16"), losses("float32")
+    assert wide[-1] < 0.7 * wide[0]
+    assert narrow != wide
+    np.testing.assert_allclose(narrow, wide, atol=0.01 * (wide[0] - wide[-1]))
 
 
 def test_the_floor_of_the_cosine_changes_the_trained_weights(train):

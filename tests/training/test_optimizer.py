@@ -159,6 +159,16 @@ def test_updates_are_clipped_adamw_by_hand(changes):
     np.testing.assert_allclose(params["w"], adamw_by_hand(config, grads, p), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_moment_alone_is_kept_in_its_dtype(dtype):
+    specs, params = {"w": param_specs_of_a_matrix()}, {"w": jnp.ones((3, 2))}
+    optimizer = make_optimizer(TrainConfig(mu_dtype=dtype), lambda step: 0.1, specs)
+    updates, state = optimizer.update({"w": jnp.ones((3, 2))}, optimizer.init(params), params)
+    moments = [leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.shape == (3, 2)]
+    assert moments == [dtype, "float32"]
+    assert updates["w"].dtype == jnp.float32
+
+
 def param_specs_of_a_matrix():
     from rlhf_jax.models.params import ParamSpec
 
