@@ -11,7 +11,7 @@ from rlhf_jax.fields import SEED, Options, Range, above, at_least, between, chan
 CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
 _LANES = at_least(1, 65_536)
 _TOKENS = at_least(1, 2**24)
-_OUR_OWN = ("slots", "lanes", "block", "cache_dtype")
+_OUR_OWN = ("slots", "lanes", "block", "cache_dtype", "cache_share")
 
 
 def rounded_up(tokens: int) -> int:
@@ -38,6 +38,9 @@ class SamplingConfig(Options):
       cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps one scale
         per token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the
         price of log-probs that `sampling.cache.logp_tolerance` bounds.
+      cache_share: on NVIDIA GPUs, what share of all that the lanes may write is reserved. Lanes take memory as they
+        write and wait where there is none, so that below 1 the same memory serves more `slots`; good is a little more
+        than the mean length of a response over max_new_tokens.
       seed: with the prompt id, the sample index and the position it decides every token.
       engine: vLLM, SGLang or another engine outside of this program samples; None for our own sampler.
     """
@@ -54,6 +57,7 @@ class SamplingConfig(Options):
     block: Annotated[int, _LANES] = 32
     prompt_length: Annotated[int | None, _TOKENS] = None
     cache_dtype: CacheDtype = "auto"
+    cache_share: Annotated[float, above(0, 1)] = 1.0
     seed: Annotated[int, SEED] = 0
     engine: EngineOptions | None = None
 

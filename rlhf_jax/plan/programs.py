@@ -20,8 +20,8 @@ from rlhf_jax.models import DecoderConfig, Params, cast, init_lora, init_params
 from rlhf_jax.parallel import PRESETS, batch_sharding, batch_ways, param_shardings, shaped
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
 from rlhf_jax.sampling import Sampler
-from rlhf_jax.sampling.cache import stored_dtype
-from rlhf_jax.sampling.decode import Refill, View, empty_state
+from rlhf_jax.sampling.decode import Refill, View
+from rlhf_jax.sampling.pages import pages_of
 from rlhf_jax.sampling.rules import Rules
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.fit import step_program
@@ -148,18 +148,17 @@ def sample_program(stage: SampleShape, mesh: Mesh) -> Program:
     structs = param_structs(config, dtype)
     sampler = Sampler(config, s, config.eos_token_ids or (0,), mesh, lambda prompt, ids: "", dtype)
     params = shaped(structs, param_shardings(config, mesh, PRESETS["sampling"]))
-    lanes = s.lanes or s.num_generations
-    capacity = stage.prompt_length
-    make = partial(empty_state, config, s.slots, lanes, capacity - 1, s.max_new_tokens,
-                   stored_dtype(s.cache_dtype, dtype))
-    state = shaped(jax.eval_shape(make), sampler.shardings())
+    lanes, capacity = s.lanes or s.num_generations, stage.prompt_length
+    state = shaped(jax.eval_shape(partial(sampler.blank, capacity)), sampler.shardings())
     if stage.name == "prefill":
         refill = _refill(s.slots, lanes, sampler.prefill_rows, capacity)
         return _program(sampler.prefill_program, (params, state, refill), 1, stage, mesh, structs, stage.dtype)
     seed = jax.eval_shape(lambda: jax.random.key(0))
     stop = jax.ShapeDtypeStruct((max(1, len(set(config.eos_token_ids))),), jnp.int32)
     view = View(capacity - 1, s.max_new_tokens)
-    held = (sampler.prepared(params), state, seed, stop)
+    pages = (s.slots, lanes, pages_of(s.max_new_tokens))
+    table = jax.ShapeDtypeStruct(pages, jnp.int32) if sampler.paged else None
+    held = (sampler.prepared(params), state, seed, stop, table)
     return _program(sampler.decode_program, (view, *held), s.block, stage, mesh, structs, stage.dtype, held=held)
 
 

@@ -16,6 +16,7 @@ from jax import Array
 from rlhf_jax.config.sampling import CacheDtype
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
+from rlhf_jax.sampling.pages import PAGE
 
 _LARGEST = 127.0
 
@@ -42,28 +43,6 @@ def logp_tolerance(cache_dtype: CacheDtype, compute: Any) -> LogpTolerance:
     """What rounding alone explains; another model's log-probs are further away than this in the mean."""
     dtypes = {jnp.dtype(compute).name, stored_dtype(cache_dtype, compute).name}
     return max(_TOLERANCES[name] for name in dtypes)
-
-
-class Lanes(NamedTuple):
-    """Which lanes of the grid [P, n] the A rows are, slot after slot.
-
-    slot, lane: [A] int32; a slot of P stands for no lane. first: [P + 1] the first row of each slot, and their end.
-    """
-
-    slot: Array
-    lane: Array
-    first: Array
-
-    @classmethod
-    def at(cls, places: Array, slots: int, lanes: int) -> Lanes:
-        """Of places [A] in the grid laid flat, in rising order, P * n for none."""
-        bounds = jnp.arange(slots + 1, dtype=jnp.int32) * lanes
-        return cls(places // lanes, places % lanes, jnp.searchsorted(places, bounds).astype(jnp.int32))
-
-    @classmethod
-    def of_all(cls, slots: int, lanes: int) -> Lanes:
-        """The whole grid."""
-        return cls.at(jnp.arange(slots * lanes, dtype=jnp.int32), slots, lanes)
 
 
 def empty_cache(config: DecoderConfig, rows: tuple[int, ...], capacity: int, dtype: Any) -> KeyValues:
@@ -141,20 +120,23 @@ def append_tokens(cache: KeyValues, new: KeyValues, places: Array) -> KeyValues:
     return jax.lax.fori_loop(0, places.size, one, cache)
 
 
-def append_at_once(cache: KeyValues, new: KeyValues, places: Array, rows: Lanes | None = None) -> KeyValues:
-    """`append_tokens` by rows and as one scatter, which GPUs do in place: a kernel for each lane would take longer than
-    the block. Tokens beyond the cache's end are dropped.
+def append_pages(cache: KeyValues, new: KeyValues, places: Array, table: Array, written: Array) -> KeyValues:
+    """Stores R tokens of every row in its pages, from its own place on: one scatter, which GPUs do in place.
 
     Args:
-      cache: k [L, P, n, K, Dh, U]. new: k [L, A, K, Dh, R]. places: [A] int32. rows: None for the whole grid.
+      cache: k [L, N, K, Dh, PAGE]. new: k [L, A, K, Dh, R]. places: [A] int32. table: [A, J] int32, pages of each row.
+      written: [A] bool, rows that wrote; of the others, and beyond a row's last page, nothing is stored.
     """
-    rows = rows or Lanes.of_all(*cache.k.shape[1:3])
+    position = places[:, None] + jnp.arange(new.k.shape[-1])  # [A, R]
+    number = position // PAGE
+    page = jnp.take_along_axis(table, jnp.minimum(number, table.shape[1] - 1), axis=1)
+    page = jnp.where(written[:, None] & (number < table.shape[1]), page, cache.k.shape[1])
 
     def put(old: Array, new: Array, axis: int) -> Array:
-        new = jnp.moveaxis(new, axis, 2)  # [L, A, R, ...]
-        index = [slice(None), rows.slot[:, None], rows.lane[:, None], *[slice(None)] * (old.ndim - 3)]
-        index[axis] = places[:, None] + jnp.arange(new.shape[2])
-        return old.at[tuple(index)].set(jnp.moveaxis(new, 0, 2), mode="drop", unique_indices=True)
+        index: list[Any] = [slice(None), page, *[slice(None)] * (old.ndim - 2)]
+        index[axis] = position % PAGE
+        new = jnp.moveaxis(jnp.moveaxis(new, axis, 2), 0, 2)  # [A, R, L, ...]
+        return old.at[tuple(index)].set(new, mode="drop", unique_indices=True)
 
     return _by_position(put, cache, new)
 

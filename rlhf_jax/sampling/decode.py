@@ -29,12 +29,13 @@ from rlhf_jax.models.attention import (
     select_windowed,
 )
 from rlhf_jax.models.decoder import Attend, Constrain, unconstrained
-from rlhf_jax.sampling.cache import Lanes, append_tokens, empty_cache, first, write_prompts, write_token
+from rlhf_jax.sampling.cache import append_tokens, empty_cache, first, write_prompts, write_token
 from rlhf_jax.sampling.lanes import Caches, Spans
+from rlhf_jax.sampling.pages import PAGE
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 Append = Callable[..., KeyValues]
-"""`append_tokens`, with a kernel `append_at_once`; or what does the same on a mesh."""
+"""`append_tokens`, with a kernel `append_pages`; or what does the same on a mesh."""
 LanesAttention = Callable[..., Array]
 """`lanes_attention`, or what does the same on a mesh."""
 
@@ -43,7 +44,8 @@ LanesAttention = Callable[..., Array]
 class DecodeState:
     """All that decoding carries. P slots, n lanes, S prompt capacity, U response capacity.
 
-    prompt: caches of the prompts, k [L, P, K, Dh, S]. suffix: of the responses, k [L, P, n, K, Dh, U].
+    prompt: caches of the prompts, k [L, P, K, Dh, S]. suffix: of the responses, k [L, P, n, K, Dh, U], or where a
+    kernel attends N pages of them, k [L, N, K, Dh, PAGE].
     prompt_length: [P] tokens in the prompt cache (the prompt less its last token). prompt_hash: [P] uint32.
     sample: [P, n] index of the sample a lane works on. token: [P, n] next token to feed.
     count: [P, n] tokens generated. limit: [P, n] the most it may generate. active: [P, n] bool.
@@ -88,13 +90,14 @@ class Refill:
 
 
 def empty_state(config: DecoderConfig, slots: int, lanes: int, prompt_capacity: int, response_capacity: int,
-                dtype: Any) -> DecodeState:
-    """Nothing running; caches in `dtype`."""
+                dtype: Any, pages: int | None = None) -> DecodeState:
+    """Nothing running; caches in `dtype`. pages: of the responses, None for room in each lane."""
     zeros = jnp.zeros((slots, lanes), jnp.int32)
     floats = jnp.zeros((slots, lanes), jnp.float32)
     return DecodeState(
         prompt=empty_cache(config, (slots,), prompt_capacity, dtype),
-        suffix=empty_cache(config, (slots, lanes), response_capacity, dtype),
+        suffix=(empty_cache(config, (slots, lanes), response_capacity, dtype) if pages is None
+                else empty_cache(config, (pages,), PAGE, dtype)),
         prompt_length=jnp.zeros(slots, jnp.int32), prompt_hash=jnp.zeros(slots, jnp.uint32),
         sample=zeros, token=zeros, count=zeros, limit=zeros, active=jnp.zeros((slots, lanes), bool),
         out=jnp.zeros((slots, lanes, response_capacity), jnp.int32),
@@ -181,9 +184,14 @@ class _Rows(NamedTuple):
     def all(self) -> bool:
         return self.pick.size == self.shape[0] * self.shape[1]
 
-    def lanes(self) -> Lanes | None:
-        """For the kernels; None for all."""
-        return None if self.all else Lanes.at(self.pick, *self.shape)
+    def firsts(self) -> Array | None:
+        """[P + 1] the first row of each slot, and their end; None where every lane is a row."""
+        bounds = jnp.arange(self.shape[0] + 1) * self.shape[1]
+        return None if self.all else jnp.searchsorted(self.pick, bounds).astype(jnp.int32)
+
+    def working(self, active: Array) -> Array:
+        """[A] bool, rows that are an active lane of the grid."""
+        return self.take(active) & (self.pick < active.size)
 
     def take(self, grid: Array) -> Array:
         """[P, n, ...] -> [A, ...]."""
@@ -203,7 +211,7 @@ class _Block(NamedTuple):
 
     written: [P, n] tokens that lanes have in the suffix cache. The block's own tokens are kept apart, all lanes' at one
     place, and appended at its end: caches are read at every token and written once a block.
-    kernel: that attends, None for plain XLA. lanes: for the kernel.
+    kernel: that attends, None for plain XLA. table: [A, J] int32, pages of the rows, for a kernel. firsts: of `_Rows`.
     """
 
     view: View
@@ -212,14 +220,15 @@ class _Block(NamedTuple):
     seed: Array
     stop_ids: Array
     kernel: LanesAttention | None
-    lanes: Lanes | None
+    table: Array | None
+    firsts: Array | None
 
 
 def _spans(config: DecoderConfig, block: _Block, state: DecodeState, step: Array) -> tuple[Spans, Spans]:
     """What rows at work see, in layers with the window and in those without."""
     prompt = jnp.broadcast_to(state.prompt_length[:, None], state.count.shape)
     prompt, written, count = map(block.rows.take, (prompt, block.written, state.count))
-    working = block.rows.take(state.active) & (block.rows.pick < state.active.size)
+    working = block.rows.working(state.active)
     starts, counts = (jnp.zeros_like(prompt), prompt, prompt + written), (prompt, written, step)
 
     def seen(lowest: Array) -> Spans:
@@ -251,7 +260,8 @@ def _by_kernel(config: DecoderConfig, block: _Block, state: DecodeState, step: A
 
     def attend(q: Array, k: Array, v: Array, layer: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
         assert block.kernel is not None
-        out = block.kernel(q, k, v, caches, layer, select_windowed(local, *spans), block.lanes, **score_rule(config))
+        out = block.kernel(q, k, v, caches, layer, select_windowed(local, *spans), block.table, block.firsts,
+                           lanes=block.rows.shape[1], **score_rule(config))
         return out, (k, v)
 
     return attend
@@ -304,20 +314,23 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
 
 
 def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
-                 steps: int, append: Append = append_tokens, kernel: LanesAttention | None = None) -> DecodeState:
+                 steps: int, append: Append = append_tokens, kernel: LanesAttention | None = None,
+                 table: Array | None = None) -> DecodeState:
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
       view: of the caches, at least as deep as any lane is now; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
-      append: stores the block's tokens in the suffix cache. kernel: that attends.
+      append: stores the block's tokens in the suffix cache. kernel: that attends. table: [P, n, J] int32, where a
+        kernel attends: the pages of each lane, enough for what an active one writes now.
     """
     slots, lanes, capacity = state.out.shape
     steps = min(steps, capacity)  # no lane takes more, and `append` has room
     rows = _Rows.of(state.active, view.rows)
-    block = _Block(view, rows, state.count, seed, stop_ids, kernel, rows.lanes())
+    block = _Block(view, rows, state.count, seed, stop_ids, kernel, None if table is None else rows.take(table),
+                   rows.firsts())
     places = (slots, lanes) if kernel is None else (rows.pick.size,)
-    recent = empty_cache(config, places, steps, state.suffix.k.dtype)
+    recent, began = empty_cache(config, places, steps, state.suffix.k.dtype), rows.working(state.active)
 
     def going(carry: tuple[Array, DecodeState, KeyValues]) -> Array:
         return (carry[0] < steps) & jnp.any(carry[1].active)
@@ -328,4 +341,5 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
     _, state, recent = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, recent))
     if kernel is None:
         return dataclasses.replace(state, suffix=append(state.suffix, recent, block.written))
-    return dataclasses.replace(state, suffix=append(state.suffix, recent, rows.take(block.written), block.lanes))
+    suffix = append(state.suffix, recent, rows.take(block.written), block.table, began)
+    return dataclasses.replace(state, suffix=suffix)

@@ -21,7 +21,7 @@ from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.models.params import merged, unstacked
 from rlhf_jax.parallel import batch_ways, constrainer, shaped
-from rlhf_jax.sampling.cache import append_at_once, append_tokens, stored_dtype
+from rlhf_jax.sampling.cache import append_pages, append_tokens, stored_dtype
 from rlhf_jax.sampling.decode import (
     Append,
     DecodeState,
@@ -34,7 +34,8 @@ from rlhf_jax.sampling.decode import (
     restart,
 )
 from rlhf_jax.sampling.ending import Ending
-from rlhf_jax.sampling.lanes import CHUNK, Caches, kernel_for
+from rlhf_jax.sampling.lanes import Caches, kernel_for
+from rlhf_jax.sampling.pages import PAGE, Pages, pages_each
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -93,19 +94,23 @@ class Sampler:
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
         self._least_rows = LEAST_ROWS.get(mesh.devices.flat[0].platform) if mesh.devices.size == 1 else None
-        kernel = kernel_for(mesh, config, self._cache_dtype)
-        self._kernel = None if kernel is None else self._on_mesh(kernel)
-        self._line = CHUNK if self._kernel else 1  # of positions that a cache's depth is a multiple of
-        ways = batch_ways(mesh)
-        self.prefill_rows = -(-max(1, sampling.slots // 4) // ways) * ways  # as many on each device
+        self._ways = batch_ways(mesh)
+        self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
+        kernel = kernel_for(mesh, config, self._cache_dtype)
+        self.paged = kernel is not None
+        if sampling.cache_share < 1 and not self.paged:
+            raise ValueError(f"cache_share = {sampling.cache_share}: responses are remembered in pages on NVIDIA GPUs "
+                             "alone, in no int8 and with heads of a power of two from 16 on; these devices are "
+                             f"{mesh.devices.flat[0].platform}, cache_dtype is {self._cache_dtype.name} and head_dim "
+                             f"{config.head_dim}: leave cache_share out")
         shard = self.shardings()
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        by_rows = self._kernel is not None
-        how = sampling.block, self._append(append_at_once if by_rows else append_tokens, by_rows), self._kernel
         self._prepare = jax.jit(lambda params: merged(unstacked(params)))
+        how = (sampling.block, self._append(append_pages if self.paged else append_tokens),
+               None if kernel is None else self._on_mesh(kernel))
         self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
                                       out_shardings=shard)
 
@@ -115,46 +120,58 @@ class Sampler:
         head = "tensor" if self.config.kv_heads % self.mesh.shape["tensor"] == 0 else None
         by_slot, of_prompts, of_lanes = (NamedSharding(self.mesh, PartitionSpec(*places)) for places in (
             (slot,), (None, slot, head), (None, slot, None, head)))
+        if self.paged:
+            of_lanes = of_prompts  # every device has its own pages
         like = jax.eval_shape(lambda: empty_state(self.config, 1, 1, 1, 1, self._cache_dtype))
         shardings = jax.tree.map(lambda _: by_slot, like)
         prompt, suffix = (jax.tree.map(lambda _, place=place: place, part) for part, place in (
             (like.prompt, of_prompts), (like.suffix, of_lanes)))
         return shardings.replace(prompt=prompt, suffix=suffix)
 
-    def _append(self, append: Append, kernel: bool) -> Append:
+    def _append(self, append: Append) -> Append:
         """Every device appends to the lanes that it has."""
         if self.mesh.devices.size == 1:
             return append
         specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
-        slot, head = specs.suffix.k[1], specs.suffix.k[3]
-        new = jax.tree.map(lambda _: PartitionSpec(None, slot, head), specs.suffix) if kernel else specs.suffix
-        run = jax.shard_map(append, mesh=self.mesh, in_specs=(specs.suffix, new, specs.count), out_specs=specs.suffix,
-                            check_vma=False)
-        return lambda cache, new, places, rows=None: run(cache, new, places)  # a mesh computes all its rows
+        rows = (specs.count,) * (3 if self.paged else 1)
+        return jax.shard_map(append, mesh=self.mesh, in_specs=(specs.suffix, specs.suffix, *rows),
+                             out_specs=specs.suffix, check_vma=False)
 
     def _on_mesh(self, kernel: LanesAttention) -> LanesAttention:
         """Every device attends for the lanes and heads that it has, all of them."""
         if self.mesh.devices.size == 1:
             return kernel
         specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
-        slot, head = specs.suffix.k[1], specs.suffix.k[3]
-        tokens, recent = PartitionSpec(slot, head), PartitionSpec(None, slot, head)
-        caches = Caches(specs.prompt, specs.suffix, jax.tree.map(lambda _: recent, specs.suffix))
-        ins = (tokens, tokens, tokens, caches, PartitionSpec(), PartitionSpec(slot))
+        caches, row = Caches(specs.prompt, specs.suffix, specs.suffix), specs.count
+        tokens = PartitionSpec(*specs.prompt.k[1:3])
+        ins = (tokens, tokens, tokens, caches, PartitionSpec(), row, row)
 
-        def attend(q: Any, k: Any, v: Any, caches: Any, layer: Any, spans: Any, rows: None, **how: Any) -> jax.Array:
-            assert rows is None
+        def attend(q: Any, k: Any, v: Any, caches: Any, layer: Any, spans: Any, table: Any, firsts: None, **how: Any
+                   ) -> jax.Array:
+            assert firsts is None
             return jax.shard_map(partial(kernel, **how), mesh=self.mesh, in_specs=ins, out_specs=tokens,
-                                 check_vma=False)(q, k, v, caches, layer, spans)
+                                 check_vma=False)(q, k, v, caches, layer, spans, table)
 
         return attend
+
+    def blank(self, capacity: int) -> DecodeState:
+        """Nothing running, for prompts of up to `capacity` tokens. To be traced: it may be too large for one device."""
+        s, prompt, pages = self.sampling, max(capacity, 2) - 1, None
+        if self.paged:
+            prompt, pages = -(-prompt // PAGE) * PAGE, self._ways * self._pages_each
+        return empty_state(self.config, s.slots, self._lanes, prompt, s.max_new_tokens, self._cache_dtype, pages)
+
+    @property
+    def _pages_each(self) -> int:
+        s = self.sampling
+        return pages_each(s.cache_share, s.slots, self._lanes, s.max_new_tokens, self._ways)
 
     def prepared(self, params: Params) -> Params:
         """Weights as `decode_program` takes them: where a kernel attends, layers one by one and products merged.
 
         Shapes (`ShapeDtypeStruct`s that say where they lie) become such shapes.
         """
-        if self._kernel is None:
+        if not self.paged:
             return params
         if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
             return shaped(jax.eval_shape(self._prepare, params), self._prepare.lower(params).compile().output_shardings)
@@ -188,43 +205,47 @@ class Sampler:
         """
         longest = max(len(prompt.prompt_ids) for prompt in prompts)
         capacity = max(self.sampling.capacity(longest, self.config.max_position), 2)
-        prompt, response = (-(-n // self._line) * self._line for n in (capacity - 1, self.sampling.max_new_tokens))
-        make = partial(empty_state, self.config, self.sampling.slots, self._lanes, prompt, response, self._cache_dtype)
-        state = jax.jit(make, out_shardings=self.shardings())()
+        state = jax.jit(partial(self.blank, capacity), out_shardings=self.shardings())()
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots
+        pages = Pages(len(slots), self._lanes, self.sampling.max_new_tokens, self._ways,
+                      self._pages_each) if self.paged else None
         active = np.zeros((len(slots), self._lanes), bool)  # lanes that the devices have at work
-        for_decoding = self.prepared(params)
-        depth, ended = 0, list[_Ended]()  # the most that one of them has written; lanes that are no longer among them
+        written = np.zeros(active.shape, np.int32)  # tokens of each lane
+        for_decoding, ended = self.prepared(params), list[_Ended]()  # lanes that are no longer at work
         while queue or any(slots):
-            while (refill := self._refill(prompts, queue, slots, active, capacity)) is not None:
+            while (refill := self._refill(prompts, queue, slots, active, written, pages, capacity)) is not None:
                 run = partial(self.prefill_program, params) if refill.tokens.size else self._restart
                 state, active = run(state, refill), refill.running
-            view = self._view(slots, prompts, capacity, depth)
-            state = self.decode_program(view, for_decoding, state, self._seed, self._stop)
+            view = self._view(slots, prompts, capacity, active, written)
+            state = self.decode_program(view, for_decoding, state, self._seed, self._stop,
+                                        None if pages is None else pages.table)
             yield from self._groups(ended, prompts)  # while the devices are at work on the block
-            active, depth, ended = self._collect(state, slots, prompts)
+            active, written, ended = self._collect(state, slots, active, pages, prompts)
         yield from self._groups(ended, prompts)
 
-    def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, depth: int) -> View:
+    def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, active: np.ndarray,
+              written: np.ndarray) -> View:
         """What the next block looks at: few sizes, so that few programs serve all. The kernel finds depths itself."""
-        rows, lanes = None, len(slots) * self._lanes
+        rows = None
         if self._least_rows is not None:
-            rows = max(rounded_up(sum(len(slot.running) for slot in slots if slot)), self._least_rows)
-            rows = rows if rows < lanes else None
-        if self._kernel is not None:
+            rows = max(rounded_up(int(active.sum())), self._least_rows)
+            rows = rows if rows < active.size else None
+        if self.paged:
             return View(capacity - 1, self.sampling.max_new_tokens, rows)
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
-        prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, depth))
+        prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, int(written[active].max(initial=0))))
         return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens), rows)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
-                capacity: int) -> Refill | None:
-        """Gives free slots new prompts (a prefill's worth at a time) and idle lanes their prompt's next sample.
+                written: np.ndarray, pages: Pages | None, capacity: int) -> Refill | None:
+        """Gives free slots new prompts (a prefill's worth at a time), idle lanes their prompt's next sample, and lanes
+        the pages of the next block.
 
-        `tokens` is as wide as these prompts need, and empty where lanes alone restart or end. None where nothing is
-        worth doing yet. active: [P, n] lanes that the devices have at work.
+        `tokens` is as wide as these prompts need, and empty where lanes alone restart, wait or end. None where nothing
+        is worth doing yet. active: [P, n] lanes that the devices have at work. written: [P, n] by each; set to 0 where
+        one restarts.
         """
         free = [place for place, slot in enumerate(slots) if slot is None]
         busy = len(slots) - len(free)
@@ -242,6 +263,9 @@ class Sampler:
             tokens[row, : len(ids)], lengths[row] = ids, len(ids)
             hashes[row], places[row] = prompt_hash(prompts[index].prompt_id), place
         running, restart, sample = self._assign(slots)
+        written[restart] = 0
+        if pages is not None:
+            running = self._with_pages(slots, written, pages)
         if not restart.any() and (running == active).all():
             return None
         last = [prompts[slot.prompt].prompt_ids[-1] if slot else 0 for slot in slots]
@@ -265,29 +289,49 @@ class Sampler:
                 running[place, lane] = lane in slot.running
         return running, restart, sample
 
-    def _collect(self, state: DecodeState, slots: list[_Slot | None], prompts: Sequence[PromptGroup]
-                 ) -> tuple[np.ndarray, int, list[_Ended]]:
+    def _with_pages(self, slots: Sequence[_Slot | None], written: np.ndarray, pages: Pages) -> np.ndarray:
+        """[P, n] lanes that have the pages to write another block; those that have written most come first."""
+        lanes = [(place, lane) for place, slot in enumerate(slots) if slot is not None for lane in slot.running]
+        lanes.sort(key=lambda place: -written[place])
+        most = self.sampling.max_new_tokens
+        served, dropped = pages.allot({at: min(int(written[at]) + self.sampling.block, most) for at in lanes})
+        for place, lane in dropped:
+            slot = slots[place]
+            assert slot is not None
+            slot.waiting.appendleft(slot.running.pop(lane))
+        running = np.zeros(written.shape, bool)
+        for at in served:
+            running[at] = True
+        return running
+
+    def _collect(self, state: DecodeState, slots: list[_Slot | None], began: np.ndarray, pages: Pages | None,
+                 prompts: Sequence[PromptGroup]) -> tuple[np.ndarray, np.ndarray, list[_Ended]]:
         """Takes what ended lanes wrote from the devices and frees the slots that have nothing left to do.
 
+        Args:
+          began: [P, n] lanes that were at work in the block.
+
         Returns:
-          lanes [P, n] that the devices have at work, the most that one of those has written which go on, and the ended.
+          lanes [P, n] that the devices have at work, what each has written, and the ended.
         """
         active, counts = jax.device_get((state.active, state.count))
-        at_work = [(place, slot, lane) for place, slot in enumerate(slots) if slot is not None for lane in slot.running]
+        at_work = [(place, slot, lane) for place, slot in enumerate(slots) if slot is not None
+                   for lane in slot.running if began[place, lane]]
         asked = [x for x in at_work if self.sampling.stop_strings or not active[x[0], x[2]]]
         if asked:
             out, logps = jax.device_get((state.out, state.logps))
         ended = list[_Ended]()
         for place, slot, lane in asked:
-            written = out[place, lane, : counts[place, lane]]
-            if active[place, lane] and not self._ending.has_stop_string(written, prompts[slot.prompt]):
+            ids = out[place, lane, : counts[place, lane]]
+            if active[place, lane] and not self._ending.has_stop_string(ids, prompts[slot.prompt]):
                 continue
-            some = logps[place, lane, : len(written)].copy()
-            ended.append(_Ended(slot, slot.running.pop(lane), written.copy(), some))
+            some = logps[place, lane, : len(ids)].copy()
+            ended.append(_Ended(slot, slot.running.pop(lane), ids.copy(), some))
+            if pages is not None:
+                pages.release((place, lane))
             if not slot.running and not slot.waiting:
                 slots[place] = None
-        left = [int(counts[place, lane]) for place, slot, lane in at_work if lane in slot.running]
-        return active, max(left, default=0), ended
+        return active, np.array(counts), ended
 
     def _groups(self, ended: Sequence[_Ended], prompts: Sequence[PromptGroup]) -> Iterator[tuple[int, PromptGroup]]:
         """Makes responses of what was written; yields the prompts that have all of theirs."""
@@ -304,5 +348,5 @@ def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state:
 
 
 def _decode(config: DecoderConfig, steps: int, append: Append, kernel: LanesAttention | None, view: View,
-            params: Params, state: DecodeState, seed: Any, stop_ids: Any) -> DecodeState:
-    return decode_block(params, config, view, state, seed, stop_ids, steps, append, kernel)
+            params: Params, state: DecodeState, seed: Any, stop_ids: Any, table: Any = None) -> DecodeState:
+    return decode_block(params, config, view, state, seed, stop_ids, steps, append, kernel, table)

@@ -2,7 +2,8 @@
 
 The first reads a prompt for several of its lanes at a time, the second what a lane has written itself and the new
 token; the first hands its running softmax on to the second (Dao, arXiv 2307.08691). Caches are read where they lie, all
-layers in one array, because a layer's slice would be a copy. Lanes that are idle are no rows, and cost nothing.
+layers in one array, because a layer's slice would be a copy, and those of responses by pages (Kwon et al., arXiv
+2309.06180). Lanes that are idle are no rows, and cost nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ from jax.sharding import Mesh
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
 from rlhf_jax.models.triton import LOG2_E, MASKED, compiler_params, float32_dot, load, store
-from rlhf_jax.sampling.cache import Lanes
+from rlhf_jax.sampling.pages import PAGE
 
-CHUNK = 64
-"""Positions a program takes at a time. Caches whose depth is a multiple of it are read in whole lines."""
 _LEAST_ROWS, _LEAST_LANES = 16, 4
 """The fewest rows of a matrix product, of which heads beyond the real ones are padding; lanes that read a prompt
 together."""
@@ -43,7 +42,7 @@ class Spans(NamedTuple):
 
 
 class Caches(NamedTuple):
-    """Of all layers: prompt k [L, P, K, Dh, S], suffix k [L, P, n, K, Dh, U], recent k [L, A, K, Dh, R]."""
+    """Of all layers: prompt k [L, P, K, Dh, S], pages of suffixes k [L, N, K, Dh, PAGE], recent k [L, A, K, Dh, R]."""
 
     prompt: KeyValues
     suffix: KeyValues
@@ -76,20 +75,23 @@ def kernel_for(mesh: Mesh, config: DecoderConfig, cache_dtype: Any) -> Callable[
     return lanes_attention if gpu and fits else None
 
 
-def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, rows: Lanes | None = None,
-                    *, scale: float, softcap: float | None, interpret: bool = False) -> Array:
+def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, table: Array,
+                    first: Array | None = None, *, lanes: int, scale: float, softcap: float | None,
+                    interpret: bool = False) -> Array:
     """What `models.attention.decode_attention` computes.
 
     Args:
-      q: [A, H, Dh], k, v: [A, K, Dh] of the new tokens.
-      layer: [] int32, whose keys and values to read. rows: None for the whole grid. scale, softcap: of the scores.
+      q: [A, H, Dh], k, v: [A, K, Dh] of the new tokens. Rows are slot after slot.
+      layer: [] int32, whose keys and values to read. table: [A, J] int32, the pages of each row's suffix.
+      first: [P + 1] int32, the first row of each slot, and their end; None where each slot has all its `lanes`.
+      scale, softcap: of the scores.
 
     Returns:
       [A, H, Dh].
     """
     count, heads, head_dim = q.shape
-    (slots, lanes), kv_heads = caches.suffix.k.shape[1:3], k.shape[1]
-    rows = rows or Lanes.of_all(slots, lanes)
+    slots, kv_heads = caches.prompt.k.shape[1], k.shape[1]
+    first = jnp.arange(slots + 1, dtype=jnp.int32) * lanes if first is None else first
     how = _How(scale, softcap, kv_heads, heads // kv_heads)
     together = max(_LEAST_LANES, _LEAST_ROWS // how.width)
     # one array of a row's queries, key and value by key head, so that XLA makes them in one kernel
@@ -108,11 +110,9 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
     number = jax.ShapeDtypeStruct((count * heads,), jnp.float32)
     wide = jax.ShapeDtypeStruct((count * heads, head_dim), jnp.float32)
     running = call(partial(_prompt_kernel, together=together), (slots, kv_heads, pl.cdiv(lanes, together)),
-                   (number, number, wide), "prompt_attention", 4, which, rows.first, *spans.prompt, new,
-                   caches.prompt.k, caches.prompt.v)
+                   (number, number, wide), "prompt_attention", 4, which, first, *spans.prompt, new, *caches.prompt[:2])
     out = call(_own_kernel, (count, kv_heads), jax.ShapeDtypeStruct(wide.shape, q.dtype), "own_attention", 2, which,
-               rows.slot, rows.lane, *spans.suffix, *spans.recent, *running, new, *caches.suffix[:2],
-               *caches.recent[:2])
+               table, *spans.suffix, *spans.recent, *running, new, *caches.suffix[:2], *caches.recent[:2])
     return out.reshape(q.shape)
 
 
@@ -140,21 +140,24 @@ class _Running(NamedTuple):
                         self.out * keep[:, None] + float32_dot(probs.astype(values.dtype), values))
 
 
-def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: tuple[Any, ...], first: Array, end: Array,
-          how: _How) -> _Running:
-    """Goes over places [first, end) of a cache; first and end are [rows] or []."""
+def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: Callable[[Array], tuple[Any, ...]], first: Array,
+          end: Array, how: _How, whole: bool = True) -> _Running:
+    """Goes over places [first, end) of a cache; first and end are [rows] or [].
 
-    def chunk(number: Array, running: _Running) -> _Running:
-        places = number * CHUNK + jnp.arange(CHUNK)
-        span = pl.ds(number * CHUNK, CHUNK)
+    at: where keys and values of the number-th page of places lie. whole: a cache's positions are not cut into pages.
+    """
+
+    def page(number: Array, running: _Running) -> _Running:
+        places = number * PAGE + jnp.arange(PAGE)
+        span = pl.ds(number * PAGE if whole else 0, PAGE)
         inside = places < last
-        k = load(k_ref.at[(*at, slice(None), span)], inside[None, :])
-        v = load(v_ref.at[(*at, span, slice(None))], inside[:, None])
+        k = load(k_ref.at[(*at(number), slice(None), span)], inside[None, :])
+        v = load(v_ref.at[(*at(number), span, slice(None))], inside[:, None])
         seen = (places[None, :] >= first.reshape(-1, 1)) & (places[None, :] < end.reshape(-1, 1))
         return running.took(_scores(q, k.astype(q.dtype), seen, how), v.astype(q.dtype))
 
     start, last = (first, end) if first.ndim == 0 else (jnp.min(first), jnp.max(end))
-    return jax.lax.fori_loop(jax.lax.div(start, CHUNK), jax.lax.div(last + CHUNK - 1, CHUNK), chunk, running)
+    return jax.lax.fori_loop(jax.lax.div(start, PAGE), jax.lax.div(last + PAGE - 1, PAGE), page, running)
 
 
 def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, new: Any, k_ref: Any, v_ref: Any, top_ref: Any,
@@ -169,7 +172,7 @@ def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, new: Any, k
                      jnp.zeros(q.shape, jnp.float32))
     of_row = jnp.where(real, row, 0)
     first, end = jnp.where(real, load(first.at[of_row], real), _NOWHERE), load(end.at[of_row], real)
-    found = _read(empty, q, k_ref, v_ref, (layer[0], slot, head), first, end, how)
+    found = _read(empty, q, k_ref, v_ref, lambda _: (layer[0], slot, head), first, end, how)
     # a row that has seen nothing holds a top of MASKED: the new token, which every row sees, wipes out the rest
     at = (row * how.kv_heads + head) * how.shared + number
     store(*_numbers(top_ref, at, real), found.top)
@@ -177,17 +180,17 @@ def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, new: Any, k
     store(*_vectors(out_ref, at, real), found.out)
 
 
-def _own_kernel(layer: Any, slot: Any, lane: Any, first: Any, end: Any, first_now: Any, end_now: Any, top: Any,
-                total: Any, out: Any, new: Any, k_ref: Any, v_ref: Any, k_now: Any, v_now: Any, out_ref: Any, *,
-                how: _How) -> None:
+def _own_kernel(layer: Any, table: Any, first: Any, end: Any, first_now: Any, end_now: Any, top: Any, total: Any,
+                out: Any, new: Any, k_ref: Any, v_ref: Any, k_now: Any, v_now: Any, out_ref: Any, *, how: _How) -> None:
     """A row and a key head: its queries, padded to what a matrix product takes."""
     row, head = pl.program_id(0), pl.program_id(1)
     number = jnp.arange(max(_LEAST_ROWS, how.width))
     real, pair = number < how.shared, row * how.kv_heads + head
     q, at = load(*_vectors(new, pair * how.new + number, real)), pair * how.shared + number
     running = _Running(load(*_numbers(top, at, real)), load(*_numbers(total, at, real)), load(*_vectors(out, at, real)))
-    running = _read(running, q, k_ref, v_ref, (layer[0], slot[row], lane[row], head), first[row], end[row], how)
-    running = _read(running, q, k_now, v_now, (layer[0], row, head), first_now[row], end_now[row], how)
+    running = _read(running, q, k_ref, v_ref, lambda number: (layer[0], table[row, number], head), first[row], end[row],
+                    how, whole=False)
+    running = _read(running, q, k_now, v_now, lambda _: (layer[0], row, head), first_now[row], end_now[row], how)
     k, v = (new[pair * how.new + how.shared + i, :].astype(jnp.float32)[None, :] for i in range(2))
     own = _in_base_two(jnp.sum(q.astype(jnp.float32) * k, axis=1), how)
     highest = jnp.maximum(running.top, own)

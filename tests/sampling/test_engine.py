@@ -277,7 +277,7 @@ def test_blocks_look_no_deeper_than_the_prompts_and_the_lanes_reach(tiny, config
     assert {view.suffix for view in views} == {64, 128, 180}  # lanes begin blocks with 0, 40, 80, 120, 160 tokens
     for prompt in prompts:
         alone = tiny.make_sampler(deep, stop_ids=(), prompt_length=512, **{**settings, "block": 180})
-        alone._view = lambda slots, prompts, capacity, depth: View(capacity - 1, 180)
+        alone._view = lambda slots, prompts, capacity, *_: View(capacity - 1, 180)
         assert tiny.ids_of(tiny.run(alone, params, [prompt])) == {prompt.prompt_id: found[prompt.prompt_id]}
 
 

@@ -12,8 +12,8 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models.attention import KeyValues, Stored, decode_attention
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.sampling import Sampler
-from rlhf_jax.sampling.cache import Lanes
 from rlhf_jax.sampling.lanes import Caches, Spans, kernel_for, lanes_attention
+from rlhf_jax.sampling.pages import PAGE
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")
 LAYERS, PROMPTS, DIM = 2, 3, 16
@@ -23,6 +23,20 @@ def cache(key, *rows, depth):
     one, two = jax.random.split(key)
     return KeyValues(jax.random.normal(one, (LAYERS, PROMPTS, *rows, DIM, depth)),
                      jax.random.normal(two, (LAYERS, PROMPTS, *rows, depth, DIM)))
+
+
+def in_pages(cache):
+    """k [L, P, n, K, Dh, U] as pages in no order, and the table [P, n, J] of them."""
+    slots, lanes = cache.k.shape[1:3]
+    count = slots * lanes * cache.k.shape[-1] // PAGE
+    table = np.random.default_rng(0).permutation(count + 3)[:count].reshape(slots, lanes, -1)  # three hold nothing
+
+    def paged(x, axis):
+        x = jnp.stack(jnp.split(x, table.shape[2], axis=axis), axis=3)  # [L, P, n, J, K, ...]
+        x = x.reshape(LAYERS, count, *x.shape[4:])
+        return jnp.zeros((LAYERS, count + 3, *x.shape[2:])).at[:, table.reshape(-1)].set(x)
+
+    return KeyValues(paged(cache.k, -1), paged(cache.v, -2)), jnp.asarray(table, jnp.int32)
 
 
 @pytest.mark.parametrize(("lanes", "heads", "kv_heads", "window", "softcap", "places"), [
@@ -56,9 +70,11 @@ def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, sof
         return jnp.where(real.reshape(-1, *[1] * (x.ndim - 1)), x, empty)
 
     recent = KeyValues(*(jnp.moveaxis(rows(jnp.moveaxis(x, 0, 2)), 1, 0) for x in caches.recent[:2]))
-    out = lanes_attention(rows(q), rows(k), rows(v), caches._replace(recent=recent), 1, jax.tree.map(rows, spans),
-                          None if places is None else Lanes.at(jnp.asarray(here), PROMPTS, lanes), scale=0.3,
-                          softcap=softcap, interpret=True)
+    suffix, table = in_pages(caches.suffix)
+    first = None if places is None else jnp.searchsorted(here, np.arange(PROMPTS + 1) * lanes).astype(jnp.int32)
+    out = lanes_attention(rows(q), rows(k), rows(v), Caches(caches.prompt, suffix, recent), 1,
+                          jax.tree.map(rows, spans), rows(table), first, lanes=lanes, scale=0.3, softcap=softcap,
+                          interpret=True)
 
     def stored(cache, pair):
         places = jnp.arange(cache.v.shape[-2])
@@ -76,9 +92,11 @@ def test_an_idle_lane_sees_its_own_token_alone():
     rows = PROMPTS * 2
     q, k, v = (jax.random.normal(key, (rows, 2, DIM)) for key in keys[:3])
     recent = KeyValues(*(x.reshape(LAYERS, rows, *x.shape[3:]) for x in cache(keys[5], 2, 2, depth=64)[:2]))
-    caches = Caches(cache(keys[3], 2, depth=64), cache(keys[4], 2, 2, depth=64), recent)
+    suffix, table = in_pages(cache(keys[4], 2, 2, depth=64))
+    caches = Caches(cache(keys[3], 2, depth=64), suffix, recent)
     nothing = (jnp.zeros(rows, jnp.int32),) * 2
-    out = lanes_attention(q, k, v, caches, 0, Spans(nothing, nothing, nothing), scale=1.0, softcap=None, interpret=True)
+    out = lanes_attention(q, k, v, caches, 0, Spans(nothing, nothing, nothing), table.reshape(rows, -1), lanes=2,
+                          scale=1.0, softcap=None, interpret=True)
     np.testing.assert_allclose(out, v, atol=1e-6)
 
 
