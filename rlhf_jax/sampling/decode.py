@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -155,55 +156,75 @@ class View(NamedTuple):
     """What a block of decoding looks at.
 
     prompt, suffix: depth of the caches; no prompt is longer, no lane has written more before this block.
-    rows: lanes that are computed, no fewer than are active; None for all of them, idle ones included.
+    rows: lanes that each device computes, no fewer than are active there; None for all of them, idle ones included.
+    ways: devices that the slots are cut over.
     """
 
     prompt: int
     suffix: int
     rows: int | None = None
+    ways: int = 1
 
 
 class _Rows(NamedTuple):
-    """The lanes at work in a block, as A rows: the model and the kernels compute rows, attention by XLA looks at the
-    grid [P, n] of lanes.
+    """The lanes at work in a block, as A rows, as many of each device: the model and the kernels compute rows,
+    attention by XLA looks at the grid [P, n] of lanes.
 
-    pick: [A] places in the grid laid flat, in rising order, P * n for none. shape: (P, n).
+    pick: [W, A / W] places of each device's rows in its part of the grid laid flat, in rising order, its end for none.
+    shape: (P, n).
     """
 
     pick: Array
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, active: Array, rows: int | None) -> _Rows:
-        slots, lanes = active.shape
-        size = slots * lanes
-        pick = jnp.arange(size) if rows is None else jnp.nonzero(active.reshape(-1), size=rows, fill_value=size)[0]
-        return cls(pick, (slots, lanes))
+    def of(cls, active: Array, view: View) -> _Rows:
+        (slots, lanes), flat = active.shape, active.reshape(view.ways, -1)
+        size = flat.shape[1]
+        if view.rows is None:
+            return cls(jnp.broadcast_to(jnp.arange(size), flat.shape), (slots, lanes))
+        find = partial(jnp.nonzero, size=view.rows, fill_value=size)
+        return cls(jax.vmap(lambda here: find(here)[0])(flat), (slots, lanes))
+
+    @property
+    def _here(self) -> int:
+        """Lanes of a device."""
+        return self.shape[0] * self.shape[1] // self.pick.shape[0]
 
     @property
     def all(self) -> bool:
-        return self.pick.size == self.shape[0] * self.shape[1]
+        return self.pick.shape[1] == self._here
 
     def firsts(self) -> Array | None:
-        """[P + 1] the first row of each slot, and their end; None where every lane is a row."""
-        bounds = jnp.arange(self.shape[0] + 1) * self.shape[1]
-        return None if self.all else jnp.searchsorted(self.pick, bounds).astype(jnp.int32)
+        """[P + W] each device's slots' first rows there, and their end; None where every lane is a row."""
+        bounds = jnp.arange(0, self._here + 1, self.shape[1])
+        found = jax.vmap(lambda here: jnp.searchsorted(here, bounds))(self.pick)
+        return None if self.all else found.reshape(-1).astype(jnp.int32)
+
+    def places(self) -> tuple[Array, Array]:
+        """[A] slot and lane of each row; a slot of P for none."""
+        start = jnp.arange(self.pick.shape[0])[:, None] * self._here
+        place = jnp.where(self.pick < self._here, start + self.pick, self.shape[0] * self.shape[1]).reshape(-1)
+        return place // self.shape[1], place % self.shape[1]
 
     def working(self, active: Array) -> Array:
         """[A] bool, rows that are an active lane of the grid."""
-        return self.take(active) & (self.pick < active.size)
+        return self.take(active) & (self.pick < self._here).reshape(-1)
 
     def take(self, grid: Array) -> Array:
         """[P, n, ...] -> [A, ...]."""
-        flat = grid.reshape(-1, *grid.shape[2:])
-        return flat if self.all else jnp.take(flat, self.pick, axis=0, mode="clip")
+        flat = grid.reshape(*self.pick.shape[:1], self._here, *grid.shape[2:])
+        if not self.all:
+            flat = jax.vmap(partial(jnp.take, axis=0, mode="clip"))(flat, self.pick)
+        return flat.reshape(-1, *grid.shape[2:])
 
     def spread(self, rows: Array) -> Array:
         """[A, ...] -> [P, n, ...], zeros where no row is."""
         if not self.all:
-            empty = jnp.zeros((self.shape[0] * self.shape[1], *rows.shape[1:]), rows.dtype)
-            rows = empty.at[self.pick].set(rows, mode="drop")
-        return rows.reshape(*self.shape, *rows.shape[1:])
+            by_way = rows.reshape(*self.pick.shape, *rows.shape[1:])
+            empty = jnp.zeros((self._here, *rows.shape[1:]), rows.dtype)
+            rows = jax.vmap(lambda x, at: empty.at[at].set(x, mode="drop"))(by_way, self.pick)
+        return rows.reshape(*self.shape, *rows.shape[1 if self.all else 2:])
 
 
 class _Block(NamedTuple):
@@ -284,14 +305,14 @@ def _by_masks(config: DecoderConfig, block: _Block, state: DecodeState, step: Ar
 def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Array, state: DecodeState,
                 recent: KeyValues) -> tuple[DecodeState, KeyValues]:
     """Every active lane takes one token."""
-    rows, lanes, capacity = block.rows, state.out.shape[1], state.out.shape[2]
+    rows, capacity = block.rows, state.out.shape[2]
     position = state.prompt_length[:, None] + state.count  # [P, n]
     caches = Caches(state.prompt, state.suffix, recent)
     attend = _by_masks(config, block, state, step, recent) if block.kernel is None else _by_kernel(
         config, block, state, step, caches)
     of_layers = tuple(caches) if block.kernel is None else np.arange(config.layers)
     hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, of_layers)
-    slot, lane = rows.pick // lanes, rows.pick % lanes
+    slot, lane = rows.places()
     sample, count = rows.take(state.sample), rows.take(state.count)
     random_keys = jax.vmap(token_key, (None, 0, 0, 0))(block.seed, state.prompt_hash[slot], sample, count)
     token, logp = sample_token(random_keys, vocab_logits(params, config, hidden), jax.tree.map(rows.take, state.rules))
@@ -326,7 +347,7 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
     """
     slots, lanes, capacity = state.out.shape
     steps = min(steps, capacity)  # no lane takes more, and `append` has room
-    rows = _Rows.of(state.active, view.rows)
+    rows = _Rows.of(state.active, view)
     block = _Block(view, rows, state.count, seed, stop_ids, kernel, None if table is None else rows.take(table),
                    rows.firsts())
     places = (slots, lanes) if kernel is None else (rows.pick.size,)

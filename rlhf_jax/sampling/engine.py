@@ -93,12 +93,13 @@ class Sampler:
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes or sampling.num_generations
-        self._least_rows = LEAST_ROWS.get(mesh.devices.flat[0].platform) if mesh.devices.size == 1 else None
         self._ways = batch_ways(mesh)
         self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
         kernel = kernel_for(mesh, config, self._cache_dtype)
         self.paged = kernel is not None
+        alone = mesh.devices.size == 1  # elsewhere attention by XLA has each device's lanes in place
+        self._least_rows = LEAST_ROWS.get(mesh.devices.flat[0].platform) if alone or self.paged else None
         if sampling.cache_share < 1 and not self.paged:
             raise ValueError(f"cache_share = {sampling.cache_share}: responses are remembered in pages on NVIDIA GPUs "
                              "alone, in no int8 and with heads of a power of two from 16 on; these devices are "
@@ -138,19 +139,17 @@ class Sampler:
                              out_specs=specs.suffix, check_vma=False)
 
     def _on_mesh(self, kernel: LanesAttention) -> LanesAttention:
-        """Every device attends for the lanes and heads that it has, all of them."""
+        """Every device attends for the lanes and heads that it has."""
         if self.mesh.devices.size == 1:
             return kernel
         specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
         caches, row = Caches(specs.prompt, specs.suffix, specs.suffix), specs.count
         tokens = PartitionSpec(*specs.prompt.k[1:3])
-        ins = (tokens, tokens, tokens, caches, PartitionSpec(), row, row)
+        ins = (tokens, tokens, tokens, caches, PartitionSpec(), row, row, row)
 
-        def attend(q: Any, k: Any, v: Any, caches: Any, layer: Any, spans: Any, table: Any, firsts: None, **how: Any
-                   ) -> jax.Array:
-            assert firsts is None
+        def attend(*args: Any, **how: Any) -> jax.Array:
             return jax.shard_map(partial(kernel, **how), mesh=self.mesh, in_specs=ins, out_specs=tokens,
-                                 check_vma=False)(q, k, v, caches, layer, spans, table)
+                                 check_vma=False)(*args)
 
         return attend
 
@@ -230,10 +229,11 @@ class Sampler:
         """What the next block looks at: few sizes, so that few programs serve all. The kernel finds depths itself."""
         rows = None
         if self._least_rows is not None:
-            rows = max(rounded_up(int(active.sum())), self._least_rows)
-            rows = rows if rows < active.size else None
+            busiest = active.reshape(self._ways, -1).sum(axis=1).max()
+            rows = max(rounded_up(int(busiest)), self._least_rows)
+            rows = rows if rows * self._ways < active.size else None
         if self.paged:
-            return View(capacity - 1, self.sampling.max_new_tokens, rows)
+            return View(capacity - 1, self.sampling.max_new_tokens, rows, self._ways)
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, int(written[active].max(initial=0))))
         return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens), rows)
