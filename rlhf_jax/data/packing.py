@@ -58,6 +58,33 @@ class PackedBatch:
     pair_margin: Any
     reference_logps: Any
 
+    def checked(self) -> PackedBatch:
+        """The batch, if its fields are as told above, in [B]: an array of [B, 1] would otherwise be broadcast.
+
+        Raises:
+          ValueError: names the first field that is not.
+        """
+        sizes = {"2": 2}
+        for name, (axes, kinds) in _FIELDS.items():
+            field = getattr(self, name)
+            wanted = [sizes.setdefault(axis, size) for axis, size in zip(axes, field.shape, strict=False)]
+            if len(field.shape) != len(axes) or list(field.shape) != wanted or field.dtype.kind not in kinds:
+                known = ", ".join(f"{axis} = {sizes[axis]}" for axis in axes if axis in sizes and axis != "2")
+                raise ValueError(f"PackedBatch.{name} is {field.dtype} of shape {list(field.shape)}; it is "
+                                 f"{_KINDS[kinds]} of [{', '.join(axes)}], here with {known or 'none of these'}; "
+                                 "`pack` here and `data.loader.BatchPlan` make batches of groups")
+        return self
+
+
+_KINDS = {"i": "int32", "b": "bool", "f": "float32"}
+_FIELDS = {
+    **dict.fromkeys(("tokens", "positions", "group_ids", "branch_ids"), ("BT", "i")),
+    **dict.fromkeys(("source", "target", "target_slot"), ("BM", "i")), "target_mask": ("BM", "b"),
+    "slot_end": ("BS", "i"), "slot_mask": ("BS", "b"), "slot_values": ("BSK", "f"), "pair_slots": ("BP2", "i"),
+    "pair_mask": ("BP", "b"), "pair_margin": ("BP", "f"), "reference_logps": ("BM", "f"),
+}
+"""Field of a `PackedBatch` -> its axes and the kind of its numbers."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:

@@ -96,6 +96,7 @@ class Compute:
 
     def hidden(self, params: Params, batch: PackedBatch) -> Array:
         """[B, T, D] hidden states of the rows."""
+        batch = batch.checked()
         options = {} if self.mesh is None else {"constrain": constrainer(self.mesh)}
         rows = row_attention(self.attention, self.config, self.mesh, batch.tokens.shape[1])
         return packed_forward(params, self.config, batch.tokens, batch.positions, batch.group_ids, batch.branch_ids,

@@ -227,3 +227,18 @@ def test_rows_beyond_the_data_are_padding(make_groups):
     assert not padding.slot_mask.any()
     assert not padding.pair_mask.any()
     assert not padding.group_ids.any()
+
+
+@pytest.mark.parametrize(("field", "change", "words"), [
+    ("pair_margin", lambda x: x[..., None], r"pair_margin is float32 of shape \[2, 3, 1\]; it is float32 of \[B, P\], "
+                                            "here with B = 2, P = 3"),
+    ("pair_slots", lambda x: x[..., 0], r"pair_slots is int32 of shape \[2, 3\].*\[B, P, 2\]"),
+    ("target_mask", lambda x: x.astype(np.float32), "target_mask is float32.*it is bool"),
+    ("tokens", lambda x: x[0], r"tokens is int32 of shape \[8\].*\[B, T\], here with B = 8"),
+    ("reference_logps", lambda x: x[:1], r"reference_logps is float32 of shape \[1, 4\].*B = 2, M = 4"),
+    ("slot_end", lambda x: x.astype(np.float64), "slot_end is float64.*int32")])
+def test_a_batch_whose_fields_do_not_fit_together_is_refused_by_the_fields_name(field, change, words):
+    batch = empty_rows(2, RowShape(8, 4, 5, 3))
+    assert batch.checked() is batch
+    with pytest.raises(ValueError, match=words):
+        batch.replace(**{field: change(getattr(batch, field))}).checked()
