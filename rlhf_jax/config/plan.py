@@ -44,6 +44,8 @@ class PlanOptions(Options):
     Attributes:
       accelerator: as its cloud spells it: v5p-16 (TensorCores, two per chip), v5e-64 and v6e-16 (chips), 2xv5e-256
         (slices), 8xH100, 4x8xH100 (hosts), cpu-8.
+      prove_layout: instead of a plan, take the config's first training step on the devices that are here, small, on
+        several meshes and orders of them, and fail where it is not the step of one device.
       verb: whose config it is; None to tell by its keys.
       stages: of sft, reward, pairwise, prefill, decode, score, reference, dpo; empty for all that the config has.
       sweep: try the sensible meshes and rank them, instead of the config's.
@@ -53,7 +55,8 @@ class PlanOptions(Options):
       output: JSON file for all numbers.
     """
 
-    accelerator: str
+    accelerator: str | None = None
+    prove_layout: bool = False
     verb: PlannedVerb | None = None
     stages: str | tuple[str, ...] = ()
     sweep: bool = False
@@ -61,6 +64,11 @@ class PlanOptions(Options):
     assume: Assumptions = Assumptions()
     examples: Annotated[int, COUNT] = 20_000
     output: str | None = None
+
+    def conflicts(self) -> None:
+        if (self.accelerator is None) != self.prove_layout:
+            raise ValueError("accelerator names what to plan for, prove_layout runs on the devices that are here; give "
+                             "one of the two: --accelerator v5p-16, or --prove_layout true")
 
     @property
     def stage_names(self) -> tuple[str, ...]:
