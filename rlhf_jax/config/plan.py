@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.fields import COUNT, Options, above, at_least
+from rlhf_jax.fields import COUNT, Options, above, at_least, only_with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Assumptions(Options):
         return self.prompt_tokens + responses * self.response_tokens
 
 
+_PLANNED = only_with("accelerator")
 PlannedVerb = Literal["iterate", "sft", "reward", "dpo", "generate", "score"]
 
 
@@ -59,11 +60,11 @@ class PlanOptions(Options):
     prove_layout: bool = False
     verb: PlannedVerb | None = None
     stages: str | tuple[str, ...] = ()
-    sweep: bool = False
-    tries: Annotated[int, at_least(0)] = 6
+    sweep: Annotated[bool, _PLANNED] = False
+    tries: Annotated[int, at_least(0), _PLANNED] = 6
     assume: Assumptions = Assumptions()
     examples: Annotated[int, COUNT] = 20_000
-    output: str | None = None
+    output: Annotated[str | None, _PLANNED] = None
 
     def conflicts(self) -> None:
         if (self.accelerator is None) != self.prove_layout:
