@@ -70,7 +70,8 @@ Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the
 beside the program (none in training, which consumes those it starts from). *Received* is what comes from other devices
 in one call, loops over layers and micro-batches counted as often as they run. *Kernels* are written by hand (Pallas).
 *PFLOP* of one device in one call include recomputation. The *time* of a call is what its bound (arithmetic, memory or
-links) takes at the vendor's peak, and *useful* the share of the arithmetic peak that then does what the model needs.
+links) takes at the vendor's peak; decoding waits for each of its all-reduces, so there the links' time is added.
+*Useful* is the share of the arithmetic peak that then does what the model needs.
 """
 
 

@@ -33,7 +33,7 @@ from rlhf_jax.data.load import unique_prompt_ids
 from rlhf_jax.data.render_all import rendered
 from rlhf_jax.data.rows import Kind, parse_row
 from rlhf_jax.models import DecoderConfig, Params
-from rlhf_jax.parallel import make_mesh, reshard_for_sampling, sampling_mesh
+from rlhf_jax.parallel import make_mesh, reshard_for_sampling, sampling_layout
 from rlhf_jax.sampling import Sampler, shape_settings
 from rlhf_jax.scoring import Comparing, Scorer
 from rlhf_jax.training.evaluate import logps_map
@@ -166,8 +166,8 @@ class Model:
         groups = [group for i, example in enumerate(examples) for group in self._render("prompts", i, example)]
         if not groups:
             return []
-        mesh, dtype = sampling_mesh(self.config, self.dtype, self.mesh), jnp.dtype(self.dtype)
-        settings = with_capacity(settings, groups, self.config.max_position)
+        settings, dtype = with_capacity(settings, groups, self.config.max_position), jnp.dtype(self.dtype)
+        mesh = sampling_layout(self.config, dtype, self.mesh, settings).mesh
         shape = shape_settings(settings)
         if shape not in self._programs:
             self._programs[shape] = Sampler(self.config, settings, policy.stop_ids, mesh, policy.decode_text, dtype)

@@ -100,15 +100,20 @@ def read(options: type[PlanOptions], name: str, words: Sequence[str]) -> Read:
 
 
 def plan(verb: str, given: Read) -> None:
-    """Compiles and prints."""
+    """Compiles and prints; or proves the layouts of the devices here."""
     del verb
+    options = given.options
+    if options.accelerator is None:
+        from rlhf_jax.cli.prove import prove_layout
+
+        prove_layout(options, given.command, given.model)
+        return
     from rlhf_jax.parallel import topology
 
     topology.prepare()
     from rlhf_jax.plan.report import write_json
     from rlhf_jax.plan.reports import make_reports
 
-    options = given.options
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     reports = make_reports(given.command, given.model, options.accelerator, options.stage_names, assume=options.assume,
                            examples=options.examples, tries=0 if options.sweep else options.tries, sweep=options.sweep)

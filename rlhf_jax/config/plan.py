@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.fields import COUNT, Options, above, at_least
+from rlhf_jax.fields import COUNT, Options, above, at_least, only_with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Assumptions(Options):
         return self.prompt_tokens + responses * self.response_tokens
 
 
+_PLANNED = only_with("accelerator")
 PlannedVerb = Literal["iterate", "sft", "reward", "dpo", "generate", "score"]
 
 
@@ -44,6 +45,8 @@ class PlanOptions(Options):
     Attributes:
       accelerator: as its cloud spells it: v5p-16 (TensorCores, two per chip), v5e-64 and v6e-16 (chips), 2xv5e-256
         (slices), 8xH100, 4x8xH100 (hosts), cpu-8.
+      prove_layout: instead of a plan, take the config's first training step on the devices that are here, small, on
+        several meshes and orders of them, and fail where it is not the step of one device.
       verb: whose config it is; None to tell by its keys.
       stages: of sft, reward, pairwise, prefill, decode, score, reference, dpo; empty for all that the config has.
       sweep: try the sensible meshes and rank them, instead of the config's.
@@ -53,14 +56,20 @@ class PlanOptions(Options):
       output: JSON file for all numbers.
     """
 
-    accelerator: str
+    accelerator: str | None = None
+    prove_layout: bool = False
     verb: PlannedVerb | None = None
     stages: str | tuple[str, ...] = ()
-    sweep: bool = False
-    tries: Annotated[int, at_least(0)] = 6
+    sweep: Annotated[bool, _PLANNED] = False
+    tries: Annotated[int, at_least(0), _PLANNED] = 6
     assume: Assumptions = Assumptions()
     examples: Annotated[int, COUNT] = 20_000
-    output: str | None = None
+    output: Annotated[str | None, _PLANNED] = None
+
+    def conflicts(self) -> None:
+        if (self.accelerator is None) != self.prove_layout:
+            raise ValueError("accelerator names what to plan for, prove_layout runs on the devices that are here; give "
+                             "one of the two: --accelerator v5p-16, or --prove_layout true")
 
     @property
     def stage_names(self) -> tuple[str, ...]:

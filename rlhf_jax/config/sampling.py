@@ -95,7 +95,11 @@ class SamplingConfig(Options):
         return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))
 
     @property
+    def filters(self) -> bool:
+        """Whether tokens are left out."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
     def unchanged(self) -> tuple[bool, ...]:
         """Which of the n samples are drawn from the model's own distribution: temperature 1, and no token left out."""
-        whole = self.top_k == 0 and self.top_p == 1.0 and self.min_p == 0.0
-        return tuple(whole and temperature == 1.0 for temperature in self.temperatures)
+        return tuple(not self.filters and temperature == 1.0 for temperature in self.temperatures)

@@ -25,13 +25,13 @@ from rlhf_jax.parallel.mesh import (
 )
 from rlhf_jax.parallel.placement import (
     HandOver,
+    SamplingLayout,
     local_mesh,
     place,
     reshard_for_sampling,
     rows_here,
-    sampling_mesh,
+    sampling_layout,
     shaped,
-    tensor_ways,
 )
 from rlhf_jax.parallel.preemption import EXIT_PREEMPTED, Notice, Preempted, vote, watch_for_preemption
 
@@ -45,6 +45,7 @@ __all__ = [
     "Notice",
     "Preempted",
     "Room",
+    "SamplingLayout",
     "auto_inside",
     "batch_sharding",
     "batch_ways",
@@ -67,10 +68,9 @@ __all__ = [
     "reshard_for_sampling",
     "room_here",
     "rows_here",
-    "sampling_mesh",
+    "sampling_layout",
     "shaped",
     "spec_shardings",
-    "tensor_ways",
     "vote",
     "watch_for_preemption",
 ]

@@ -28,6 +28,7 @@ class Chip:
       hbm_bytes: what a program may use; for TPUs the limit their compiler enforces. flops: dense bfloat16 peak.
       hbm_bandwidth: bytes per second. link: one direction of one link of the torus, or of all NVLinks together.
       across: to chips of another slice (data-centre network) or another host (InfiniBand), per chip.
+      begin, hop: seconds that a collective takes before its first step, and each step however little it sends.
       per_host: chips one host drives. cores: what a name such as v5p-16 counts, per chip.
       wrap: the torus closes along a dimension of a multiple of this; 0 where there is no torus.
     """
@@ -39,30 +40,46 @@ class Chip:
     hbm_bandwidth: float
     link: float
     across: float
+    begin: float
+    hop: float
     per_host: int
     cores: int = 1
     wrap: int = 0
 
+    def wait(self, ways: int) -> float:
+        """Seconds that a collective over so many devices takes if it sends nothing: there and back along each
+        dimension of a torus of twos, or around a ring behind a switch."""
+        if ways == 1:
+            return 0.0
+        return self.begin + self.hop * 2 * (math.log2(ways) if self.kind == "tpu" else ways - 1)
+
+    def all_reduce(self, size: float, ways: int) -> float:
+        """Seconds in which so many neighbours of one host add up `size` bytes each has."""
+        links = max(1.0, min(_DIMENSIONS[self.name], math.log2(ways))) if self.kind == "tpu" else 1.0
+        return self.wait(ways) + 2 * (ways - 1) / ways * size / (links * self.link)
+
 
 CHIPS = {
+    # All TPUs: a hop takes about 1 us (jax-ml.github.io/scaling-book/sharding). All GPUs: NCCL's own model of its LL
+    # protocol over NVLink, 6.6 us and 0.6 a step (src/graph/tuning.cc).
     # docs.cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB at 1,200 GB/s, a torus where all dimensions are multiples
     # of 4. Links: six of 50 GB/s (Jouppi et al., arXiv 2304.01433). Data-centre network: not published, as v5p.
-    "v4": Chip("v4", "tpu", 30.75 * _GIB, 275e12, 1.2e12, 50e9, 6.25e9, 4, cores=2, wrap=4),
+    "v4": Chip("v4", "tpu", 30.75 * _GIB, 275e12, 1.2e12, 50e9, 6.25e9, 0.0, 1e-6, 4, cores=2, wrap=4),
     # docs.cloud.google.com/tpu/docs/v5e and the comparison in .../v6e: 197 TFLOP/s, 16 GB at 819 GB/s, four ports,
     # 400 GB/s in both directions together; pod of 256 has 6.4 Tbit/s of data-centre network.
-    "v5e": Chip("v5e", "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, 3.125e9, 4, wrap=16),
+    "v5e": Chip("v5e", "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, 3.125e9, 0.0, 1e-6, 4, wrap=16),
     # docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GiB at 2,765 GB/s, 1,200 GB/s in both directions over six
     # links, 50 Gbit/s of data-centre network per chip.
-    "v5p": Chip("v5p", "tpu", 95.73 * _GIB, 459e12, 2.765e12, 100e9, 6.25e9, 4, cores=2, wrap=4),
+    "v5p": Chip("v5p", "tpu", 95.73 * _GIB, 459e12, 2.765e12, 100e9, 6.25e9, 0.0, 1e-6, 4, cores=2, wrap=4),
     # docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, four ports, 800 GB/s in both directions; pod
     # of 256 has 25.6 Tbit/s of data-centre network.
-    "v6e": Chip("v6e", "tpu", 31.24 * _GIB, 918e12, 1.64e12, 100e9, 12.5e9, 4, wrap=16),
+    "v6e": Chip("v6e", "tpu", 31.24 * _GIB, 918e12, 1.64e12, 100e9, 12.5e9, 0.0, 1e-6, 4, wrap=16),
     # NVIDIA H100 and H200 (SXM) data sheets: 989.4 TFLOP/s dense, 80 GB at 3.35 TB/s, 141 GB at 4.8 TB/s, NVLink
     # 900 GB/s in both directions; DGX H100 and H200: one 400 Gbit/s ConnectX-7 port a GPU.
-    "H100": Chip("H100", "gpu", 80e9, 989.4e12, 3.35e12, 450e9, 50e9, 8),
-    "H200": Chip("H200", "gpu", 141e9, 989.4e12, 4.8e12, 450e9, 50e9, 8),
+    "H100": Chip("H100", "gpu", 80e9, 989.4e12, 3.35e12, 450e9, 50e9, 6.6e-6, 0.6e-6, 8),
+    "H200": Chip("H200", "gpu", 141e9, 989.4e12, 4.8e12, 450e9, 50e9, 6.6e-6, 0.6e-6, 8),
     # virtual devices of one CPU, for trying meshes: round numbers of a small server core, not a vendor's
-    "cpu": Chip("cpu", "cpu", 4 * _GIB, 1e11, 1e10, 1e10, 1e10, 1_000_000),
+    "cpu": Chip("cpu", "cpu", 4 * _GIB, 1e11, 1e10, 1e10, 1e10, 0.0, 1e-6, 1_000_000),
 }
 
 _TOPOLOGIES = {
@@ -142,20 +159,27 @@ KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"
 """What JAX calls a device -> chip."""
 
 
+def chip_of(device: Any) -> Chip | None:
+    """What is known of a device, whether it is here or part of a topology; None of a CPU and of unknown kinds."""
+    gpu = next((name for name in ("H100", "H200") if name in device.device_kind), None)
+    name = KINDS.get(device.device_kind, gpu)
+    return None if name is None else CHIPS[name]
+
+
 def memory_of(device: Any) -> float | None:
     """Bytes a program may use on a device, whether it is here or part of a topology; None on a CPU."""
     if device.platform == "cpu":
         return None
-    if device.device_kind in KINDS:
-        return CHIPS[KINDS[device.device_kind]].hbm_bytes
+    chip = chip_of(device)
+    if chip is not None and chip.kind == "tpu":
+        return chip.hbm_bytes
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def peak_flops_of(device: Any) -> float | None:
     """Dense bfloat16 operations a second of a device at its best; None where its kind is not in the table."""
-    gpu = next((name for name in ("H100", "H200") if name in device.device_kind), None)
-    chip = KINDS.get(device.device_kind, gpu)
-    return None if chip is None else CHIPS[chip].flops
+    chip = chip_of(device)
+    return None if chip is None else chip.flops
 
 
 def known_names() -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models.config import DecoderConfig
-from rlhf_jax.models.params import Params, cast, is_spec, param_specs
-from rlhf_jax.parallel.accelerators import memory_of
+from rlhf_jax.models.params import Params, cast
+from rlhf_jax.parallel.accelerators import Chip, chip_of, memory_of
+from rlhf_jax.parallel.decoding import choose_ways
 from rlhf_jax.parallel.mesh import PRESETS, make_mesh, param_shardings
 
 
@@ -58,29 +58,20 @@ def local_mesh(mesh: Mesh) -> Mesh:
     return mesh if jax.process_count() == 1 else make_mesh(MeshConfig(), jax.local_devices())
 
 
-def tensor_ways(config: DecoderConfig, weight_bytes: int, devices: Sequence[Any], memory: float | None = None) -> int:
-    """Over how many devices the sampler cuts its weights: as few as leave half of each device's memory to the caches.
+class SamplingLayout(NamedTuple):
+    """The sampler's mesh of one process's devices: weights cut over `tensor`, prompts over `data`; and why so."""
 
-    memory: bytes of a device, None to ask it. Devices that do not tell (CPUs) count as large enough.
-    """
-    limit = memory or memory_of(devices[0]) or 0
-    ways = 1
-    while limit and weight_bytes / ways > limit / 2 and len(devices) % (2 * ways) == 0 \
-            and config.kv_heads % (2 * ways) == 0:
-        ways *= 2
-    return ways
+    mesh: Mesh
+    why: str
 
 
-def sampling_mesh(config: DecoderConfig, dtype: Any, mesh: Mesh, memory: float | None = None) -> Mesh:
-    """This process's devices of `mesh`, weights cut over few of them (`tensor`), prompts over the rest (`data`)."""
+def sampling_layout(config: DecoderConfig, dtype: Any, mesh: Mesh, sampling: SamplingConfig, chip: Chip | None = None
+                    ) -> SamplingLayout:
+    """How this process's devices of `mesh` sample. chip: what they stand for, None to ask them."""
     devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    ways = tensor_ways(config, _bytes(config, dtype), devices, memory)
-    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=ways), devices)
-
-
-def _bytes(config: DecoderConfig, dtype: Any) -> int:
-    specs = jax.tree.leaves(param_specs(config), is_leaf=is_spec)
-    return sum(math.prod(spec.shape) for spec in specs) * np.dtype(dtype).itemsize
+    memory = memory_of(devices[0]) if chip is None else chip.hbm_bytes
+    tensor, why = choose_ways(config, sampling, dtype, devices, chip or chip_of(devices[0]), memory)
+    return SamplingLayout(make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices), why)
 
 
 class HandOver(NamedTuple):
@@ -92,10 +83,10 @@ class HandOver(NamedTuple):
 
 
 def reshard_for_sampling(params: Params, config: DecoderConfig, dtype: Any, mesh: Mesh) -> HandOver:
-    """Weights cast and moved to every process's own `sampling_mesh`, from device to device.
+    """Weights cast and moved to every process's own `sampling_layout`, from device to device.
 
     Args:
-      params: global arrays, in any layout. mesh: of this process, as `sampling_mesh` gives it.
+      params: global arrays, in any layout. mesh: of this process, as `sampling_layout` gives it.
     """
     start = time.perf_counter()
     everywhere = _everywhere(mesh, jax.tree.leaves(params)[0].sharding)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.models import count_params
-from rlhf_jax.parallel import batch_ways, make_mesh, sampling_mesh
+from rlhf_jax.parallel import batch_ways, make_mesh, sampling_layout
 from rlhf_jax.parallel.accelerators import Accelerator, one_host
 from rlhf_jax.parallel.topology import compiles_exactly, devices_of
 from rlhf_jax.plan.compile import Compiled, compile_program
@@ -25,6 +25,8 @@ from rlhf_jax.plan.shapes import SampleShape, Shape, TrainShape, at_a_time
 
 WHOLE_TREE = 0.25
 """Share of all weights; if more of them is gathered for all layers at once, the tree counts as gathered whole."""
+FILTERS = "/cond/branch_1_fun/"
+"""In the names of what decoding computes only for tokens that are left out (`sampling.decode`)."""
 Compile = Callable[[Any], Compiled]
 
 
@@ -35,7 +37,8 @@ class StagePlan:
     Attributes:
       fits: `peak` and `held` together are within `limit`. change: what had to be changed for it; empty for nothing.
       more_calls: how many times as often a program runs that was changed to do less at a time.
-      hosts: how many such meshes work side by side. needed: what a refused program asked for.
+      hosts: how many such meshes work side by side. why: the mesh, if the sampler chose it. needed: what a refused
+        program asked for.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
       held: float32 weights that the run keeps beside the program.
       collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
@@ -54,6 +57,7 @@ class StagePlan:
     more_calls: float = 1.0
     needed: float | None = None
     hosts: int = 1
+    why: str = ""
     held: float = 0.0
     arguments: float = 0.0
     formula_arguments: float = 0.0
@@ -74,7 +78,7 @@ class StagePlan:
 
     @property
     def times(self) -> Times:
-        return Times(self.compute_s, self.hbm_s, self.links_s)
+        return Times(self.compute_s, self.hbm_s, self.links_s, in_turn=self.stage == "decode")
 
     @property
     def received(self) -> float:
@@ -83,21 +87,23 @@ class StagePlan:
 
 
 class Place(NamedTuple):
-    """Where a stage runs: on one mesh over everything, or on a mesh of its own on each host."""
+    """Where a stage runs: on one mesh over everything, or on a mesh of its own on each host; why, if it was chosen."""
 
     mesh: Mesh
     accelerator: Accelerator
     hosts: int
+    why: str = ""
 
 
 def placed(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any]) -> Place:
-    """Sampling and scoring run on every host by itself (see `parallel.placement`), the rest on the whole mesh."""
+    """Sampling and scoring run on every host by itself, as the stages lay themselves; the rest on the whole mesh."""
     hosts = accelerator.devices // accelerator.per_host
     host = one_host(accelerator)
-    memory = accelerator.chip.hbm_bytes if accelerator.chip.kind != "cpu" else None
     if isinstance(stage, SampleShape):
         over = make_mesh(MeshConfig(), devices if hosts == 1 else devices_of(host))
-        return Place(sampling_mesh(stage.config, jnp.dtype(stage.dtype), over, memory), host, hosts)
+        chip = None if accelerator.chip.kind == "cpu" else accelerator.chip
+        laid = sampling_layout(stage.config, jnp.dtype(stage.dtype), over, stage.settings, chip)
+        return Place(laid.mesh, host, hosts, laid.why)
     if runs_apart(stage.name, accelerator):
         return Place(make_mesh(MeshConfig(), devices_of(host)), host, hosts)
     return Place(make_mesh(mesh, devices), accelerator, 1)
@@ -119,12 +125,12 @@ def resident_bytes(stage: Shape, mesh: MeshConfig, accelerator: Accelerator) -> 
 def measure(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any],
             compile_with: Compile = compile_program) -> StagePlan:
     """Compiles one stage for one mesh and reads everything off."""
-    laid, where, hosts = placed(stage, mesh, accelerator, devices)
+    laid, where, hosts, why = placed(stage, mesh, accelerator, devices)
     program = build(stage, laid)
     compiled = compile_with(program)
     sizes = {axis: laid.shape[axis] for axis in AXES}
     limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
-    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts,
+    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts, why=why,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
                      compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator))
     if compiled.memory is None:
@@ -132,7 +138,7 @@ def measure(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: S
     module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, where),
                     weights=program.weights)
     work = work_of(stage, laid, module.kernels)
-    found = times(work, module.collectives, where)
+    found = times(work, _at_work(module.collectives, stage), where)
     plan = dataclasses.replace(plan, useful=work.useful, executed=work.executed, compute_s=found.compute,
                                hbm_s=found.hbm, links_s=found.links)
     return dataclasses.replace(
@@ -150,16 +156,23 @@ def _groups(mesh: Any, accelerator: Accelerator) -> list[int]:
     return [place // accelerator.per_slice for place in range(accelerator.devices)]
 
 
+def _at_work(collectives: Sequence[Collective], stage: Shape) -> list[Collective]:
+    """Without those in the branch for filters of a sampler that leaves no token out; it never takes that one."""
+    idle = isinstance(stage, SampleShape) and not stage.sampling.filters
+    return [c for c in collectives if not (idle and FILTERS in c.op)]
+
+
 def _whole_tree(collectives: Sequence[Collective], param_bytes: int) -> float:
     gathered = sum(c.result_bytes for c in collectives if c.kind == "all-gather" and c.weights and not c.in_layers)
     return gathered if gathered >= WHOLE_TREE * param_bytes else 0.0
 
 
 def _wide(collectives: Sequence[Collective], stage: Shape) -> float:
-    """float32 gathers as large as a weight matrix of a layer, where the computation is narrower."""
+    """float32 gathers as large as a weight matrix of a layer, where the computation is narrower; what sampling gathers
+    in float32 are logits."""
     dtype = stage.options.train.dtype if isinstance(stage, TrainShape) else stage.dtype
     least = 4 * stage.config.embed * stage.config.kv_heads * stage.config.head_dim
-    if dtype == "float32":
+    if dtype == "float32" or isinstance(stage, SampleShape):
         return 0.0
     return sum(c.received for c in collectives if c.kind == "all-gather" and c.dtype == "f32"
                and c.result_bytes >= least)

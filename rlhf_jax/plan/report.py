@@ -96,9 +96,11 @@ def stage_row(plan: StagePlan) -> tuple[str, ...]:
 
 
 def notes(report: Report) -> list[str]:
-    """Sentences about what a table cannot say, worst first."""
+    """Sentences about what a table cannot say."""
     out = []
     for s in report.stages:
+        if s.why and s.stage == "decode":
+            out.append(f"{s.stage}: {s.why}")
         if s.rematerialized:
             out.append(f"{s.stage}: XLA warns {s.rematerialized} times of '{REMATERIALIZED}': an array is replicated "
                        "to change its sharding")

@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.models import count_params
 from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
-from rlhf_jax.parallel.auto import Choice, Need, choose_mesh, room_of
+from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_of
 from rlhf_jax.plan.measure import StagePlan, meshes_to_try, plan_all, runs_apart
 from rlhf_jax.plan.recipe import Task, smallest_batch, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, mesh_words
@@ -20,7 +20,7 @@ def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, .
     """One report for the config's mesh; or one for each sensible mesh."""
     tasks = stages_named(tasks_of(command, model, assume, examples), names)
     found = find_accelerator(accelerator)
-    chosen = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, found)
+    chosen = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, room_of(found))
     meshes = meshes_to_try([task.stage for task in tasks], found) if sweep else [chosen.mesh]
     reports: list[Report] = []
     for mesh in meshes:
@@ -30,12 +30,12 @@ def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, .
     return reports
 
 
-def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], accelerator: Accelerator) -> Choice:
-    """The config's own mesh, or what `auto` makes of the accelerator."""
+def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], room: Room) -> Choice:
+    """The config's own mesh, or what `auto` makes of the room."""
     if isinstance(mesh, MeshConfig):
         return Choice(mesh, "")
     config = tasks[0].stage.config
-    return choose_mesh(room_of(accelerator), Need(count_params(config), smallest_batch(list(tasks)), config.heads))
+    return choose_mesh(room, Need(count_params(config), smallest_batch(list(tasks)), config.heads))
 
 
 def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, model: str, why: str,

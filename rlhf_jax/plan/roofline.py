@@ -1,13 +1,13 @@
 """The shortest time a device can take: arithmetic, memory traffic or links, whichever takes longest.
 
 A lower bound (Williams et al., doi 10.1145/1498765.1498785): the three are taken to overlap fully and to run at the
-vendor's peak. Operations and memory traffic come from formulas, link traffic from the compiled program.
+vendor's peak. Decoding has nothing to overlap its links with (see `parallel.decoding`), so their time is added.
+Operations and memory traffic come from formulas, link traffic from the compiled program.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -22,6 +22,7 @@ from rlhf_jax.models.flops import (
 )
 from rlhf_jax.parallel import batch_ways
 from rlhf_jax.parallel.accelerators import Accelerator
+from rlhf_jax.parallel.decoding import lanes_of, token_bytes
 from rlhf_jax.plan.hlo import Collective
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
 
@@ -43,15 +44,17 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of one call if nothing but this took time."""
+    """Seconds of one call if nothing but this took time. in_turn: links wait for the rest, and the rest for them."""
 
     compute: float
     hbm: float
     links: float
+    in_turn: bool = False
 
     @property
     def step(self) -> float:
-        return max(self.compute, self.hbm, self.links)
+        here = max(self.compute, self.hbm)
+        return here + self.links if self.in_turn else max(here, self.links)
 
     @property
     def bound(self) -> str:
@@ -63,8 +66,9 @@ def times(work: Work, collectives: list[Collective], accelerator: Accelerator) -
     chip = accelerator.chip
     inside = sum(c.received for c in collectives if not c.across)
     across = sum(c.received for c in collectives if c.across)
+    waits = sum(c.count * chip.wait(c.group) for c in collectives)
     return Times(work.executed / accelerator.devices / chip.flops, work.hbm / chip.hbm_bandwidth,
-                 inside / accelerator.inside + across / chip.across)
+                 inside / accelerator.inside + across / chip.across + waits)
 
 
 def _activation_bytes(config: DecoderConfig, width: int) -> float:
@@ -148,15 +152,9 @@ def _prefill_work(stage: SampleShape, mesh: Mesh) -> Work:
 def _decode_work(stage: SampleShape, mesh: Mesh) -> Work:
     """A block of decoding with all lanes busy and the caches looked at to their full depth."""
     config, s = stage.config, stage.sampling
-    lanes = s.lanes or s.num_generations
-    running = s.slots * lanes
-    a = stage.assume
+    running, a = lanes_of(s), stage.assume
     useful = forward_flops(config, running, context=a.prompt_tokens + a.response_tokens / 2, targets=running)
     depth = stage.prompt_length + s.max_new_tokens
     executed = forward_flops(config, running, context=depth, targets=running)
-    width, tensor, ways = jnp.dtype(stage.dtype).itemsize, mesh.shape["tensor"], batch_ways(mesh)
-    cached = math.ceil(s.slots / ways) * (stage.prompt_length + lanes * s.max_new_tokens)
-    caches = 2 * config.layers * config.kv_heads * config.head_dim * width * cached / tensor
-    logits = math.ceil(running / ways) * config.vocab_rows * 4 * 8
-    hbm = s.block * (count_params(config) * width / tensor + caches + logits)
-    return Work(useful.total * s.block, executed.total * s.block, hbm)
+    size = token_bytes(config, stage.settings, jnp.dtype(stage.dtype), batch_ways(mesh), mesh.shape["tensor"])
+    return Work(useful.total * s.block, executed.total * s.block, s.block * sum(size))

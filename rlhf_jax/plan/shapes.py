@@ -93,6 +93,11 @@ class SampleShape:
     prompt_length: int
     assume: Assumptions
 
+    @property
+    def settings(self) -> SamplingConfig:
+        """As the stage that runs has them."""
+        return dataclasses.replace(self.sampling, prompt_length=self.prompt_length)
+
 
 Shape = TrainShape | PassShape | SampleShape
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models import DecoderConfig, Params
-from rlhf_jax.parallel import HandOver, local_mesh, reshard_for_sampling, sampling_mesh
+from rlhf_jax.parallel import HandOver, SamplingLayout, local_mesh, reshard_for_sampling, sampling_layout
 from rlhf_jax.sampling import Sampler, shape_settings
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import Compute
@@ -100,9 +100,13 @@ class Context:
             return self.latest.params
         return checkpoint.params(self.mesh)
 
-    def handed_over(self, checkpoint: Checkpoint, dtype: str) -> HandOver:
-        """The same weights where and as the sampler wants them."""
-        mesh = sampling_mesh(checkpoint.config, dtype, self.mesh)
+    def layout(self, checkpoint: Checkpoint, sampling: SamplingConfig, dtype: str) -> SamplingLayout:
+        """Where a sampler with these settings has this model's weights."""
+        return sampling_layout(checkpoint.config, dtype, self.mesh, sampling)
+
+    def handed_over(self, checkpoint: Checkpoint, sampling: SamplingConfig, dtype: str) -> HandOver:
+        """The weights where and as that sampler wants them."""
+        mesh = self.layout(checkpoint, sampling, dtype).mesh
         return reshard_for_sampling(self.params(checkpoint), checkpoint.config, jnp.dtype(dtype), mesh)
 
     @property
@@ -133,7 +137,7 @@ class Context:
         config = checkpoint.config
         key = (config, shape_settings(sampling), checkpoint.stop_ids, dtype)
         if key not in self.samplers:
-            mesh = sampling_mesh(config, dtype, self.mesh)
+            mesh = self.layout(checkpoint, sampling, dtype).mesh
             self.samplers[key] = Sampler(config, sampling, checkpoint.stop_ids, mesh, checkpoint.decode_text,
                                          jnp.dtype(dtype))
         return self.samplers[key].with_settings(sampling)

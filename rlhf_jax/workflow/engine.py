@@ -14,7 +14,7 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import read_groups
 from rlhf_jax.models import Params
-from rlhf_jax.parallel import Notice, on_main, sampling_mesh
+from rlhf_jax.parallel import Notice, on_main
 from rlhf_jax.remote import Client
 from rlhf_jax.sampling import LogpTolerance
 from rlhf_jax.sampling.ending import Ending
@@ -22,7 +22,7 @@ from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler, shares
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
-from rlhf_jax.workflow.engine_gate import EngineGate, drawn_map, filters
+from rlhf_jax.workflow.engine_gate import EngineGate, drawn_map
 from rlhf_jax.workflow.hand_over import LOG, Probe, hand_over
 from rlhf_jax.workflow.products import ANSWERS
 
@@ -50,12 +50,12 @@ class EngineSource:
     def __init__(self, policy: Checkpoint, sampling: SamplingConfig, dtype: str, params: Params, folder: Path,
                  context: Context):
         assert sampling.engine is not None
-        self.mesh = sampling_mesh(policy.config, dtype, context.mesh)
+        self.mesh, self._sampling = context.layout(policy, sampling, dtype).mesh, sampling
         self._policy, self._engine, self._params, self._dtype = policy, sampling.engine, params, dtype
         self._ending = Ending(policy.stop_ids, sampling.stop_strings, policy.decode_text)
         programs = context.engine_checks
-        if (key := (policy.config, filters(sampling), dtype)) not in programs:
-            programs[key] = drawn_map(Compute(policy.config, mesh=self.mesh), self.mesh, filters(sampling))
+        if (key := (policy.config, sampling.filters, dtype)) not in programs:
+            programs[key] = drawn_map(Compute(policy.config, mesh=self.mesh), self.mesh, sampling.filters)
         self._gate = EngineGate(programs[key], sampling, dtype, policy)
         self._sampler = ExternalSampler(sampling, policy.config.vocab_size, self._ending)
         self._folder, self._context = folder, context
@@ -72,7 +72,7 @@ class EngineSource:
             return
         previous = None
         if earlier is not None and earlier.key != self._policy.key:
-            previous = self._context.handed_over(earlier, self._dtype).params
+            previous = self._context.handed_over(earlier, self._sampling, self._dtype).params
         probe = Probe(self._gate, self._params, previous, prompts, self._ending)
         say = self._context.run.announce
         seconds = on_main(lambda: hand_over(self._engine, folder, self._folder / LOG, probe, say))

@@ -158,11 +158,6 @@ def update_seen(before: Tokens, after: Tokens) -> tuple[float, float]:
     return share, float(np.sqrt(np.mean((theirs - share * moved) ** 2) / size))
 
 
-def filters(sampling: SamplingConfig) -> bool:
-    """Whether these settings leave tokens out."""
-    return sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
-
-
 def drawn_map(compute: Compute, mesh: Mesh, filtered: bool) -> PackedMap:
     """{"params", "rules": scalars}, groups -> per group and response [T, 3]: `Drawn` of its tokens.
 

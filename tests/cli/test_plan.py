@@ -9,11 +9,13 @@ from rich.console import Console
 from rlhf_jax.cli import plan
 from rlhf_jax.cli.plan import show, verb_of
 from rlhf_jax.config.commands import SftCommand
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.plan.measure import StagePlan
+from rlhf_jax.plan.prove import Difference
 from rlhf_jax.plan.report import Report
 
 
@@ -65,6 +67,38 @@ def test_neither_data_nor_weights_are_asked_for(recipe):
 def test_a_scorer_whose_weights_lie_elsewhere_needs_none_here(recipe, kind):
     _, command, _ = read([*recipe({"loop": {"rounds": 2}, "scorer": kind}), "--accelerator", "cpu-8"])
     assert command.scorer.kind == kind["kind"]
+
+
+@pytest.mark.parametrize("args", [[], ["--accelerator", "cpu-8", "--prove_layout", "true"]])
+def test_either_an_accelerator_is_planned_for_or_the_devices_here_are_proved(recipe, rlhf_jax, args):
+    status, _, err = rlhf_jax("plan", *recipe({"beta": 0.2}), *args)
+    assert status == 2
+    assert "give one of the two: --accelerator v5p-16, or --prove_layout true" in err
+
+
+@pytest.mark.parametrize(("gap", "status"), [(1e-6, 0), (0.4, 1)])
+def test_a_layout_that_trains_otherwise_ends_the_command_and_is_named(recipe, rlhf_jax, monkeypatch, gap, status):
+    asked = []
+
+    def prove(stages, mesh, devices):
+        asked.extend((stage.name, stage.options.lora.lora_init, mesh, len(devices)) for stage in stages)
+        yield Difference("dpo", "fsdp 4 x tensor 2", 1e-6, "the loss", 1.0)
+        yield Difference("dpo", "fsdp 8, devices reversed", gap, "the gradient of layers/mlp/up", 1.0)
+
+    monkeypatch.setattr("rlhf_jax.cli.prove.prove", prove)
+    found, out, err = rlhf_jax("plan", *recipe({"beta": 0.2, "use_peft": True, "lora_init": "b", "mesh": "auto"}),
+                               "--prove_layout", "true")
+    assert found == status
+    assert asked == [("dpo", "b", MeshConfig(fsdp=8), 8)]
+    assert "fsdp 4 x tensor 2" in out
+    assert "100.00%" in out
+    assert ("dpo on fsdp 8, devices reversed: the gradient of layers/mlp/up differs by 4.0e-01" in err) == bool(status)
+
+
+def test_a_config_that_trains_nothing_has_nothing_to_prove(recipe, rlhf_jax):
+    status, _, err = rlhf_jax("plan", *recipe({"num_generations": 4}), "--prove_layout", "true")
+    assert status == 1
+    assert "nothing is trained here; there are prefill, decode" in err
 
 
 def test_its_own_keys_and_the_configs_keys_are_kept_apart(recipe):

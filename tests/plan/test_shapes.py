@@ -70,7 +70,8 @@ def test_every_stage_fits_without_rematerialization_and_without_gathering_the_wh
         assert stage.rematerialized == 0, stage.stage
         assert stage.whole_tree == 0, stage.stage
         assert stage.peak >= stage.arguments + stage.temporaries > 0
-        assert stage.times.step == max(stage.compute_s, stage.hbm_s, stage.links_s) > 0
+        here, links = max(stage.compute_s, stage.hbm_s), stage.links_s
+        assert stage.times.step == (here + links if stage.stage == "decode" else max(here, links)) > 0
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=4), MeshConfig(fsdp=4, tensor=2)])

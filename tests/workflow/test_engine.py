@@ -41,7 +41,7 @@ class Engine:
         self.load(policy)
 
     def load(self, policy):
-        self.policy, self.params = policy, self.context.handed_over(policy, "float32").params
+        self.policy, self.params = policy, self.context.handed_over(policy, SamplingConfig(), "float32").params
 
     def __call__(self, number, body):
         if "model_path" in body:

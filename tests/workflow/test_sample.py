@@ -2,12 +2,19 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.plan import Assumptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.jsonl import SourceError, read_groups, write_groups
+from rlhf_jax.parallel import make_mesh, placement
+from rlhf_jax.parallel.accelerators import CHIPS, find_accelerator
+from rlhf_jax.plan.measure import placed
+from rlhf_jax.plan.shapes import SampleShape
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -99,6 +106,30 @@ def test_missing_shards_are_made_again_to_the_same_bytes_and_finished_ones_are_n
     assert found == expected
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == times
     assert untimed(report) == untimed(whole[1])
+
+
+def test_the_stage_lays_weights_out_as_the_plan_does_and_samples_the_same(make_model, make_context, prompts, tmp_path,
+                                                                          monkeypatch):
+    """On devices that tell what they are, here eight of this CPU that count as GPUs of slow memory."""
+    policy = Checkpoint(make_model(tmp_path / "model", heads=4, kv_heads=4))
+    chip = dataclasses.replace(CHIPS["H100"], hbm_bandwidth=1e6, begin=0.0, hop=0.0)
+    sampling = dataclasses.replace(SAMPLING, slots=8)
+    stage = SampleStage(policy=policy, prompts=GivenGroups(prompts[:10]), sampling=sampling, dtype="float32",
+                        shard_size=10)
+    for name in ("one", "many"):
+        (tmp_path / name).mkdir()
+    stage.run(tmp_path / "one", make_context(tmp_path / "runs"))
+    monkeypatch.setattr(placement, "chip_of", lambda device: chip)
+    monkeypatch.setattr(placement, "memory_of", lambda device: chip.hbm_bytes)
+    report = stage.run(tmp_path / "many", make_context(tmp_path / "runs", mesh=make_mesh()))["hand_over"]
+    host = dataclasses.replace(find_accelerator("8xH100"), chip=chip)
+    shape = SampleShape("decode", policy.config, sampling, "float32", 64, Assumptions())
+    planned = placed(shape, MeshConfig(), host, jax.devices())
+    assert report["mesh"] == dict(planned.mesh.shape) == {"data": 2, "fsdp": 1, "context": 1, "tensor": 4}
+    assert report["why"] == planned.why
+    assert "tensor 4: a token of 16 lanes takes" in report["why"]
+    one, many = read_shards(tmp_path / "one"), read_shards(tmp_path / "many")
+    assert [[r.ids.tolist() for r in g.responses] for g in one] == [[r.ids.tolist() for r in g.responses] for g in many]
 
 
 def test_shard_size_changes_files_and_no_sample(whole, stage, tmp_path):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.evaluation.harness.kept import Kept
 from rlhf_jax.evaluation.harness.programs import can_cut_network
 from rlhf_jax.models import cast
-from rlhf_jax.parallel import is_main_process, sampling_mesh
+from rlhf_jax.parallel import is_main_process
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
@@ -96,9 +97,10 @@ class HarnessStage(Stage):
         self._check()
         self._announce_limits(context)
         dtype, kept = jnp.dtype(self.dtype), Kept(folder, context.progress)
-        params = cast(context.handed_over(self.policy, self.dtype).params, dtype)
+        one_each = SamplingConfig(num_generations=1, slots=self.slots)
+        params = cast(context.handed_over(self.policy, one_each, self.dtype).params, dtype)
         subject = Subject(self.label, self.policy.config, self.policy.tokenizer, params,
-                          sampling_mesh(self.policy.config, self.dtype, context.mesh), dtype, self.policy.stop_ids,
+                          context.layout(self.policy, one_each, self.dtype).mesh, dtype, self.policy.stop_ids,
                           self.policy.decode_text, self.max_new_tokens, self.slots, self.seed)
         model = HarnessModel(subject, kept)
         with count_compiles() as compiles:

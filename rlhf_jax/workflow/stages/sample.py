@@ -63,7 +63,7 @@ class SampleStage(Stage):
         check_whole(self.policy, self.sampling)
         prompts = self.prompts.read()
         sampling = with_capacity(self.sampling, prompts, self.policy.config.max_position)
-        handed = context.handed_over(self.policy, self.dtype)
+        handed = context.handed_over(self.policy, sampling, self.dtype)
         working = cast(handed.params, jnp.dtype(self.dtype))
         source: Source
         if sampling.engine is None:
@@ -74,7 +74,9 @@ class SampleStage(Stage):
             source.hand_over(prompts, needed=left)
         report = self._write_shards(folder, context, source, prompts)
         return {**report, "hand_over": {"seconds": round(handed.seconds, 4), "bytes": handed.bytes,
-                                        "mesh": dict(source.mesh.shape)}, **funnels([self.prompts])}
+                                        "mesh": dict(source.mesh.shape),
+                                        "why": context.layout(self.policy, sampling, self.dtype).why},
+                **funnels([self.prompts])}
 
     def preview(self, context: Context) -> Preview:
         check_whole(self.policy, self.sampling)

@@ -94,7 +94,7 @@ class StepsStage(Stage):
         sampled = SampleStage(policy=self.policy, prompts=self.prompts, sampling=self.sampling, dtype=self.dtype,
                               shard_size=self.shard_size).run(folder, context)
         sampler = context.sampler(self.policy, rollouts, self.dtype)
-        params = cast(context.handed_over(self.policy, self.dtype).params, jnp.dtype(self.dtype))
+        params = cast(context.handed_over(self.policy, rollouts, self.dtype).params, jnp.dtype(self.dtype))
         count = -(-len(prompts) // self.shard_size)
         for done, number in enumerate(shards_here(count, Notice(folder)), start=1):
             path = folder / rows_name(number)
