@@ -131,7 +131,8 @@ def small(stage: TrainShape, rows: int) -> TrainShape:
         experts_per_token=min(c.experts_per_token, 2), initializer_range=0.1)
     train = dataclasses.replace(
         options.train, train_batch_size=rows, micro_rows=1, row_length=_ROW, num_train_epochs=2.0, max_steps=2,
-        learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, dtype="float32", logits_chunk=32)
+        learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, dtype="float32", mu_dtype="float32",
+        logits_chunk=32)
     return dataclasses.replace(stage, config=config, options=dataclasses.replace(options, train=train), row_length=_ROW)
 
 
