@@ -68,11 +68,12 @@ def compile_program(program: Program) -> Compiled:
 
 
 def _memory(compiled: Any, program: Program) -> Memory:
-    """The CPU's own peak leaves temporaries out, so there it is arguments, temporaries and what is not donated."""
+    """On TPUs the compiler's own peak. A GPU's program claims all its temporaries as it starts, and a CPU's peak leaves
+    them out: there it is arguments, temporaries and what is not donated."""
     m = compiled.memory_analysis()
     arguments, temporaries = float(m.argument_size_in_bytes), float(m.temp_size_in_bytes)
     fresh = max(0.0, float(m.output_size_in_bytes) - float(m.alias_size_in_bytes))
-    on_cpu = all(device.platform == "cpu" for leaf in jax.tree.leaves(program.args)
+    on_tpu = any(device.platform == "tpu" for leaf in jax.tree.leaves(program.args)
                  if getattr(leaf, "sharding", None) is not None for device in leaf.sharding.device_set)
-    peak = arguments + temporaries + fresh if on_cpu else float(m.peak_memory_in_bytes)
+    peak = float(m.peak_memory_in_bytes) if on_tpu else arguments + temporaries + fresh
     return Memory(arguments, temporaries, peak)
