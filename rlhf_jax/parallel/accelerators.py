@@ -25,7 +25,8 @@ class Chip:
 
     Attributes:
       kind: "tpu", "gpu" or "cpu".
-      hbm_bytes: what a program may use; for TPUs the limit their compiler enforces. flops: dense bfloat16 peak.
+      hbm_bytes: what a program may use; for TPUs the limit their compiler enforces, for GPUs 0.94 of what there is.
+      flops: dense bfloat16 peak.
       hbm_bandwidth: bytes per second. link: one direction of one link of the torus, or of all NVLinks together.
       across: to chips of another slice (data-centre network) or another host (InfiniBand), per chip.
       per_host: chips one host drives. cores: what a name such as v5p-16 counts, per chip.
@@ -143,7 +144,7 @@ KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p"
 
 
 def memory_of(device: Any) -> float | None:
-    """Bytes a program may use on a device, whether it is here or part of a topology; None on a CPU."""
+    """Bytes a program may use on a device, whether it is here or of a TPU's topology; None on a CPU."""
     if device.platform == "cpu":
         return None
     if device.device_kind in KINDS:

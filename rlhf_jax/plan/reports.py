@@ -50,13 +50,16 @@ def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator,
     title = f"{config.family}, {count_params(config):,} parameters ({model})"
     sizes = dict(zip(AXES, mesh.shape(accelerator.devices), strict=True))
     return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(sizes),
-                  tuple(assumed(tasks, stages, assume)), tuple(stages), calls, assume.efficiency)
+                  tuple(assumed(tasks, stages, accelerator, assume)), tuple(stages), calls, assume.efficiency)
 
 
-def assumed(tasks: Sequence[Task], stages: Sequence[StagePlan], assume: Assumptions) -> list[str]:
+def assumed(tasks: Sequence[Task], stages: Sequence[StagePlan], accelerator: Accelerator, assume: Assumptions
+            ) -> list[str]:
     """What the numbers stand on, in sentences. stages: what came out for each task."""
     out = [f"an average prompt of {assume.prompt_tokens} tokens and response of {assume.response_tokens}",
            f"hours at {assume.efficiency:.0%} of the roofline's speed, all devices busy"]
+    if accelerator.chip.kind == "gpu":
+        out.append("XLA_PYTHON_CLIENT_MEM_FRACTION=0.94; without it JAX takes 0.75 of a GPU's memory")
     for task, found in zip(tasks, stages, strict=True):
         stage, shape = task.stage, None
         if isinstance(stage, TrainShape | PassShape):
