@@ -21,7 +21,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
 _ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-_KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
+KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
 """What Pallas makes of its kernels; XLA's own Triton kernels are fusions."""
 
 
@@ -183,7 +183,7 @@ class Module:
                  weights: Collection[int] = ()):
         self.computations, self.entry = parse(text)
         self._trips, self._layers, self._groups, self._weights = trips, layers, groups, weights
-        self.kernels = sum(text.count(f'custom_call_target="{target}"') for target in _KERNELS)
+        self.kernels = sum(text.count(f'custom_call_target="{target}"') for target in KERNELS)
 
     def _walk(self) -> Iterator[tuple[Computation, int, bool]]:
         """Every (computation, times it runs, inside a loop over layers) that the entry reaches."""

@@ -13,7 +13,7 @@ import pytest
 from rlhf_jax.models import config_to_hf
 from rlhf_jax.parallel import topology
 from rlhf_jax.parallel.accelerators import find_accelerator
-from rlhf_jax.plan.hlo import parse
+from rlhf_jax.plan.hlo import KERNELS, parse
 from rlhf_jax.plan.report import read_json
 
 ROOT = Path(__file__).parent.parent.parent
@@ -77,7 +77,7 @@ def programs(tmp_path_factory):
 
 def kernels(text):
     """Name -> how often a Pallas kernel stands in the program."""
-    lines = [line for line in text.splitlines() if 'custom_call_target="__gpu$xla.gpu.triton"' in line]
+    lines = [line for line in text.splitlines() if any(f'custom_call_target="{name}"' in line for name in KERNELS)]
     return Counter(re.search(r'op_name="[^"]*?([^/"]+)/pallas_call"', line)[1] for line in lines)
 
 
@@ -125,7 +125,7 @@ def test_a_step_over_two_hosts_is_the_gpus_own_program(tiny, tmp_path):
     assert stage.arguments == pytest.approx(stage.formula_arguments, rel=0.01)
     assert (stage.mesh["data"], stage.mesh["fsdp"]) == (2, 4)
     params = 2 * (256 * (4 + 2 * 2) * 64 + 4 * 64 * 256 + 3 * 256 * 512) + 2 * 1024 * 256
-    assert 0 < stage.across / 8 < 1.5 * params  # eight micro-batches: a quarter of the gradients in each, no weights
+    assert 0 < stage.across / 8 < 2.5 * params  # in each of eight micro-batches: shares of gradients, no weights
     assert (stage.received - stage.across) / 8 > 3 * 3 / 4 * 2 * params  # weights come twice, gradients go back
     assert stage.wide == stage.whole_tree == stage.rematerialized == 0
     assert "CPU's compiler" not in printed
