@@ -75,11 +75,10 @@ installed, the CPU's stands in over as many virtual devices, and the plan says s
 **The compiler's** are all sizes, what is received, and the kernels. **Estimates** are the times and the hours: a
 roofline at the vendor's peak, from formulas for arithmetic and memory traffic and from the compiled program for links.
 XLA tunes nothing without a GPU, so on a card the matrix products may be other kernels; their workspaces and the buffers
-of NCCL are in no size here. Decoding on GPUs copies each layer's weights out of the stack once per block: these are its
-temporaries.
+of NCCL are in no size here.
 
 On a card the sizes were right where they could be compared: the DPO step of the `1b` shape on one H100 (batch of 64
-pairs, rows of 2,048 tokens, no recomputation; [accelerators](results/accelerators.md)) took 55.2 GB with micro-batches
+pairs, rows of 2,048 tokens, no recomputation; [log](../benchmarks/results/gpu-2026-11-26.log)) took 55.2 GB with micro-batches
 of four rows and 66.8 GB with six. Compiled here it needs 52.4 and 63.6 GB, and the reference's weights, 3.0 GB, lie
 beside it.
 
