@@ -78,9 +78,9 @@ XLA tunes nothing without a GPU, so on a card the matrix products may be other k
 of NCCL are in no size here.
 
 On a card the sizes were right where they could be compared: the DPO step of the `1b` shape on one H100 (batch of 64
-pairs, rows of 2,048 tokens, no recomputation; [log](../benchmarks/results/gpu-2026-11-26.log)) took 55.2 GB with micro-batches
-of four rows and 66.8 GB with six. Compiled here it needs 52.4 and 63.6 GB, and the reference's weights, 3.0 GB, lie
-beside it.
+pairs, rows of 2,048 tokens, no recomputation; [log](../benchmarks/results/gpu-2026-11-26.log)) took 55.2 GB with
+micro-batches of four rows and 66.8 GB with six. Compiled here it needs 52.4 and 63.6 GB, and the reference's weights,
+3.0 GB, lie beside it.
 
 Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the float32 weights that the run keeps
 beside the program (none in training, which consumes those it starts from). *Received* is what comes from other devices
