@@ -31,6 +31,8 @@ PLANS = {
     "llama3_8b-v6e-16": f"--config configs/mesh/v6e-16.yaml {_LLAMA}/iterate.yaml --accelerator v6e-16 {_EIGHT}",
     "llama3_8b-v5e-64": f"--config configs/mesh/v5e-64.yaml {_LLAMA}/iterate.yaml --accelerator v5e-64 {_FOUR}",
     "llama3_8b-8xH100": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH100",
+    "llama3_8b-8xH200": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH200",
+    "llama3_8b-4x8xH100": f"--config configs/mesh/4x8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 4x8xH100",
     "llama3_8b-sft": f"{_LLAMA}/sft.yaml --verb sft --accelerator v5p-16 --examples 500000",
     "llama3_8b-reward": f"{_LLAMA}/reward.yaml --accelerator v5p-16 --examples 700000",
     "llama3_8b-pairwise": f"{_LLAMA}/pairwise.yaml --accelerator v5p-16 --examples 700000",
@@ -49,6 +51,8 @@ _TITLES = {
     "llama3_8b-v6e-16": "Llama-3-8B, the paper's loop, on 16 v6e chips",
     "llama3_8b-v5e-64": "Llama-3-8B, the paper's loop, on 64 v5e chips",
     "llama3_8b-8xH100": "Llama-3-8B, the paper's loop, on one host of H100",
+    "llama3_8b-8xH200": "Llama-3-8B, the paper's loop, on one host of H200",
+    "llama3_8b-4x8xH100": "Llama-3-8B, the paper's loop, on four hosts of H100",
     "llama3_8b-sft": "Llama-3-8B, supervised fine-tuning",
     "llama3_8b-reward": "Llama-3-8B, Bradley-Terry reward model",
     "llama3_8b-pairwise": "Llama-3-8B, pairwise preference model",
@@ -61,10 +65,22 @@ _HEAD = """# Scale
 
 What the programs of the recipes need and how long they take on accelerators that were **not** there: `rlhf-jax plan`
 compiles the run's own programs for a named slice, on a CPU. TPU programs come from the TPU compiler itself, which
-refuses what does not fit its chip; those for GPUs are compiled by the CPU's compiler over as many virtual devices, and
-say so. Nothing here was measured on an accelerator. This page is written from `docs/plans/*.json` by
+refuses what does not fit its chip (`pip install "rlhf_jax[tpu]"`); those for H100 and H200 from XLA's compiler for GPUs
+(`pip install "rlhf_jax[plan-gpu]"`: jax's CUDA plugin and ptxas, no driver). Where an accelerator's compiler is not
+installed, the CPU's stands in over as many virtual devices, and the plan says so. This page is written from
+`docs/plans/*.json` by
 
     python docs/scale.py --compile
+
+**The compiler's** are all sizes, what is received, and the kernels. **Estimates** are the times and the hours: a
+roofline at the vendor's peak, from formulas for arithmetic and memory traffic and from the compiled program for links.
+XLA tunes nothing without a GPU, so on a card the matrix products may be other kernels; their workspaces and the buffers
+of NCCL are in no size here.
+
+On a card the sizes were right where they could be compared: the DPO step of the `1b` shape on one H100 (batch of 64
+pairs, rows of 2,048 tokens, no recomputation; [log](../benchmarks/results/gpu-2026-11-26.log)) took 55.2 GB with
+micro-batches of four rows and 66.8 GB with six. Compiled here it needs 52.4 and 63.6 GB, and the reference's weights,
+3.0 GB, lie beside it.
 
 Sizes are GiB on one device: *arguments*, *temporaries*, *peak*, and *held*, the float32 weights that the run keeps
 beside the program (none in training, which consumes those it starts from). *Received* is what comes from other devices

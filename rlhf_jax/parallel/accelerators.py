@@ -25,7 +25,8 @@ class Chip:
 
     Attributes:
       kind: "tpu", "gpu" or "cpu".
-      hbm_bytes: what a program may use; for TPUs the limit their compiler enforces. flops: dense bfloat16 peak.
+      hbm_bytes: what a program may use; for TPUs the limit their compiler enforces, for GPUs 0.94 of what there is.
+      flops: dense bfloat16 peak.
       hbm_bandwidth: bytes per second. link: one direction of one link of the torus, or of all NVLinks together.
       across: to chips of another slice (data-centre network) or another host (InfiniBand), per chip.
       begin, hop: seconds that a collective takes before its first step, and each step however little it sends.
@@ -167,7 +168,7 @@ def chip_of(device: Any) -> Chip | None:
 
 
 def memory_of(device: Any) -> float | None:
-    """Bytes a program may use on a device, whether it is here or part of a topology; None on a CPU."""
+    """Bytes a program may use on a device, whether it is here or of a TPU's topology; None on a CPU."""
     if device.platform == "cpu":
         return None
     chip = chip_of(device)

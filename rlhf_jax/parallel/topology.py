@@ -1,7 +1,8 @@
-"""Devices of an accelerator that is not here: TPU topologies from libtpu's compiler, else virtual CPU devices.
+"""Devices of an accelerator that is not here, from its own compiler: libtpu's for TPUs, XLA's for NVIDIA GPUs.
 
-libtpu compiles for any slice on a machine without one; `pip install "rlhf_jax[tpu]"` brings it. For GPUs, and where
-libtpu is missing, the same mesh is laid over virtual devices of the CPU.
+Both compile on a machine without an accelerator or a driver: `pip install "rlhf_jax[tpu]"` brings libtpu, `pip install
+"rlhf_jax[plan-gpu]"` jax's CUDA plugin and ptxas. Where they are missing, the same mesh is laid over virtual devices of
+the CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from typing import IO, Any
 
 import jax
@@ -61,9 +63,20 @@ def has_tpu_compiler() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
+def has_gpu_compiler() -> bool:
+    """Whether jax's CUDA plugin is here, of jax's own version, and NVIDIA's assembler; no driver is needed."""
+    try:
+        return version("jax-cuda12-pjrt") == version("jax") and bool(version("nvidia-cuda-nvcc-cu12"))
+    except PackageNotFoundError:
+        return False
+
+
+_HAS_COMPILER: dict[str, Callable[[], bool]] = {"cpu": lambda: True, "tpu": has_tpu_compiler, "gpu": has_gpu_compiler}
+
+
 def compiles_exactly(accelerator: Accelerator) -> bool:
     """Whether the accelerator's own compiler is here; else programs are compiled for virtual CPU devices."""
-    return accelerator.chip.kind == "cpu" or (accelerator.chip.kind == "tpu" and has_tpu_compiler())
+    return _HAS_COMPILER[accelerator.chip.kind]()
 
 
 def devices_of(accelerator: Accelerator) -> Sequence[Any]:
@@ -72,8 +85,8 @@ def devices_of(accelerator: Accelerator) -> Sequence[Any]:
     Raises:
       ValueError: where CPU devices have to stand in and jax already runs with fewer.
     """
-    if accelerator.chip.kind == "tpu" and has_tpu_compiler():
-        return _tpu_devices(accelerator)
+    if accelerator.chip.kind != "cpu" and compiles_exactly(accelerator):
+        return _tpu_devices(accelerator) if accelerator.chip.kind == "tpu" else _gpu_devices(accelerator)
     found = _cpu_devices(accelerator.devices)
     if len(found) < accelerator.devices:
         raise ValueError(f"{accelerator.name} has {accelerator.devices} devices and this process already runs jax with "
@@ -99,3 +112,34 @@ def _tpu_devices(accelerator: Accelerator) -> Sequence[Any]:
         options["chips_per_host_bounds"] = (1, 1, 1)
     with captured_stderr():  # what libtpu says while it starts helps nobody
         return topologies.get_topology_desc(accelerator.topology_name, "tpu", **options).devices
+
+
+_GPU_TARGET = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: BANDWIDTH l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: MEMORY shared_memory_per_block_optin: 232448 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+runtime_version { major: 12 minor: 9 }
+dnn_version_info { major: 9 minor: 8 }
+device_description_str: "NAME"
+"""
+"""What XLA's compiler asks of a Hopper GPU (stream_executor.GpuTargetConfigProto), as an H100 answers."""
+_GPUS = {"H100": ("NVIDIA H100 80GB HBM3", 84_942_979_072), "H200": ("NVIDIA H200", 150_000_000_000)}
+"""What a GPU calls itself, and all the memory that it has, in bytes."""
+
+
+def _gpu_devices(accelerator: Accelerator) -> Sequence[Any]:
+    """GPUs of one process for each host."""
+    from jax.experimental import topologies
+
+    chip = accelerator.chip
+    name, memory = _GPUS[chip.name]
+    target = _GPU_TARGET.replace("NAME", name).replace("MEMORY", str(memory)).replace(
+        "BANDWIDTH", f"{chip.hbm_bandwidth:.0f}")
+    with captured_stderr():  # that there is no driver
+        return topologies.get_topology_desc(chip.name, "cuda", target_config=target,
+                                            topology=f"{accelerator.slices}x1x{accelerator.per_slice}").devices

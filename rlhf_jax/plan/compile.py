@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.plan.programs import Program
+from rlhf_jax.training.attention import platform_of
 
 REMATERIALIZED = "Involuntary full rematerialization"
 """XLA's warning that it replicates an array to move it from one sharding to another."""
@@ -57,7 +60,8 @@ def compile_program(program: Program) -> Compiled:
     start = time.monotonic()
     with captured_stderr() as stderr:
         try:
-            compiled = program.jitted.lower(*program.args).compile()
+            with _seen_by_kernels(_mesh_of(program)):
+                compiled = program.jitted.lower(*program.args).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -67,12 +71,23 @@ def compile_program(program: Program) -> Compiled:
     return Compiled(_memory(compiled, program), None, compiled.as_text(), warnings, time.monotonic() - start)
 
 
+def _mesh_of(program: Program) -> Mesh:
+    """What the program's arguments are laid over."""
+    return next(leaf.sharding.mesh for leaf in jax.tree.leaves(program.args)
+                if isinstance(getattr(leaf, "sharding", None), NamedSharding))
+
+
+def _seen_by_kernels(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Pallas asks the mesh around a kernel which GPU to compile for (jax 0.12); a lone GPU's kernels have none."""
+    lone = mesh.size == 1 and platform_of(mesh) == "gpu"
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if lone else nullcontext()
+
+
 def _memory(compiled: Any, program: Program) -> Memory:
-    """The CPU's own peak leaves temporaries out, so there it is arguments, temporaries and what is not donated."""
+    """On TPUs the compiler's own peak. A GPU's program claims all its temporaries as it starts, and a CPU's peak leaves
+    them out: there it is arguments, temporaries and what is not donated."""
     m = compiled.memory_analysis()
     arguments, temporaries = float(m.argument_size_in_bytes), float(m.temp_size_in_bytes)
     fresh = max(0.0, float(m.output_size_in_bytes) - float(m.alias_size_in_bytes))
-    on_cpu = all(device.platform == "cpu" for leaf in jax.tree.leaves(program.args)
-                 if getattr(leaf, "sharding", None) is not None for device in leaf.sharding.device_set)
-    peak = arguments + temporaries + fresh if on_cpu else float(m.peak_memory_in_bytes)
-    return Memory(arguments, temporaries, peak)
+    on_tpu = platform_of(_mesh_of(program)) == "tpu"
+    return Memory(arguments, temporaries, float(m.peak_memory_in_bytes) if on_tpu else arguments + temporaries + fresh)

@@ -21,6 +21,8 @@ _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLS = re.compile(r"(?:calls|to_apply|branch_computations|called_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)")
 _ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+KERNELS = ("tpu_custom_call", "__gpu$xla.gpu.triton")
+"""What Pallas makes of its kernels; XLA's own Triton kernels are fusions."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +84,9 @@ class Collective:
     """One collective of the program.
 
     Attributes:
-      kind: of KINDS. dtype: of what is sent. result_bytes: of the whole result on one device (an all-gather's output, a
-        reduce-scatter's input). group: devices that take part. across: whether they are of several slices or hosts.
+      kind: of KINDS. dtype: of the largest array that is sent. result_bytes: of the whole result on one device (an
+        all-gather's output, a reduce-scatter's input), several arrays that are sent as one together. group: devices
+        that take part. across: whether they are of several slices or hosts.
       count: how often it runs. in_layers: inside a loop over the layers. op: the JAX operation it came from.
       weights: it makes the weights of all layers at once whole (see `Module`).
     """
@@ -180,7 +183,7 @@ class Module:
                  weights: Collection[int] = ()):
         self.computations, self.entry = parse(text)
         self._trips, self._layers, self._groups, self._weights = trips, layers, groups, weights
-        self.kernels = text.count('custom_call_target="tpu_custom_call"')
+        self.kernels = sum(text.count(f'custom_call_target="{target}"') for target in KERNELS)
 
     def _walk(self) -> Iterator[tuple[Computation, int, bool]]:
         """Every (computation, times it runs, inside a loop over layers) that the entry reaches."""
@@ -224,15 +227,18 @@ class Module:
         if opcode not in KINDS:
             return None
         started = instruction.opcode.endswith("-start")
-        sizes = instruction.sizes  # of a started one (operand, result, ...), the larger of which is the whole
-        result = max(sizes) if started and opcode != "all-reduce" else sum(sizes)
+        sizes, given = instruction.sizes, len(instruction.operands)
+        if started and opcode != "all-reduce":  # (operands, results, ...), the larger of which are the whole
+            result = max(sum(sizes[:given]), sum(sizes[given : 2 * given]))
+        else:
+            result = sum(sizes)
         members = self._members(instruction.rest)
         size = max(map(len, members), default=1)
         if opcode == "reduce-scatter" and not started:
             result *= size
         if opcode == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
             opcode = "reduce-scatter"  # XLA for TPUs writes it as a fusion of an all-reduce and a slice
-        dtype = instruction.arrays[0][0] if instruction.arrays else ""
+        dtype = instruction.arrays[sizes.index(max(sizes))][0] if sizes else ""
         op = instruction.attribute(r'op_name="([^"]*)"') or instruction.name
         stacked = any(dims[:1] == (self._layers,) and math.prod(dims) in self._weights
                       for _, dims in instruction.dimensions)

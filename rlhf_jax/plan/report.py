@@ -116,7 +116,8 @@ def notes(report: Report) -> list[str]:
     if not all(s.exact for s in report.stages):
         out.append("compiled by the CPU's compiler over as many virtual devices, which knows neither this "
                    "accelerator's memory nor its kernels and computes bfloat16 in float32: read temporaries and bytes "
-                   "as upper bounds")
+                   "as upper bounds; its own compiler comes with `pip install \"rlhf_jax[tpu]\"`, for NVIDIA GPUs with "
+                   "`pip install \"rlhf_jax[plan-gpu]\"`")
     return out
 
 

@@ -20,14 +20,16 @@ from rlhf_jax.models.flops import (
     forward_flops,
     useful_train_flops,
 )
+from rlhf_jax.models.triton import block_of
 from rlhf_jax.parallel import batch_ways
 from rlhf_jax.parallel.accelerators import Accelerator
 from rlhf_jax.parallel.decoding import lanes_of, token_bytes
 from rlhf_jax.plan.hlo import Collective
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
+from rlhf_jax.training.attention import platform_of
 
-KERNEL_BLOCK = 512
-"""A kernel that skips blocks works, for each query, on about so many keys more than are seen."""
+SPLASH_BLOCK = 512
+"""Splash attention works, for each query, on about so many keys more than are seen; on GPUs it is a block of rows."""
 _STATE_TRAFFIC = 34
 """Bytes a weight that an optimizer step moves: masters and both moments read and written (24), the gradient read
 twice (8), the working copy written (2)."""
@@ -78,11 +80,18 @@ def _activation_bytes(config: DecoderConfig, width: int) -> float:
     return width * (8 * c.embed + 2 * heads + 6 * c.mlp * max(1, c.experts_per_token))
 
 
-def _contexts(stage: TrainShape | PassShape, tokens: int, kernels: int) -> tuple[float, float]:
+def _block_of_keys(mesh: Mesh, tokens: int, kernels: int) -> int | None:
+    """Keys at a time in attention that skips blocks of which nothing is seen; None where it looks at whole rows."""
+    if not kernels:
+        return None
+    return block_of(tokens) if platform_of(mesh) == "gpu" else SPLASH_BLOCK
+
+
+def _contexts(stage: TrainShape | PassShape, tokens: int, block: int | None) -> tuple[float, float]:
     """(keys a query needs, keys it is multiplied with)."""
     a = stage.assume
     needed = min(causal_context(a.prompt_tokens, a.response_tokens, stage.responses), tokens)
-    return needed, min(tokens, needed + KERNEL_BLOCK) if kernels else float(tokens)
+    return needed, float(tokens) if block is None else min(tokens, needed + block)
 
 
 def work_of(stage: Shape, mesh: Mesh, kernels: int) -> Work:
@@ -92,13 +101,13 @@ def work_of(stage: Shape, mesh: Mesh, kernels: int) -> Work:
             return _train_work(stage, mesh, kernels)
         case PassShape():
             return _pass_work(stage, mesh, kernels)
-    return _decode_work(stage, mesh) if stage.name == "decode" else _prefill_work(stage, mesh)
+    return _decode_work(stage, mesh, kernels) if stage.name == "decode" else _prefill_work(stage, mesh)
 
 
-def _forward(stage: TrainShape | PassShape, rows: float, real: float, kernels: int) -> tuple[Flops, Flops]:
+def _forward(stage: TrainShape | PassShape, rows: float, real: float, block: int | None) -> tuple[Flops, Flops]:
     """(needed, run) of `rows` rows of which `real` are full."""
     shape = stage.shape()
-    needed, run = _contexts(stage, shape.tokens, kernels)
+    needed, run = _contexts(stage, shape.tokens, block)
     targets = getattr(stage, "output", "logps") == "logps"
     classifier = stage.config.is_classifier
     head = {"scored": shape.slots} if classifier else {"targets": shape.targets if targets else shape.slots}
@@ -113,9 +122,10 @@ def _forward(stage: TrainShape | PassShape, rows: float, real: float, kernels: i
 def _train_work(stage: TrainShape, mesh: Mesh, kernels: int) -> Work:
     config, options, ways = stage.config, stage.options.train, batch_ways(mesh)
     micro = stage.micro_batches(ways)
-    useful, executed = _forward(stage, micro * options.micro_rows * ways, stage.rows(), kernels)
-    width, tensor = jnp.dtype(options.dtype).itemsize, mesh.shape["tensor"]
     params, shape = count_params(config), stage.shape()
+    useful, executed = _forward(stage, micro * options.micro_rows * ways, stage.rows(),
+                                _block_of_keys(mesh, shape.tokens, kernels))
+    width, tensor = jnp.dtype(options.dtype).itemsize, mesh.shape["tensor"]
     passes = 3 if options.remat == "full" else 2  # of reading the weights: forward, backward, recomputed forward
     weights = (2 * passes + 2) * params * width / tensor  # gathered, then read; the gradients written and read
     accumulated = 8 * params / (mesh.size / mesh.shape["data"])
@@ -133,7 +143,7 @@ def _train_work(stage: TrainShape, mesh: Mesh, kernels: int) -> Work:
 def _pass_work(stage: PassShape, mesh: Mesh, kernels: int) -> Work:
     config, shape = stage.config, stage.shape()
     rows = stage.rows * batch_ways(mesh)
-    useful, executed = _forward(stage, rows, rows, kernels)
+    useful, executed = _forward(stage, rows, rows, _block_of_keys(mesh, shape.tokens, kernels))
     width, tensor = jnp.dtype(stage.dtype).itemsize, mesh.shape["tensor"]
     activations = stage.rows * shape.tokens * config.layers * _activation_bytes(config, width) / tensor
     logits = stage.rows * shape.targets * config.vocab_rows * 4 * 2 / tensor if stage.output == "logps" else 0.0
@@ -149,12 +159,16 @@ def _prefill_work(stage: SampleShape, mesh: Mesh) -> Work:
     return Work(useful.total, executed.total, count_params(config) * width / mesh.shape["tensor"] + activations)
 
 
-def _decode_work(stage: SampleShape, mesh: Mesh) -> Work:
-    """A block of decoding with all lanes busy and the caches looked at to their full depth."""
+def _decode_work(stage: SampleShape, mesh: Mesh, kernels: int) -> Work:
+    """A block of decoding with all lanes busy. Kernels read what lanes see, without them the caches are looked at to
+    their full depth; either way a prompt once for all its lanes."""
     config, s = stage.config, stage.sampling
     running, a = lanes_of(s), stage.assume
     useful = forward_flops(config, running, context=a.prompt_tokens + a.response_tokens / 2, targets=running)
-    depth = stage.prompt_length + s.max_new_tokens
+    settings = stage.settings
+    if kernels:
+        settings = dataclasses.replace(settings, prompt_length=a.prompt_tokens, max_new_tokens=a.response_tokens // 2)
+    depth = (settings.prompt_length or 0) + settings.max_new_tokens
     executed = forward_flops(config, running, context=depth, targets=running)
-    size = token_bytes(config, stage.settings, jnp.dtype(stage.dtype), batch_ways(mesh), mesh.shape["tensor"])
+    size = token_bytes(config, settings, jnp.dtype(stage.dtype), batch_ways(mesh), mesh.shape["tensor"])
     return Work(useful.total * s.block, executed.total * s.block, s.block * sum(size))

@@ -111,6 +111,28 @@ def test_counts_and_bytes_of_a_hand_made_program():
     assert module.summary()["all-gather"] == (96, gather.received)
 
 
+STARTED = """ENTRY %main (p0: bf16[64,8], p1: s32[3], p2: f32[64]) -> bf16[512,8] {
+  %p0 = bf16[64,8]{1,0} parameter(0)
+  %p1 = s32[3]{0} parameter(1)
+  %p2 = f32[64]{0} parameter(2)
+  %gather = ((s32[3]{0}, bf16[64,8]{1,0}), (s32[24]{0}, /*index=3*/bf16[512,8]{1,0})) all-gather-start(%p1, %p0), ALL
+  %scatter = ((f32[64]{0}), f32[8]{0}) reduce-scatter-start(%p2), ALL, to_apply=%add
+  %kernel = bf16[64,8]{1,0} custom-call(%p0), custom_call_target="__gpu$xla.gpu.triton"
+  %product = bf16[64,8]{1,0} fusion(%p0), kind=kCustom, backend_config={"fusion_backend_config":{"kind":"__triton"}}
+}
+""".replace("ALL", "replica_groups=[1,8]<=[8]")
+
+
+def test_several_arrays_that_are_sent_as_one_count_together():
+    """As XLA for GPUs writes them: all operands, then all results."""
+    module = Module(STARTED, groups=[0] * 8)
+    gather, scatter = module.collectives
+    assert (gather.dtype, gather.count, gather.result_bytes) == ("bf16", 1, 24 * 4 + 512 * 8 * 2)
+    assert (scatter.kind, scatter.dtype, scatter.result_bytes) == ("reduce-scatter", "f32", 64 * 4)
+    assert scatter.received == 7 / 8 * 64 * 4
+    assert module.kernels == 1  # XLA's own Triton fusions are not written by hand
+
+
 @pytest.mark.parametrize(("text", "groups"), [
     ("replica_groups={{0,2},{1,3}}, use", [[0, 2], [1, 3]]),
     ("replica_groups=[2,2]<=[4], use", [[0, 1], [2, 3]]),
