@@ -40,7 +40,8 @@ class StagePlan:
       hosts: how many such meshes work side by side. why: the mesh, if the sampler chose it. needed: what a refused
         program asked for.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
-      held: float32 weights that the run keeps beside the program.
+      held: what the run keeps beside the program: float32 weights, and `beside`: in decoding on GPUs, where weights are
+        merged, those that they were made of.
       collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
       whole_tree: bytes of weights gathered for all layers at once, if that is much of the model; else 0.
       wide: bytes of float32 gathers of weights' size although the compute dtype is narrower.
@@ -59,6 +60,7 @@ class StagePlan:
     hosts: int = 1
     why: str = ""
     held: float = 0.0
+    beside: float = 0.0
     arguments: float = 0.0
     formula_arguments: float = 0.0
     temporaries: float = 0.0
@@ -132,7 +134,7 @@ def measure(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: S
     limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
     plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts, why=why,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
-                     compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator))
+                     compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator) + program.beside, beside=program.beside)
     if compiled.memory is None:
         return plan
     module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, where),
@@ -219,7 +221,7 @@ def plan_all(stages: Sequence[Shape], mesh: MeshConfig, accelerator: Accelerator
     found = []
     for stage in stages:
         if known and (before := known.get(stage.name)) is not None:
-            held = resident_bytes(stage, mesh, accelerator)
+            held = resident_bytes(stage, mesh, accelerator) + before.beside
             found.append(dataclasses.replace(before, held=held, fits=before.peak + held <= before.limit))
             continue
         said(f"compiling {stage.name} for {accelerator.name} ({jax.__version__}, {ways} ways) ...")

@@ -44,6 +44,7 @@ class Program:
         micro-batches of a step, the tokens of a block of decoding.
       argument_bytes: of one device, by formula. layers: of the model; loops of so many iterations are over layers.
       param_bytes: of all weights in the compute dtype, whole. weights: elements of each stacked weight, whole.
+      beside: bytes of one device that whoever calls it holds meanwhile.
     """
 
     jitted: Any
@@ -53,6 +54,7 @@ class Program:
     layers: int
     param_bytes: int
     weights: frozenset[int] = frozenset()
+    beside: int = 0
 
 
 def device_bytes(tree: Any) -> int:
@@ -159,7 +161,8 @@ def sample_program(stage: SampleShape, mesh: Mesh) -> Program:
     pages = (s.slots, lanes, pages_of(s.max_new_tokens))
     table = jax.ShapeDtypeStruct(pages, jnp.int32) if sampler.paged else None
     held = (sampler.prepared(params), state, seed, stop, table)
-    return _program(sampler.decode_program, (view, *held), s.block, stage, mesh, structs, stage.dtype, held=held)
+    program = _program(sampler.decode_program, (view, *held), s.block, stage, mesh, structs, stage.dtype, held=held)
+    return dataclasses.replace(program, beside=device_bytes(params) if sampler.paged else 0)
 
 
 def _refill(slots: int, lanes: int, rows: int, capacity: int) -> Refill:

@@ -54,7 +54,8 @@ def test_all_stages_of_a_small_model_on_eight_chips(small, tmp_path):
         assert stage.rematerialized == 0, name
         assert stage.whole_tree == 0, name
     assert stages["dpo"].mesh["fsdp"] == 8
-    assert (stages["decode"].mesh["data"], stages["decode"].hosts) == (4, 2)  # on each host by itself
+    decode = stages["decode"]
+    assert (decode.mesh["data"] * decode.mesh["tensor"], decode.hosts) == (4, 2)  # on each host by itself
     # small arrays are padded to tiles
     assert stages["dpo"].arguments == pytest.approx(stages["dpo"].formula_arguments, rel=0.1)
     assert stages["dpo"].kernels >= 3  # splash: forward, and the two of its backward pass
