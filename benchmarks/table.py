@@ -91,8 +91,9 @@ def useful(line, ours, limits):
 
 def about(limits, lines):
     options = "; ".join(f"{TITLES[line['task']]} `{' '.join(line['options'])}`" for line in lines)
-    print(CEILINGS.format(flops=limits["flops_per_second"] / 1e12, bandwidth=limits["bytes_per_second"] / 1e12,
-                          options=options))
+    words = CEILINGS.format(flops=limits["flops_per_second"] / 1e12, bandwidth=limits["bytes_per_second"] / 1e12,
+                            options=options)
+    print("\n" + textwrap.fill(" ".join(words.split()), 120, break_on_hyphens=False))
 
 
 def row(task, framework, line, ours, last):

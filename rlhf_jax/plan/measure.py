@@ -134,7 +134,8 @@ def measure(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: S
     limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
     plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts, why=why,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
-                     compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator) + program.beside, beside=program.beside)
+                     compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator) + program.beside,
+                     beside=program.beside)
     if compiled.memory is None:
         return plan
     module = Module(compiled.text, trips=program.trips, layers=program.layers, groups=_groups(laid, where),
