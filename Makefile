@@ -21,8 +21,8 @@ test: $(VENV)/.installed              ## the tests
 test-slow: $(VENV)/.installed         ## minutes-long suites: kill and resume, parity with torch where it is installed
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
-soak: $(VENV)/.installed              ## the long forms of the fuzz and kill suites: one to two hours on two cores
-	RLHF_JAX_SOAK=1 $(BIN)/python -m pytest tests/fuzz tests/workflow/test_kill.py
+soak: $(VENV)/.installed              ## the long forms of the fuzz, kill and layout suites: one to two hours on two cores
+	RLHF_JAX_SOAK=1 $(BIN)/python -m pytest tests/fuzz tests/workflow/test_kill.py tests/plan/test_prove.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

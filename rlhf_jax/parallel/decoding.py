@@ -61,10 +61,11 @@ def lanes_of(sampling: SamplingConfig) -> int:
 
 
 def token_bytes(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, groups: int, tensor: int) -> TokenBytes:
-    """Of one device, if all lanes are busy and caches are looked at to their full depth. groups: share the slots."""
+    """Of one device, if all lanes are busy and caches are looked at to their full depth; where they have less room than
+    that (`cache_share`), to what there is. groups: share the slots."""
     width = np.dtype(dtype).itemsize
     slots, lanes = math.ceil(sampling.slots / groups), sampling.lanes or sampling.num_generations
-    cached = slots * ((sampling.prompt_length or 0) + lanes * sampling.max_new_tokens)
+    cached = slots * ((sampling.prompt_length or 0) + lanes * sampling.max_new_tokens * sampling.cache_share)
     cache_width = width if sampling.cache_dtype == "auto" else np.dtype(sampling.cache_dtype).itemsize
     caches = 2 * config.layers * config.kv_heads * config.head_dim * cache_width * cached
     logits = slots * lanes * config.vocab_rows * 4 * _LOGITS

@@ -167,7 +167,8 @@ def _decode_work(stage: SampleShape, mesh: Mesh, kernels: int) -> Work:
     useful = forward_flops(config, running, context=a.prompt_tokens + a.response_tokens / 2, targets=running)
     settings = stage.settings
     if kernels:
-        settings = dataclasses.replace(settings, prompt_length=a.prompt_tokens, max_new_tokens=a.response_tokens // 2)
+        settings = dataclasses.replace(settings, prompt_length=a.prompt_tokens, max_new_tokens=a.response_tokens // 2,
+                                       cache_share=1.0)
     depth = (settings.prompt_length or 0) + settings.max_new_tokens
     executed = forward_flops(config, running, context=depth, targets=running)
     size = token_bytes(config, settings, jnp.dtype(stage.dtype), batch_ways(mesh), mesh.shape["tensor"])

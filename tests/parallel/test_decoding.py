@@ -50,6 +50,13 @@ def test_a_cache_in_eight_bits_is_read_in_half_the_bytes(llama):
     assert less == full._replace(caches=full.caches / 2)
 
 
+def test_responses_that_have_less_room_are_read_in_fewer_bytes(llama):
+    share = dataclasses.replace(PAPER, cache_share=0.25)
+    full, less = (token_bytes(llama, s, "bfloat16", 4, 1) for s in (PAPER, share))
+    prompt = PAPER.prompt_length / (PAPER.prompt_length + 8 * PAPER.max_new_tokens)
+    assert less == full._replace(caches=pytest.approx(full.caches * (prompt + 0.25 * (1 - prompt))))
+
+
 @pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v6e", "H100", "H200"])
 def test_the_cheapest_of_the_ways_is_taken_and_its_numbers_are_told(llama, chip):
     sampling, chip = dataclasses.replace(PAPER, slots=32), CHIPS[chip]

@@ -1,5 +1,7 @@
 """The gate over layouts: the real step passes it, and a step that depends on its layout is caught by name."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from rlhf_jax.training.objectives import Compute
 
 LORA = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "remat": "none"}
 EVERYWHERE = MeshConfig(data=2, fsdp=2, tensor=2)
+SOAK = bool(os.environ.get("RLHF_JAX_SOAK"))
 
 
 @pytest.fixture
@@ -65,12 +68,12 @@ def test_a_step_of_an_adapter_is_the_same_in_another_order_of_the_devices(stage,
     ("dpo", build(PreferenceOptions, {"loss_type": "bco_pair"}), 2),
     ("dpo", build(PreferenceOptions, {**LORA, "lora_init": "b"}), 2)], ids=["sft", "whole batch", "B"])
 def test_every_layout_is_the_same(name, options, responses, tiny, these):
-    """All layouts for one kind of training, those that cut most for the others."""
-    if name != "sft":
+    """Those that cut most; all of them in the long form, `make soak`."""
+    if not SOAK:
         these("fsdp 2 x context 2 x tensor 2", "data 2 x fsdp 2 x tensor 2, devices reversed")
     stage = TrainShape(name, tiny("qwen3", window=16), options, 64, responses, Assumptions())
     found = list(prove([stage], EVERYWHERE, jax.devices()))
-    assert len(found) == (len(layouts(EVERYWHERE, jax.devices())) if name == "sft" else 2)
+    assert len(found) == (len(layouts(EVERYWHERE, jax.devices())) if SOAK else 2)
     assert not [one.words() for one in found if one.refused]
 
 
