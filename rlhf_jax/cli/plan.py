@@ -103,11 +103,12 @@ def plan(verb: str, given: Read) -> None:
     """Compiles and prints; or proves the layouts of the devices here."""
     del verb
     options = given.options
-    if options.accelerator is None:
+    if options.prove_layout:
         from rlhf_jax.cli.prove import prove_layout
 
         prove_layout(options, given.command, given.model)
         return
+    assert options.accelerator is not None  # one of the two is given
     from rlhf_jax.parallel import topology
 
     topology.prepare()
