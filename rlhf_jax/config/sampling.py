@@ -95,6 +95,16 @@ class SamplingConfig(Options):
         return tuple(given[i * len(given) // self.num_generations] for i in range(self.num_generations))
 
     @property
+    def lanes_each(self) -> int:
+        """Continuations of one prompt in flight."""
+        return self.lanes or self.num_generations
+
+    @property
+    def in_flight(self) -> int:
+        """Continuations in flight."""
+        return self.slots * self.lanes_each
+
+    @property
     def filters(self) -> bool:
         """Whether tokens are left out."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0

@@ -55,16 +55,11 @@ class Ways(NamedTuple):
     why: str
 
 
-def lanes_of(sampling: SamplingConfig) -> int:
-    """Continuations in flight."""
-    return sampling.slots * (sampling.lanes or sampling.num_generations)
-
-
 def token_bytes(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, groups: int, tensor: int) -> TokenBytes:
     """Of one device, if all lanes are busy and caches are looked at to their full depth; where they have less room than
     that (`cache_share`), to what there is. groups: share the slots."""
     width = np.dtype(dtype).itemsize
-    slots, lanes = math.ceil(sampling.slots / groups), sampling.lanes or sampling.num_generations
+    slots, lanes = math.ceil(sampling.slots / groups), sampling.lanes_each
     cached = slots * ((sampling.prompt_length or 0) + lanes * sampling.max_new_tokens * sampling.cache_share)
     cache_width = width if sampling.cache_dtype == "auto" else np.dtype(sampling.cache_dtype).itemsize
     caches = 2 * config.layers * config.kv_heads * config.head_dim * cache_width * cached
@@ -75,7 +70,7 @@ def token_bytes(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, gro
 def token_cost(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, devices: int, tensor: int, chip: Chip
                ) -> TokenCost:
     """Of a host of so many devices in groups of `tensor`."""
-    groups, running = devices // tensor, lanes_of(sampling)
+    groups, running = devices // tensor, sampling.in_flight
     size = token_bytes(config, sampling, dtype, groups, tensor)
     depth = (sampling.prompt_length or 0) + sampling.max_new_tokens
     flops = forward_flops(config, running, context=depth, targets=running).total / devices
@@ -110,7 +105,7 @@ def choose_ways(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, dev
                              f"bandwidth of a {devices[0].device_kind} is not known")
     costs = sorted((token_cost(config, sampling, dtype, count, tensor, chip) for tensor in room),
                    key=lambda cost: (cost.seconds, cost.tensor))
-    return Ways(costs[0].tensor, _why(costs, lanes_of(sampling), [t for t in possible if t not in room]))
+    return Ways(costs[0].tensor, _why(costs, sampling.in_flight, [t for t in possible if t not in room]))
 
 
 def _why(costs: Sequence[TokenCost], lanes: int, full: Sequence[int]) -> str:

@@ -77,7 +77,7 @@ def _fewer_slots(change: Change, accelerator: Accelerator) -> Change | None:
         return None
     ways, s = accelerator.per_host, stage.sampling  # sampling runs on each host by itself
     slots = max(ways, s.slots // 2 // ways * ways)
-    lanes = s.lanes or s.num_generations
+    lanes = s.lanes_each
     if slots < s.slots:
         sampling, words = dataclasses.replace(s, slots=slots), f"slots {slots}"
     elif lanes > 1:

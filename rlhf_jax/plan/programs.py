@@ -150,7 +150,7 @@ def sample_program(stage: SampleShape, mesh: Mesh) -> Program:
     structs = param_structs(config, dtype)
     sampler = Sampler(config, s, config.eos_token_ids or (0,), mesh, lambda prompt, ids: "", dtype)
     params = shaped(structs, param_shardings(config, mesh, PRESETS["sampling"]))
-    lanes, capacity = s.lanes or s.num_generations, stage.prompt_length
+    lanes, capacity = s.lanes_each, stage.prompt_length
     state = shaped(jax.eval_shape(partial(sampler.blank, capacity)), sampler.shardings())
     if stage.name == "prefill":
         refill = _refill(s.slots, lanes, sampler.prefill_rows, capacity)

@@ -62,7 +62,7 @@ class Task:
             return math.ceil(self.groups / max(1, stage.sampling.slots // 4))
         s = stage.sampling
         tokens = self.groups * s.num_generations * stage.assume.response_tokens
-        return math.ceil(tokens / (s.slots * (s.lanes or s.num_generations) * s.block))
+        return math.ceil(tokens / (s.in_flight * s.block))
 
 
 def shape_of(name: str) -> DecoderConfig:

@@ -23,7 +23,7 @@ from rlhf_jax.models.flops import (
 from rlhf_jax.models.triton import block_of
 from rlhf_jax.parallel import batch_ways
 from rlhf_jax.parallel.accelerators import Accelerator
-from rlhf_jax.parallel.decoding import lanes_of, token_bytes
+from rlhf_jax.parallel.decoding import token_bytes
 from rlhf_jax.plan.hlo import Collective
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
 from rlhf_jax.training.attention import platform_of
@@ -163,7 +163,7 @@ def _decode_work(stage: SampleShape, mesh: Mesh, kernels: int) -> Work:
     """A block of decoding with all lanes busy. Kernels read what lanes see, without them the caches are looked at to
     their full depth; either way a prompt once for all its lanes."""
     config, s = stage.config, stage.sampling
-    running, a = lanes_of(s), stage.assume
+    running, a = s.in_flight, stage.assume
     useful = forward_flops(config, running, context=a.prompt_tokens + a.response_tokens / 2, targets=running)
     settings = stage.settings
     if kernels:

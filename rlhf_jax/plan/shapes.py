@@ -111,7 +111,7 @@ def at_a_time(stage: Shape) -> int:
         case PassShape():
             return stage.rows
     s = stage.sampling
-    return s.slots * (s.lanes or s.num_generations) if stage.name == "decode" else max(1, s.slots // 4)
+    return s.in_flight if stage.name == "decode" else max(1, s.slots // 4)
 
 
 def _power_of_two(n: int) -> int:

@@ -35,7 +35,7 @@ from rlhf_jax.sampling.decode import (
 )
 from rlhf_jax.sampling.ending import Ending
 from rlhf_jax.sampling.lanes import Caches, kernel_for
-from rlhf_jax.sampling.pages import PAGE, Pages, pages_each
+from rlhf_jax.sampling.pages import PAGE, Pages, pages_each, pages_of
 from rlhf_jax.sampling.rules import Rules
 
 
@@ -92,7 +92,7 @@ class Sampler:
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
-        self._lanes = sampling.lanes or sampling.num_generations
+        self._lanes = sampling.lanes_each
         self._ways = batch_ways(mesh)
         self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
@@ -157,7 +157,7 @@ class Sampler:
         """Nothing running, for prompts of up to `capacity` tokens. To be traced: it may be too large for one device."""
         s, prompt, pages = self.sampling, max(capacity, 2) - 1, None
         if self.paged:
-            prompt, pages = -(-prompt // PAGE) * PAGE, self._ways * self._pages_each
+            prompt, pages = pages_of(prompt) * PAGE, self._ways * self._pages_each
         return empty_state(self.config, s.slots, self._lanes, prompt, s.max_new_tokens, self._cache_dtype, pages)
 
     @property

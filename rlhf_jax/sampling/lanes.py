@@ -167,14 +167,14 @@ def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, new: Any, k
     number = jnp.arange(together * how.width)
     row, number = first_row[slot] + pl.program_id(2) * together + number // how.width, number % how.width
     real = (number < how.shared) & (row < first_row[slot + 1])
-    q = load(*_vectors(new, (row * how.kv_heads + head) * how.new + number, real))
+    pair = row * how.kv_heads + head
+    q, at = load(*_vectors(new, pair * how.new + number, real)), pair * how.shared + number
     empty = _Running(jnp.full(number.shape, MASKED, jnp.float32), jnp.zeros(number.shape, jnp.float32),
                      jnp.zeros(q.shape, jnp.float32))
     of_row = jnp.where(real, row, 0)
     first, end = jnp.where(real, load(first.at[of_row], real), _NOWHERE), load(end.at[of_row], real)
     found = _read(empty, q, k_ref, v_ref, lambda _: (layer[0], slot, head), first, end, how)
     # a row that has seen nothing holds a top of MASKED: the new token, which every row sees, wipes out the rest
-    at = (row * how.kv_heads + head) * how.shared + number
     store(*_numbers(top_ref, at, real), found.top)
     store(*_numbers(total_ref, at, real), found.total)
     store(*_vectors(out_ref, at, real), found.out)
