@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data.answers import find_rule
 from rlhf_jax.data.decontaminate import benchmark_index, contamination
+from rlhf_jax.data.groups import text_group
 from rlhf_jax.data.jsonl import read_jsonl
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.mixing import Entry, single_pairs
@@ -23,6 +25,7 @@ from rlhf_jax.data.turns import parse_hh
 from rlhf_jax.evaluation import alpaca_eval
 from rlhf_jax.evaluation.benchmarks import BENCHMARKS
 from rlhf_jax.evaluation.length_controlled import Regulariser, length_controlled
+from rlhf_jax.evaluation.voting import ballot_of, voting
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.stages.evaluate import evaluate_scorer
 
@@ -170,6 +173,34 @@ def _tokenizer(folder: Path, place: Path) -> Any:
     return load_tokenizer(str(place))
 
 
+SOLVERS = {"6b_finetuning": 286, "6b_verification": 515, "175b_finetuning": 458, "175b_verification": 742}
+"""Model -> how many of GSM8K's test problems it solved, by the marks in the file of its solutions."""
+SOLUTIONS = "eval/gsm8k/example_model_solutions.jsonl.gz"
+REFERENCES = {"eval/gsm8k/test.jsonl.gz": 1319, "eval/gsm8k/train.jsonl.gz": 7473}
+
+
+def _gsm8k(folder: Path) -> Iterator[Figure]:
+    rule, rows = find_rule("gsm8k"), list(read_jsonl(folder / SOLUTIONS))
+    groups = [text_group(str(i), row["question"], [(row[model]["solution"], {}) for model in SOLVERS],
+                         extra={"answer": row["ground_truth"]}) for i, row in enumerate(rows)]
+    ballots = [ballot_of(group, rule, "answer", None) for group in groups]
+    correct = np.array([ballot.correct for ballot in ballots if ballot is not None])
+    marks = np.array([[row[model]["is_correct"] for model in SOLVERS] for row in rows])
+    for model, ours, theirs in zip(SOLVERS, correct.sum(axis=0), SOLVERS.values(), strict=True):
+        yield Figure(f"{model} solved", int(ours), theirs, 0)
+    yield Figure("solutions marked as in the file", int((correct == marks).sum()), marks.size, 0)
+    points = voting(groups, ballots).points
+    for name, n, problems in (("pass", 1, 500.25), ("majority", 4, 635 + 2 / 3), ("pass", 4, 887)):
+        yield Figure(f"problems by {name}@{n}", len(rows) * points[n][name].value, problems, 1e-6)
+
+
+def _references(folder: Path) -> Iterator[Figure]:
+    rule = find_rule("gsm8k")
+    for name, count in REFERENCES.items():
+        answers = [rule.find(row["answer"]) for row in read_jsonl(folder / name)]
+        yield Figure(f"{name} references read", len(answers) - answers.count(None), count, 0)
+
+
 def _dev(folder: str) -> str:
     return f"preference/{folder}/dev.jsonl.gz"
 
@@ -203,5 +234,7 @@ CHECKS: dict[str, Check] = {
     **{f"statistics/{row[0]}": Check("counted independently", (
         f"preference/{row[0]}.jsonl.gz", f"{LLAMA_3}/tokenizer.json.gz", f"{LLAMA_3}/tokenizer_config.json"),
         _statistics(*row)) for row in STATISTICS},
+    "gsm8k": Check("the solutions' own marks, and votes counted independently", (SOLUTIONS,), _gsm8k),
+    "gsm8k_references": Check("the set's rows", tuple(REFERENCES), _references),
 }
 """Name -> a check."""
