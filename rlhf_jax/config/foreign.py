@@ -28,7 +28,7 @@ REFUSED = {
     "gradient_checkpointing": "use remat: none | full | dots", "bf16": "use dtype: bfloat16",
     "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
     "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
-    "lora_dropout": "adapters are trained without dropout", "disable_dropout": "there is no dropout anywhere",
+    "disable_dropout": "models have no dropout, and adapters none unless lora_dropout is given",
     "use_dora": "adapters are plain LoRA",
     "lora_modules_to_save": "an adapter is all that is trained with use_peft",
     "lora_target_parameters": "name modules, with lora_target_modules",
@@ -71,7 +71,7 @@ REFUSED = {
 
 _IDLE: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False,), "optim": ("adamw_torch", "adamw_torch_fused", "adamw_hf"), "fp16": (False,),
-    "bf16": (False,), "packing": (False,), "load_in_4bit": (False,), "load_in_8bit": (False,), "lora_dropout": (0,),
+    "bf16": (False,), "packing": (False,), "load_in_4bit": (False,), "load_in_8bit": (False,),
     "use_vllm": (False,), "disable_dropout": (True,), "use_dora": (False,),
     "completion_only_loss": (True,), "assistant_only_loss": (True,), "sync_ref_model": (False,),
     "load_best_model_at_end": (False,), "model_revision": ("main",), "label_smoothing_factor": (0,),

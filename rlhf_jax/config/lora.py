@@ -23,6 +23,8 @@ class LoraConfig(Options):
       lora_alpha: the update is scaled by lora_alpha / lora_r.
       lora_target_modules: projections that get an update.
       use_rslora: scale by lora_alpha / sqrt(lora_r) instead (Kalajdzievski, arXiv 2312.03732).
+      lora_dropout: share of the inputs of the update that are left out at random while training, the others scaled up
+        (PEFT's). By example, layer and projection, so that neither mesh nor micro_rows change what is drawn.
       lora_init: the factor that starts random, the other at zero: "a", which reads the input, as Hu et al., or "b"
         (Hayou et al., arXiv 2406.08447, compare both).
     """
@@ -32,6 +34,7 @@ class LoraConfig(Options):
     lora_alpha: Annotated[float, POSITIVE, _ADAPTED] = 32.0
     lora_target_modules: Annotated[tuple[str, ...], _ADAPTED] = MODULES
     use_rslora: Annotated[bool, _ADAPTED] = False
+    lora_dropout: Annotated[float, at_least(0, 0.99), _ADAPTED] = 0.0
     lora_init: Annotated[Literal["a", "b"], _ADAPTED] = "a"
 
     def conflicts(self) -> None:

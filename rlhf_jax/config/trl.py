@@ -205,8 +205,11 @@ def _adapter(take: Take, out: Converted, verb: str) -> None:
     out.config |= {"use_peft": True, "lora_r": rank, "lora_alpha": alpha}
     if stabilised:
         out.config["use_rslora"] = True
-    if dropout:
-        out.lost["lora_dropout"] = f"{dropout} in TRL, given or not; {REFUSED['lora_dropout']}"
+    if dropout and verb != "sft" and take("disable_dropout") is not False:
+        out.said.append("lora_dropout is 0: TRL switches dropout off here, adapters' too, unless disable_dropout is "
+                        "false")
+    elif dropout:
+        out.config["lora_dropout"] = dropout
     if modules is None:
         modules = list(_PEFT_MODULES)
         out.said.append(f"lora_target_modules = {modules}: PEFT's choice for Llama, Mistral, Qwen and Gemma; ours is "

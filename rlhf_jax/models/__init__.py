@@ -8,7 +8,7 @@ from rlhf_jax.models.folder import CheckpointError, find_model
 from rlhf_jax.models.heads import GatedScores, gate_logits, gate_weights, gated_scores, score_heads, vocab_logits
 from rlhf_jax.models.hf import read_config
 from rlhf_jax.models.load import load_params
-from rlhf_jax.models.lora import init_lora, merge_lora, with_lora
+from rlhf_jax.models.lora import init_lora, merge_lora, with_dropout, with_lora
 from rlhf_jax.models.params import (
     Params,
     as_classifier,
@@ -58,6 +58,7 @@ __all__ = [
     "save_hf",
     "score_heads",
     "vocab_logits",
+    "with_dropout",
     "with_lora",
     "with_score",
 ]

@@ -12,7 +12,8 @@ from rlhf_jax.models.lora import LoraWeight
 def dense(x: Array, weight: Array | LoraWeight, inputs: int = 1) -> Array:
     """Contracts the last `inputs` axes of x with the first `inputs` axes of the weight; low-rank update included."""
     if isinstance(weight, LoraWeight):
-        low = jnp.tensordot(x, weight.a, axes=inputs) * weight.scale.astype(x.dtype)
+        seen = x if weight.dropout is None else weight.dropout(x)
+        low = jnp.tensordot(seen, weight.a, axes=inputs) * weight.scale.astype(x.dtype)
         return jnp.tensordot(x, weight.base, axes=inputs) + jnp.tensordot(low, weight.b, axes=1)
     return _product(x, weight, inputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -20,13 +21,29 @@ TARGETS = {
 """Hugging Face's module name -> where the weight sits in a layer's tree."""
 
 
+class Dropout(NamedTuple):
+    """What an update's input [B, T, in...] loses: keys [B], one a row; rate: scalar, the share that becomes zero."""
+
+    keys: Array
+    rate: Array
+
+    def __call__(self, x: Array) -> Array:
+        """x without what is dropped; what stays is divided by 1 - rate (Srivastava et al., JMLR 15, 2014)."""
+        kept = jax.vmap(lambda key, row: jax.random.bernoulli(key, 1 - self.rate, row.shape))(self.keys, x)
+        return jnp.where(kept, x / (1 - self.rate).astype(x.dtype), 0)
+
+
 class LoraWeight(NamedTuple):
-    """A weight with its low-rank update: base + scale * a @ b. a: [in..., r], b: [r, out...], scale: scalar."""
+    """A weight with its low-rank update: base + scale * a @ b. a: [in..., r], b: [r, out...], scale: scalar.
+
+    dropout: of the update's input, while it is trained.
+    """
 
     base: Array
     a: Array
     b: Array
     scale: Array
+    dropout: Dropout | None = None
 
 
 def lora_specs(config: DecoderConfig, lora: LoraConfig, magnitudes: bool = False) -> dict[str, Any]:
@@ -87,6 +104,21 @@ def with_lora(params: Params, adapter: Params, scale: float) -> Params:
         return LoraWeight(base, a.astype(base.dtype), b.astype(base.dtype), scales)
 
     return _mapped(params, adapter, attach)
+
+
+def with_dropout(params: Params, keys: Array, rate: float) -> Params:
+    """The tree `forward` takes for rows with `keys` [B]: each `LoraWeight` of each layer draws what it drops anew."""
+    number = itertools.count()
+
+    def attach(weight: Any) -> Any:
+        if not isinstance(weight, LoraWeight):
+            return weight
+        layers = len(weight.scale)
+        places = jnp.arange(layers) + layers * next(number)
+        drawn = jax.vmap(lambda place: jax.vmap(lambda key: jax.random.fold_in(key, place))(keys))(places)
+        return weight._replace(dropout=Dropout(drawn, jnp.full((layers,), rate, jnp.float32)))
+
+    return jax.tree.map(attach, params, is_leaf=lambda x: isinstance(x, LoraWeight))
 
 
 def merge_lora(params: Params, adapter: Params, scale: float) -> Params:

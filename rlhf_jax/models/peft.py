@@ -136,5 +136,5 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
     write_json(folder / ADAPTER_CONFIG, {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",
         "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "use_rslora": lora.use_rslora,
-        "lora_dropout": 0.0, "target_modules": list(lora.lora_target_modules), "bias": "none", "fan_in_fan_out": False,
-        "modules_to_save": None if score is None else ["score"], "inference_mode": True})
+        "lora_dropout": lora.lora_dropout, "target_modules": list(lora.lora_target_modules), "bias": "none",
+        "fan_in_fan_out": False, "modules_to_save": None if score is None else ["score"], "inference_mode": True})

@@ -40,6 +40,7 @@ from rlhf_jax.training.objectives import Objective
 from rlhf_jax.training.optimizer import make_optimizer, make_schedule
 from rlhf_jax.training.step import (
     Assemble,
+    Drop,
     TrainState,
     fresh_state,
     init_state,
@@ -87,13 +88,17 @@ class FitResult:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Weights as a fit sees them: what is trained, what is frozen, and how the two make a parameter tree."""
+    """Weights as a fit sees them: what is trained, what is frozen, and how the two make a parameter tree.
+
+    drop: makes of that tree one with dropout, in training alone.
+    """
 
     trained: Params
     specs: Any
     frozen: Params = dataclasses.field(default_factory=dict)
     frozen_specs: Any = dataclasses.field(default_factory=dict)
     assemble: Assemble = whole
+    drop: Drop | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +121,8 @@ def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: 
     shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
     frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
     step = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
-                           frozen_shardings=frozen_shardings, dtype=jnp.dtype(config.dtype))
+                           drop=model.drop, seed=config.seed, frozen_shardings=frozen_shardings,
+                           dtype=jnp.dtype(config.dtype))
     return StepProgram(step, optimizer, shardings, frozen_shardings)
 
 

@@ -32,6 +32,10 @@ Assemble = Callable[[Params, Params], Params]
 """(trained tree, frozen tree) -> the parameters `forward` takes."""
 
 
+Drop = Callable[[Params, Array], Params]
+"""(parameters `forward` takes, a key for each row [B]) -> those with dropout."""
+
+
 def whole(trained: Params, frozen: Params) -> Params:
     """`Assemble` of full fine-tuning: everything is trained."""
     del frozen
@@ -91,10 +95,15 @@ def _add_metrics(a: Metrics, b: Metrics) -> Metrics:
     return Metrics(jax.tree.map(jnp.add, a.means, b.means), jax.tree.map(jnp.maximum, a.maxima, b.maxima))
 
 
-def make_grads(objective: Objective, assemble: Assemble, dtype: Any) -> Callable[..., tuple[Any, Array, Metrics]]:
-    """(masters, frozen, batch [accumulation, B, ...], micro_batches) -> (float32 gradients, loss, metrics)."""
+def make_grads(objective: Objective, assemble: Assemble, dtype: Any, drop: Drop | None = None
+               ) -> Callable[..., tuple[Any, Array, Metrics]]:
+    """(masters, frozen, batch [accumulation, B, ...], micro_batches, key) -> (float32 gradients, loss, metrics).
 
-    def grads_of(masters: Any, frozen: Any, batch: PackedBatch, micro_batches: Array) -> tuple[Any, Array, Metrics]:
+    key: of the step, for `drop`; a row's own is that of its place in the whole batch.
+    """
+
+    def grads_of(masters: Any, frozen: Any, batch: PackedBatch, micro_batches: Array,
+                 key: Array | None = None) -> tuple[Any, Array, Metrics]:
         working = cast(masters, dtype)
         totals = term_totals(objective, assemble(working, frozen), batch)
 
@@ -102,7 +111,11 @@ def make_grads(objective: Objective, assemble: Assemble, dtype: Any) -> Callable
             micro = jax.tree.map(lambda x: x[index], batch)
 
             def loss_of(trained: Any) -> tuple[Array, Metrics]:
-                return micro_loss(objective, assemble(trained, frozen), micro, totals)
+                params = assemble(trained, frozen)
+                if drop is not None and key is not None:
+                    rows = index * len(micro.tokens) + jnp.arange(len(micro.tokens))
+                    params = drop(params, jax.vmap(partial(jax.random.fold_in, key))(rows))
+                return micro_loss(objective, params, micro, totals)
 
             (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(working)
             return cast(grads, jnp.float32), loss, metrics
@@ -128,19 +141,24 @@ def make_train_step(
     shardings: TrainState,
     *,
     assemble: Assemble = whole,
+    drop: Drop | None = None,
+    seed: int = 0,
     frozen_shardings: Any = None,
     dtype: Any = jnp.float32,
 ) -> Callable[[TrainState, Any, PackedBatch, Any], tuple[TrainState, dict[str, Array]]]:
     """Compiles (state, frozen, batch, micro_batches) -> (state, metrics). The old state is donated.
 
+    drop: dropout while training, drawn from `seed` and the number of the step.
     Metrics are global means ready to log: `loss`, `grad_norm`, `learning_rate`, `num_tokens` and the objective's own.
     """
     everywhere = replicated(mesh)
-    grads_of = auto_inside(make_grads(objective, assemble, dtype), mesh, (shardings.params, everywhere, everywhere))
+    grads_of = auto_inside(make_grads(objective, assemble, dtype, drop), mesh,
+                           (shardings.params, everywhere, everywhere))
 
     def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array
              ) -> tuple[TrainState, dict[str, Array]]:
-        grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches)
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if drop is not None else None
+        grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         logged = finish_metrics(metrics) | {

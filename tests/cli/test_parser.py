@@ -43,9 +43,9 @@ def test_an_unknown_flag_names_the_nearest_key(capsys):
 
 
 @pytest.mark.parametrize(("key", "said"), [
-    ("lora_dropout", "adapters are trained without dropout"), ("use_dora", "adapters are plain LoRA"),
+    ("disable_dropout", "models have no dropout, and adapters none unless"), ("use_dora", "adapters are plain LoRA"),
     ("dataset_test_split", "use eval_dataset_name"), ("packing_strategy", "no key has a similar name"),
-    ("gamma_rays", "no key has a similar name"), ("lora_dropot", "did you mean 'lora_dropout'? (adapters are"),
+    ("gamma_rays", "no key has a similar name"), ("lora_dropot", "did you mean 'lora_dropout'?"),
     ("max_seq_lenght", "did you mean 'max_seq_length'? (it is called max_length here)"),
     ("lr_scheduler", "did you mean 'lr_scheduler_type'?"),
     ("batch_size", "did you mean 'train_batch_size'?"), ("epochs", "did you mean 'num_train_epochs'?"),
@@ -226,7 +226,8 @@ def test_a_converted_config_is_a_config(tmp_path, rlhf_jax):
     (tmp_path / "trl.yaml").write_text("beta: 0.3\nuse_peft: true\noptim: adamw_torch\nneftune_noise_alpha: 5\n")
     status, out, err = rlhf_jax("convert", tmp_path / "trl.yaml", "--verb", "dpo", "--output", tmp_path / "ours.yaml")
     assert (status, out) == (0, "")
-    for said in ("changes nothing here:\n  optim", "NO COUNTERPART:\n  lora_dropout: 0.05", "neftune_noise_alpha: emb",
+    for said in ("changes nothing here:\n  optim", "lora_dropout is 0: TRL switches",
+                 "NO COUNTERPART:\n  neftune_noise_alpha: emb",
                  "still to be given:\n  model_name_or_path\n  dataset_name\n  output_dir"):
         assert said in err
     command = parse(DpoCommand, "dpo", ["--config", str(tmp_path / "ours.yaml"), *SFT])

@@ -45,6 +45,10 @@ def test_what_is_not_given_has_trls_default(verb):
     ({"use_peft": True, "lora_target_modules": "all-linear"}, {"lora_target_modules": None}),
     ({"loss_type": ["sigmoid"], "rpo_alpha": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
     ({"beta": 0.3, "torch_dtype": "bfloat16"}, {"beta": 0.3, "dtype": "bfloat16"}),
+    ({"use_peft": True}, {"lora_dropout": None}),
+    ({"use_peft": True, "lora_dropout": 0.1, "disable_dropout": True}, {"lora_dropout": None}),
+    ({"use_peft": True, "disable_dropout": False}, {"lora_dropout": 0.05}),
+    ({"use_peft": True, "lora_dropout": 0.0, "disable_dropout": False}, {"lora_dropout": None}),
     ({"ref_model": "r"}, {"reference_model": "r"}),
     ({"learning_rate": "5e-7", "eval_strategy": False, "save_strategy": False}, {"learning_rate": 5e-7,
                                                                                "save_steps": None}),
@@ -56,8 +60,7 @@ def test_keys_that_are_computed(given, expected):
 
 
 @pytest.mark.parametrize(("given", "lost"), [
-    ({"use_peft": True}, "lora_dropout"),
-    ({"use_peft": True, "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "lm_head"]}, "lora_target_modules"),
+    ({"use_peft": True, "lora_target_modules": ["q_proj", "lm_head"]}, "lora_target_modules"),
     ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type"),
     ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_kwargs.num_cycles"),
     ({"truncation_mode": "middle"}, "truncation_mode"),
@@ -88,6 +91,11 @@ def test_a_value_of_another_type_is_refused_by_name(given):
         convert("dpo", {**GIVEN, **given})
 
 
+@pytest.mark.parametrize(("verb", "kept"), [("sft", 0.05), ("reward", None)])
+def test_an_adapters_dropout_is_kept_where_trl_has_it(verb, kept):
+    assert convert(verb, {**GIVEN, "use_peft": True}).config.get("lora_dropout") == kept
+
+
 def test_a_fine_tuning_loss_beside_the_usual_one_is_listed():
     assert [*convert("sft", {**GIVEN, "loss_type": "dft"}).lost] == ["loss_type"]
     assert convert("reward", {**GIVEN, "center_rewards_coefficient": 0.01}).config["center_rewards_coefficient"] == 0.01
@@ -96,7 +104,7 @@ def test_a_fine_tuning_loss_beside_the_usual_one_is_listed():
 @pytest.mark.parametrize(("key", "value", "idle"), [
     ("push_to_hub", False, True), ("push_to_hub", True, False), ("push_to_hub", 0, False),
     ("optim", "adamw_torch", True), ("optim", "adafactor", False), ("dataloader_num_workers", 4, True),
-    ("hub_model_id", "me/mine", True), ("lora_dropout", 0.0, True), ("lora_dropout", 0.05, False),
+    ("hub_model_id", "me/mine", True), ("lora_dropout", 0.0, False), ("disable_dropout", True, True),
     ("ddp_timeout", 1800, True), ("torch_dtype", "bfloat16", False), ("beta", 0.1, False), ("deepspeed", None, True),
     ("own", None, False), ("eval_strategy", False, True), ("save_strategy", "epoch", False),
 ])

@@ -16,9 +16,11 @@ from rlhf_jax.models import (
     packed_forward,
     save_adapter,
     save_hf,
+    with_dropout,
     with_lora,
 )
-from rlhf_jax.models.lora import TARGETS, lora_specs
+from rlhf_jax.models.linear import dense
+from rlhf_jax.models.lora import TARGETS, Dropout, LoraWeight, lora_specs
 
 LORA = LoraConfig(use_peft=True, lora_r=3, lora_alpha=6.0)
 TOKENS = np.random.default_rng(0).integers(0, 48, (2, 7)).astype(np.int32)
@@ -50,6 +52,35 @@ def test_a_fresh_adapter_changes_nothing_to_the_bit(model):
     np.testing.assert_array_equal(hidden(with_lora(params, adapter, LORA.scale), config), hidden(params, config))
     merged = merge_lora(params, adapter, LORA.scale)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
+
+
+def test_dropout_scales_what_it_keeps_and_touches_the_update_alone():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5, 4)), jnp.float32)
+    base, a, b = (jnp.asarray(np.random.default_rng(i).normal(size=shape), jnp.float32)
+                  for i, shape in enumerate([(4, 6), (4, 2), (2, 6)]))
+    keys, rate = jax.random.split(jax.random.key(1), 3), 0.4
+    kept = np.stack([jax.random.bernoulli(key, 0.6, (5, 4)) for key in keys])
+    found = dense(x, LoraWeight(base, a, b, jnp.float32(2.0), Dropout(keys, jnp.float32(rate))))
+    expected = x @ base + 2.0 * (np.where(kept, x, 0) / 0.6) @ a @ b
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_layers_modules_and_rows_drop_different_places_and_none_on_average(model):
+    config, params = model
+    adapted = with_lora(params, trained_adapter(config), LORA.scale)
+    keys = jax.random.split(jax.random.key(0), 64)
+    dropped = with_dropout(adapted, keys, 0.3)
+    found = [w.dropout.keys for w in jax.tree.leaves(dropped, is_leaf=lambda x: isinstance(x, LoraWeight))
+             if isinstance(w, LoraWeight)]
+    data = np.concatenate([jax.random.key_data(k).reshape(-1, 2) for k in found])
+    assert len(np.unique(data, axis=0)) == len(data) == len(TARGETS) * config.layers * 64
+    ones = np.ones((64, 40), np.float32)
+    kept = [found[0][0], found[-1][-1]]
+    shares = [float((Dropout(k, jnp.float32(0.3))(ones) > 0).mean()) for k in kept]
+    np.testing.assert_allclose(shares, 0.7, atol=0.03)
+    np.testing.assert_allclose([float(Dropout(k, jnp.float32(0.3))(ones).mean()) for k in kept], 1.0, atol=0.04)
+    none = with_dropout(adapted, keys[:2], 0.0)
+    np.testing.assert_allclose(hidden(none, config), hidden(adapted, config), rtol=1e-6, atol=1e-6)
 
 
 def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):

@@ -1,6 +1,8 @@
 """The number of devices, the mesh, and gradient accumulation change nothing but speed."""
 
 import re
+from functools import partial
+from itertools import combinations
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +11,16 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.losses import PreferenceLoss
-from rlhf_jax.models import init_params, param_specs
+from rlhf_jax.models import init_lora, init_params, param_specs, with_dropout, with_lora
+from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.parallel import make_mesh, param_shardings
-from rlhf_jax.training.fit import make_plan
+from rlhf_jax.training.fit import Model, make_plan, step_program
 from rlhf_jax.training.objectives import Compute, Preference
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
-from rlhf_jax.training.step import init_state, make_train_step, state_shardings
+from rlhf_jax.training.step import init_state
 
 LOSS = PreferenceLoss(("sigmoid", "sft"), beta=0.3)
 MESHES = {"fsdp=8": MeshConfig(), "data=2 fsdp=4": MeshConfig(data=2, fsdp=4),
@@ -26,31 +29,35 @@ MESHES = {"fsdp=8": MeshConfig(), "data=2 fsdp=4": MeshConfig(data=2, fsdp=4),
 
 
 class Case:
-    """One optimizer step of 8 groups, one group per row."""
+    """One optimizer step of 8 groups, one group per row; with `dropout`, of an adapter."""
 
-    def __init__(self, config, groups, reference, mesh, micro_rows):
+    def __init__(self, config, groups, reference, mesh, micro_rows, dropout):
         train = TrainConfig(train_batch_size=8, micro_rows=micro_rows, row_length=24, learning_rate=1e-2,
                             warmup_steps=0, max_steps=2, num_train_epochs=2, max_grad_norm=0)
         self.mesh, self.shardings = mesh, param_shardings(config, mesh)
         self.plan = make_plan(groups, train, mesh, reference=reference)
         self.objective = Preference(Compute(config, mesh=mesh), LOSS)
-        schedule = make_schedule(train, 2)
-        optimizer = make_optimizer(train, schedule, param_specs(config))
-        params = init_params(jax.random.key(0), config)
-        self.state_shardings = state_shardings(optimizer, params, self.shardings, mesh)
-        self.state = init_state(optimizer, params, self.state_shardings)
-        self.step = make_train_step(self.objective, optimizer, schedule, mesh, self.state_shardings)
-
+        params, self.frozen = init_params(jax.random.key(0), config), {}
+        model = Model(params, param_specs(config))
+        if dropout is not None:
+            lora, self.frozen = LoraConfig(use_peft=True, lora_r=2), params
+            adapter = jax.tree.map(lambda x: x + 0.2, init_lora(jax.random.key(1), config, lora))
+            model = Model(adapter, lora_specs(config, lora), params, param_specs(config),
+                          lambda adapter, frozen: with_lora(frozen, adapter, lora.scale),
+                          partial(with_dropout, rate=dropout) if dropout else None)
+        program = step_program(model, self.objective, train, mesh, 2)
+        self.state_shardings, self.step = program.shardings, program.run
+        self.state = init_state(program.optimizer, model.trained, program.shardings)
         self.batch, micro = self.plan.batch(0)
         self.micro = np.int32(micro)
 
     def compiled(self):
         with jax.default_matmul_precision("highest"):
-            return self.step.lower(self.state, {}, self.batch, self.micro).compile()
+            return self.step.lower(self.state, self.frozen, self.batch, self.micro).compile()
 
     def run(self, compiled=None):
         """(state, metrics) after one step."""
-        return (compiled or self.compiled())(self.state, {}, self.batch, self.micro)
+        return (compiled or self.compiled())(self.state, self.frozen, self.batch, self.micro)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +65,8 @@ def make_case(tiny, make_groups, make_reference):
     groups = make_groups(8, 3, k=(2, 3), prompt=(5, 6), response=(4, 6))
     reference = make_reference(groups)
 
-    def build(mesh, micro_rows=1, **changes):
-        return Case(tiny(**changes), groups, reference, mesh, micro_rows)
+    def build(mesh, micro_rows=1, dropout=None, **changes):
+        return Case(tiny(**changes), groups, reference, mesh, micro_rows, dropout)
 
     return build
 
@@ -93,6 +100,20 @@ def test_accumulation_equals_one_micro_batch(make_case, lone_mesh, at_once):
     case = make_case(lone_mesh, micro_rows=1)
     assert case.plan.accumulation == 8
     check_same(case.run(), at_once)
+
+
+def test_what_dropout_draws_depends_on_rows_and_step_alone(make_case, lone_mesh):
+    case = make_case(lone_mesh, micro_rows=8, dropout=0.5)
+    compiled = case.compiled()
+    expected = case.run(compiled)
+    for other in (make_case(lone_mesh, dropout=0.5), make_case(make_mesh(MeshConfig(data=2, fsdp=4)), dropout=0.5),
+                  make_case(make_mesh(MESHES["data=2 fsdp=2 tensor=2 explicit"]), dropout=0.5)):
+        check_same(other.run(), expected)
+    plain = make_case(lone_mesh, micro_rows=8, dropout=0.0).run()[1]["loss"]
+    again = make_case(lone_mesh, micro_rows=8, dropout=0.5)
+    again.state = again.state.replace(step=again.state.step + 1)
+    losses = [plain, expected[1]["loss"], again.run(compiled)[1]["loss"]]
+    assert min(abs(a - b) for a, b in combinations(map(float, losses), 2)) > 1e-3
 
 
 @pytest.mark.parametrize("mesh", MESHES)

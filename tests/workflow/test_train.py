@@ -115,7 +115,8 @@ class Killed(Exception):
     pass
 
 
-LORA = {"use_peft": True, "lora_r": 2, "lora_alpha": 4.0, "lora_target_modules": ("q_proj",)}
+LORA = {"use_peft": True, "lora_r": 2, "lora_alpha": 4.0, "lora_target_modules": ("q_proj",),
+        "lora_dropout": 0.1}
 TRAININGS = {
     "sft": ("sft", "sft", {}),
     "sft-lora": ("sft", "sft", LORA),

@@ -31,6 +31,7 @@ from rlhf_jax.models import (
     param_specs,
     save_adapter,
     save_hf,
+    with_dropout,
     with_lora,
 )
 from rlhf_jax.models.folder import write_chat_template
@@ -101,7 +102,8 @@ def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, se
     frozen, frozen_specs = dict(params), dict(specs)
     if config.is_classifier:
         trained["score"], trained_specs["score"] = frozen.pop("score"), frozen_specs.pop("score")
-    return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale))
+    return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale),
+                 partial(with_dropout, rate=lora.lora_dropout) if lora.lora_dropout else None)
 
 
 @contextmanager
