@@ -58,6 +58,12 @@ def with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
     return prompt
 
 
+def without_system(prompt: Text, row: Mapping[str, Any]) -> tuple[Text, bool]:
+    """The prompt without its system or developer message, and whether it or a column of the row had one."""
+    first = not isinstance(prompt, str) and prompt[0]["role"] in SYSTEM_ROLES
+    return prompt[1:] if first else prompt, first or any(row.get(column) for column in SYSTEM_COLUMNS)
+
+
 def template_variables(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the columns `tools` and `chat_template_kwargs` hand to the chat template.
 

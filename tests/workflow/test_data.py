@@ -106,6 +106,10 @@ def test_other_kinds_options_and_columns(mix):
     examples, _ = load_examples(str(stage.folder / "train-*.jsonl"), "sft")
     assert {e.responses[0][0]["content"] for e in examples} == {"done 0", "done 1", "done 2"}
     assert "52,002" in (stage.folder / "statistics.md").read_text()
+    spoken = [{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}], "completion": "c"}]
+    quiet = mix([(spoken, {"drop_system": True})], "quiet", kind="sft")
+    assert rows_of(quiet)[0]["prompt"] == [{"role": "user", "content": "p"}]
+    assert quiet.report["funnel"]["notes"] == {"dropped_system": 1}
     asked = mix([(instructions, {**source[1], "prompts_from": "first_user"})], "prompts", kind="prompt")
     assert {row["prompt"][0]["content"] for row in rows_of(asked)} == {"do 0", "do 1", "do 2"}
     once = mix([[{"prompt": "p", "completion": c} for c in "abc"]], "once", kind="sft", drop_duplicate_prompts=True)
