@@ -70,7 +70,8 @@ class DataCommand(Options):
     """Mixing data sets: convert, de-duplicate, decontaminate, cap, mix, shuffle and split, with every loss counted.
 
     Attributes:
-      output_dir: where train-*.jsonl, valid-*.jsonl, test-*.jsonl, statistics.md and decontaminated.jsonl go.
+      output_dir: where train-*.jsonl, valid-*.jsonl, test-*.jsonl, report.html, statistics.md and decontaminated.jsonl
+        go.
       sources: what is mixed; of equal rows the first is kept.
       kind: layout of the rows.
       contradictions: what becomes of pairs that another row, or their own score, labels the other way round.
