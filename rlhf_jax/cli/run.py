@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.meshes import resolved
 from rlhf_jax.workflow.policies import Outcome, compare, preview_comparison
-from rlhf_jax.workflow.products import RESULTS
+from rlhf_jax.workflow.products import RESULTS, STATISTICS
 from rlhf_jax.workflow.progress import Noted
 from rlhf_jax.workflow.results import gather_results, results_so_far
 from rlhf_jax.workflow.self_training import preview_self_training, self_train
@@ -192,8 +192,21 @@ def stage(verb: str, command: Any) -> None:
         print(json.dumps({key: value for key, value in finished.report.items() if key != "reliability"}, indent=1))
         if "length_bias" in finished.report:
             write_length_bias(finished.report["length_bias"], finished.folder)
+        if (finished.folder / STATISTICS).is_file():
+            draw_mix(finished.report, finished.folder)
         done = "already done" if finished.reused else f"{finished.seconds:.1f} s"
         print(f"\n{verb}: {done}, in {finished.folder}")
+
+
+def draw_mix(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes the page of a mix beside it: what `data` counted, and where the rows of each source went."""
+    statistics = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+    if "shared" not in statistics:  # counted by an earlier version, which drew nothing
+        return
+    funnels = {f"{place}. {source['name']}": {key: value for key, value in source.items() if key != "name"}
+               for place, source in enumerate(report["sources"], start=1)}
+    results = Results.from_json({"title": f"A mix of {len(funnels)} sources", "policies": [], "funnels": funnels})
+    print(f"\nreport: {write_report(results, folder, mix=statistics)}")
 
 
 def experiment(verb: str, config: ExperimentConfig) -> None:

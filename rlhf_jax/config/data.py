@@ -32,6 +32,8 @@ class RowOptions(Options):
       columns: a column's name here: its name in the rows, as {prompt: question, chosen: best}; before the converter.
       prompts_from: rows hold whole conversations, of which the prompt is what ends with the first user turn, or what
         stands before the last assistant turn.
+      drop_system: leave out system and developer messages, those in columns of their own too; the funnel counts the
+        rows that had one.
       drop_duplicate_prompts: keep the first row of each prompt (the same text up to white space), before max_samples.
       max_samples: valid rows used, from the start, before those too long are left out; None for all. Rows behind them
         are not read.
@@ -45,6 +47,7 @@ class RowOptions(Options):
     converter_options: Annotated[Mapping[str, Any], only_with("converter")] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prompts_from: PromptsFrom | None = None
+    drop_system: bool = False
     drop_duplicate_prompts: bool = False
     max_samples: Annotated[int | None, COUNT] = None
     max_bad_rows: Annotated[int | float, at_least(0)] = 0.02

@@ -24,6 +24,7 @@ class SourceOptions(Options):
       converter_options: of that converter, other values than those of its row in the table.
       columns: a column's name here: its name in the rows.
       prompts_from: of rows that hold whole conversations, what is the prompt (kind: prompt).
+      drop_system: leave out system and developer messages; the funnel counts the rows that had one.
       weight: share of the mix relative to the other sources'.
       max_rows: valid rows that are read, from the start; rows behind them are not read.
       pair_rule: which pairs graded rows make.
@@ -40,6 +41,7 @@ class SourceOptions(Options):
     converter_options: Annotated[Mapping[str, Any], only_with("converter")] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     prompts_from: PromptsFrom | None = None
+    drop_system: bool = False
     weight: Annotated[float, POSITIVE] = 1.0
     max_rows: Annotated[int | None, COUNT] = None
     pair_rule: PairRule = "all"
@@ -54,8 +56,8 @@ class SourceOptions(Options):
         """Which rows are read."""
         return RowOptions(dataset_name=self.name, split=self.split, converter=self.converter,
                           converter_options=self.converter_options, columns=self.columns,
-                          prompts_from=self.prompts_from, max_samples=self.max_rows, max_bad_rows=self.max_bad_rows,
-                          allow_empty_prompt=False)
+                          prompts_from=self.prompts_from, drop_system=self.drop_system, max_samples=self.max_rows,
+                          max_bad_rows=self.max_bad_rows, allow_empty_prompt=False)
 
     @property
     def graded(self) -> GradedOptions:
@@ -68,7 +70,8 @@ class DataCommand(Options):
     """Mixing data sets: convert, de-duplicate, decontaminate, cap, mix, shuffle and split, with every loss counted.
 
     Attributes:
-      output_dir: where train-*.jsonl, valid-*.jsonl, test-*.jsonl, statistics.md and decontaminated.jsonl go.
+      output_dir: where train-*.jsonl, valid-*.jsonl, test-*.jsonl, report.html, statistics.md and decontaminated.jsonl
+        go.
       sources: what is mixed; of equal rows the first is kept.
       kind: layout of the rows.
       contradictions: what becomes of pairs that another row, or their own score, labels the other way round.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from rlhf_jax.data.context_columns import template_variables
 from rlhf_jax.data.example import Example
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
-from rlhf_jax.data.message_fields import TRAIN
+from rlhf_jax.data.spoken import spoken_ids
 from rlhf_jax.data.system_prompt import with_system_prompt
 from rlhf_jax.data.template_reading import TemplateReading, unrendered
 from rlhf_jax.data.templates import TEMPLATES, TemplateRefused
@@ -203,8 +203,8 @@ def _messages(text: Text, role: str) -> list[Message]:
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
-def _template_ids(renderer: Renderer, messages: list[Message], generation: bool,
-                  variables: dict[str, Any]) -> list[int]:
+def _template_ids(renderer: Renderer, variables: dict[str, Any], messages: list[Message],
+                  generation: bool) -> list[int]:
     try:
         return template_ids(renderer.tokenizer, messages, generation=generation, **variables)
     except TemplateRefused as error:
@@ -217,7 +217,7 @@ def _prompt_ids(renderer: Renderer, prompt: Text, variables: dict[str, Any]) -> 
         ids = plain_ids(renderer.tokenizer, prompt, continues=False)
         ids = ids if renderer.bos_id is None else [renderer.bos_id, *ids]
     else:
-        ids = _template_ids(renderer, prompt, True, variables)
+        ids = _template_ids(renderer, variables, prompt, True)
     if not ids:
         raise BadRow("zero_token_prompt", "the prompt has no token, and in this tokenizer no BOS stands before texts "
                                           "(one that opens the turns of a chat template is none); give a prompt")
@@ -247,8 +247,8 @@ def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response:
         ids = _unpadded(ids, renderer.skipped_id)
         mask = mask[: len(ids)]
     else:
-        ids, mask = _chat_response(renderer, _messages(prompt, "user"), prompt_ids, _messages(response, "assistant"),
-                                   variables)
+        ids, mask = spoken_ids(partial(_template_ids, renderer, variables), renderer.end_of_turn,
+                               _messages(prompt, "user"), prompt_ids, _messages(response, "assistant"))
     if not ids:
         raise BadRow("zero_token_response", "a response has no token; there is nothing to learn from")
     _check_rows(renderer, ids)
@@ -261,7 +261,7 @@ def _conversations(renderer: Renderer, prompt: list[Message], prompt_ids: list[i
 
     Prompt and response together are `apply_chat_template` of the whole conversation, whatever the template does.
     """
-    whole = [_template_ids(renderer, [*prompt, *_messages(response, "assistant")], False, variables)
+    whole = [_template_ids(renderer, variables, [*prompt, *_messages(response, "assistant")], False)
              for response in responses]
     whole = [_unpadded(ids, renderer.skipped_id) for ids in whole]
     for ids in whole:
@@ -280,36 +280,6 @@ def _unpadded(ids: list[int], skipped_id: int | None) -> list[int]:
     while ids and ids[-1] == skipped_id:
         ids = ids[:-1]
     return ids
-
-
-def _chat_response(renderer: Renderer, prompt: list[Message], prompt_ids: list[int], response: list[Message],
-                   variables: dict[str, Any]) -> tuple[list[int], list[bool]]:
-    """Ids and loss mask of the turns after the prompt, found by rendering up to each message boundary.
-
-    The tokens of an assistant turn are those between its header and its stop token, stop token included.
-    """
-    ids, mask = list(prompt_ids), [False] * len(prompt_ids)
-    for i, message in enumerate(response):
-        if message["role"] != "assistant":
-            continue
-        turns = [*prompt, *response[: i + 1]]
-        header = prompt_ids if i == 0 else _template_ids(renderer, turns[:-1], True, variables)
-        whole = _template_ids(renderer, turns, False, variables)
-        whole = whole[: len(whole) - renderer.end_of_turn.trailing]
-        if header[: len(ids)] != ids or whole[: len(header)] != header:
-            raise BadRow("template_not_prefix_preserving",
-                         f"the chat template renders turn {len(turns)} so that the turns before it, or its own "
-                         "opening, change; where the response begins is unknown. Use a template that only appends; of "
-                         "one that opens with a thought, give reasoning_content, or chat_template_kwargs against it")
-        if whole[-1] != renderer.end_of_turn.stop_id:
-            raise BadRow("stop_token_missing", "the chat template does not end this assistant turn with its stop token")
-        if len(whole) == len(header) + 1:
-            raise BadRow("zero_token_response", "an assistant turn has no token but its stop token")
-        mask += [False] * (len(header) - len(ids)) + [message.get(TRAIN, True)] * (len(whole) - len(header))
-        ids = whole
-    if not any(mask):
-        raise BadRow("nothing_trained", "every turn of a response says that it is not trained on; leave out the row")
-    return ids[len(prompt_ids) :], mask[len(prompt_ids) :]
 
 
 def describe(group: PromptGroup, tokenizer: Any) -> str:

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow, checked_text, short
-from rlhf_jax.data.groups import Message, Text
+from rlhf_jax.data.groups import SYSTEM_ROLES, Message, Text
 from rlhf_jax.data.json_values import checked_json
 
 SYSTEM_COLUMNS = ("system", "system_prompt")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 _MEDIA = tuple(name + ending for name in ("image", "audio", "video") for ending in ("", "s"))
 _OURS = ("messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize",
          "continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask", "padding",
@@ -48,13 +49,19 @@ def with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
             raise BadRow("not_text_content", f"column {column!r} holds {short(text)}; a system message is text")
         messages: list[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         first = messages[0]
-        if first["role"] == "system" and first["content"].strip() != text.strip():
+        if first["role"] in SYSTEM_ROLES and first["content"].strip() != text.strip():
             raise BadRow("two_system_messages", f"column {column!r} ({short(text)}) and the messages before it "
                                                 f"({short(first['content'])}) are two system messages; keep one")
-        if first["role"] != "system":
+        if first["role"] not in SYSTEM_ROLES:
             messages = [{"role": "system", "content": checked_text(text, column)}, *messages]
         prompt = messages
     return prompt
+
+
+def without_system(prompt: Text, row: Mapping[str, Any]) -> tuple[Text, bool]:
+    """The prompt without its system or developer message, and whether it or a column of the row had one."""
+    first = not isinstance(prompt, str) and prompt[0]["role"] in SYSTEM_ROLES
+    return prompt[1:] if first else prompt, first or any(row.get(column) for column in SYSTEM_COLUMNS)
 
 
 def template_variables(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,7 @@ class ParseOptions:
       allow_empty_prompt: an empty string is a prompt; the BOS token alone is then what the model sees.
       to_judge: pairs are judged as they are and not learned from: a response may be empty, or both be the same.
       prompts_from: of rows that hold whole conversations, what is the prompt; None where rows are prompts.
+      drop_system: system and developer messages are left out, those in columns of their own too.
     """
 
     pair_rule: PairRule = "all"
@@ -111,3 +112,4 @@ class ParseOptions:
     allow_empty_prompt: bool = False
     to_judge: bool = False
     prompts_from: PromptsFrom | None = None
+    drop_system: bool = False

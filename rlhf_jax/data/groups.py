@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 Message = dict[str, Any]
-"""{"role": "system" | "user" | "assistant" | "tool", "content": text}, and fields as `message_fields` has them."""
+"""{"role": "system" | "developer" | "user" | "assistant" | "tool", "content": text}, and fields as `message_fields` has
+them."""
+SYSTEM_ROLES = ("system", "developer")
+"""Who may speak before the first user: OpenAI's newer name for a system message is kept as a role of its own."""
 Text = str | list[Message]
 """A prompt or a response as people write it: plain text, or a list of chat messages."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf_jax.data.context_columns import TEMPLATE_COLUMNS
 from rlhf_jax.data.groups import PromptGroup, Text
 
 
@@ -15,10 +16,12 @@ def scored_row(group: PromptGroup, scorer: str) -> dict[str, Any]:
 
 
 def pair_rows(group: PromptGroup) -> list[dict[str, Any]]:
-    """TRL's layout of preference pairs, which RLHFlow's trainer reads too; a margin where there is one."""
+    """TRL's layout of preference pairs, which RLHFlow's trainer reads too; a margin and the columns that the chat
+    template reads where there are some."""
+    read = {column: group.extra[column] for column in TEMPLATE_COLUMNS if column in group.extra}
     rows = []
     for place, (chosen, rejected) in enumerate(group.pairs):
-        row = {"prompt": group.prompt, "chosen": _answer(group, chosen), "rejected": _answer(group, rejected)}
+        row = {**read, "prompt": group.prompt, "chosen": _answer(group, chosen), "rejected": _answer(group, rejected)}
         rows.append(row | {"margin": group.margins[place]} if group.margins else row)
     return rows
 

@@ -5,11 +5,13 @@
 | `weight`, `train`, `train_on_turn`, `loss` | 0 or false: an assistant's turn is seen and not trained on          |
 | `mask`, `masked`                        | the same, of 1 or true                                                 |
 | null, empty text, empty list or object  | nothing: it says nothing                                               |
+| `tool_calls`                            | handed to the chat template, arguments written as JSON as the object   |
 | any other                               | handed to the chat template (`template_reading` sees whether it is read) |
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,10 +33,8 @@ def message_fields(said: Mapping[str, Any], role: str, column: str) -> dict[str,
     """
     fields = {key: checked_json(value, column) for key, value in said.items()
               if key not in _KNOWN and key not in _TRAINS and not _is_nothing(value)}
-    calls = fields.get("tool_calls", [])
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise BadRow("bad_tool_calls", f"column {column!r} has a message with tool_calls {short(calls)}; give a list "
-                                       "of objects")
+    if "tool_calls" in fields:
+        fields["tool_calls"] = _tool_calls(fields["tool_calls"], column)
     if _trained(said, role, column) is False and role == "assistant":
         fields[TRAIN] = False
     return fields
@@ -57,6 +57,36 @@ def _trained(said: Mapping[str, Any], role: str, column: str) -> bool | None:
                                                    f"{said[next(iter(found))]}; the assistant's turns alone are "
                                                    "trained on. Leave it out")
     return trained
+
+
+def _tool_calls(calls: Any, column: str) -> list[dict[str, Any]]:
+    """The calls with their arguments as objects.
+
+    OpenAI's rows hold them as a string of JSON. Templates write arguments as JSON, of a string a quoted one that no
+    tool could read; vLLM hands objects to templates too.
+    """
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise BadRow("bad_tool_calls", f"column {column!r} has a message with tool_calls {short(calls)}; give a list "
+                                       "of objects")
+    made = []
+    for call in calls:
+        inner = call.get("function", call)
+        if isinstance(inner, dict) and isinstance(inner.get("arguments"), str):
+            inner = {**inner, "arguments": _arguments(inner["arguments"], column)}
+        made.append({**call, "function": inner} if "function" in call else inner)
+    return made
+
+
+def _arguments(text: str, column: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadRow("bad_tool_calls", f"column {column!r} has a tool call with the arguments {short(text)}, which are "
+                                       "no JSON object; write one, {} where there are none")
+    checked: dict[str, Any] = checked_json(found, column)
+    return checked
 
 
 def _is_nothing(value: Any) -> bool:

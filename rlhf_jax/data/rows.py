@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.bad_row import BadRow, checked_text
-from rlhf_jax.data.context_columns import SYSTEM_COLUMNS, check_media, template_variables, with_system
+from rlhf_jax.data.context_columns import SYSTEM_COLUMNS, check_media, template_variables, with_system, without_system
 from rlhf_jax.data.example import LABEL, Example, Kind, NotedRow, ParseOptions
 from rlhf_jax.data.graded import finite_number, graded_example, paired, pairs_from_scores
 from rlhf_jax.data.group_rows import GROUP_COLUMN, example_of_group
@@ -78,7 +78,10 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
     if not options.to_judge and any(is_empty(response) for response in example.responses):
         raise BadRow("empty_response", "a response is empty; there is nothing to learn from or to judge")
     prompt_id = example.prompt_id or _prompt_id(row, example)
-    prompt = example.prompt if ours else _with_system(example.prompt, row)
+    prompt = example.prompt if ours or options.drop_system else _with_system(example.prompt, row)
+    if options.drop_system:
+        prompt, dropped = without_system(prompt, row)
+        notes["dropped_system"] += dropped
     example = dataclasses.replace(example, prompt=prompt, prompt_id=prompt_id)
     rest = {} if ours else {c: v for c, v in row.items() if c not in (*_USED[kind], *ID_COLUMNS, *SYSTEM_COLUMNS)}
     template_variables(rest)  # what they are is a fault of the row, whether a template reads them or not

@@ -13,6 +13,8 @@ from rlhf_jax.data.prompt_text import plain_text
 Lengths = Callable[[Sequence[str]], Sequence[int]]
 """Texts -> the length of each."""
 BLOCK = 4096
+PERCENTILES = (5, 25, 50, 75, 95)
+"""Of lengths and margins, as the page of a mix draws them."""
 
 
 def count_words(texts: Sequence[str]) -> list[int]:
@@ -31,7 +33,8 @@ def token_counter(tokenizer: Any) -> Lengths:
 
 
 def source_statistics(entries: Sequence[Entry], lengths: Lengths) -> dict[str, Any]:
-    """Counts of rows, and means over them; None where there is nothing to count.
+    """Counts of rows, and means over them; None where there is nothing to count. `percentiles`: PERCENTILES of what
+    there is.
 
     `chosen` is the only response of rows without a pair. Rows whose prompt stands in several
     count it in each, as in the paper's table.
@@ -43,14 +46,24 @@ def source_statistics(entries: Sequence[Entry], lengths: Lengths) -> dict[str, A
     distinct = list(dict.fromkeys(text for found in texts.values() for text in found))
     length = dict(zip(distinct, lengths(distinct), strict=True))
     counted = {name: np.asarray([length[text] for text in found], float) for name, found in texts.items()}
-    margins = [entry.margin for entry in entries if entry.margin is not None]
+    margins = np.asarray([entry.margin for entry in entries if entry.margin is not None], float)
     pairs = 0 < len(counted["rejected"]) == len(counted["chosen"])
     return {
         "prompts": len({entry.prompt for entry in entries}), "rows": len(entries),
         **{name: _mean(found) for name, found in counted.items()},
         "chosen_longer": _mean(counted["chosen"] > counted["rejected"]) if pairs else None,
-        "margin": _mean(np.asarray(margins, float)),
+        "margin": _mean(margins),
+        "percentiles": {name: np.percentile(found, PERCENTILES).round(4).tolist()
+                        for name, found in {**counted, "margin": margins}.items() if found.size},
     }
+
+
+def shared_prompts(entries: Sequence[Entry], sources: int) -> list[list[int]]:
+    """[sources, sources] of each two sources the distinct prompts that both hold; of one with itself, its own."""
+    prompts: list[set[str]] = [set() for _ in range(sources)]
+    for entry in entries:
+        prompts[entry.source].add(entry.prompt)
+    return [[len(one & other) for other in prompts] for one in prompts]
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow, short
-from rlhf_jax.data.groups import Message, Text
+from rlhf_jax.data.groups import SYSTEM_ROLES, Message, Text
 
 
 def with_system_prompt(prompt: Text, text: str) -> list[Message]:
@@ -18,7 +18,7 @@ def with_system_prompt(prompt: Text, text: str) -> list[Message]:
         raise BadRow("system_beside_text", "system_prompt is set and the row is whole text, in which nobody speaks; "
                                            "give messages, or leave system_prompt out")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return messages if messages[0]["role"] == "system" else [{"role": "system", "content": text}, *messages]
+    return messages if messages[0]["role"] in SYSTEM_ROLES else [{"role": "system", "content": text}, *messages]
 
 
 def check_system_role(renderer: Any, text: str) -> None:

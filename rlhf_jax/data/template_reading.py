@@ -11,15 +11,15 @@ from functools import lru_cache
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow
-from rlhf_jax.data.groups import Message
+from rlhf_jax.data.groups import SYSTEM_ROLES, Message
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.templates import TemplateRefused
 from rlhf_jax.data.tokenizer import template_of, template_text
 
 _SAID = ("content", "reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
 """What the speaker said, in whatever form. Other fields are about the message; that they are not written is noted."""
-_Kind = tuple[str, tuple[str, ...], bool]
-"""Role, names of the fields beside role and content, and whether there is text."""
+_Kind = tuple[str, tuple[str, ...], bool, bool]
+"""Role, names of the fields beside role and content, whether there is text, and whether several tools are called."""
 
 
 class TemplateReading:
@@ -50,17 +50,20 @@ class TemplateReading:
                 continue
             for name in self._unread_of(kind):
                 if name in _SAID:
-                    whole = name == "content" and kind[0] in ("system", "tool")
-                    raise unrendered(kind[0] if whole else name, f" in turns of the role {kind[0]}")
+                    whole = name == "content" and kind[0] in (*SYSTEM_ROLES, "tool")
+                    several = " that call several tools" if kind[3] and name == "tool_calls" else ""
+                    raise unrendered(kind[0] if whole else name, f" in turns of the role {kind[0]}{several}")
                 notes.append("unread_" + re.sub(r"\W", "_", name)[:40])
         return notes
 
     def _unread_of(self, kind: _Kind) -> list[str]:
         if kind not in self._unread:
-            role, fields, text = kind
+            role, fields, text, several = kind
             words = {name: f"zqjx{chr(97 + i)}zqjx" for i, name in enumerate(("content", *fields))}
             message = {"role": role, "content": words["content"] if text else "",
                        **{name: _value(name, words[name]) for name in fields}}
+            if several:  # the word is then that of the last one
+                message["tool_calls"] = [*_value("tool_calls", "b"), *message["tool_calls"]]
             names = [*(["content"] if text else []), *fields]
             try:
                 written = template_text(self._tokenizer, _around(role, message), generation=False).lower()
@@ -100,14 +103,15 @@ def _variables(template: str) -> frozenset[str]:
 
 def unrendered(name: str, where: str = "") -> BadRow:
     """The fault of a row of which the model would not be shown the part `name`."""
+    other = "give it the role system" if name == "developer" else "take it out of the data"
     return BadRow(f"{name}_not_rendered", f"the chat template does not write {name!r}{where}, so the model would not "
                                           "see what this row says; use a template that does (chat_template_path), or "
-                                          "take it out of the data")
+                                          f"{other}")
 
 
 def _kind(message: Message) -> _Kind:
     fields = sorted(name for name in message if name not in ("role", "content", TRAIN))
-    return message["role"], tuple(fields), bool(message["content"].strip())
+    return message["role"], tuple(fields), bool(message["content"].strip()), len(message.get("tool_calls", ())) > 1
 
 
 def _value(name: str, word: str) -> Any:
@@ -122,4 +126,5 @@ def _around(role: str, message: dict[str, Any]) -> list[dict[str, Any]]:
     """The shortest conversation in which a message of this role may stand."""
     user = {"role": "user", "content": "a"}
     call = {"role": "assistant", "content": "", "tool_calls": _value("tool_calls", "b")}
-    return {"system": [message, user], "assistant": [user, message], "tool": [user, call, message]}.get(role, [message])
+    around = {"assistant": [user, message], "tool": [user, call, message]}
+    return [message, user] if role in SYSTEM_ROLES else around.get(role, [message])

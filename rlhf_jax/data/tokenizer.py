@@ -30,10 +30,12 @@ class EndOfTurn:
     Attributes:
       stop_id: the token by which the assistant stops, e.g. `<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`.
       trailing_ids: what the template writes after it, e.g. the newline after `<|im_end|>`.
+      markers: the special tokens, one of which may end a turn that calls tools, e.g. `<|call|>`.
     """
 
     stop_id: int
     trailing_ids: tuple[int, ...] = ()
+    markers: frozenset[int] = frozenset()
 
     @property
     def trailing(self) -> int:
@@ -113,7 +115,7 @@ def check_vocabulary(tokenizer: Any, rows: int, where: Path) -> None:
     A special token beyond them is let pass if it neither begins, ends nor stands for the unknown: Gemma 3's smaller
     models have one for images, which no text holds. A text that does hold it is refused where it is rendered.
     """
-    reserved = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    reserved = special_token_ids(tokenizer)
     used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
     beyond = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items()
                     if token_id >= rows and (token_id not in reserved or token_id in used))
@@ -122,6 +124,11 @@ def check_vocabulary(tokenizer: Any, rows: int, where: Path) -> None:
         raise ValueError(f"the tokenizer of {where} has {len(beyond)} tokens without a row in the model's embedding of "
                          f"{rows:,} rows: {names}. The model cannot read or write them: use the tokenizer it was "
                          "trained with, or give it rows for them (transformers' resize_token_embeddings)")
+
+
+def special_token_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens that were added to the vocabulary: markers, not words."""
+    return {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
 def template_of(tokenizer: Any, tools: Any = None) -> str:
@@ -167,7 +174,7 @@ def end_of_turn(tokenizer: Any) -> EndOfTurn:
     special = _special_ids(tokenizer)
     for place, token in enumerate(ids):
         if token in special:
-            return EndOfTurn(token, tuple(ids[place + 1 :]))
+            return EndOfTurn(token, tuple(ids[place + 1 :]), frozenset(special_token_ids(tokenizer)))
     raise ValueError(f"the chat template ends an assistant turn with {ending!r}, in which the tokenizer knows no "
                      "special token; the model could not learn to stop. Use a template whose end of turn is in the "
                      "vocabulary")

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.data.bad_row import BadRow, checked_text, short
-from rlhf_jax.data.groups import Message, Text
+from rlhf_jax.data.groups import SYSTEM_ROLES, Message, Text
 from rlhf_jax.data.message_fields import message_fields
 
 ROLES = {
     "system": "system",
+    "developer": "developer",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -83,7 +84,7 @@ def is_empty(text: Text) -> bool:
 
 
 def check_alternation(messages: Sequence[Message], column: str, first: str = "user") -> None:
-    """Requires an optional system message and then strictly alternating turns that begin with `first`.
+    """Requires an optional system or developer message and then strictly alternating turns that begin with `first`.
 
     What tools answered, in one or several messages, stands where a user's turn would.
 
@@ -92,7 +93,7 @@ def check_alternation(messages: Sequence[Message], column: str, first: str = "us
     """
     roles = [m["role"] for m in messages]
     turns = [role for before, role in itertools.pairwise(["", *roles]) if (before, role) != ("tool", "tool")]
-    turns = turns[1:] if turns[:1] == ["system"] and first == "user" else turns
+    turns = turns[1:] if turns[:1] and turns[0] in SYSTEM_ROLES and first == "user" else turns
     turns = [*turns[:1], *("user" if role == "tool" else role for role in turns[1:])]
     other = "assistant" if first == "user" else "user"
     expected = [first if i % 2 == 0 else other for i in range(len(turns))]

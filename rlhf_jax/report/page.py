@@ -6,7 +6,7 @@ import datetime
 import importlib.resources
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from rlhf_jax.evaluation import (
 )
 from rlhf_jax.report.drawing import Drawing
 from rlhf_jax.report.headline import headline
+from rlhf_jax.report.mix_figures import mix_content
 from rlhf_jax.report.policies import best_value, family_of, present_measures, show, written
 from rlhf_jax.report.policy_figures import policy_figures
 from rlhf_jax.report.run_figures import funnel_bars, reliability, training_figures
@@ -33,13 +34,14 @@ from rlhf_jax.report.run_figures import funnel_bars, reliability, training_figur
 SECTIONS = (("notes", "notes", "Notes"), ("rows", "comparison", "Policies compared"),
             ("candidates", "choice", "Choice of the policy"),
             ("policy_figures", "figures", "Figures"), ("reward_model", "reward-model", "Reward model"),
-            ("training_figures", "training", "Learning curves"), ("funnels", "data", "Data"),
+            ("training_figures", "training", "Learning curves"), ("mix", "mix", "Sources"), ("funnels", "data", "Data"),
             ("samples", "samples", "Sample answers"), ("stages", "stages", "Stages"),
             ("config", "config", "Configuration"))
 """(part of the page's content, its anchor, its heading), in order."""
 
 
-def write_report(results: Results, folder: Path, at_work: str | None = None) -> Path:
+def write_report(results: Results, folder: Path, at_work: str | None = None,
+                 mix: Mapping[str, Any] | None = None) -> Path:
     """Writes `report.html` and `figures/*.png` into a folder.
 
     The page needs nothing but itself: style and figures are inside, there is no script, and whatever part the results
@@ -48,6 +50,7 @@ def write_report(results: Results, folder: Path, at_work: str | None = None) -> 
     Args:
       folder: made where it does not exist.
       at_work: the stage at work, while the run is under way; the page then says so and loads itself again now and then.
+      mix: the statistics of a mix of data sets.
 
     Returns:
       The path of the page.
@@ -55,8 +58,9 @@ def write_report(results: Results, folder: Path, at_work: str | None = None) -> 
     Raises:
       ValueError: a part of the results has another shape; so may other errors of values and types.
     """
-    content = _content(results, at_work)
+    content = _content(results, at_work, mix)
     figures: list[Drawing] = [*content["policy_figures"], *content["training_figures"],
+                              *(content["mix"]["figures"] if content["mix"] else ()),
                               *(f for f in (content["reliability"], content["funnel_bars"]) if f is not None)]
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for figure in figures:
@@ -74,7 +78,7 @@ def write_report(results: Results, folder: Path, at_work: str | None = None) -> 
     return page
 
 
-def _content(results: Results, at_work: str | None) -> dict[str, Any]:
+def _content(results: Results, at_work: str | None, mix: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything the template shows, in plain texts and figures."""
     policies = results.policies
     measures = present_measures(policies)
@@ -93,6 +97,7 @@ def _content(results: Results, at_work: str | None) -> dict[str, Any]:
         "reward_model": _reward_model(results.reward_model),
         "reliability": reliability(results.reward_model),
         "training_figures": training_figures(results.training),
+        "mix": None if mix is None else mix_content(mix),
         "funnels": results.funnels,
         "funnel_bars": None if at_work else funnel_bars(results.funnels),
         "samples": [_sample(sample) for sample in results.samples],

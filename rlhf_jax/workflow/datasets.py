@@ -231,7 +231,7 @@ def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, grad
                          "their answers; leave it out")
     options = ParseOptions(pair_rule=graded.pair_rule, pair_score=graded.pair_score, min_gap=graded.min_gap,
                            prompts_from=rows.prompts_from, allow_empty_prompt=rows.allow_empty_prompt,
-                           to_judge=to_judge)
+                           drop_system=rows.drop_system, to_judge=to_judge)
     return load_examples(list(rows.sources), kind, split=rows.split, converter=rows.converter,
                          converter_options=rows.converter_options, columns=rows.columns, options=options,
                          max_bad_rows=rows.max_bad_rows, quarantine_path=quarantine if is_main_process() else None,

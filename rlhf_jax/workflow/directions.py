@@ -17,7 +17,7 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.example import Example
 from rlhf_jax.data.funnel import Funnel
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import SYSTEM_ROLES, PromptGroup
 from rlhf_jax.data.limits import TOO_LONG
 from rlhf_jax.data.system_prompt import check_system_role, with_system_prompt
 from rlhf_jax.scoring.combine import weighted_sum
@@ -66,7 +66,7 @@ def directed(prompts: Sequence[PromptGroup], options: DirectionOptions, renderer
     check_system_role(renderer, TEMPLATE)
     out, funnel = [], Funnel(read=len(prompts))
     for prompt in prompts:
-        if not isinstance(prompt.prompt, str) and prompt.prompt[0]["role"] == "system":
+        if not isinstance(prompt.prompt, str) and prompt.prompt[0]["role"] in SYSTEM_ROLES:
             raise ValueError(f"prompt {prompt.prompt_id!r} has a system message of its own, and loop.directions writes "
                              "each prompt's direction there; take it out of the data")
         direction = draw(options, prompt.prompt_id)

@@ -26,6 +26,14 @@ def test_a_turn_that_calls_a_tool_needs_no_text():
     assert not is_empty(messages)
 
 
+@pytest.mark.parametrize(("written", "read"), [('{"a": 1}', {"a": 1}), ("", {}), ({"a": "1"}, {"a": "1"})])
+def test_arguments_written_as_json_are_read_as_the_object(written, read):
+    """As OpenAI's rows have them; a template would write the string in quotes."""
+    call = {"name": "add", "arguments": written}
+    assert only(tool_calls=[{"id": "x", "function": call}, call]) == {"tool_calls": [
+        {"id": "x", "function": {"name": "add", "arguments": read}}, {"name": "add", "arguments": read}]}
+
+
 @pytest.mark.parametrize("fields", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"train_on_turn": False},
                                     {"loss": 0}, {"mask": True}, {"masked": 1}, {"mask": True, "weight": 0}])
 def test_a_turn_can_say_that_it_is_not_trained_on(fields):
@@ -47,7 +55,9 @@ def test_turns_of_the_user_are_never_trained_on():
 @pytest.mark.parametrize(("fields", "key"), [
     ({"weight": 0.5}, "bad_turn_weight"), ({"weight": "0"}, "bad_turn_weight"), ({"train": []}, "bad_turn_weight"),
     ({"weight": 1, "masked": True}, "bad_turn_weight"), ({"tool_calls": "add(1)"}, "bad_tool_calls"),
-    ({"tool_calls": ["add"]}, "bad_tool_calls"), ({"reasoning_content": "\ud83d"}, "lone_surrogate"),
+    ({"tool_calls": ["add"]}, "bad_tool_calls"), ({"tool_calls": [{"arguments": "{a"}]}, "bad_tool_calls"),
+    ({"tool_calls": [{"function": {"arguments": "[1]"}}]}, "bad_tool_calls"),
+    ({"reasoning_content": "\ud83d"}, "lone_surrogate"),
     ({"tool_calls": [{"function": {"name": "a", "arguments": {"x": float("nan")}}}]}, "non_finite_number"),
     ({"name": b"a"}, "not_json"),
 ])

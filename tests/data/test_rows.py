@@ -248,6 +248,19 @@ def test_a_system_column_is_the_first_message(row, kind):
         {**row, "tools": None, "images": []}, kind)
 
 
+@pytest.mark.parametrize("row", [
+    {"prompt": "a", "completion": "b", "system": "s"}, {"prompt": "a", "completion": "b", "system_prompt": "s"},
+    {"messages": [{"role": "system", "content": "s"}, user("a"), bot("b")]},
+    {"messages": [{"role": "developer", "content": "s"}, user("a"), bot("b")], "system": "another"},
+])
+def test_system_messages_are_left_out_and_counted_where_that_is_asked_for(row):
+    example = parse_row(row, "sft", ParseOptions(drop_system=True))
+    assert example.prompt in ("a", [user("a")])
+    assert example.notes == {"dropped_system": 1}
+    plain = parse_row({"prompt": "a", "completion": "b", "system": ""}, "sft", ParseOptions(drop_system=True))
+    assert (plain.prompt, plain.notes) == ("a", {})
+
+
 def test_a_system_column_that_repeats_the_system_message_is_one():
     messages = [{"role": "system", "content": "a"}, user("b"), bot("c")]
     assert parse_row({"messages": messages, "system": " a\n"}, "sft").prompt == messages[:2]

@@ -52,8 +52,9 @@ def test_a_row_without_one_reads_as_if_it_had_it(chatml):
 
 
 def test_a_row_keeps_its_own(chatml):
-    own = [{"role": "system", "content": "You are a dog."}, *USER]
     asked = dataclasses.replace(chatml, system_prompt=SYSTEM["content"])
+    assert with_system_prompt([{**SYSTEM, "role": "developer"}, *USER], "?")[0]["role"] == "developer"
+    own = [{"role": "system", "content": "You are a dog."}, *USER]
     assert asked.render(Example(own, ("Woof.",))).prompt_ids.tolist() == chatml.render(
         Example(own, ("Woof.",))).prompt_ids.tolist()
 

@@ -61,6 +61,26 @@ def test_the_same_results_give_the_same_bytes(results, tmp_path):
         assert figure.read_bytes() == (tmp_path / "b" / "figures" / figure.name).read_bytes()
 
 
+COUNTED = {"prompts": 1200, "rows": 1300, "prompt": 10.25, "chosen": 5.0, "rejected": None, "chosen_longer": None,
+           "margin": None, "percentiles": {"prompt": [1, 5, 10, 15, 20], "chosen": [1, 2, 5, 6, 9]}}
+
+
+def test_a_mix_has_a_table_and_figures_of_what_there_is(shared):
+    sources = [{"source": "<i>one", "published": 52002, **COUNTED}, {"source": "two" * 20, **COUNTED}]
+    mix = {"unit": "tokens", "sources": [*sources, {"source": "sum", **COUNTED}], "shared": [[1200, 7], [7, 1200]]}
+    empty = Results.from_json({"title": "A mix", "policies": []})
+    text = draw(empty, shared / "mix", mix=mix).read_text(encoding="utf-8")
+    assert html.escape("<i>one") in text
+    assert "<i>one" not in text
+    cells = ("1,200", "1,300", "52,002", "10.2", "5.0", "–", "–", "–")
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+    assert re.findall(r'id="figure-(\w+)"', text) == ["mix_lengths", "mix_overlap"]
+    assert sorted(path.stem for path in (shared / "mix" / "figures").iterdir()) == ["mix_lengths", "mix_overlap"]
+    assert not re.search(r"https?://|<script|<link|<img|<image|url\((?!#)", text)
+    alone = {**mix, "sources": [mix["sources"][0], mix["sources"][-1]], "shared": [[1200]]}
+    assert "mix_overlap" not in draw(empty, shared / "alone", mix=alone).read_text(encoding="utf-8")
+
+
 def test_missing_parts_do_not_break_the_page(results, tmp_path):
     text = write_report({"title": "Nothing yet", "policies": []}, tmp_path / "empty").read_text(encoding="utf-8")
     assert "Nothing yet" in text

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf_jax.cli.run import draw_mix
 from rlhf_jax.data.jsonl import SourceError, read_jsonl
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.workflow.stages import data as stage_module
@@ -62,6 +63,24 @@ def test_every_loss_is_in_the_funnel_of_its_source(mix, tmp_path):
     assert len(read_jsonl(stage.folder / "quarantine-0000.jsonl")) == 1
 
 
+def test_the_page_of_a_mix_follows_from_what_was_counted(mix, capsys):
+    stage = mix([pairs("p", "q", margin=2), pairs("P", "r", chosen="better")])
+    draw_mix(stage.report, stage.folder)
+    page = (stage.folder / "report.html").read_bytes()
+    assert "report.html" in capsys.readouterr().out
+    assert json.loads((stage.folder / "statistics.json").read_text())["shared"] == [[2, 1], [1, 2]]
+    text = page.decode()
+    assert "A mix of 2 sources" in text
+    assert "2. " + stage.report["sources"][1]["name"] in text
+    for name in ("mix_lengths", "mix_margins", "mix_overlap"):
+        assert f'id="figure-{name}"' in text
+    draw_mix(stage.report, stage.folder)
+    assert (stage.folder / "report.html").read_bytes() == page
+    (stage.folder / "statistics.json").write_text('{"unit": "words", "sources": []}')  # as an earlier version wrote it
+    draw_mix(stage.report, stage.folder)
+    assert (stage.folder / "report.html").read_bytes() == page
+
+
 def test_opposite_labels_are_kept_where_that_is_asked_for(mix):
     sources = [pairs("p"), pairs("p", chosen="bad", rejected="good")]
     with pytest.raises(ValueError, match=r"(?s)no row is left.*-2  contradicting_pair"):
@@ -106,6 +125,10 @@ def test_other_kinds_options_and_columns(mix):
     examples, _ = load_examples(str(stage.folder / "train-*.jsonl"), "sft")
     assert {e.responses[0][0]["content"] for e in examples} == {"done 0", "done 1", "done 2"}
     assert "52,002" in (stage.folder / "statistics.md").read_text()
+    spoken = [{"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}], "completion": "c"}]
+    quiet = mix([(spoken, {"drop_system": True})], "quiet", kind="sft")
+    assert rows_of(quiet)[0]["prompt"] == [{"role": "user", "content": "p"}]
+    assert quiet.report["funnel"]["notes"] == {"dropped_system": 1}
     asked = mix([(instructions, {**source[1], "prompts_from": "first_user"})], "prompts", kind="prompt")
     assert {row["prompt"][0]["content"] for row in rows_of(asked)} == {"do 0", "do 1", "do 2"}
     once = mix([[{"prompt": "p", "completion": c} for c in "abc"]], "once", kind="sft", drop_duplicate_prompts=True)

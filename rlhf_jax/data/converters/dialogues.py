@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlhf_jax.data.converters.base import Row, equal_ratings, others
 from rlhf_jax.data.example import NotedRow
 from rlhf_jax.data.graded import finite_number
+from rlhf_jax.data.groups import SYSTEM_ROLES
 from rlhf_jax.data.turns import as_dialogue, as_messages, parse_hh
 
 
@@ -22,7 +23,7 @@ def sharegpt(row: Row) -> Row:
     Greetings of the assistant before the first user turn are left out, which is what the files need most.
     """
     messages = as_messages(row["conversations"], "conversations")
-    lead, count = (1 if messages[0]["role"] == "system" else 0), len(messages)
+    lead, count = (1 if messages[0]["role"] in SYSTEM_ROLES else 0), len(messages)
     while len(messages) > lead and messages[lead]["role"] == "assistant":
         del messages[lead]
     column = "prompt" if "chosen" in row and "rejected" in row else "messages"

@@ -18,7 +18,14 @@ from rlhf_jax.data.jsonl import read_jsonl, write_jsonl_atomic
 from rlhf_jax.data.mix_rows import mix_row, read_stored, stored_example
 from rlhf_jax.data.mixing import Entry
 from rlhf_jax.data.sources import read_rows
-from rlhf_jax.data.statistics import Lengths, count_words, source_statistics, statistics_table, token_counter
+from rlhf_jax.data.statistics import (
+    Lengths,
+    count_words,
+    shared_prompts,
+    source_statistics,
+    statistics_table,
+    token_counter,
+)
 from rlhf_jax.data.tokenizer import load_tokenizer
 from rlhf_jax.models import find_model
 from rlhf_jax.parallel import on_main
@@ -26,6 +33,7 @@ from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, check_sources, read_data, sources_key
 from rlhf_jax.workflow.mixture import Mixture, entries_of, sides, sift
+from rlhf_jax.workflow.products import STATISTICS
 from rlhf_jax.workflow.stage import Stage, hash_path, write_json_atomic
 
 CONVERTED = ".converted"
@@ -114,5 +122,6 @@ class DataStage(Stage):
             table.append({"source": source.name, "published": source.published, **source_statistics(mine, lengths)})
         table.append({"source": "sum", **source_statistics(entries, lengths)})
         unit = "words" if tokenizer is None else "tokens"
-        write_json_atomic(folder / "statistics.json", {"unit": unit, "rows": files, "sources": table})
+        shared = shared_prompts(entries, len(self.options.sources))
+        write_json_atomic(folder / STATISTICS, {"unit": unit, "rows": files, "sources": table, "shared": shared})
         (folder / "statistics.md").write_text(statistics_table(table, unit), encoding="utf-8")
