@@ -1,8 +1,9 @@
 """The arithmetic corner of the embedded world: sums of small numbers, worked out step by step, whose truth is known.
 
 A problem is a number from 1 to 40 and two to four numbers to add or subtract. A writer works it out one operation a
-step and at times gets one wrong, by a little; he goes on from what he wrote. A step is right where the value it ends
-with is the true one, so that all steps behind a slip are wrong, as rollouts of a careful writer would find.
+step and at times gets one wrong: a sum is off by a little, or a last digit is written twice; he goes on from what he
+wrote. A step is right where the value it ends with is the true one, so that all steps behind a slip are wrong, as
+rollouts of a careful writer would find.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from rlhf_jax.data.steps import BETWEEN, MINUS, PLUS
 
 QUESTION = "What is {}?"
 SLIPS = (-10, -2, -1, 1, 2, 10)
+OF_THE_PEN = 0.5
+"""Share of the slips that write the last digit twice, which is seen in the number; the others are sums done wrong."""
 SFT_SLIP, STEP_SLIP = 0.06, 0.2
 """How often a step goes wrong in what the policy learns from, and in the solutions that are judged."""
 BYTES = 261
@@ -44,11 +47,18 @@ def problem_of(text: str) -> Problem:
     return tuple(int(sign + number) for sign, number in re.findall(r"([+-]?) ?(\d+)", text))
 
 
+def written_twice(value: int) -> int:
+    """The number with its last digit twice."""
+    return int(f"{value}{abs(value) % 10}")
+
+
 def solve(rng: random.Random, problem: Problem, slip: float) -> tuple[list[str], list[bool]]:
     """A writer's steps, and which are right; the last one ends with the answer behind ####."""
     value, steps, right = problem[0], [], []
     for number, truth in zip(problem[1:], values(problem), strict=True):
-        result = value + number + (rng.choice(SLIPS) if rng.random() < slip else 0)
+        result = value + number
+        if rng.random() < slip:
+            result = written_twice(result) if rng.random() < OF_THE_PEN else result + rng.choice(SLIPS)
         steps.append(f"{value} {'-' if number < 0 else '+'} {abs(number)} = {result}")
         right.append(result == truth)
         value = result

@@ -6,7 +6,17 @@ import re
 import pytest
 
 from rlhf_jax.config.world import WorldConfig
-from rlhf_jax.data.arithmetic import BYTES, answer_judge, arithmetic_rows, problem_of, question, solve, values
+from rlhf_jax.data.arithmetic import (
+    BYTES,
+    SLIPS,
+    answer_judge,
+    arithmetic_rows,
+    problem_of,
+    question,
+    solve,
+    values,
+    written_twice,
+)
 from rlhf_jax.data.chat import Renderer, load_tokenizer
 from rlhf_jax.data.rows import parse_row
 from rlhf_jax.data.world import write_world
@@ -30,6 +40,21 @@ def test_a_problem_by_hand():
     assert right == [True, True, True]
     asked = [[{"role": "user", "content": question(problem)}]] * 3
     assert answer_judge(asked, ["\n\n".join(steps), "#### 34", "no answer"]) == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("value", "written"), [(34, 344), (7, 77), (0, 0), (-12, -122)])
+def test_a_last_digit_written_twice(value, written):
+    assert written_twice(value) == written
+
+
+def test_half_of_the_slips_are_of_the_pen_and_half_sums_off_by_a_little():
+    rng, off = random.Random(0), []
+    for _ in range(2000):
+        steps, right = solve(rng, (26, 8, 5), 1.0)
+        assert not any(right[:1])
+        off.append(int(steps[0].split("= ")[1]) - 34)
+    assert set(off) == {344 - 34, *SLIPS}
+    assert 0.47 < off.count(344 - 34) / len(off) < 0.53
 
 
 def test_every_label_is_the_truth_of_its_step(rows):
