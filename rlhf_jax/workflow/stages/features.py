@@ -63,7 +63,7 @@ class FeaturesStage(Stage):
             on_main(lambda: write_jsonl_atomic(folder / LEFT_OUT, left_out))
         with count_compiles() as compiles:
             for number in shards_here(-(-len(groups) // size), Notice(folder)):
-                path, some = folder / shard_name(number), groups[number * size : (number + 1) * size]
+                path, some = folder / shard_name(number), list(groups[number * size : (number + 1) * size])
                 if not path.is_file():
                     write_features(path, some, states(params, some), dtype)
                 done += len(some)
