@@ -68,19 +68,21 @@ class FeaturesStage(Stage):
                     write_features(path, some, states(params, some), dtype)
                 done += len(some)
                 context.progress(min(done * jax.process_count(), len(groups)), len(groups))
-        return {**self._counts(folder), **funnels([self.data]), "compiled_programs": compiles.programs}
-
-    def _counts(self, folder: Path) -> dict[str, Any]:
-        found = Features((folder,))
-        counts = {"prompts": 0, "responses": 0, "pairs": 0, "without_gate_position": 0}
-        for shard in found.shards():
-            counts["prompts"] += len(shard.rows)
-            counts["responses"] += len(shard.response)
-            counts["pairs"] += sum(len(row.pairs) for row in shard.rows)
-            counts["without_gate_position"] += sum(not row.gate for row in shard.rows)
-        return {**counts, "width": found.width}
+        return {**count_features(folder), **funnels([self.data]), "compiled_programs": compiles.programs}
 
     def _stop_id(self) -> int | None:
         """The token that ends a turn; None for a model without a chat template, whose prompts end no turn."""
         tokenizer = self.model.tokenizer
         return end_of_turn(tokenizer).stop_id if tokenizer.chat_template else None
+
+
+def count_features(folder: Path) -> dict[str, Any]:
+    """What lies in a folder of feature shards, one looked at at a time."""
+    found = Features((folder,))
+    counts = {"prompts": 0, "responses": 0, "pairs": 0, "without_gate_position": 0}
+    for shard in found.shards():
+        counts["prompts"] += len(shard.rows)
+        counts["responses"] += len(shard.response)
+        counts["pairs"] += sum(len(row.pairs) for row in shard.rows)
+        counts["without_gate_position"] += sum(not row.gate for row in shard.rows)
+    return {**counts, "width": found.width}
