@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_jax.config.commands import DoctorCommand, InspectCommand
 from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.models import find_model
 from rlhf_jax.parallel import Room, choose_mesh, initialize, make_mesh
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -62,7 +64,7 @@ def doctor(verb: str, command: DoctorCommand) -> None:
     initialize()
     data = command.data
     checkpoint = Checkpoint.find(command.model_name_or_path, data.render.chat_template_path)
-    groups = []
+    groups: Sequence[PromptGroup] = ()
     if data.rows.sources:
         rows = dataclasses.replace(data.rows, max_samples=data.rows.max_samples or 64)
         groups = RenderedRows(checkpoint=checkpoint, kind=command.kind, rows=rows, render=data.render,

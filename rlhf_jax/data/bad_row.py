@@ -18,6 +18,9 @@ class BadRow(ValueError):
         self.reason = reason
         self.message = message
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.message)
+
 
 def checked_text(text: str, column: str) -> str:
     """The text itself; a lone surrogate (half of an escaped emoji), which no tokenizer accepts, raises BadRow."""

@@ -59,9 +59,13 @@ class Contamination(NamedTuple):
 
 def contaminated(prompts: Iterable[Text], index: Mapping[str, Question]) -> Contamination:
     """Looks for the questions of an index in all prompts, which are none the fewer for it."""
-    hits = [contamination(user_turns(prompt), index) for prompt in prompts]
-    found = [hit[1] for hit in hits if hit is not None]
-    return Contamination(len(hits), len(found), found[0] if found else None)
+    looked_at = found = 0
+    first = None
+    for prompt in prompts:
+        hit = contamination(user_turns(prompt), index)
+        looked_at, found = looked_at + 1, found + (hit is not None)
+        first = hit[1] if first is None and hit is not None else first
+    return Contamination(looked_at, found, first)
 
 
 def question_index(questions: Iterable[Question], turns: Iterable[Sequence[str]]) -> dict[str, Question]:

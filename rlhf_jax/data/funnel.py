@@ -16,6 +16,7 @@ from typing import Any
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.json_values import writable
 from rlhf_jax.data.jsonl import write_jsonl_atomic
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.sources import SourceRow
 
 
@@ -94,7 +95,7 @@ class Quarantine:
 
     path: str | Path | None = None
     max_bad_rows: int | float = 0.02
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rows: OnDisk[dict[str, Any]] = dataclasses.field(default_factory=OnDisk)
     hint: str = ""
 
     def add(self, where: SourceRow, error: BadRow) -> None:

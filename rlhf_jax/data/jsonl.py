@@ -127,11 +127,14 @@ def write_groups(path: str | Path, groups: Iterable[PromptGroup]) -> int:
 
 def read_groups(path: str | Path) -> list[PromptGroup]:
     """The prompt groups that `write_groups` wrote, ids and log-probs bit for bit. Raises SourceError."""
-    groups = []
+    return list(scan_groups(path))
+
+
+def scan_groups(path: str | Path) -> Iterator[PromptGroup]:
+    """As `read_groups`, one by one."""
     for number, row in _own_rows(path):
         try:
-            groups.append(PromptGroup.from_json(row))
+            yield PromptGroup.from_json(row)
         except ValueError as error:
             raise SourceError(f"{path}, line {number} is not a prompt group as this program writes it: {error}. Give "
                               "a file that `generate`, `score` or `pairs` wrote, or make it anew") from error
-    return groups

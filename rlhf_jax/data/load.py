@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,8 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters import CONVERTERS, Converter, find_converter
 from rlhf_jax.data.funnel import Funnel, Quarantine
-from rlhf_jax.data.json_values import check_depth
+from rlhf_jax.data.json_values import check_depth, writable
+from rlhf_jax.data.on_disk import OnDisk, Seen
 from rlhf_jax.data.rows import Example, Kind, ParseOptions, canonical_prompt, parse_row
 from rlhf_jax.data.sources import SourceRow, locate_rows
 from rlhf_jax.data.turns import as_text
@@ -43,10 +47,11 @@ def load_examples(
     quarantine_path: str | Path | None = None,
     drop_duplicate_prompts: bool = False,
     max_samples: int | None = None,
-) -> tuple[list[Example], Funnel]:
+) -> tuple[Sequence[Example], Funnel]:
     """Reads, converts and validates the rows of one or several sources, in order.
 
-    Prompt ids come out unique, because random keys are derived from them: the second row of id `x` becomes `x#1`.
+    Prompt ids come out unique, because random keys are derived from them: the second row of id `x` becomes `x#1`. The
+    examples lie on disk (see `OnDisk`), however many there are.
 
     Args:
       sources, split, name, header: see `sources.read_rows`.
@@ -67,16 +72,27 @@ def load_examples(
     """
     convert = _converter(converter, converter_options or {})
     quarantine = Quarantine(quarantine_path, max_bad_rows)
-    funnel, cut = Funnel(quarantine=quarantine), False
-    examples: list[Example] = []
-    prompts: set[str] = set()
+    funnel = Funnel(quarantine=quarantine)
     rows: Iterator[Located] = (
         (where, row) for source in ([sources] if isinstance(sources, str) else sources)
         for where in locate_rows(source, split=split, name=name, header=header)
         for row in _converted(where, columns or {}, convert))
-    for where, row in rows if convert is None or convert.join_by_prompt is None else _joined(rows, convert):
-        if cut := len(examples) == max_samples:
-            break
+    rows = rows if convert is None or convert.join_by_prompt is None else _joined(rows, convert)
+    used = _used(rows, kind, options, funnel, Seen() if drop_duplicate_prompts else None)
+    examples = OnDisk(unique_prompt_ids(itertools.islice(used, max_samples), funnel))
+    cut = len(examples) == max_samples and next(rows, None) is not None
+    quarantine.close(funnel.read, cut=cut)
+    if not examples:
+        raise ValueError(f"no row of {sources!r} can be used as {kind} data:\n{funnel}\n{quarantine.hint}".rstrip())
+    return examples, funnel
+
+
+def _used(rows: Iterable[Located], kind: Kind, options: ParseOptions | None, funnel: Funnel, prompts: Seen | None
+          ) -> Iterator[Example]:
+    """The examples of rows that can be used; `funnel` counts all. prompts: that came before, None for all to stay."""
+    quarantine = funnel.quarantine
+    assert quarantine is not None
+    for where, row in rows:
         funnel.read += 1
         example = _parsed(row, kind, options)
         if isinstance(example, BadRow):
@@ -87,17 +103,11 @@ def load_examples(
                 quarantine.hint = _fitting(where.row, kind, options)
             funnel.refuse(where, example)
             continue
-        prompt = canonical_prompt(example.prompt)
-        if drop_duplicate_prompts and prompt in prompts:
+        if prompts is not None and not prompts.add(canonical_prompt(example.prompt)):
             funnel.dropped["duplicate_prompt"] += 1
             continue
-        prompts.add(prompt)
         funnel.notes.update(example.notes)
-        examples.append(dataclasses.replace(example, origin=where))
-    quarantine.close(funnel.read, cut=cut)
-    if not examples:
-        raise ValueError(f"no row of {sources!r} can be used as {kind} data:\n{funnel}\n{quarantine.hint}".rstrip())
-    return unique_prompt_ids(examples, funnel), funnel
+        yield dataclasses.replace(example, origin=_plain(where))
 
 
 def _converter(converter: str | Converter | Callable[[Row], Row | list[Row]] | None,
@@ -143,12 +153,20 @@ def _joined(rows: Iterable[Located], converter: Converter) -> Iterator[Located]:
 
     Bad rows, and rows whose prompt is empty or no text, stay as they are.
     """
-    groups: dict[tuple[str, ...], list[Located]] = {}
-    for number, (where, row) in enumerate(rows):
-        groups.setdefault(_prompt_name(row) or (str(number),), []).append((where, row))
-    for located in groups.values():
-        places, found = [where for where, _ in located], [row for _, row in located if not isinstance(row, BadRow)]
-        yield from located if len(found) < len(located) else zip(places, converter.join(found), strict=False)
+    located = OnDisk((_plain(where), row) for where, row in rows)
+    groups: dict[bytes, list[int]] = {}
+    for number, (_, row) in enumerate(located):
+        name = json.dumps(_prompt_name(row) or [number])
+        groups.setdefault(hashlib.sha256(name.encode()).digest(), []).append(number)
+    for numbers in groups.values():
+        some = [located[number] for number in numbers]
+        places, found = [where for where, _ in some], [row for _, row in some if not isinstance(row, BadRow)]
+        yield from some if len(found) < len(some) else zip(places, converter.join(found), strict=False)
+
+
+def _plain(where: SourceRow) -> SourceRow:
+    """The row as the quarantine file has it, so that it can be kept whatever objects it held."""
+    return dataclasses.replace(where, row=writable(where.row, exact=True)) if isinstance(where.row, Mapping) else where
 
 
 def _prompt_name(row: Row | BadRow) -> tuple[str, ...] | None:
@@ -190,18 +208,15 @@ def _fitting(row: Row, kind: Kind, options: ParseOptions | None) -> str:
     return ""
 
 
-def unique_prompt_ids(examples: Sequence[Example], funnel: Funnel | None = None) -> list[Example]:
+def unique_prompt_ids(examples: Iterable[Example], funnel: Funnel | None = None) -> Iterator[Example]:
     """The examples with `#1`, `#2` ... after prompt ids that came before, so that none occurs twice."""
-    taken: set[str] = set()
+    taken = Seen()
     repeats: Counter[str] = Counter()
-    unique = []
     for example in examples:
         prompt_id = example.prompt_id
-        while prompt_id in taken:
+        while not taken.add(prompt_id):
             repeats[example.prompt_id] += 1
             prompt_id = f"{example.prompt_id}#{repeats[example.prompt_id]}"
-        taken.add(prompt_id)
-        unique.append(example if prompt_id == example.prompt_id else dataclasses.replace(example, prompt_id=prompt_id))
-    if funnel is not None and repeats:
-        funnel.notes["renamed_prompt_id"] += sum(a is not b for a, b in zip(examples, unique, strict=True))
-    return unique
+        if prompt_id != example.prompt_id and funnel is not None:
+            funnel.notes["renamed_prompt_id"] += 1
+        yield example if prompt_id == example.prompt_id else dataclasses.replace(example, prompt_id=prompt_id)

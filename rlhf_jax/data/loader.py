@@ -13,10 +13,10 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, pack, pack_rows, row_shape
+from rlhf_jax.data.packing import GroupSizes, PackedBatch, RowShape, group_sizes, pack, pack_rows, shape_of_rows
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # packing is ahead of the step that is reported
 def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Order of an epoch's groups; kept, since permuting all of them for every step would take quadratic time."""
     return np.random.default_rng([seed, epoch]).permutation(count)
@@ -29,6 +29,7 @@ class BatchPlan:
     A step takes exactly `batch_size` groups (the last of an epoch may have fewer), packs them into rows of
     `row_length` tokens and cuts the rows into micro-batches of `micro_rows`. How many micro-batches a step needs
     varies; the arrays have the largest count and the step stops at its own, so packing well costs no recompilation.
+    Groups are read when their step is packed; what the plan holds is 16 bytes of each, and 4 of each step.
 
     Attributes:
       groups: the data set. reference: per group and response, reference log-probs of the trained tokens, or None.
@@ -73,47 +74,58 @@ class BatchPlan:
         return _epoch_order(len(self.groups), self.seed, epoch)[start:stop].tolist()
 
     @cached_property
-    def _lengths(self) -> list[int]:
-        return [group_length(g) for g in self.groups]
+    def sizes(self) -> GroupSizes:
+        """Of all groups."""
+        return group_sizes(self.groups)
 
     def rows(self, step: int) -> list[list[int]]:
         """Indices of the groups of each row of a step."""
         members = self.members(step)
-        packed = pack_rows([self._lengths[i] for i in members], self.row_length)
+        packed = pack_rows(self.sizes.tokens[members].tolist(), self.row_length)
         return [[members[i] for i in row] for row in packed]
 
     @cached_property
-    def _all_rows(self) -> list[list[list[int]]]:
-        return [self.rows(step) for step in range(self.steps)]
+    def _packed(self) -> tuple[np.ndarray, RowShape]:
+        """[steps] int32 rows of each step, and the capacities that serve all of them."""
+        counts = np.zeros(self.steps, np.int32)
 
-    @cached_property
+        def rows() -> Iterator[list[int]]:
+            for step in range(self.steps):
+                found = self.rows(step)
+                counts[step] = len(found)
+                yield from found
+
+        shape = shape_of_rows(self.sizes, rows(), self.row_length, self.values)
+        return counts, shape
+
+    @property
     def shape(self) -> RowShape:
         """Row capacities that serve every step."""
-        return row_shape(self.groups, [row for rows in self._all_rows for row in rows], self.row_length, self.values)
+        return self._packed[1]
 
     @property
     def largest_step(self) -> int:
         """Rows of the step that has most."""
-        return max(map(len, self._all_rows))
+        return int(self._packed[0].max())
 
     @cached_property
     def accumulation(self) -> int:
         """Micro-batches of the largest step."""
-        return max(self.micro_batches(step) for step in range(self.steps))
+        return -(-self.largest_step // self.micro_rows)
 
     def micro_batches(self, step: int) -> int:
-        return -(-len(self._all_rows[step]) // self.micro_rows)
+        return -(-int(self._packed[0][step]) // self.micro_rows)
 
     @cached_property
     def efficiency(self) -> float:
         """Share of the row tokens the device works on that are real."""
-        real = sum(self._lengths[i] for rows in self._all_rows for row in rows for i in row)
+        real = sum(int(self.sizes.tokens[self.members(step)].sum()) for step in range(self.steps))
         worked = sum(self.micro_batches(step) for step in range(self.steps)) * self.micro_rows * self.row_length
         return real / worked
 
     def batch(self, step: int) -> tuple[PackedBatch, int]:
         """The step's arrays [accumulation, rows here, ...] and how many of its micro-batches hold anything."""
-        rows = self._all_rows[step]
+        rows = self.rows(step)
         here = range(self.micro_rows) if self.rows_here is None else self.rows_here
         places = [micro * self.micro_rows + row for micro in range(self.accumulation) for row in here]
         mine = [rows[at] if at < len(rows) else [] for at in places]

@@ -17,8 +17,8 @@ import dataclasses
 import heapq
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import struct
@@ -102,6 +102,22 @@ def group_length(group: PromptGroup) -> int:
     return len(group.prompt_ids) + sum(len(r.ids) for r in group.responses)
 
 
+class GroupSizes(NamedTuple):
+    """What N groups take of a row, each [N] int32: tokens, targets, branch slots, pairs."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    slots: np.ndarray
+    pairs: np.ndarray
+
+
+def group_sizes(groups: Iterable[PromptGroup]) -> GroupSizes:
+    """The sizes of groups that are looked at once: 16 bytes of each are kept."""
+    found = np.fromiter(((group_length(group), _targets(group), len(group.responses), len(group.pairs))
+                         for group in groups), np.dtype((np.int32, 4)))
+    return GroupSizes(*np.ascontiguousarray(found.reshape(-1, 4).T))
+
+
 def row_length_for(tokens: int) -> int:
     """The smallest row that holds so many tokens: a multiple of 128, so that few sizes occur and blocks fit."""
     return -(-tokens // 128) * 128
@@ -170,16 +186,23 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def row_shape(groups: Sequence[PromptGroup], rows: Sequence[Sequence[int]], tokens: int,
               values: tuple[str, ...] = ()) -> RowShape:
     """The smallest capacities (targets rounded up to 64, slots and pairs to powers of two) that hold all rows."""
+    return shape_of_rows(group_sizes(groups), rows, tokens, values)
 
-    def largest(count: Any) -> int:
-        return max((sum(count(groups[i]) for i in row) for row in rows), default=1) or 1
+
+def shape_of_rows(sizes: GroupSizes, rows: Iterable[Sequence[int]], tokens: int, values: tuple[str, ...] = ()
+                  ) -> RowShape:
+    """As `row_shape`, from sizes alone; rows may come one by one."""
+    table = np.stack([sizes.targets, sizes.slots, sizes.pairs])
+    most = np.ones(3, np.int64)
+    for row in rows:
+        most = np.maximum(most, table[:, list(row)].sum(axis=1))
+    targets, slots, pairs = most.tolist()
 
     def power_of_two(n: int) -> int:
         return 1 << (n - 1).bit_length()
 
-    targets = min(-(-largest(_targets) // 64) * 64, max(tokens, largest(_targets)))
-    return RowShape(tokens, targets, power_of_two(largest(lambda g: len(g.responses))),
-                    power_of_two(largest(lambda g: len(g.pairs))), values)
+    return RowShape(tokens, min(-(-targets // 64) * 64, max(tokens, targets)), power_of_two(slots),
+                    power_of_two(pairs), values)
 
 
 def empty_rows(count: int, shape: RowShape) -> PackedBatch:

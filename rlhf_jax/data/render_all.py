@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
 
 from rlhf_jax.config.data import Overlong
@@ -12,10 +12,11 @@ from rlhf_jax.data.example import Example, turn_by_turn
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.limits import LEFT_OUT, TOO_LONG
+from rlhf_jax.data.on_disk import OnDisk
 
 
-def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
-    """The groups of all examples that can be rendered.
+def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) -> Sequence[PromptGroup]:
+    """The groups of all examples that can be rendered, on disk (see `OnDisk`).
 
     What the limits leave out or cut is counted in `funnel`; an example that cannot be rendered is a bad row of it.
 
@@ -24,22 +25,27 @@ def render_all(examples: Iterable[Example], renderer: Renderer, funnel: Funnel) 
       TooManyBadRows: more rows cannot be rendered than `max_bad_rows` allows.
       ValueError: no row is left.
     """
-    groups, last = [], "there was none"
-    for example in examples:
-        try:
-            made, notes = rendered(renderer, example)
-        except BadRow as error:
-            if renderer.overlong == "error" and error.reason in TOO_LONG:
-                raise BadRow(error.reason, f"prompt {example.prompt_id!r}: {error.message}. Raise the limit, or set "
-                                           f"overlong to {', '.join(get_args(Overlong)[1:])}") from error
-            last = error.message
-            if error.reason in LEFT_OUT:
-                funnel.dropped[error.reason] += 1
-            else:
-                funnel.refuse(example.origin, error)
-            continue
-        funnel.notes.update(notes)
-        groups += made
+    last = "there was none"
+
+    def made() -> Iterator[PromptGroup]:
+        nonlocal last
+        for example in examples:
+            try:
+                groups, notes = rendered(renderer, example)
+            except BadRow as error:
+                if renderer.overlong == "error" and error.reason in TOO_LONG:
+                    raise BadRow(error.reason, f"prompt {example.prompt_id!r}: {error.message}. Raise the limit, or "
+                                               f"set overlong to {', '.join(get_args(Overlong)[1:])}") from error
+                last = error.message
+                if error.reason in LEFT_OUT:
+                    funnel.dropped[error.reason] += 1
+                else:
+                    funnel.refuse(example.origin, error)
+                continue
+            funnel.notes.update(notes)
+            yield from groups
+
+    groups = OnDisk(made())
     if funnel.quarantine is not None:
         funnel.quarantine.close(funnel.read)
     if not groups:

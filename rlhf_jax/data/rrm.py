@@ -7,6 +7,7 @@ answer that was written for the prompt beats every one that was not, however goo
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from rlhf_jax.data.example import Example
 from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.prompt_text import normalised, plain_text
 
 NEUTRAL = "neutral"
@@ -23,7 +25,7 @@ ROWS = 14
 """Made of one pair: 8 that an answer of its own wins, 6 neutral ones."""
 
 
-def augmented(examples: Sequence[Example], seed: int, funnel: Funnel, keep: bool = False) -> list[Example]:
+def augmented(examples: Sequence[Example], seed: int, funnel: Funnel, keep: bool = False) -> Sequence[Example]:
     """The rows that each pair makes with the answers of two other pairs, j and k.
 
     The prompt is the pair's own. Its chosen and its rejected answer beat all four answers of j and k; any two of those
@@ -36,25 +38,25 @@ def augmented(examples: Sequence[Example], seed: int, funnel: Funnel, keep: bool
     Raises:
       ValueError: a pair has fewer than two others that answer another prompt.
     """
-    pairs = [(example, number, pair) for example in examples for number, pair in enumerate(example.pairs)]
-    prompts = [normalised(plain_text(example.prompt)) for example, _, _ in pairs]
+    pairs = OnDisk((example, number, pair) for example in examples for number, pair in enumerate(example.pairs))
+    prompts = [hashlib.sha256(normalised(plain_text(example.prompt)).encode()).digest() for example, _, _ in pairs]
     others = _others(prompts, seed)
-    out = []
+    out = OnDisk[Example]()
     for place, (example, number, (chosen, rejected)) in enumerate(pairs):
         own = example.responses[chosen], example.responses[rejected]
         foreign = [pairs[other][0].responses[at] for other in others[place] for at in pairs[other][2]]
         won = [(mine, theirs, False) for mine in own for theirs in foreign]
         neutral = [(*two, True) for two in itertools.combinations(foreign, 2)]
         rows = [*([(*own, False)] if keep else []), *won, *neutral]
-        out += [dataclasses.replace(
+        out.extend(dataclasses.replace(
             example, responses=(first, second), pairs=((0, 1),), margins=(), scores=(), extra={NEUTRAL: same},
-            prompt_id=f"{example.prompt_id}/{number}/{row}") for row, (first, second, same) in enumerate(rows)]
+            prompt_id=f"{example.prompt_id}/{number}/{row}") for row, (first, second, same) in enumerate(rows))
     funnel.read += len(out) - len(examples)
     funnel.notes["augmented"] += ROWS * len(pairs)
     return out
 
 
-def _others(prompts: Sequence[str], seed: int) -> list[tuple[int, int]]:
+def _others(prompts: Sequence[bytes], seed: int) -> list[tuple[int, int]]:
     """Of each place two other places, of other prompts than its own; j != k."""
     if not prompts or len(prompts) - max(Counter(prompts).values()) < 2:
         raise ValueError(f"augment = 'rrm' takes answers to two other prompts for each of the {len(prompts)} pairs, "

@@ -19,6 +19,7 @@ import glob
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,11 @@ def locate_rows(source: str, *, split: str | None = None, name: str | None = Non
     """As `read_rows`, with the file that each row stands in."""
     base, bounds = _cut_slice(source)
     split_name, split_bounds = _cut_slice(split) if split else (None, None)
-    rows = _open(base, split_name, name, header)
+    opened = partial(_open, base, split_name, name, header)
     for part in (split_bounds, bounds):
         if part is not None:
-            rows = _sliced(rows, *part)
+            opened = partial(_sliced, opened, *part)
+    rows = opened()
     first = next(rows, None)
     if first is None:
         raise SourceError(f"{source!r}{f' split {split!r}' if split else ''} holds no rows; an empty file usually "
@@ -180,13 +182,13 @@ def _cut_slice(text: str) -> tuple[str, tuple[str | None, str | None] | None]:
     return (match["base"], (match["start"], match["stop"])) if match else (text, None)
 
 
-def _sliced(rows: Iterator[SourceRow], start: str | None, stop: str | None) -> Iterator[SourceRow]:
+def _sliced(opened: Callable[[], Iterator[SourceRow]], start: str | None, stop: str | None) -> Iterator[SourceRow]:
     bounds = [b for b in (start, stop) if b is not None]
     if not any(b.endswith("%") or b.startswith("-") for b in bounds):
-        return itertools.islice(rows, int(start or 0), None if stop is None else int(stop))
-    whole = list(rows)  # a share or a place from the end needs the number of rows
-    first, last = (None if b is None else _row_bound(b, len(whole)) for b in (start, stop))
-    return iter(whole[first:last])
+        return itertools.islice(opened(), int(start or 0), None if stop is None else int(stop))
+    count = sum(1 for _ in opened())  # a share or a place from the end needs the number of rows
+    first, last = (None if b is None else _row_bound(b, count) for b in (start, stop))
+    return itertools.islice(opened(), *slice(first, last).indices(count))
 
 
 def _row_bound(bound: str, count: int) -> int:

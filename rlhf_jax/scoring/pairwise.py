@@ -19,6 +19,7 @@ from rlhf_jax import losses
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.rrm import NEUTRAL
@@ -75,12 +76,12 @@ def _coin(prompt_id: str, seed: int) -> bool:
 
 
 def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel, letters: Sequence[str] = LETTERS
-                    ) -> list[Example]:
+                    ) -> Sequence[Example]:
     """Preference examples as one-letter conversations; a coin seeded by the prompt id puts chosen at A or B.
 
     letters: of A, of B and, where examples may be marked as NEUTRAL, of neither.
     """
-    out = []
+    out = OnDisk[Example]()
     for example in examples:
         try:
             found = [_letter_example(example, number, pair, seed, letters) for number, pair in enumerate(example.pairs)]
@@ -88,7 +89,7 @@ def letter_examples(examples: Iterable[Example], seed: int, funnel: Funnel, lett
             funnel.refuse(example.origin, error)
             continue
         funnel.read += len(found) - 1  # from here on every comparison is a row
-        out += found
+        out.extend(found)
     funnel.notes["comparisons"] += len(out)
     return out
 

@@ -23,6 +23,7 @@ from rlhf_jax.config.scorer import Reduce
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup, Verdict
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.packing import PackedBatch, unpack_targets
 from rlhf_jax.data.prompt_text import plain_text
 from rlhf_jax.data.rows import BadRow, Example
@@ -156,12 +157,12 @@ def _signed(example: Example, steps: Sequence[str], worth: Iterable[bool]) -> Ex
     return dataclasses.replace(example, prompt=prompt, responses=(response,), scores=())
 
 
-def signed_examples(examples: Sequence[Example], funnel: Funnel, label_threshold: float | None) -> list[Example]:
+def signed_examples(examples: Sequence[Example], funnel: Funnel, label_threshold: float | None) -> Sequence[Example]:
     """Solutions as conversations with the signs of their labels, of which signs and stop tokens are trained on.
 
     label_threshold: of each step's label, above which it is a +; None for whole solutions with their outcomes.
     """
-    out = []
+    out = OnDisk[Example]()
     for example in examples:
         try:
             check_texts_alone(example.prompt, *example.responses)

@@ -17,9 +17,10 @@ from rlhf_jax.data.packing import (
     RowShape,
     default_row_length,
     group_length,
+    group_sizes,
     pack,
     pack_rows,
-    row_shape,
+    shape_of_rows,
     split_group,
     unpack_targets,
 )
@@ -41,8 +42,9 @@ LONG_ROW = 2048
 
 def best_fit(groups: Sequence[PromptGroup], tokens: int, values: tuple[str, ...] = ()) -> tuple[Rows, RowShape]:
     """Which groups share a row of so many tokens, and the capacities that hold every row. values: see `RowShape`."""
-    rows = pack_rows([group_length(g) for g in groups], tokens)
-    return rows, row_shape(groups, rows, tokens, values)
+    sizes = group_sizes(groups)
+    rows = pack_rows(sizes.tokens.tolist(), tokens)
+    return rows, shape_of_rows(sizes, rows, tokens, values)
 
 
 def packed_batches(groups: Sequence[PromptGroup], rows: Rows, shape: RowShape, rows_per_batch: int, mesh: Mesh,
@@ -109,10 +111,13 @@ class PackedMap:
             parts[index].extend(found[number])
         return parts
 
-    def shape(self, groups: Sequence[PromptGroup]) -> RowShape:
-        """Of the rows that a call with these groups works on; one program is compiled for each shape."""
+    def shape(self, groups: Sequence[PromptGroup], tokens: int | None = None) -> RowShape:
+        """Of the rows that a call with these groups works on; one program is compiled for each shape.
+
+        tokens: of a row; None for what these groups fill well.
+        """
         split = [piece for _, piece in self._pieces(groups)]
-        return best_fit(split, self._row_length or self._tokens(split))[1]
+        return best_fit(split, tokens or self._row_length or self._tokens(split))[1]
 
     def _pieces(self, groups: Sequence[PromptGroup]) -> list[tuple[int, PromptGroup]]:
         """The groups as they are put into rows, each with its place in `groups`."""

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: 
     return StepProgram(step, optimizer, shardings, frozen_shardings)
 
 
-def make_plan(groups: list[PromptGroup], config: TrainConfig, mesh: Mesh, *,
-              reference: list[list[np.ndarray]] | None = None, objective: Objective | None = None) -> BatchPlan:
+def make_plan(groups: Sequence[PromptGroup], config: TrainConfig, mesh: Mesh, *,
+              reference: Sequence[Sequence[np.ndarray]] | None = None, objective: Objective | None = None) -> BatchPlan:
     """The batches of a fit on this mesh; the global batch is the same on any mesh.
 
     objective: whose numbers are packed; one that needs a batch in one micro-batch gets no more rows than that has.
@@ -149,8 +149,8 @@ def fit(
     mesh: Mesh,
     *,
     folder: Path | None = None,
-    eval_groups: list[PromptGroup] | None = None,
-    eval_reference: list[list[np.ndarray]] | None = None,
+    eval_groups: Sequence[PromptGroup] | None = None,
+    eval_reference: Sequence[Sequence[np.ndarray]] | None = None,
     report: Reporter = _silent,
     on_row: OnRow = _unheard,
     on_resume: OnResume = _unresumed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +16,10 @@ from rlhf_jax.data.decontaminate import benchmark_index, contaminated
 from rlhf_jax.data.example import with_responses
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.jsonl import SourceError, read_groups
+from rlhf_jax.data.jsonl import SourceError, scan_groups
 from rlhf_jax.data.limits import TOO_LONG
 from rlhf_jax.data.load import load_examples
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
@@ -35,7 +36,9 @@ class GroupSource(Protocol):
     @property
     def key(self) -> str: ...
 
-    def read(self) -> list[PromptGroup]: ...
+    def read(self) -> Sequence[PromptGroup]:
+        """All of them; what comes from files lies on disk (see `OnDisk`), however many there are."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +52,8 @@ class GivenGroups:
         """All they hold, so also pairs, margins and the columns for scorers."""
         return groups_key(self.groups)
 
-    def read(self) -> list[PromptGroup]:
-        return list(self.groups)
+    def read(self) -> Sequence[PromptGroup]:
+        return self.groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +67,10 @@ class GroupFile:
     def key(self) -> str:
         return self.stage_key or hash_path(self.path)
 
-    def read(self) -> list[PromptGroup]:
+    def read(self) -> Sequence[PromptGroup]:
         """Raises DamagedProduct where it is no longer what a stage made."""
         check_made(self.path)
-        return read_groups(self.path)
+        return OnDisk(scan_groups(self.path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class PairFile(GroupFile):
 
     vocab_size: int = 0
 
-    def read(self) -> list[PromptGroup]:
+    def read(self) -> Sequence[PromptGroup]:
         """The groups, each with a pair to learn from.
 
         Raises:
@@ -120,7 +123,7 @@ class Preview:
         return self.source.funnel if isinstance(self.source, RenderedRows) else self.funnel
 
 
-def _as_they_are(examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def _as_they_are(examples: Sequence[Example], funnel: Funnel, renderer: Renderer) -> Sequence[Example]:
     del funnel, renderer
     return examples
 
@@ -143,7 +146,7 @@ class RenderedRows:
     render: RenderOptions
     graded: GradedOptions = GradedOptions()
     quarantine: Path | None = None
-    prepare: Callable[[list[Example], Funnel, Renderer], list[Example]] = _as_they_are
+    prepare: Callable[[Sequence[Example], Funnel, Renderer], Sequence[Example]] = _as_they_are
     scores: bool = False
     announce: Callable[[str], None] = lambda text: None
     benchmarks: Sources = ()
@@ -153,7 +156,7 @@ class RenderedRows:
         return data_key(self.kind, self.rows, self.graded, self.render)
 
     @cached_property
-    def _read(self) -> tuple[list[PromptGroup], Funnel]:
+    def _read(self) -> tuple[Sequence[PromptGroup], Funnel]:
         examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
         make = prompt_groups if self.kind == "prompt" else render_all
         renderer = self.checkpoint.renderer(self.render, scores=self.scores)
@@ -168,7 +171,7 @@ class RenderedRows:
             found = contaminated((example.prompt for example in examples), benchmark_index(as_sources(self.benchmarks)))
             self.announce(found.warning or f"none of {found.prompts:,} prompts is asked by the benchmarks")
 
-    def read(self) -> list[PromptGroup]:
+    def read(self) -> Sequence[PromptGroup]:
         return self._read[0]
 
     @property
@@ -184,23 +187,27 @@ class FittingRows(RenderedRows):
     """
 
     @cached_property
-    def _read(self) -> tuple[list[PromptGroup], Funnel]:
+    def _read(self) -> tuple[Sequence[PromptGroup], Funnel]:
         examples, funnel = read_data(self.rows, self.kind, self.quarantine, self.graded)
         renderer = self.checkpoint.renderer(self.render, scores=self.scores)
         examples = self.prepare(examples, funnel, renderer)
         if renderer.overlong == "drop":
-            fitted = [fitting(example, renderer) for example in examples]
-            examples = [example for example, _ in fitted]
-            self.left_out.extend(row for _, rows in fitted for row in rows)
+            examples = OnDisk(self._fitted(examples, renderer))
             funnel.notes.update({"left_out_responses": len(self.left_out)} if self.left_out else {})
         groups = render_all(examples, renderer, funnel)
         self._told(examples, funnel)
         return groups, funnel
 
+    def _fitted(self, examples: Sequence[Example], renderer: Renderer) -> Iterator[Example]:
+        for example in examples:
+            fits, rows = fitting(example, renderer)
+            self.left_out.extend(rows)
+            yield fits
+
     @cached_property
-    def left_out(self) -> list[dict[str, Any]]:
+    def left_out(self) -> OnDisk[dict[str, Any]]:
         """Prompt id, place and reason of each answer that was left out, once the rows are read."""
-        return []
+        return OnDisk()
 
 
 def fitting(example: Example, renderer: Renderer) -> tuple[Example, list[dict[str, Any]]]:
@@ -223,7 +230,7 @@ def fitting(example: Example, renderer: Renderer) -> tuple[Example, list[dict[st
 
 
 def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions(), *,
-              to_judge: bool = False) -> tuple[list[Example], Funnel]:
+              to_judge: bool = False) -> tuple[Sequence[Example], Funnel]:
     """Rows of the configured sources as examples, with the funnel so far."""
     check_named({"": rows})
     if rows.prompts_from is not None and kind != "prompt":
@@ -281,7 +288,7 @@ def groups_key(groups: Sequence[PromptGroup]) -> str:
     return digest.hexdigest()
 
 
-def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> list[PromptGroup]:
+def prompt_groups(examples: Sequence[Example], renderer: Renderer, funnel: Funnel) -> Sequence[PromptGroup]:
     """Prompts alone, as groups without responses."""
-    return render_all([dataclasses.replace(e, responses=(), pairs=(), margins=(), scores=())
-                       for e in examples], renderer, funnel)
+    return render_all((dataclasses.replace(e, responses=(), pairs=(), margins=(), scores=())
+                       for e in examples), renderer, funnel)

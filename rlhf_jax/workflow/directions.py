@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.config.loop import DirectionOptions
@@ -19,6 +19,7 @@ from rlhf_jax.data.example import Example
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import SYSTEM_ROLES, PromptGroup
 from rlhf_jax.data.limits import TOO_LONG
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.system_prompt import check_system_role, with_system_prompt
 from rlhf_jax.scoring.combine import weighted_sum
 
@@ -55,7 +56,7 @@ def draw(options: DirectionOptions, prompt_id: str) -> dict[str, float]:
 
 
 def directed(prompts: Sequence[PromptGroup], options: DirectionOptions, renderer: Renderer
-             ) -> tuple[list[PromptGroup], Funnel]:
+             ) -> tuple[Sequence[PromptGroup], Funnel]:
     """Prompts in the ids that ask for a direction each, kept as a column; scorers still see the prompt without it.
 
     Prompts that the system message makes too long are left out and counted.
@@ -64,7 +65,7 @@ def directed(prompts: Sequence[PromptGroup], options: DirectionOptions, renderer
       ValueError: the template has no system role, or a prompt a system message of its own.
     """
     check_system_role(renderer, TEMPLATE)
-    out, funnel = [], Funnel(read=len(prompts))
+    out, funnel = OnDisk[PromptGroup](), Funnel(read=len(prompts))
     for prompt in prompts:
         if not isinstance(prompt.prompt, str) and prompt.prompt[0]["role"] in SYSTEM_ROLES:
             raise ValueError(f"prompt {prompt.prompt_id!r} has a system message of its own, and loop.directions writes "
@@ -83,19 +84,20 @@ def directed(prompts: Sequence[PromptGroup], options: DirectionOptions, renderer
     return out, funnel
 
 
-def with_reach(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+def with_reach(groups: Iterable[PromptGroup]) -> Iterator[PromptGroup]:
     """Groups whose responses carry how far they reach in their prompt's direction, v . r, as the number `direction`.
 
     A response that lacks one of the ratings gets none.
 
     Raises:
-      ValueError: no response has a rating that the directions are over.
+      ValueError: at the end, where no response has a rating that the directions are over.
     """
-    there = {name for group in groups for response in group.responses for name in response.scores}
-    if lacking := sorted({name for group in groups for name in group.extra[DIRECTION]} - there):
+    there, wanted = set[str](), set[str]()
+    for group in groups:
+        there.update(name for response in group.responses for name in response.scores)
+        wanted.update(group.extra[DIRECTION])
+        reaches = [weighted_sum(response.scores, group.extra[DIRECTION]) for response in group.responses]
+        yield group.with_scores(DIRECTION, [None if reach is None else {"": reach} for reach in reaches])
+    if lacking := sorted(wanted - there):
         raise ValueError(f"loop.directions.objectives names {', '.join(lacking)}, which no response has; the scorer "
                          f"gave {', '.join(sorted(there)) or 'no number'}")
-    reaches = [[weighted_sum(response.scores, group.extra[DIRECTION]) for response in group.responses]
-               for group in groups]
-    return [group.with_scores(DIRECTION, [None if reach is None else {"": reach} for reach in some])
-            for group, some in zip(groups, reaches, strict=True)]

@@ -21,6 +21,9 @@ from rlhf_jax.scoring.uncertainty import projection, second_player, with_pairs
 from rlhf_jax.workflow.products import COVARIANCE
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
+_AT_ONCE = 4096
+"""Pairs whose features are in memory together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredStates:
@@ -42,8 +45,8 @@ class StoredStates:
                              "score the answers with features: true")
         return found
 
-    def read(self) -> dict[tuple[str, str], np.ndarray]:
-        """(prompt's id, answer's id) -> [D], mapped into memory.
+    def read(self) -> AnswerStates:
+        """The states of all answers.
 
         Raises:
           ValueError: there are none.
@@ -51,12 +54,34 @@ class StoredStates:
         """
         files = self._files
         check_made(self.folder)
-        out: dict[tuple[str, str], np.ndarray] = {}
-        for path in (path for path in files if path.suffix == ".jsonl"):
-            shard = read_features(path)
-            names = [(row.prompt_id, answer) for row in shard.rows for answer in row.responses]
-            out |= zip(names, shard.response, strict=True)
-        return out
+        return AnswerStates([path for path in files if path.suffix == ".jsonl"])
+
+
+class AnswerStates:
+    """The states of answers, a shard of them at hand. Whoever asks in the order of the shards has each read once."""
+
+    def __init__(self, shards: Sequence[Path]):
+        self._shards, self._place, self._at_hand = shards, 0, _states_in(shards[0])
+
+    @property
+    def width(self) -> int:
+        return len(next(iter(self._at_hand.values())))
+
+    def find(self, prompt_id: str, answer: str) -> np.ndarray:
+        """[D], mapped into memory. Raises KeyError where no shard has it."""
+        for _ in self._shards:
+            if (prompt_id, answer) in self._at_hand:
+                break
+            self._place = (self._place + 1) % len(self._shards)
+            self._at_hand = _states_in(self._shards[self._place])
+        return self._at_hand[prompt_id, answer]
+
+
+def _states_in(path: Path) -> dict[tuple[str, str], np.ndarray]:
+    """(prompt's id, answer's id) -> [D] of a shard."""
+    shard = read_features(path)
+    names = [(row.prompt_id, answer) for row in shard.rows for answer in row.responses]
+    return dict(zip(names, shard.response, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +128,7 @@ class Enhancer:
 
     def __init__(self, options: PairOptions, states: StoredStates, earlier: EarlierPairs | None = None):
         self._options, self._states = options, states.read()
-        width = len(next(iter(self._states.values())))
+        width = self._states.width
         self._projection = projection(width, options.projection, options.seed)
         size = self._projection.shape[1]
         self.covariance = options.ridge * np.eye(size) if earlier is None else earlier.read()
@@ -116,11 +141,13 @@ class Enhancer:
 
     def _features(self, group: PromptGroup, responses: Sequence[Response]) -> np.ndarray:
         """[n, d] of the answers, projected."""
-        names = [(group.prompt_id, response_id(response)) for response in responses]
-        if lacking := [name for name in names if name not in self._states]:
-            raise ValueError(f"the features hold no answer {lacking[0][1]} to {lacking[0][0]!r}, which has a score; "
-                             "score the answers again, with features: true")
-        return np.stack([self._states[name] for name in names]).astype(np.float64) @ self._projection
+        names = [response_id(response) for response in responses]
+        try:
+            states = np.stack([self._states.find(group.prompt_id, name) for name in names])
+        except KeyError as error:
+            raise ValueError(f"the features hold no answer {error.args[0][1]} to {group.prompt_id!r}, which has a "
+                             "score; score the answers again, with features: true") from error
+        return states.astype(np.float64) @ self._projection
 
     def places(self, group: PromptGroup, ranked: Sequence[int], values: Sequence[float]) -> tuple[int, int]:
         """Places of chosen and rejected among the answers `ranked`, best first; values: their scores."""
@@ -129,5 +156,8 @@ class Enhancer:
 
     def learned(self, pairs: Sequence[PromptGroup]) -> np.ndarray:
         """[d, d] the covariance once these pairs are known."""
-        features = [self._features(pair, pair.responses) for pair in pairs]
-        return with_pairs(self.covariance, np.stack([chosen - rejected for chosen, rejected in features]))
+        found = self.covariance
+        for start in range(0, len(pairs), _AT_ONCE):
+            features = [self._features(pair, pair.responses) for pair in pairs[start : start + _AT_ONCE]]
+            found = with_pairs(found, np.stack([chosen - rejected for chosen, rejected in features]))
+        return found

@@ -45,7 +45,7 @@ class Experiment:
         self.recipe = Recipe(config.loop, config.sampling, config.pairs, config.dpo, config.raft)
         self._rows: dict[str, RenderedRows] = {}
         self._world_folder: Path | None = None
-        self._directed: list[PromptGroup] | None = None
+        self._directed: Sequence[PromptGroup] | None = None
         self._directions: Funnel | None = None
 
     @property
@@ -75,7 +75,7 @@ class Experiment:
             announce=lambda text: self.context.run.announce(f"data of {name}:\n{text}"), **more)
         return self._rows[name]
 
-    def _asked(self, name: str, data: DataOptions, checkpoint: Checkpoint) -> list[PromptGroup]:
+    def _asked(self, name: str, data: DataOptions, checkpoint: Checkpoint) -> Sequence[PromptGroup]:
         """The prompts of a section, read once for all policies of a run."""
         rows = self._rows.get(name) or self.rows(name, data, "prompt", checkpoint)
         return rows.read()
@@ -100,7 +100,7 @@ class Experiment:
         return Outcome(entries, self._judge(entries, scorer), self.funnels, reward_model,
                        () if choice is None else choice.candidates)
 
-    def checked_inputs(self) -> tuple[list[PromptGroup], Checkpoint]:
+    def checked_inputs(self) -> tuple[Sequence[PromptGroup], Checkpoint]:
         """The loop's prompts, enough for all rounds, and the base model; what only later stages read is looked at now,
         not hours later."""
         c = self.config

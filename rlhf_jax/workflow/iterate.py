@@ -59,7 +59,7 @@ class Choice(Protocol):
         ...
 
 
-def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int) -> list[PromptGroup]:
+def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int) -> Sequence[PromptGroup]:
     """Prompts of round `number` (from 1): disjoint, contiguous shares.
 
     Raises:
@@ -74,7 +74,7 @@ def round_prompts(prompts: Sequence[PromptGroup], loop: LoopOptions, number: int
         raise ValueError(f"round {number} asks for prompts {start} to {stop} and there are {len(prompts)}; give more "
                          "prompts, or lower rounds or prompts_per_round (prompts.drop_duplicate_prompts: false lets "
                          "rounds share those that the file repeats)")
-    return list(prompts[start:stop])
+    return prompts[start:stop]
 
 
 def shards_of(finished: Finished) -> ShardFolder:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from rlhf_jax.config.pairs import ENHANCER, TWO_POLICIES, PairOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import BY_OTHER, LENGTH, PromptGroup, Response, same_answer
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.plugins import is_plugin, load_function
 from rlhf_jax.workflow.enhancer import Enhancer
 
@@ -116,34 +118,38 @@ def make_pair(group: PromptGroup, options: PairOptions, enhancer: Enhancer | Non
                                extra=extra), ""
 
 
-def make_pairs(groups: Sequence[PromptGroup], options: PairOptions, enhancer: Enhancer | None = None
-               ) -> tuple[list[PromptGroup], Funnel]:
+def make_pairs(groups: Iterable[PromptGroup], options: PairOptions, enhancer: Enhancer | None = None
+               ) -> tuple[Sequence[PromptGroup], Funnel]:
     """A pair for every group that has one, within the budget, and how many had none, by reason.
+
+    Groups are looked at once and none is kept; pairs lie on disk (see `OnDisk`).
 
     Raises:
       ValueError: no group has one, or its responses lack what the rule or the budget reads.
     """
-    check_two_policies(groups, options)
-    funnel = Funnel(read=len(groups))
-    out = []
-    for group in groups:
-        pair, reason = make_pair(group, options, enhancer)
-        if pair is None:
-            funnel.dropped[reason] += 1
-        else:
-            out.append(pair)
-    _some(out, groups, options.scorer, funnel)
-    kept = within_budget(out, options)
-    if len(kept) < len(out):
-        funnel.dropped["over_budget"] = len(out) - len(kept)
+    funnel, scores = Funnel(), set[str]()
+    pairs = OnDisk(_kept(groups, lambda group: make_pair(group, options, enhancer), funnel, scores))
+    if options.rule in TWO_POLICIES and BY_OTHER not in scores:
+        raise ValueError(f"rule = {options.rule!r} needs the answers of two policies, and no response says whose it is "
+                         f"({BY_OTHER}); set loop.from_start, or give the other policy's samples as `against`")
+    _check_some(pairs, scores, options.scorer, funnel)
+    kept = within_budget(pairs, options)
+    if len(kept) < len(pairs):
+        funnel.dropped["over_budget"] = len(pairs) - len(kept)
     return kept, funnel
 
 
-def check_two_policies(groups: Sequence[PromptGroup], options: PairOptions) -> None:
-    """Raises ValueError for a rule of two policies where no response says whose it is."""
-    if options.rule in TWO_POLICIES and not any(BY_OTHER in r.scores for group in groups for r in group.responses):
-        raise ValueError(f"rule = {options.rule!r} needs the answers of two policies, and no response says whose it is "
-                         f"({BY_OTHER}); set loop.from_start, or give the other policy's samples as `against`")
+def _kept(groups: Iterable[PromptGroup], reduced: Callable[[PromptGroup], tuple[PromptGroup | None, str]],
+          funnel: Funnel, scores: set[str]) -> Iterator[PromptGroup]:
+    """What groups are reduced to, where they are to anything; counts them, and notes the names of all scores."""
+    for group in groups:
+        funnel.read += 1
+        scores.update(name for response in group.responses for name in response.scores)
+        found, reason = reduced(group)
+        if found is None:
+            funnel.dropped[reason] += 1
+        else:
+            yield found
 
 
 def disagreement(pair: PromptGroup, scorer: str) -> float:
@@ -161,24 +167,26 @@ def disagreement(pair: PromptGroup, scorer: str) -> float:
     return float(np.std([chosen[name] - rejected[name] for name in members]))
 
 
-def within_budget(pairs: Sequence[PromptGroup], options: PairOptions) -> list[PromptGroup]:
+def within_budget(pairs: Sequence[PromptGroup], options: PairOptions) -> Sequence[PromptGroup]:
     """At most `budget` of the pairs, in their order: the ones that are disagreed on most, or a random draw of them.
 
     Each pair's number depends on itself, the seed and its prompt's id alone.
     """
     if options.budget is None:
-        return list(pairs)
-    if options.budget_by == "disagreement":
-        rank = [-disagreement(pair, options.scorer.split("/")[0]) for pair in pairs]
-    else:
-        rank = [random.Random(f"{options.seed} budget {pair.prompt_id}").random() for pair in pairs]
-    kept = sorted(sorted(range(len(pairs)), key=lambda i: (rank[i], pairs[i].prompt_id))[: options.budget])
-    return [pairs[i] for i in kept]
+        return pairs
+
+    def rank(pair: PromptGroup) -> float:
+        if options.budget_by == "disagreement":
+            return -disagreement(pair, options.scorer.split("/")[0])
+        return random.Random(f"{options.seed} budget {pair.prompt_id}").random()
+
+    ranked = ((rank(pair), pair.prompt_id, place) for place, pair in enumerate(pairs))
+    return OnDisk(pairs[place] for place in sorted(place for *_, place in heapq.nsmallest(options.budget, ranked)))
 
 
-def _some(kept: Sequence[PromptGroup], groups: Sequence[PromptGroup], scorer: str, funnel: Funnel) -> None:
+def _check_some(kept: Sequence[PromptGroup], scores: Collection[str], scorer: str, funnel: Funnel) -> None:
     if not kept:
-        names = sorted({name for group in groups for r in group.responses for name in r.scores})
+        names = sorted(scores)
         if scorer not in names:
             raise ValueError(f"no response has a score {scorer!r}; there are {names or 'no scores at all'}. Run "
                              "`rlhf-jax score` first, or name the scores that are there")
@@ -187,16 +195,17 @@ def _some(kept: Sequence[PromptGroup], groups: Sequence[PromptGroup], scorer: st
                          "that gives equal scores is broken")
 
 
-def best_of_n(groups: Sequence[PromptGroup], options: PairOptions) -> tuple[list[PromptGroup], Funnel]:
-    """Each group reduced to its best response (RAFT, arXiv 2304.06767; best-of-n)."""
-    funnel = Funnel(read=len(groups))
-    out = []
-    for group in groups:
+def best_of_n(groups: Iterable[PromptGroup], options: PairOptions) -> tuple[Sequence[PromptGroup], Funnel]:
+    """Each group reduced to its best response (RAFT, arXiv 2304.06767; best-of-n); as `make_pairs`."""
+
+    def best(group: PromptGroup) -> tuple[PromptGroup | None, str]:
         able = candidates(group, options)
         if not able:
-            funnel.dropped["none_scored"] += 1
-            continue
-        best = max(able, key=lambda i: (penalised(group.responses[i], options), -i))
-        out.append(dataclasses.replace(group, responses=(group.responses[best],), pairs=(), margins=()))
-    _some(out, groups, options.scorer, funnel)
+            return None, "none_scored"
+        place = max(able, key=lambda i: (penalised(group.responses[i], options), -i))
+        return dataclasses.replace(group, responses=(group.responses[place],), pairs=(), margins=()), ""
+
+    funnel, scores = Funnel(), set[str]()
+    out = OnDisk(_kept(groups, best, funnel, scores))
+    _check_some(out, scores, options.scorer, funnel)
     return out, funnel

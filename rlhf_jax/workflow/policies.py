@@ -60,8 +60,8 @@ class Outcome:
 def judge_all(context: Context, entries: Sequence[Entry], prompts: Sequence[PromptGroup], sampling: SamplingConfig,
               scorers: Sequence[Scorer], dtype: str) -> dict[str, list[PromptGroup]]:
     """Judged samples of every policy on the evaluation prompts; KL is measured from the first of them."""
-    return {entry.label: judge_policy(context, f"evaluate/{entry.label}", entry.policy, prompts, sampling, scorers,
-                                      entries[0].policy, dtype).read() for entry in entries}
+    return {entry.label: list(judge_policy(context, f"evaluate/{entry.label}", entry.policy, prompts, sampling, scorers,
+                                           entries[0].policy, dtype).read()) for entry in entries}
 
 
 def judge_policy(context: Context, stem: str, policy: Checkpoint, prompts: Sequence[PromptGroup],

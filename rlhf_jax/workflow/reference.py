@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.data.groups import PromptGroup, check_ids
+from rlhf_jax.data.on_disk import OnDisk
+from rlhf_jax.data.packing import RowShape
 from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import on_main, replicated
-from rlhf_jax.training.evaluate import logps_map
+from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.objectives import Compute
+
+_AT_ONCE = 4096
+"""Groups whose log-probs are in memory together."""
 
 
 def params_fingerprint(params: Params) -> str:
@@ -67,8 +71,8 @@ def groups_fingerprint(groups: Sequence[PromptGroup]) -> str:
 
 
 def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], mesh: Mesh, *, dtype: Any,
-                    cache: Path, rows: int, row_length: int | None = None) -> list[list[np.ndarray]]:
-    """Per group and response, float32 log-probs of the trained tokens under `params`.
+                    cache: Path, rows: int, row_length: int | None = None) -> Sequence[Sequence[np.ndarray]]:
+    """Per group and response, float32 log-probs of the trained tokens under `params`; on disk (see `OnDisk`).
 
     Found in `cache` if the same model, weights, tokens and dtype were seen before, else computed and stored there.
 
@@ -79,32 +83,51 @@ def reference_logps(compute: Compute, params: Params, groups: Sequence[PromptGro
     parts = params_fingerprint(params), groups_fingerprint(groups), jnp.dtype(dtype), compute.config
     key = hashlib.sha256(" ".join(map(str, parts)).encode())
     path = cache / f"reference-{key.hexdigest()[:20]}.f32"
-    sizes = [[int(r.loss_mask.sum()) for r in group.responses] for group in groups]
     if on_main(path.is_file):
-        return _cut(path, sizes)
-    found = logps_map(compute, mesh, rows_per_batch=rows, row_length=row_length)(cast(params, dtype), groups)
+        return _cut(path, groups)
+    found = OnDisk(_computed(logps_map(compute, mesh, rows_per_batch=rows, row_length=row_length),
+                             cast(params, dtype), groups))
 
     def store() -> None:
         cache.mkdir(parents=True, exist_ok=True)
         for leftover in cache.glob(".*.tmp"):  # of a run that was killed while it wrote
             leftover.unlink()
         temporary = path.with_name(f".{path.name}.tmp")
-        data = np.concatenate([x for group in found for x in group]).astype("<f4").tobytes()
+        digest = hashlib.sha256()
         with temporary.open("wb") as stream:
-            stream.write(hashlib.sha256(data).digest() + data)
+            stream.write(digest.digest())  # its place
+            for data in (x.astype("<f4").tobytes() for group in found for x in group):
+                digest.update(data)
+                stream.write(data)
+            stream.seek(0)
+            stream.write(digest.digest())
         os.replace(temporary, path)
 
     on_main(store)
     return found
 
 
-def _cut(path: Path, sizes: list[list[int]]) -> list[list[np.ndarray]]:
+def _computed(logps: PackedMap, params: Params, groups: Sequence[PromptGroup]) -> Iterator[list[np.ndarray]]:
+    """The log-probs of each group, some thousand groups at a time, all by one program."""
+    chunks = [groups[start : start + _AT_ONCE] for start in range(0, len(groups), _AT_ONCE)]
+    tokens = max(logps.shape(chunk).tokens for chunk in chunks)
+    shapes = [logps.shape(chunk, tokens) for chunk in chunks]
+    shape = RowShape(tokens, *(max(sizes) for sizes in zip(*((s.targets, s.slots, s.pairs) for s in shapes),
+                                                           strict=True)))
+    for chunk in chunks:
+        yield from logps(params, list(chunk), shape=shape)
+
+
+def _cut(path: Path, groups: Sequence[PromptGroup]) -> Sequence[Sequence[np.ndarray]]:
     """The log-probs of a file in the cache (their sha256 and then they), by group and response."""
-    edges, content = np.cumsum([0, *(n for group in sizes for n in group)]), path.read_bytes()
-    digest, data = content[:32], content[32:]
-    if hashlib.sha256(data).digest() != digest or len(data) != 4 * edges[-1]:
-        raise ValueError(f"the log-probs of the reference in {path} are not what was written there; delete that file, "
-                         "and give the same command again to compute them anew")
-    flat = np.frombuffer(data, "<f4")
-    pieces = iter([flat[a:b] for a, b in itertools.pairwise(edges)])
-    return [[next(pieces) for _ in group] for group in sizes]
+    numbers = sum(int(r.loss_mask.sum()) for group in groups for r in group.responses)
+    with path.open("rb") as stream:
+        wanted, digest = stream.read(32), hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        if digest.digest() != wanted or stream.tell() != 32 + 4 * numbers:
+            raise ValueError(f"the log-probs of the reference in {path} are not what was written there; delete that "
+                             "file, and give the same command again to compute them anew")
+        stream.seek(32)
+        return OnDisk([np.frombuffer(stream.read(4 * int(r.loss_mask.sum())), "<f4") for r in group.responses]
+                      for group in groups)

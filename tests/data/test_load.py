@@ -1,7 +1,9 @@
 import json
+import tracemalloc
 
 import pytest
 
+from rlhf_jax.data import jsonl
 from rlhf_jax.data.funnel import Funnel, TooManyBadRows
 from rlhf_jax.data.jsonl import read_jsonl
 from rlhf_jax.data.load import load_examples, unique_prompt_ids
@@ -18,6 +20,29 @@ def source(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in LINES) + '{"prompt": "cut')
     return str(path)
+
+
+def test_rows_behind_max_samples_are_not_parsed(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"prompt": str(i)}) + "\n" for i in range(1000)))
+    parsed, parse = [], jsonl._parse_line
+    monkeypatch.setattr(jsonl, "_parse_line", lambda line: parsed.append(line) or parse(line))
+    examples, funnel = load_examples(str(tmp_path / "rows.jsonl"), "prompt", max_samples=10)
+    assert [example.prompt for example in examples] == [str(i) for i in range(10)]
+    assert funnel.read == 10
+    assert len(parsed) == 11  # one more, to know that there is one
+
+
+def test_what_reading_holds_does_not_grow_with_the_rows(tmp_path):
+    held = []
+    for count in (100, 2000):
+        path = tmp_path / f"{count}.jsonl"
+        path.write_text("".join(json.dumps({"prompt": f"{i} " + "x" * 10_000}) + "\n" for i in range(count)))
+        tracemalloc.start()
+        examples, _ = load_examples([str(path), str(path)], "prompt", drop_duplicate_prompts=True)
+        assert sum(len(example.prompt) > 10_000 for example in examples) == len(examples) == count
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert held[1] - held[0] < 2_000_000  # of 20 MB more
 
 
 def test_every_row_is_counted_and_bad_ones_are_kept_apart(source, tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 
 import jax
 import numpy as np
@@ -7,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.data import loader
+from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.loader import BatchPlan
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.packing import group_length
 
 
@@ -136,6 +139,29 @@ def test_more_steps_than_the_epochs_give_go_through_the_data_again(make_groups):
     assert [plan.members(step) for step in range(20)] == [by_epochs.members(step) for step in range(20)]
     taken = [i for step in range(18) for i in plan.members(step)]
     assert sorted(taken) == sorted([*range(6)] * 6)
+
+
+def test_groups_on_disk_make_the_same_batches(make_groups, make_reference):
+    groups = make_groups(13, k=(1, 3), pairs="some")
+    held = plan_of(groups, epochs=2.0, reference=make_reference(groups))
+    read = plan_of(OnDisk(groups), epochs=2.0, reference=OnDisk(make_reference(groups)))
+    assert (read.shape, read.accumulation, read.efficiency) == (held.shape, held.accumulation, held.efficiency)
+    for (_, batch, micro), (_, batch_again, micro_again) in zip(held.iterate(), read.iterate(), strict=True):
+        assert micro == micro_again
+        same(batch, batch_again)
+
+
+def test_what_an_epoch_holds_does_not_grow_with_the_groups():
+    ids, mask = np.arange(300, dtype=np.int32), np.ones(300, bool)
+    held = []
+    for count in (200, 4000):
+        groups = OnDisk(PromptGroup(str(i), ids, (Response(ids, mask, "x" * 1000),)) for i in range(count))
+        tracemalloc.start()
+        plan = plan_of(groups, batch_size=8, row_length=640, micro_rows=8, epochs=1.0)
+        assert sum(int((batch.group_ids > 0).sum()) for _, batch, _ in plan.iterate()) == 600 * count
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert held[1] - held[0] < 500_000  # of 20 MB more
 
 
 def test_no_groups_is_an_error_that_points_at_the_funnel():

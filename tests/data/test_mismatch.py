@@ -33,7 +33,7 @@ def test_every_response_gets_an_answer_to_another_prompt_and_is_taken_once():
     taken = Counter()
     for before, after in zip(groups, found, strict=True):
         count = len(before.responses)
-        assert after.responses[:count] == before.responses
+        assert [r.to_json() for r in after.responses[:count]] == [r.to_json() for r in before.responses]
         assert len(after.responses) == 2 * count
         for added in after.responses[count:]:
             assert added.scores == {"mismatched": 1.0}

@@ -41,7 +41,7 @@ def test_each_pair_makes_fourteen_rows_in_its_own_prompt():
 
 
 def test_the_same_seed_makes_the_same_rows_and_every_pair_is_taken_as_often():
-    one, again, other = (augmented(pairs(30), seed, Funnel()) for seed in (1, 1, 2))
+    one, again, other = (list(augmented(pairs(30), seed, Funnel())) for seed in (1, 1, 2))
     assert one == again != other
     taken = Counter(j for row in one if row.extra[NEUTRAL] for j in set(numbers([row])[0]))
     assert len(taken) == 30

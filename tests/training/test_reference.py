@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.models import Rope
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.objectives import Compute
+from rlhf_jax.workflow import reference
 from rlhf_jax.workflow.reference import _sums, groups_fingerprint, params_fingerprint, reference_logps
 
 
@@ -127,7 +130,7 @@ def test_the_cache_is_used_for_the_same_question_and_for_no_other(model, make_gr
     assert computed
     again, computed = ask()
     assert not computed
-    jax.tree.map(np.testing.assert_array_equal, again, first)
+    jax.tree.map(np.testing.assert_array_equal, list(again), list(first))
     assert [[len(x) for x in group] for group in first] == [[r.loss_mask.sum() for r in g.responses] for g in groups]
     assert not list(tmp_path.glob(".*"))  # no temporary file is left
 
@@ -137,6 +140,16 @@ def test_the_cache_is_used_for_the_same_question_and_for_no_other(model, make_gr
     assert ask(config=dataclasses.replace(config, rope=Rope(500.0)))[1]
     assert len(list(tmp_path.glob("reference-*.f32"))) == 5
     assert not ask()[1]
+
+
+def test_some_groups_at_a_time_give_what_all_at_once_give(model, make_groups, lone_mesh, tmp_path, monkeypatch):
+    config, params = model
+    groups, found = make_groups(7, 4, k=(1, 3)), []
+    for at_once in (100, 3):
+        monkeypatch.setattr(reference, "_AT_ONCE", at_once)
+        found.append(list(reference_logps(Compute(config), params, OnDisk(groups), lone_mesh, dtype=jnp.float32,
+                                          cache=tmp_path / str(at_once), rows=2)))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), *found)
 
 
 def test_a_damaged_cache_file_is_an_error_that_says_what_to_do(model, make_groups, lone_mesh, tmp_path):

@@ -65,7 +65,7 @@ def test_the_policy_reads_the_direction_and_scorers_do_not(start, prompts):
 def test_prompts_that_become_too_long_are_counted_and_those_with_a_system_message_refused(start, prompts):
     length = len(directed(prompts[:1], OPTIONS, start.renderer(RenderOptions()))[0][0].prompt_ids)
     kept, funnel = directed(prompts[:1], OPTIONS, start.renderer(RenderOptions(max_prompt_length=length - 1)))
-    assert (kept, funnel.dropped) == ([], {"prompt_too_long": 1})
+    assert (list(kept), funnel.dropped) == ([], {"prompt_too_long": 1})
     own = dataclasses.replace(prompts[0], prompt=[{"role": "system", "content": "Be a cat."}, *prompts[0].prompt])
     with pytest.raises(ValueError, match="has a system message of its own, and loop"):
         directed([own], OPTIONS, start.renderer(RenderOptions()))
@@ -84,7 +84,7 @@ RATINGS = ((0.9, 0.1), (0.7, 0.9), (0.6, -0.9), (5.0,))
 
 def test_the_best_answer_is_the_one_that_reaches_furthest(make_context, tmp_path):
     groups = [answered(angle, *RATINGS) for angle in (0, 45, -45)]
-    reach = with_reach(groups)[1].responses
+    reach = list(with_reach(groups))[1].responses
     assert reach[0].scores[DIRECTION] == pytest.approx(math.sqrt(0.5) * (0.9 + 0.1))
     assert DIRECTION not in reach[3].scores
     write_groups(tmp_path / shard_name(0), groups)
@@ -98,7 +98,7 @@ def test_the_best_answer_is_the_one_that_reaches_furthest(make_context, tmp_path
 
 def test_a_rating_that_no_response_has_is_named():
     with pytest.raises(ValueError, match=r"names proxy/verbosity, which no response has; the scorer gave proxy/helpfu"):
-        with_reach([answered(0, (0.5,))])
+        list(with_reach([answered(0, (0.5,))]))
 
 
 def ratings(prompts, completions, completion_ids, **columns):
@@ -127,6 +127,7 @@ def test_two_rounds_choose_by_directions_and_score_by_a_sum(micro_run, make_cont
         (samples,) = stages.glob(f"online-round-{number}-score-*")
         sampled = {g.prompt_id: g for path in samples.glob("shard-*") for g in read_groups(path)}[group.prompt_id]
         numbers = group.responses[0].scores
-        assert numbers[DIRECTION] == max(r.scores[DIRECTION] for r in with_reach([sampled])[0].responses)
+        (reached,) = with_reach([sampled])
+        assert numbers[DIRECTION] == max(r.scores[DIRECTION] for r in reached.responses)
         assert numbers["proxy"] == pytest.approx(2.0 * numbers["proxy/helpfulness"] - numbers["proxy/verbosity"])
         assert direction_text(group.extra[DIRECTION]) in tokenizer.decode(group.prompt_ids)

@@ -357,17 +357,17 @@ def test_answers_of_two_policies_are_joined_by_prompt(prompts, tmp_path):
         write_groups(tmp_path / name / shard_name(0), [dataclasses.replace(prompt, responses=tuple(
             Response(np.array([i], np.int32), np.ones(1, bool)) for i in ids)) for prompt in prompts[:2]])
     joined = JoinedShards(own, other)
-    for groups in (joined.read(), joined.read_shard(0)):
+    for groups in (joined.groups(), joined.read_shard(0)):
         assert [[(int(r.ids[0]), r.scores["by_other"]) for r in g.responses] for g in groups] == 2 * [
             [(5, 0.0), (6, 0.0), (7, 1.0)]]
     assert joined.key != JoinedShards(other, own).key
     write_groups(tmp_path / "other" / shard_name(0), prompts[1:3])
     with pytest.raises(ValueError, match="were not asked the same prompts in the same order"):
-        joined.read()
+        list(joined.groups())
     write_groups(tmp_path / "other" / shard_name(0),
                  [dataclasses.replace(prompt, prompt_ids=prompt.prompt_ids + 1) for prompt in prompts[:2]])
     with pytest.raises(ValueError, match="has other token ids in the other policy's samples"):
-        joined.read()
+        list(joined.groups())
 
 
 @pytest.mark.parametrize(("options", "scores", "message"), [

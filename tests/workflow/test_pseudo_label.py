@@ -31,7 +31,8 @@ def test_a_pair_of_p_0_05_is_kept_and_flipped():
     assert [group.pairs for group in found] == [((1, 0),), ((0, 1),), (), (), ()]
     assert [group.margins for group in found] == [()] * 5  # those of the old labels say nothing of the new ones
     assert [group.extra[COMPARED] for group in found] == [[[0, 1, p]] for p in (0.05, 0.95, 0.8, 0.2, None)]
-    assert label_counts(found) == {"compared": 5, "kept_pairs": 2, "kept_share": 0.4, "flip_rate": 0.5, "failed": 1}
+    assert label_counts(found) == {"prompts": 5, "compared": 5, "kept_pairs": 2, "kept_share": 0.4, "flip_rate": 0.5,
+                                   "failed": 1}
 
 
 def test_all_pairs_of_several_answers_are_asked_and_labels_are_not_read():

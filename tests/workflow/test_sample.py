@@ -186,8 +186,9 @@ def test_generation_metrics_by_hand(whole):
     made = [dataclasses.replace(group.responses[0], ids=np.zeros(n, np.int32), finish_reason=reason)
             for n, reason in ((2, "stop"), (4, "stop"), (6, "length"))]
     found = generation_metrics([dataclasses.replace(group, responses=tuple(made))])
-    assert found == {"completions/mean_length": 4.0, "completions/min_length": 2.0, "completions/max_length": 6.0,
-                     "completions/clipped_ratio": pytest.approx(1 / 3), "completions/mean_terminated_length": 3.0}
+    assert found == {"prompts": 1, "responses": 3, "completions/mean_length": 4.0, "completions/min_length": 2.0,
+                     "completions/max_length": 6.0, "completions/clipped_ratio": pytest.approx(1 / 3),
+                     "completions/mean_terminated_length": 3.0}
     nothing_ended = generation_metrics([dataclasses.replace(group, responses=(made[2],))])
     assert "completions/mean_terminated_length" not in nothing_ended  # NaN has no place in a JSON report
 
@@ -238,8 +239,8 @@ def test_score_metrics_leave_out_what_has_no_score_and_refuse_where_nothing_has(
     groups = [g.with_scores("s", [{"": 1.0}, {"": 3.0}]) for g in read_shards(whole[0])[:2]]
     groups[1] = dataclasses.replace(groups[1], responses=tuple(
         dataclasses.replace(r, scores={}) for r in groups[1].responses))
-    assert score_metrics(groups, "s") == {"reward": 2.0, "reward_std": 1.0, "reward_best_of_n": 3.0,
-                                          "frac_reward_zero_std": 0.0}
+    assert score_metrics(groups, "s") == {"prompts": 2, "reward": 2.0, "reward_std": 1.0, "reward_best_of_n": 3.0,
+                                          "frac_reward_zero_std": 0.0, "unscored": 2}
     with pytest.raises(ValueError, match="gave no score to any response"):
         score_metrics(groups[1:], "s")
 

@@ -107,7 +107,7 @@ def generated(command: BenchmarkCommand, context: Context, benchmark: ChatBenchm
             stage = SampleStage(policy=policy, prompts=GivenGroups(some), dtype=command.dtype,
                                 sampling=sampling(command, benchmark, value, longest), shard_size=EVALUATION_SHARD)
             folders.append(shards_of(context.do(f"generate/turn-{turn + 1}/temperature-{value:g}", stage)))
-        for group in (group for folder in folders for group in folder.read()):
+        for group in (group for folder in folders for group in folder.groups()):
             said.setdefault(group.extra["uid"], []).append(last_text(group.responses[0].text))
         turns.append(tuple(folders))
     found = context.do("answers", AnswersStage(benchmark=benchmark, turns=tuple(turns), model=label))

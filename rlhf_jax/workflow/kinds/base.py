@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ class TrainedKind:
     """
 
     options: type
-    examples: Callable[[Any, list[Example], Funnel, Renderer], list[Example]]
+    examples: Callable[[Any, Sequence[Example], Funnel, Renderer], Sequence[Example]]
     model: Callable[[Any, Params, DecoderConfig], tuple[Params, DecoderConfig]]
     shape: Callable[[Any, DecoderConfig], DecoderConfig]
     objective: Callable[[Any], Callable[[Compute], Objective]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -43,8 +43,8 @@ def objective(options: BradleyTerryOptions) -> Callable[[Compute], Objective]:
                    use_margin=options.use_margin)
 
 
-def as_they_are(options: BradleyTerryOptions, examples: list[Example], funnel: Funnel, renderer: Renderer
-                ) -> list[Example]:
+def as_they_are(options: BradleyTerryOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+                ) -> Sequence[Example]:
     """Pairs are trained on as pairs."""
     del options, funnel, renderer
     return examples

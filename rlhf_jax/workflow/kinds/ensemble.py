@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlhf_jax.config.scorer import EnsembleScoring
 from rlhf_jax.config.training import EnsembleOptions
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.prompt_text import normalised, plain_text
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import DecoderConfig, Params, as_classifier
@@ -99,12 +100,13 @@ def draws(prompt: str, options: EnsembleOptions) -> dict[str, float]:
     return {draw_name(member): float(count) for member, count in enumerate(counts)}
 
 
-def with_draws(options: EnsembleOptions, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def with_draws(options: EnsembleOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+               ) -> Sequence[Example]:
     """Pairs whose responses carry how often each member draws their prompt."""
     del funnel, renderer
     if not options.bootstrap:
         return examples
-    out = []
+    out = OnDisk[Example]()
     for example in examples:
         drawn = draws(normalised(plain_text(example.prompt)), options)
         scores = example.scores or ({},) * len(example.responses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -14,6 +14,7 @@ from rlhf_jax.config.training import OdinOptions
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Text
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, as_classifier
 from rlhf_jax.scoring import BradleyTerryScorer
@@ -58,7 +59,8 @@ def last_turn(response: Text) -> str:
     return response if isinstance(response, str) else str(response[-1]["content"])
 
 
-def with_lengths(options: OdinOptions, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def with_lengths(options: OdinOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+                 ) -> Sequence[Example]:
     """Pairs whose responses carry the length of their last turn, as a number."""
     del funnel
 
@@ -66,7 +68,7 @@ def with_lengths(options: OdinOptions, examples: list[Example], funnel: Funnel, 
         return float(len(text) if options.length_unit == "characters" else
                      len(renderer.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
-    out = []
+    out = OnDisk[Example]()
     for example in examples:
         scores = example.scores or ({},) * len(example.responses)
         out.append(dataclasses.replace(example, scores=tuple(

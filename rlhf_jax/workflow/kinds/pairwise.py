@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from jax.sharding import Mesh
@@ -37,7 +37,8 @@ def language_model(options: PairwiseOptions, params: Params, config: DecoderConf
     return params, config
 
 
-def letters(options: PairwiseOptions, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def letters(options: PairwiseOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+            ) -> Sequence[Example]:
     """Pairs, or what augmentation makes of them, as questions that a letter answers."""
     answers = letters_with(neutral_of(options))
     letter_ids(renderer, answers)  # that they cannot be told apart is said now, not when the trained model is asked

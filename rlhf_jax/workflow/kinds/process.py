@@ -6,7 +6,7 @@ RLHFlow's mathematics models; the scalar outcome model is `kinds/outcome.py`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from jax.sharding import Mesh
@@ -55,14 +55,15 @@ def language_model(options: ProcessOptions | OutcomeGenerativeOptions, params: P
     return params, config
 
 
-def steps(options: ProcessOptions, examples: list[Example], funnel: Funnel, renderer: Renderer) -> list[Example]:
+def steps(options: ProcessOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+          ) -> Sequence[Example]:
     """Solutions with a sign after each step."""
     sign_ids(renderer)  # that a sign is no token of its own is said now, not when the trained model is asked
     return signed_examples(examples, funnel, options.label_threshold)
 
 
-def solutions(options: OutcomeGenerativeOptions, examples: list[Example], funnel: Funnel, renderer: Renderer
-              ) -> list[Example]:
+def solutions(options: OutcomeGenerativeOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+              ) -> Sequence[Example]:
     """Solutions with a sign at their end."""
     del options
     sign_ids(renderer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -16,6 +16,7 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.example import with_responses
 from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.data.ratings import parse_objectives, rating_table
 from rlhf_jax.data.rows import Example
 from rlhf_jax.models import DecoderConfig, Params, as_classifier
@@ -62,8 +63,8 @@ def with_outputs(options: RegressionOptions, params: Params, config: DecoderConf
     return as_classifier(params, jax.random.key(options.train.seed), shape), shape
 
 
-def with_ratings(options: RegressionOptions, examples: list[Example], funnel: Funnel, renderer: Renderer
-                 ) -> list[Example]:
+def with_ratings(options: RegressionOptions, examples: Sequence[Example], funnel: Funnel, renderer: Renderer
+                 ) -> Sequence[Example]:
     """The answers that have one of the ratings, which are in 0 to 1 and called as the outputs.
 
     Raises:
@@ -75,7 +76,7 @@ def with_ratings(options: RegressionOptions, examples: list[Example], funnel: Fu
     if lacking := [objective.number for objective in objectives if objective.number not in names]:
         raise ValueError(f"no row has a rating {', '.join(lacking)}; there are {', '.join(sorted(names)) or 'none'}. "
                          "Name those in objectives, or give graded rows that have them")
-    kept = []
+    kept = OnDisk[Example]()
     for example in examples:
         scores = example.scores or ({},) * len(example.responses)
         try:

@@ -50,7 +50,7 @@ class AnswersStage(Stage):
         del context
         texts: dict[str, list[str]] = {}
         for sources in self.turns:
-            for group in (group for source in sources for group in source.read()):
+            for group in (group for source in sources for group in source.groups()):
                 texts.setdefault(group.extra["uid"], []).append(last_text(group.responses[0].text))
         answers = {uid: Answer(tuple(said)) for uid, said in texts.items()}
         if is_main_process():

@@ -91,7 +91,7 @@ class DataStage(Stage):
         sift(mixture, self.options, context.progress)
         return mixture
 
-    def _source(self, number: int, store: Path | None, context: Context) -> tuple[list[Example], Funnel]:
+    def _source(self, number: int, store: Path | None, context: Context) -> tuple[Sequence[Example], Funnel]:
         """The examples of a source, read now or by a run that was killed later."""
         source = self.options.sources[number]
         rows, done = ((store / f"{number:04d}{ending}" for ending in (".jsonl", ".json")) if store else (None, None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.config.preference import PreferenceOptions
-from rlhf_jax.data.groups import BY_OTHER, PromptGroup
+from rlhf_jax.data.groups import BY_OTHER, PromptGroup, Response
 from rlhf_jax.data.mismatch import labelled_pairs, with_mismatched
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.training.objectives import Compute, Objective, Preference
@@ -43,7 +43,7 @@ def preference_objective(options: PreferenceOptions) -> Callable[[Compute], Obje
                    xpo_alpha=options.xpo_alpha, win_rate=options.win_rate)
 
 
-def as_read(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+def as_read(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> Sequence[PromptGroup]:
     """The groups as the loss reads them: pairs, or responses with labels, and for KTO answers to other prompts.
 
     Raises:
@@ -52,15 +52,14 @@ def as_read(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> list[P
     check_numbers(options, groups)
     if options.split_pairs:
         groups = labelled_pairs(groups)
-    return with_mismatched(groups, options.train.seed) if groups and options.loss.needs_mismatched else list(groups)
+    return with_mismatched(groups, options.train.seed) if groups and options.loss.needs_mismatched else groups
 
 
 def check_numbers(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> None:
     """Raises ValueError for a response without a probability of winning that sppo could read, and where xpo_alpha finds
     no answer of another policy."""
-    paired = [(group, group.responses[place]) for group in groups for pair in group.pairs for place in pair]
     if options.loss.needs_wins:
-        for group, response in paired:
+        for group, response in _paired(groups):
             value = response.scores.get(options.win_rate)
             if value is None or not 0.0 <= value <= 1.0:
                 found = "has no such number" if value is None else f"has {value:g}"
@@ -68,10 +67,16 @@ def check_numbers(options: PreferenceOptions, groups: Sequence[PromptGroup]) -> 
                                  f"response's probability of winning, and a response to {group.prompt_id!r} {found}. "
                                  "Score with a tournament (kind: pairwise, or a judge of pairs), or name such a number "
                                  "with win_rate")
-    if options.xpo_alpha and paired and not any(response.scores.get(BY_OTHER) == 1.0 for _, response in paired):
+    if options.xpo_alpha and any(True for _ in _paired(groups)) and not any(
+            response.scores.get(BY_OTHER) == 1.0 for _, response in _paired(groups)):
         raise ValueError(f"xpo_alpha = {options.xpo_alpha:g} moves the policy away from the answers of another policy, "
                          f"and no response is marked as one ({BY_OTHER} = 1). Set loop.from_start, or make the pairs "
                          "of two policies (rlhf-jax pairs --input A --against B)")
+
+
+def _paired(groups: Sequence[PromptGroup]) -> Iterator[tuple[PromptGroup, Response]]:
+    """Each response that stands in a pair, with its group."""
+    return ((group, group.responses[place]) for group in groups for pair in group.pairs for place in pair)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,13 +116,14 @@ class DpoStage(Stage):
                        reference=reference, eval_groups=held_out, eval_reference=eval_reference, keep=True)
         return {**train(folder, job, context), **funnels(self.data)}
 
-    def _reference_logps(self, context: Context, *sets: Sequence[PromptGroup]) -> list[list[list[np.ndarray]] | None]:
+    def _reference_logps(self, context: Context, *sets: Sequence[PromptGroup]
+                         ) -> list[Sequence[Sequence[np.ndarray]] | None]:
         """Of each set of groups: once, cached in the run's folder; the reference's weights are released after it."""
         if self.reference is None:
             return [None for _ in sets]
         train_options = self.options.train
         compute = compute_of(self.reference.config, train_options, context.mesh)
         weights = context.params(self.reference)
-        return [reference_logps(compute, weights, list(groups), context.mesh, dtype=jnp.dtype(train_options.dtype),
+        return [reference_logps(compute, weights, groups, context.mesh, dtype=jnp.dtype(train_options.dtype),
                                 cache=context.run.store / REFERENCE_CACHE, rows=train_options.micro_rows,
                                 row_length=train_options.row_length) if groups else None for groups in sets]

@@ -66,7 +66,7 @@ class PreferenceRows:
     def key(self) -> str:
         return data_key("preference", self._given, self.graded)
 
-    def read(self) -> tuple[list[Example], Funnel]:
+    def read(self) -> tuple[Sequence[Example], Funnel]:
         """Raises ValueError for rows that are not the benchmark's."""
         examples, funnel = read_data(self._given, "preference", self.quarantine, self.graded,
                                      to_judge=find_benchmark(self.benchmark).row is not None)

@@ -63,24 +63,26 @@ class FeaturesStage(Stage):
             on_main(lambda: write_jsonl_atomic(folder / LEFT_OUT, left_out))
         with count_compiles() as compiles:
             for number in shards_here(-(-len(groups) // size), Notice(folder)):
-                path, some = folder / shard_name(number), groups[number * size : (number + 1) * size]
+                path, some = folder / shard_name(number), list(groups[number * size : (number + 1) * size])
                 if not path.is_file():
                     write_features(path, some, states(params, some), dtype)
                 done += len(some)
                 context.progress(min(done * jax.process_count(), len(groups)), len(groups))
-        return {**self._counts(folder), **funnels([self.data]), "compiled_programs": compiles.programs}
-
-    def _counts(self, folder: Path) -> dict[str, Any]:
-        found = Features((folder,))
-        counts = {"prompts": 0, "responses": 0, "pairs": 0, "without_gate_position": 0}
-        for shard in found.shards():
-            counts["prompts"] += len(shard.rows)
-            counts["responses"] += len(shard.response)
-            counts["pairs"] += sum(len(row.pairs) for row in shard.rows)
-            counts["without_gate_position"] += sum(not row.gate for row in shard.rows)
-        return {**counts, "width": found.width}
+        return {**count_features(folder), **funnels([self.data]), "compiled_programs": compiles.programs}
 
     def _stop_id(self) -> int | None:
         """The token that ends a turn; None for a model without a chat template, whose prompts end no turn."""
         tokenizer = self.model.tokenizer
         return end_of_turn(tokenizer).stop_id if tokenizer.chat_template else None
+
+
+def count_features(folder: Path) -> dict[str, Any]:
+    """What lies in a folder of feature shards, one looked at at a time."""
+    found = Features((folder,))
+    counts = {"prompts": 0, "responses": 0, "pairs": 0, "without_gate_position": 0}
+    for shard in found.shards():
+        counts["prompts"] += len(shard.rows)
+        counts["responses"] += len(shard.response)
+        counts["pairs"] += sum(len(row.pairs) for row in shard.rows)
+        counts["without_gate_position"] += sum(not row.gate for row in shard.rows)
+    return {**counts, "width": found.width}

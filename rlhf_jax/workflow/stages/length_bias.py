@@ -30,7 +30,7 @@ class LengthBiasStage(Stage):
 
     def preview(self, context: Context) -> Preview:
         del context
-        return Preview(funnel=Funnel(read=len(self.source.read())))
+        return Preview(funnel=Funnel(read=sum(1 for _ in self.source.groups())))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,16 +58,17 @@ class PairsStage(Stage):
             if enhancer is not None:
                 np.save(folder / COVARIANCE, enhancer.learned(groups))
             if self.layout == "trl":
-                write_jsonl_atomic(folder / TRL, [row for group in groups for row in pair_rows(group)])
-        margins = [margin / self.options.margin_scale for group in groups for margin in group.margins]
-        return {"funnel": funnel.to_json(), **({"mean_gap": float(np.mean(margins))} if margins else {})}
+                write_jsonl_atomic(folder / TRL, (row for group in groups for row in pair_rows(group)))
+        margins = sum(len(group.margins) for group in groups)
+        gaps = math.fsum(margin / self.options.margin_scale for group in groups for margin in group.margins)
+        return {"funnel": funnel.to_json(), **({"mean_gap": gaps / margins} if margins else {})}
 
     def preview(self, context: Context) -> Preview:
         del context
         return Preview(funnel=self._select()[1])
 
-    def _select(self) -> tuple[list[PromptGroup], Funnel, Enhancer | None]:
-        groups, options = self.source.read(), self.options
+    def _select(self) -> tuple[Sequence[PromptGroup], Funnel, Enhancer | None]:
+        groups, options = self.source.groups(), self.options
         if self.directed:
             groups, options = with_reach(groups), dataclasses.replace(options, scorer=DIRECTION)
         if self.method == "raft":

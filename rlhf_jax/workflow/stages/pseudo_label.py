@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rlhf_jax.scoring import PairwiseScorer
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.products import PAIRS
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import Shards, announce_kept, read_shards, shards_here
+from rlhf_jax.workflow.stages.shards import Shards, announce_kept, scan_shards, shards_here
 
 COMPARED = "compared"
 """The column with what the model says of each pair: [first, second, P(first is better), null where it failed]."""
@@ -43,11 +43,10 @@ class PseudoLabelStage(Stage):
             context.progress(min(done * jax.process_count(), len(names)), len(names))
         scorer.release()
         gather(None)  # the others may still be at their shards
-        groups = read_shards(folder)
         if is_main_process():
-            write_groups(folder / PAIRS, [group for group in groups if group.pairs])
+            write_groups(folder / PAIRS, (group for group in scan_shards(folder) if group.pairs))
         funnel = {} if self.source.funnel is None else {"funnel": self.source.funnel.to_json()}
-        return {"prompts": len(groups), **label_counts(groups), **funnel,
+        return {**label_counts(scan_shards(folder)), **funnel,
                 "failures": gather_counts(scorer.failures - before)}
 
 
@@ -72,11 +71,14 @@ def pseudo_labelled(groups: Sequence[PromptGroup], compare: Callable[[Any], list
                     if p is not None and max(p, 1 - p) > confidence)) for group in groups]
 
 
-def label_counts(groups: Sequence[PromptGroup]) -> dict[str, float]:
-    """Of what `pseudo_labelled` gave: pairs, how many were kept, of those the share whose second answer is the better
-    one (of rows with chosen and rejected: whose label was flipped), and pairs that could not be compared."""
-    compared = [p for group in groups for _, _, p in group.extra[COMPARED]]
-    kept = [pair for group in groups for pair in group.pairs]
-    return {"compared": len(compared), "kept_pairs": len(kept), "kept_share": len(kept) / max(1, len(compared)),
-            "flip_rate": sum(better > worse for better, worse in kept) / max(1, len(kept)),
-            "failed": sum(p is None for p in compared)}
+def label_counts(groups: Iterable[PromptGroup]) -> dict[str, float]:
+    """Of what `pseudo_labelled` gave: prompts, pairs, how many were kept, of those the share whose second answer is the
+    better one (of rows with chosen and rejected: whose label was flipped), and pairs that could not be compared."""
+    prompts = compared = failed = kept = flipped = 0
+    for group in groups:
+        said = group.extra[COMPARED]
+        prompts, compared = prompts + 1, compared + len(said)
+        failed, kept = failed + sum(p is None for _, _, p in said), kept + len(group.pairs)
+        flipped += sum(better > worse for better, worse in group.pairs)
+    return {"prompts": prompts, "compared": compared, "kept_pairs": kept, "kept_share": kept / max(1, compared),
+            "flip_rate": flipped / max(1, kept), "failed": failed}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.engine import EngineSource, check_whole
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import announce_kept, read_shards, shard_name, shards_here
+from rlhf_jax.workflow.stages.shards import announce_kept, scan_shards, shard_name, shards_here
 from rlhf_jax.workflow.stages.train import funnels
 
 
@@ -95,7 +96,7 @@ class SampleStage(Stage):
         announce_kept(folder, -(-len(prompts) // size), context)
         with count_compiles() as compiles:
             for number in shards_here(-(-len(prompts) // size), notice):
-                path, some = folder / shard_name(number), prompts[number * size : (number + 1) * size]
+                path, some = folder / shard_name(number), list(prompts[number * size : (number + 1) * size])
                 if not path.is_file():
                     groups = source.sample(number, some, notice, partial(shown, done))
                     if groups is None:
@@ -105,9 +106,8 @@ class SampleStage(Stage):
                 gaps += [] if seen is None else [seen]
                 done += len(some)
                 context.progress(min(done * jax.process_count(), len(prompts)), len(prompts))
-        groups = read_shards(folder)
-        return {"prompts": len(groups), "responses": sum(len(g.responses) for g in groups),
-                **generation_metrics(groups), **_gaps(gaps), **source.report(), "compiled_programs": compiles.programs}
+        return {**generation_metrics(scan_shards(folder)), **_gaps(gaps), **source.report(),
+                "compiled_programs": compiles.programs}
 
 
 class Source(Protocol):
@@ -172,14 +172,22 @@ def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup], posi
     return dataclasses.replace(sampling, prompt_length=capacity)
 
 
-def generation_metrics(groups: Sequence[PromptGroup]) -> dict[str, float]:
-    """Lengths of what was sampled, under TRL's names; lengths in tokens."""
-    lengths = np.array([len(r.ids) for g in groups for r in g.responses], np.float64)
-    clipped = np.array([r.finish_reason == LENGTH for g in groups for r in g.responses])
-    ended = lengths[~clipped]
-    return {"completions/mean_length": float(lengths.mean()), "completions/min_length": float(lengths.min()),
-            "completions/max_length": float(lengths.max()), "completions/clipped_ratio": float(clipped.mean()),
-            **({"completions/mean_terminated_length": float(ended.mean())} if len(ended) else {})}
+def generation_metrics(groups: Iterable[PromptGroup]) -> dict[str, float]:
+    """How many prompts and responses there are, and the lengths of these in tokens under TRL's names; in one pass."""
+    prompts = responses = tokens = clipped = ended_tokens = longest = 0
+    shortest = sys.maxsize
+    for group in groups:
+        prompts += 1
+        for response in group.responses:
+            length, cut = len(response.ids), response.finish_reason == LENGTH
+            responses, tokens = responses + 1, tokens + length
+            clipped, ended_tokens = clipped + cut, ended_tokens + length * (not cut)
+            shortest, longest = min(shortest, length), max(longest, length)
+    ended = responses - clipped
+    return {"prompts": prompts, "responses": responses, "completions/mean_length": tokens / responses,
+            "completions/min_length": float(shortest), "completions/max_length": float(longest),
+            "completions/clipped_ratio": clipped / responses,
+            **({"completions/mean_terminated_length": ended_tokens / ended} if ended else {})}
 
 
 def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup], sampler: Sampler, dtype: Any

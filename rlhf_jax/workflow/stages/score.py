@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import FEATURES, RLHFLOW
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import Shards, announce_kept, read_shards, shards_here
+from rlhf_jax.workflow.stages.shards import Shards, announce_kept, scan_shards, shards_here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ScoreStage(Stage):
         del context
         if self.features:
             states_of(self.scorer)
-        return Preview(funnel=self.source.funnel or Funnel(read=len(self.source.read())))
+        return Preview(funnel=self.source.funnel or Funnel(read=sum(1 for _ in self.source.groups())))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         scorer, names, done = self.scorer, self.source.names, 0
@@ -69,12 +69,11 @@ class ScoreStage(Stage):
                 context.progress(min(done * jax.process_count(), len(names)), len(names))
         scorer.release()
         gather(None)  # the others may still be at their shards
-        groups = read_shards(folder)
         if self.layout == "rlhflow":
-            on_main(lambda: write_jsonl_atomic(folder / RLHFLOW, [scored_row(g, scorer.name) for g in groups]))
-        unscored = sum(scorer.name not in r.scores for g in groups for r in g.responses)
+            on_main(lambda: write_jsonl_atomic(folder / RLHFLOW, (scored_row(group, scorer.name)
+                                                                  for group in scan_shards(folder))))
         funnel = {} if self.source.funnel is None else {"funnel": self.source.funnel.to_json()}
-        return {"prompts": len(groups), **score_metrics(groups, scorer.name), "unscored": unscored, **funnel,
+        return {**score_metrics(scan_shards(folder), scorer.name), **funnel,
                 "failures": gather_counts(scorer.failures - before), "compiled_programs": compiles.programs}
 
 
@@ -99,13 +98,19 @@ def write_states(path: Path, groups: Sequence[PromptGroup], scorer: HasStates) -
         write_features(path, kept, states, np.float32)
 
 
-def score_metrics(groups: Sequence[PromptGroup], name: str) -> dict[str, float]:
-    """Mean score, mean of the best of n, spread within a prompt; TRL's names."""
-    per_prompt = [[r.scores[name] for r in g.responses if name in r.scores] for g in groups]
-    per_prompt = [scores for scores in per_prompt if scores]
-    if not per_prompt:
+def score_metrics(groups: Iterable[PromptGroup], name: str) -> dict[str, float]:
+    """How many prompts there are, mean score, mean of the best of n, spread within a prompt, and how many responses
+    have no score, in one pass; TRL's names."""
+    prompts = scored = unscored = without_spread = 0
+    means, spreads, bests = 0.0, 0.0, 0.0
+    for group in groups:
+        scores = [response.scores[name] for response in group.responses if name in response.scores]
+        prompts, unscored = prompts + 1, unscored + len(group.responses) - len(scores)
+        if scores:
+            scored, spread = scored + 1, float(np.std(scores))
+            means, spreads, bests = means + float(np.mean(scores)), spreads + spread, bests + max(scores)
+            without_spread += spread == 0
+    if not scored:
         raise ValueError(f"scorer {name!r} gave no score to any response; see `failures` for the reasons")
-    spread = np.array([np.std(scores) for scores in per_prompt])
-    return {"reward": float(np.mean([np.mean(s) for s in per_prompt])), "reward_std": float(spread.mean()),
-            "reward_best_of_n": float(np.mean([np.max(s) for s in per_prompt])),
-            "frac_reward_zero_std": float(np.mean(spread == 0))}
+    return {"prompts": prompts, "reward": means / scored, "reward_std": spreads / scored,
+            "reward_best_of_n": bests / scored, "frac_reward_zero_std": without_spread / scored, "unscored": unscored}

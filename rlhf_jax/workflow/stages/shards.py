@@ -7,7 +7,8 @@ does not depend on who made it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ from rlhf_jax.config.data import GradedOptions, RowOptions
 from rlhf_jax.data.example import as_text
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import BY_OTHER, PromptGroup
-from rlhf_jax.data.jsonl import read_groups
+from rlhf_jax.data.jsonl import read_groups, scan_groups
+from rlhf_jax.data.on_disk import OnDisk
 from rlhf_jax.parallel import Notice
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import data_key, read_data
@@ -47,7 +49,9 @@ class Shards(Protocol):
 
     def read_shard(self, number: int) -> list[PromptGroup]: ...
 
-    def read(self) -> list[PromptGroup]: ...
+    def groups(self) -> Iterator[PromptGroup]:
+        """All of them, one by one."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +67,9 @@ class RowShards:
         return fingerprint({"rows": data_key("answered", self.rows, GradedOptions()), "size": self.size})
 
     @cached_property
-    def _read(self) -> tuple[list[PromptGroup], Funnel]:
+    def _read(self) -> tuple[Sequence[PromptGroup], Funnel]:
         examples, funnel = read_data(self.rows, "answered", self.quarantine)
-        return [as_text(example) for example in examples], funnel
+        return OnDisk(map(as_text, examples)), funnel
 
     @property
     def funnel(self) -> Funnel:
@@ -76,10 +80,10 @@ class RowShards:
         return [shard_name(number) for number in range(-(-len(self._read[0]) // self.size))]
 
     def read_shard(self, number: int) -> list[PromptGroup]:
-        return self._read[0][number * self.size : (number + 1) * self.size]
+        return list(self._read[0][number * self.size : (number + 1) * self.size])
 
-    def read(self) -> list[PromptGroup]:
-        return self._read[0]
+    def groups(self) -> Iterator[PromptGroup]:
+        return iter(self._read[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +122,11 @@ class ShardFolder:
     def read_shard(self, number: int) -> list[PromptGroup]:
         return read_groups(self._paths[number])
 
-    def read(self) -> list[PromptGroup]:
+    def groups(self) -> Iterator[PromptGroup]:
+        return scan_shards(self.folder)
+
+    def read(self) -> Sequence[PromptGroup]:
+        """All of them, for whoever looks more than once."""
         return read_shards(self.folder)
 
 
@@ -146,30 +154,28 @@ class JoinedShards:
         return None
 
     def read_shard(self, number: int) -> list[PromptGroup]:
-        return joined(self.own.read_shard(number), self.other.read_shard(number))
+        return list(joined(self.own.read_shard(number), self.other.read_shard(number)))
 
-    def read(self) -> list[PromptGroup]:
-        return joined(self.own.read(), self.other.read())
+    def groups(self) -> Iterator[PromptGroup]:
+        return joined(self.own.groups(), self.other.groups())
 
 
-def joined(own: Sequence[PromptGroup], other: Sequence[PromptGroup]) -> list[PromptGroup]:
+def joined(own: Iterable[PromptGroup], other: Iterable[PromptGroup]) -> Iterator[PromptGroup]:
     """Each prompt with the answers of both policies, the policy's own first.
 
     Raises:
       ValueError: they were asked other prompts, or in other ids.
     """
-    if [group.prompt_id for group in own] != [group.prompt_id for group in other]:
-        raise ValueError("the two policies were not asked the same prompts in the same order; sample both from the "
-                         "same data, with the same limits of length")
-    out = []
-    for mine, theirs in zip(own, other, strict=True):
+    for mine, theirs in itertools.zip_longest(own, other):
+        if mine is None or theirs is None or mine.prompt_id != theirs.prompt_id:
+            raise ValueError("the two policies were not asked the same prompts in the same order; sample both from the "
+                             "same data, with the same limits of length")
         if mine.prompt_ids.tolist() != theirs.prompt_ids.tolist():
             raise ValueError(f"prompt {mine.prompt_id!r} has other token ids in the other policy's samples; both must "
                              "have the same tokenizer and chat template, since pairs are trained on as ids")
         marked = [[dataclasses.replace(response, scores={**response.scores, BY_OTHER: flag})
                    for response in group.responses] for group, flag in ((mine, 0.0), (theirs, 1.0))]
-        out.append(dataclasses.replace(mine, responses=(*marked[0], *marked[1])))
-    return out
+        yield dataclasses.replace(mine, responses=(*marked[0], *marked[1]))
 
 
 def shard_name(number: int) -> str:
@@ -195,9 +201,14 @@ def shards(folder: Path) -> list[Path]:
     return found
 
 
-def read_shards(folder: Path) -> list[PromptGroup]:
-    """All groups of a stage."""
-    return [group for path in shards(folder) for group in read_groups(path)]
+def scan_shards(folder: Path) -> Iterator[PromptGroup]:
+    """All groups of a stage, one by one."""
+    return itertools.chain.from_iterable(map(scan_groups, shards(folder)))
+
+
+def read_shards(folder: Path) -> Sequence[PromptGroup]:
+    """All groups of a stage, where each is found by its place (see `OnDisk`)."""
+    return OnDisk(scan_shards(folder))
 
 
 def announce_kept(folder: Path, count: int, context: Context) -> None:

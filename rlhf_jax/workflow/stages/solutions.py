@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def check_scored(groups: Sequence[PromptGroup], score: str) -> None:
                          "them, or set score: null for votes alone")
 
 
-def _write(folder: Path, rows: Sequence[Mapping[str, Any]], found: Any) -> None:
+def _write(folder: Path, rows: Iterable[Mapping[str, Any]], found: Any) -> None:
     if is_main_process():
         write_jsonl_atomic(folder / ROWS, rows)
         write_json_atomic(folder / METRICS, found)
@@ -53,7 +53,7 @@ class VotingStage(Stage):
     max_n: int | None = None
     seed: int = 0
 
-    def _ballots(self) -> tuple[list[PromptGroup], list[Ballot | None]]:
+    def _ballots(self) -> tuple[Sequence[PromptGroup], list[Ballot | None]]:
         groups, rule = self.source.read(), find_rule(self.answers)
         if self.score is not None:
             check_scored(groups, self.score)
@@ -67,9 +67,9 @@ class VotingStage(Stage):
         del context
         groups, ballots = self._ballots()
         found = voting(groups, ballots, self.max_n, self.seed).to_json()
-        _write(folder, [{"id": group.prompt_id, "candidates": [] if b is None else b.candidates.tolist(),
+        _write(folder, ({"id": group.prompt_id, "candidates": [] if b is None else b.candidates.tolist(),
                          "correct": [] if b is None else b.correct.tolist()}
-                        for group, b in zip(groups, ballots, strict=True)], found)
+                        for group, b in zip(groups, ballots, strict=True)), found)
         return {"voting": found}
 
 
@@ -83,7 +83,7 @@ class StepAccuracyStage(Stage):
 
     def preview(self, context: Context) -> Preview:
         del context
-        return Preview(funnel=Funnel(read=len(self.source.read())))
+        return Preview(funnel=Funnel(read=sum(1 for _ in self.source.groups())))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context
@@ -93,6 +93,6 @@ class StepAccuracyStage(Stage):
         solutions = [solution for _, solution in judged if solution is not None]
         numbers = {name: estimate.to_json() for name, estimate in step_accuracy(solutions, self.seed).items()}
         found = {"numbers": numbers, "solutions": len(solutions), "unscored": len(judged) - len(solutions)}
-        _write(folder, [{"id": name, "first_error": s.first_error, "found": s.found, "right": s.right.tolist(),
-                         "likely": s.likely.tolist()} for name, s in judged if s is not None], found)
+        _write(folder, ({"id": name, "first_error": s.first_error, "found": s.found, "right": s.right.tolist(),
+                         "likely": s.likely.tolist()} for name, s in judged if s is not None), found)
         return {"step_accuracy": found}

@@ -70,7 +70,7 @@ class StepsStage(Stage):
     dtype: str
     shard_size: int
 
-    def _checked(self) -> tuple[list[PromptGroup], SamplingConfig]:
+    def _checked(self) -> tuple[Sequence[PromptGroup], SamplingConfig]:
         """The problems, each with a reference, and how completions are sampled: of room for every solution so far."""
         prompts, rule = self.prompts.read(), find_rule(self.answers)
         for prompt in prompts:

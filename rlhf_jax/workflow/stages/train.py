@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.training import BradleyTerryOptions, RewardOptions, SftOptions, TrainConfig
 from rlhf_jax.data.groups import PromptGroup, check_ids
 from rlhf_jax.data.loader import BatchPlan
-from rlhf_jax.data.packing import group_length, pack_rows
+from rlhf_jax.data.on_disk import OnDisk
+from rlhf_jax.data.packing import pack_rows
 from rlhf_jax.models import (
     DecoderConfig,
     Params,
@@ -70,9 +72,9 @@ class Training:
     objective: Callable[[Compute], Objective]
     options: Trained
     groups: Sequence[PromptGroup]
-    reference: list[list[np.ndarray]] | None = None
+    reference: Sequence[Sequence[np.ndarray]] | None = None
     eval_groups: Sequence[PromptGroup] = ()
-    eval_reference: list[list[np.ndarray]] | None = None
+    eval_reference: Sequence[Sequence[np.ndarray]] | None = None
     keep: bool = False
 
 
@@ -164,12 +166,16 @@ def check_margins(options: Trained, groups: Sequence[PromptGroup], eval_groups: 
         case _:
             return
     for name, some in (("training", groups), ("evaluation", eval_groups)):
-        paired = [group for group in some if group.pairs]
-        lacking = [group for group in paired if not group.margins]
+        paired, lacking, first = 0, 0, ""
+        for group in some:
+            if group.pairs:
+                paired, lacks = paired + 1, not group.margins
+                first = group.prompt_id if lacks and not lacking else first
+                lacking += lacks
         if lacking:
             raise ValueError(
-                f"{reader} reads the reward gap of every pair, and {len(lacking)} of {len(paired)} {name} groups with "
-                f"pairs have no margins (the first: prompt {lacking[0].prompt_id!r}). Give their rows a column "
+                f"{reader} reads the reward gap of every pair, and {lacking} of {paired} {name} groups with pairs have "
+                f"no margins (the first: prompt {first!r}). Give their rows a column "
                 f"'margin', or 'chosen_score' and 'rejected_score', or graded responses; or {instead}")
 
 
@@ -191,10 +197,10 @@ def check_values(objective: Objective, groups: Sequence[PromptGroup], eval_group
 
 
 def checked_plan(objective: Objective, options: Trained, groups: Sequence[PromptGroup], mesh: Mesh,
-                 reference: list[list[np.ndarray]] | None = None) -> BatchPlan:
+                 reference: Sequence[Sequence[np.ndarray]] | None = None) -> BatchPlan:
     """The batches of a stage. ValueError: a group is longer than a row, or an objective over a batch sees it cut."""
-    plan = make_plan(list(groups), options.train, mesh, reference=reference, objective=objective)
-    pack_rows([max(map(group_length, groups))], plan.row_length)  # raises
+    plan = make_plan(groups, options.train, mesh, reference=reference, objective=objective)
+    pack_rows([int(plan.sizes.tokens.max())], plan.row_length)  # raises
     if objective.whole_batch and plan.accumulation > 1:
         raise ValueError(f"the loss looks across a whole batch, and this batch needs {plan.accumulation} "
                          "micro-batches; raise micro_rows or lower train_batch_size to need one")
@@ -202,7 +208,8 @@ def checked_plan(objective: Objective, options: Trained, groups: Sequence[Prompt
 
 
 def preview_training(stage: Any, context: Context,
-                     as_read: Callable[[Sequence[PromptGroup]], list[PromptGroup]] = list) -> Preview:
+                     as_read: Callable[[Sequence[PromptGroup]], Sequence[PromptGroup]] = lambda groups: groups
+                     ) -> Preview:
     """What a dry run shows of a training stage, once its checks have passed; of its groups as its loss reads them."""
     check_start(stage.start, stage.options.lora)
     groups = as_read(read_all(stage.data))
@@ -228,7 +235,7 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     objective = job.objective(compute_of(config, options.train, mesh))
     check_margins(options, job.groups, job.eval_groups)
     check_values(objective, job.groups, job.eval_groups)
-    check_ids([*job.groups, *job.eval_groups], config.vocab_size)
+    check_ids(itertools.chain(job.groups, job.eval_groups), config.vocab_size)
     model = trainable(job.params, config, lora, options.train.seed)
     job.params = {}
     plan = checked_plan(objective, options, job.groups, mesh, job.reference)
@@ -238,7 +245,7 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     context.latest.release()
     with tracking(context.trackers, folder, context.run.config) as on_row:
         result = fit(model, objective, plan, options.train, mesh, folder=folder / CHECKPOINTS,
-                     eval_groups=list(job.eval_groups), eval_reference=job.eval_reference, report=context.report,
+                     eval_groups=job.eval_groups, eval_reference=job.eval_reference, report=context.report,
                      on_row=on_row, on_resume=context.resumed, flops=flops_counter(config, frozen=lora is not None),
                      consume=lora is None)
     card = model_card(type(objective).__name__, str(job.start.folder), options, len(job.groups), result.steps)
@@ -253,9 +260,10 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
             "compiled_programs": result.compiles, "train": train_rows[-1], "eval": eval_rows[-1] if eval_rows else {}}
 
 
-def read_all(sources: Sequence[GroupSource]) -> list[PromptGroup]:
+def read_all(sources: Sequence[GroupSource]) -> Sequence[PromptGroup]:
     """The groups of several sources, in order."""
-    return [group for source in sources for group in source.read()]
+    found = [source.read() for source in sources]
+    return found[0] if len(found) == 1 else OnDisk(itertools.chain(*found))
 
 
 def funnels(sources: Sequence[GroupSource]) -> dict[str, Any]:
