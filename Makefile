@@ -1,11 +1,11 @@
 # Two commands do everything on a fresh machine:  make quickstart   and   make test
-PYTHON ?= python3
+PYTHON ?= $(shell for it in python3.13 python3.12 python3; do $$it -c "" 2> /dev/null && echo $$it && break; done)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-CONSTRAINTS ?= constraints.txt
+CONSTRAINTS ?= $(shell $(PYTHON) -c "import sys; print('constraints.txt' if sys.version_info >= (3, 12) else 'constraints-floor.txt')")
 SEEDS  ?= 5
 
-.PHONY: quickstart test test-slow soak lint check docs reproduce clean
+.PHONY: quickstart test test-slow soak lint check docs reproduce clean constraints
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,9 @@ docs: $(VENV)/.installed              ## the site, build/site; a dead link or an
 reproduce: $(VENV)/.installed         ## the quickstart over SEEDS seeds, summarised in docs/results/quickstart.md
 	$(BIN)/rlhf-jax sweep --config configs/quickstart.yaml --output_dir runs/reproduce --seeds $(SEEDS) \
 	  --page docs/results/quickstart.md
+
+constraints:                          ## the file of versions that fits PYTHON
+	@echo $(CONSTRAINTS)
 
 clean:
 	rm -rf runs $(VENV)

@@ -42,6 +42,23 @@ def shared():
     return root
 
 
+@pytest.fixture(scope="module")
+def kept_programs(tmp_path_factory):
+    """Programs that are compiled once are kept for all tests of this process's run."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    changes = {"jax_persistent_cache_min_compile_time_secs": 0.0,
+               "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla")}
+    before = {name: jax.config.values[name] for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 def tiny_config(family="llama", **changes):
     from rlhf_jax.models import DecoderConfig
 

@@ -47,6 +47,14 @@ def features(setting: Setting) -> tuple[Path, Path]:
     return setting.folder / RATED, setting.folder / list(files)[-1]
 
 
+def regressed(setting: Setting) -> Mapping[str, Any]:
+    """A regression of the setting's ratings, all weights trained; served by the one that is the score."""
+    folder = setting.folder / "regression"
+    rlhf_jax.run("reward", kind="regression", objectives=objectives(features(setting)[0]), output_dir=folder,
+                 model_name_or_path=setting.start, dataset_name=setting.rated, **setting.rows, **setting.train)
+    return {"kind": "regression", "model_name_or_path": folder / "model", "objective": setting.overall}
+
+
 def probed(kind: str, served: str, *keys: str, **more: Any) -> Make:
     """A model that `probe` makes on the features. keys: those of the setting's that it reads. served: its scorer."""
 
@@ -77,6 +85,8 @@ ROWS: dict[str, Row] = {
     "bradley_terry": Row("reward --kind bradley_terry", trained("bradley_terry")),
     "pairwise": Row("reward --kind pairwise", trained("pairwise")),
     "odin": Row("reward --kind odin", trained("odin")),
+    "ensemble": Row("reward --kind ensemble", trained("ensemble")),
+    "regression": Row("reward --kind regression", regressed),
     "ridge": Row("probe --kind ridge", probed("ridge", "bradley_terry")),
     "armorm": Row("probe --kind armorm", probed("armorm", "multi_objective", "gate_hidden", "gate_steps",
                                                   "gate_batch_size", debias=VERBOSITY)),

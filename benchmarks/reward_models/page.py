@@ -34,8 +34,9 @@ NAMES = {"world": "the embedded world", "graded": "graded answers of real models
 READ_IT = """A dash is what was not measured. Accuracy on held-out pairs; a pair counts where both answers have a
     score, so a kind that scored fewer answers stands on fewer pairs. *r with length*: correlation of score and
     characters within a prompt, mean over prompts with at least three scored answers. The backbone of ridge, armorm
-    and tree is the Bradley-Terry model. ridge is served by one rating ({overall}), the others are stored beside it.
-    The score of odin is its quality head."""
+    and tree is the Bradley-Terry model. ridge and regression are served by one rating ({overall}), the others are
+    stored beside it. The score of odin is its quality head, that of ensemble the mean of four heads. Process and
+    outcome models, which judge solutions in steps, are measured in configs/arithmetic."""
 COSTS = """Each command is a process of its own: start, imports and compilation are counted. Answers of {set}, four per
     row, at most 256 tokens with their prompt; backbone {backbone}, float32. `probe` is ArmoRM with its default gate
     (three layers of 1,024 units, 2,000 steps of 1,024 pairs), two ratings regressed, one freed of the other. *Load of

@@ -9,6 +9,11 @@ import pytest
 TINY = Path(__file__).with_name("tiny.py")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _kept_programs(kept_programs):
+    """Many of these tests compile the same programs."""
+
+
 @pytest.fixture(scope="session")
 def tiny():
     return SimpleNamespace(**runpy.run_path(str(TINY)), path=TINY)

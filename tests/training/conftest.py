@@ -8,6 +8,11 @@ from rlhf_jax.training.fit import Model
 from rlhf_jax.training.objectives import Compute
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _kept_programs(kept_programs):
+    """Many of these tests compile the same programs."""
+
+
 class Bigram(Compute):
     """A token's hidden state is its own embedding, scaled."""
 

@@ -106,9 +106,8 @@ def test_what_dropout_draws_depends_on_rows_and_step_alone(make_case, lone_mesh)
     case = make_case(lone_mesh, micro_rows=8, dropout=0.5)
     compiled = case.compiled()
     expected = case.run(compiled)
-    for other in (make_case(lone_mesh, dropout=0.5), make_case(make_mesh(MeshConfig(data=2, fsdp=4)), dropout=0.5),
-                  make_case(make_mesh(MESHES["data=2 fsdp=2 tensor=2 explicit"]), dropout=0.5)):
-        check_same(other.run(), expected)
+    for mesh in (lone_mesh, make_mesh(MESHES["data=2 fsdp=2 tensor=2 explicit"])):
+        check_same(make_case(mesh, dropout=0.5).run(), expected)
     plain = make_case(lone_mesh, micro_rows=8, dropout=0.0).run()[1]["loss"]
     again = make_case(lone_mesh, micro_rows=8, dropout=0.5)
     again.state = again.state.replace(step=again.state.step + 1)

@@ -31,19 +31,8 @@ WORLD = WorldConfig(sft_rows=24, preference_rows=16, prompt_rows=24, eval_prompt
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _kept_programs(tmp_path_factory):
-    """Many of these tests compile the same programs: those are kept."""
-    from jax.experimental.compilation_cache import compilation_cache
-
-    changes = {"jax_persistent_cache_min_compile_time_secs": 0.0,
-               "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla")}
-    before = {name: jax.config.values[name] for name in changes}
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def _kept_programs(kept_programs):
+    """Many of these tests compile the same programs."""
 
 
 @pytest.fixture(scope="session")
