@@ -198,3 +198,17 @@ def test_the_same_numbers_come_of_one_device_and_of_eight(start, adapter):
     np.testing.assert_allclose([x for x, _ in found], [x for x, _ in alone], atol=1e-4)
     prompts = asked(*((f"the fox {'ran ' * i}", {"do_sample": False}) for i in range(3)))
     assert many.generate_until(prompts) == adapter().generate_until(prompts)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(launch, model, rows, tmp_path):
+    pytest.importorskip("lm_eval", reason=REASON)
+    config, found = tmp_path / "evaluate.yaml", []
+    config.write_text(json.dumps({"tasks": ["arc_challenge", "gsm8k"], "data_dir": str(rows), "num_fewshot": 0,
+                                  "policy": {"model_name_or_path": str(model), "max_new_tokens": 4, "slots": 4}}))
+    for processes, devices in ((2, 2), (1, 1)):
+        folder = tmp_path / f"by-{processes}"
+        run = launch(config, folder, processes, devices, command=["evaluate", "--config", config])
+        assert run.wait() == [0] * processes, run.output()
+        found.append(json.loads((folder / "metrics.json").read_text())["numbers"])
+    assert found[0] == found[1]
