@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine:  make quickstart   and   make test
-PYTHON ?= $(shell for it in python3.13 python3.12 python3; do $$it -c "import ensurepip" 2> /dev/null && echo $$it && break; done)
+PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 CONSTRAINTS ?= $(shell $(PYTHON) -c "import sys; print('constraints.txt' if sys.version_info >= (3, 12) else 'constraints-floor.txt')")
