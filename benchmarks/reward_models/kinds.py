@@ -51,7 +51,8 @@ def regressed(setting: Setting) -> Mapping[str, Any]:
     """A regression of the setting's ratings, all weights trained; served by the one that is the score."""
     folder = setting.folder / "regression"
     rlhf_jax.run("reward", kind="regression", objectives=objectives(features(setting)[0]), output_dir=folder,
-                 model_name_or_path=setting.start, dataset_name=setting.rated, **setting.rows, **setting.train)
+                 model_name_or_path=setting.start, dataset_name=setting.rated,
+                 **{**setting.rows, **setting.train, **setting.own.get("regression", {})})
     return {"kind": "regression", "model_name_or_path": folder / "model", "objective": setting.overall}
 
 

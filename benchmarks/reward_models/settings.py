@@ -70,7 +70,8 @@ def world(folder: Path, rows: int, taste: float) -> Setting:
     held_out = folder / "held_out.jsonl"
     write_jsonl_atomic(held_out, _world_answers(data))
     own = {"odin": {"train_batch_size": 32, "micro_rows": 32, "num_train_epochs": 3},
-           "pairwise": {"row_length": 256, "learning_rate": 1e-3, "num_train_epochs": 1}}
+           "pairwise": {"row_length": 256, "learning_rate": 1e-3, "num_train_epochs": 1},
+           "regression": {"row_length": 256}}  # four answers to a prompt
     return Setting(
         "The embedded world", folder, folder / "sft/model", data / "preference.jsonl", data / "rated.jsonl", held_out,
         {"label": "labels", "gold": "truth"}, "overall", {**train, "learning_rate": 4e-4, "weight_decay": 0.01},
