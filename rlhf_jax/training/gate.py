@@ -60,7 +60,6 @@ def dropout(key: Array, rate: float) -> Callable[[int, Array], Array]:
 
     def drop(layer: int, x: Array) -> Array:
         kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - rate, x.shape)
-        kept = jax.lax.optimization_barrier(kept)  # XLA for CPUs draws it anew in each fusion that reads it
         return jnp.where(kept, x / (1.0 - rate), 0.0)
 
     return drop
