@@ -24,7 +24,7 @@ class LoraConfig(Options):
       lora_target_modules: projections that get an update.
       use_rslora: scale by lora_alpha / sqrt(lora_r) instead (Kalajdzievski, arXiv 2312.03732).
       lora_dropout: share of the inputs of the update that are left out at random while training, the others scaled up
-        (PEFT's). By example, layer and projection, so that neither mesh nor micro_rows change what is drawn.
+        (PEFT's). By packed row, layer and projection, so that neither mesh nor micro_rows change what is drawn.
       lora_init: the factor that starts random, the other at zero: "a", which reads the input, as Hu et al., or "b"
         (Hayou et al., arXiv 2406.08447, compare both).
     """

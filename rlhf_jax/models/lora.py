@@ -12,6 +12,7 @@ from jax import Array
 
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.models.config import DecoderConfig
+from rlhf_jax.models.dropout import dropped
 from rlhf_jax.models.params import Params, ParamSpec, param_specs
 
 TARGETS = {
@@ -28,9 +29,7 @@ class Dropout(NamedTuple):
     rate: Array
 
     def __call__(self, x: Array) -> Array:
-        """x without what is dropped; what stays is divided by 1 - rate (Srivastava et al., JMLR 15, 2014)."""
-        kept = jax.vmap(lambda key, row: jax.random.bernoulli(key, 1 - self.rate, row.shape))(self.keys, x)
-        return jnp.where(kept, x / (1 - self.rate).astype(x.dtype), 0)
+        return jax.vmap(dropped, (0, 0, None))(self.keys, x, self.rate)
 
 
 class LoraWeight(NamedTuple):

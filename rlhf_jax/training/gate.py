@@ -20,6 +20,7 @@ from jax import Array
 from rlhf_jax.config.probe import GateOptions
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.models import Gate, Params, gate_weights
+from rlhf_jax.models.dropout import dropped
 
 _CHUNK = 1 << 25
 """Numbers of prompt features that are on the device at one time."""
@@ -59,8 +60,7 @@ def dropout(key: Array, rate: float) -> Callable[[int, Array], Array]:
     """Zeroes a share of the units of each layer and scales the others up."""
 
     def drop(layer: int, x: Array) -> Array:
-        kept = jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - rate, x.shape)
-        return jnp.where(kept, x / (1.0 - rate), 0.0)
+        return dropped(jax.random.fold_in(key, layer), x, rate)
 
     return drop
 
