@@ -14,7 +14,7 @@ from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import RowShape, default_row_length, unpack_slots
 from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import load_params, param_specs, read_config
-from rlhf_jax.parallel import make_mesh, param_shardings, replicated, spec_shardings
+from rlhf_jax.parallel import make_mesh, micro_batches, param_shardings, replicated, spec_shardings
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.mfu import needed_flops
@@ -28,7 +28,7 @@ mesh = make_mesh(MeshConfig(), jax.devices()[:1])
 dtype = jnp.dtype(args.dtype)
 VERSIONS = work.versions("rlhf_jax", "jax", "jaxlib", "flax", "optax")
 LARGE = args.shape in ("1b", "8b")
-REMAT = args.remat or ("full" if LARGE else TrainConfig().remat)
+REMAT = args.remat or ("full" if LARGE else micro_batches.REMAT)
 SLOTS, BLOCK = args.slots or (32 if LARGE else 16), args.block or (64 if LARGE else 8)
 
 

@@ -9,18 +9,19 @@ Every plan is one `rlhf-jax plan` in a process of its own, since a process can p
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-from rlhf_jax.plan.report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds
+from rlhf_jax.plan.report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds, write_json
 
 _LLAMA = "--config configs/llama3_8b"
 _FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"
 _PAGED = "--sampling.slots 192 --sampling.cache_share 0.3"  # of what lanes may write; responses are 350 of 2,048 tokens
 _SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-256", 256: "v5p-512"}
-_STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 --tries 0 " \
+_STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 --dpo.micro_rows 1 --dpo.remat full --tries 0 " \
           "--assume.prompt_tokens 248 --assume.response_tokens 900"
 
 _HALVES = "scaling-064-data"
@@ -154,20 +155,36 @@ def page(folder: Path) -> str:
     return wrapped("\n\n".join(parts)) + "\n"
 
 
+def merged(before: Report, again: Report) -> Report:
+    """A plan with some stages compiled again."""
+    newer = {stage.stage: stage for stage in again.stages}
+    told = {words.partition(":")[0]: words for words in again.assumptions if words.partition(":")[0] in newer}
+    return dataclasses.replace(
+        before, stages=tuple(newer.get(stage.stage, stage) for stage in before.stages),
+        calls={**before.calls, **again.calls},
+        assumptions=tuple(told.get(words.partition(":")[0], words) for words in before.assumptions))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--plans", type=Path, default=Path("docs/plans"))
     parser.add_argument("--output", type=Path, default=Path("docs/scale.md"))
     parser.add_argument("--compile", nargs="*", metavar="PLAN", help="missing plans, or those named")
+    parser.add_argument("--stages", help="of those named, compile these stages alone and keep the others as they are")
     args = parser.parse_args()
     wanted = [] if args.compile is None else args.compile or [
         name for name in PLANS if not (args.plans / f"{name}.json").is_file()]
     for name in wanted:
-        command = [sys.executable, "-m", "rlhf_jax.cli.main", "plan", *PLANS[name].split(),
-                   "--output", str(args.plans / f"{name}.json")]
+        path = args.plans / f"{name}.json"
+        made = path.with_suffix(".part") if args.stages else path
+        some = ["--stages", args.stages] if args.stages else []
+        command = [sys.executable, "-m", "rlhf_jax.cli.main", "plan", *PLANS[name].split(), *some, "--output", str(made)]
         print(f"== {name}", flush=True)
         if subprocess.run(command, check=False).returncode:
             print(f"{name} failed", file=sys.stderr)
+        elif args.stages:
+            write_json(path, [merged(read_json(path)[0], read_json(made)[0])])
+            made.unlink()
     args.output.write_text(page(args.plans))
     print(f"written: {args.output}")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -113,14 +114,35 @@ def plan(verb: str, given: Read) -> None:
 
     topology.prepare()
     from rlhf_jax.plan.report import write_json
-    from rlhf_jax.plan.reports import make_reports
+    from rlhf_jax.plan.reports import make_optimised, make_reports
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    if options.optimise:
+        best, report = make_optimised(given.command, given.model, options.accelerator, options.stage_names,
+                                      assume=options.assume, examples=options.examples, tries=options.tries)
+        if options.output:
+            write_json(Path(options.output), [report])
+        show_optimised(console, best, given.command, options.keys)
+        show(console, [report])
+        return
     reports = make_reports(given.command, given.model, options.accelerator, options.stage_names, assume=options.assume,
                            examples=options.examples, tries=0 if options.sweep else options.tries, sweep=options.sweep)
     if options.output:
         write_json(Path(options.output), reports)
     show(console, reports)
+
+
+def show_optimised(console: Console, best: Any, command: Any, keys: str | None) -> None:
+    """What was compiled for each stage, and the keys of what was chosen; these also into the file `keys`."""
+    from rlhf_jax.plan import optimise
+
+    for name, tried in best.tried.items():
+        console.print(f"{name}: compiled {len(tried)}")
+        _print(console, optimise.TRIED_COLUMNS, optimise.tried_rows(tried, best.chosen[name]))
+    text = yaml.safe_dump(optimise.as_tree(best, command), sort_keys=False, default_flow_style=False)
+    if keys:
+        Path(keys).write_text(text)
+    console.print(f"{text}\n{'written to ' + keys if keys else 'as a config: give --keys FILE'}\n")
 
 
 def show(console: Console, reports: Sequence[Any]) -> None:

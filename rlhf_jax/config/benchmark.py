@@ -6,7 +6,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from rlhf_jax.config.mesh import MeshChoice, MeshConfig
-from rlhf_jax.config.sampling import CacheDtype
+from rlhf_jax.config.sampling import StoredDtype
 from rlhf_jax.config.scorer import ScorerOptions, check_numbers_given
 from rlhf_jax.config.server import Server
 from rlhf_jax.fields import COUNT, SEED, Flat, Options, above, at_least, between, only_if
@@ -49,7 +49,7 @@ class Answering(Options):
     max_new_tokens: Annotated[int | None, COUNT] = None
     slots: Annotated[int, at_least(1, 65_536)] = 16
     block: Annotated[int, at_least(1, 65_536)] = 32
-    cache_dtype: CacheDtype = "auto"
+    cache_dtype: StoredDtype = "auto"
     seed: Annotated[int, SEED] = 0
 
 

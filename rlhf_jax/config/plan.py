@@ -50,7 +50,10 @@ class PlanOptions(Options):
       verb: whose config it is; None to tell by its keys.
       stages: of sft, reward, pairwise, prefill, decode, score, reference, dpo; empty for all that the config has.
       sweep: try the sensible meshes and rank them, instead of the config's.
-      tries: compilations spent on finding what makes a stage fit that does not.
+      optimise: try meshes, rows, recomputation, lengths of rows, slots and shares of caches for each stage; show which
+        is best in hours or memory, and choose.
+      keys: YAML file for what `optimise` chose, to be given as a second --config.
+      tries: compilations spent on finding what makes a stage fit that does not; with `optimise`, on each stage.
       assume: what the data will look like.
       examples: rows of each data set, and prompts of a round, where the config does not say.
       output: JSON file for all numbers.
@@ -61,6 +64,8 @@ class PlanOptions(Options):
     verb: PlannedVerb | None = None
     stages: str | tuple[str, ...] = ()
     sweep: Annotated[bool, _PLANNED] = False
+    optimise: Annotated[bool, _PLANNED] = False
+    keys: Annotated[str | None, only_with("optimise")] = None
     tries: Annotated[int, at_least(0), _PLANNED] = 6
     assume: Assumptions = Assumptions()
     examples: Annotated[int, COUNT] = 20_000
@@ -70,6 +75,10 @@ class PlanOptions(Options):
         if (self.accelerator is None) != self.prove_layout:
             raise ValueError("accelerator names what to plan for, prove_layout runs on the devices that are here; give "
                              "one of the two: --accelerator v5p-16, or --prove_layout true")
+        if self.optimise and self.sweep:
+            raise ValueError("optimise tries the meshes that sweep does, and more; leave sweep out")
+        if self.optimise and not self.tries:
+            raise ValueError("optimise with tries = 0 would compile nothing; give the compilations for each stage")
 
     @property
     def stage_names(self) -> tuple[str, ...]:

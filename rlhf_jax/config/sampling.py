@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from rlhf_jax.config.engine import EngineOptions
 from rlhf_jax.fields import SEED, Options, Range, above, at_least, between, changed
 
-CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
+StoredDtype = Literal["auto", "float32", "bfloat16", "int8"]
 _LANES = at_least(1, 65_536)
 _TOKENS = at_least(1, 2**24)
-_OUR_OWN = ("slots", "lanes", "block", "cache_dtype", "cache_share")
+_OUR_OWN = ("slots", "lanes", "block", "cache_dtype", "cache_share", "weights_dtype")
 
 
 def rounded_up(tokens: int) -> int:
@@ -41,6 +41,9 @@ class SamplingConfig(Options):
       cache_share: on NVIDIA GPUs, what share of all that the lanes may write is reserved. Lanes take memory as they
         write and wait where there is none, so that below 1 the same memory serves more `slots`; good is a little more
         than the mean length of a response over max_new_tokens.
+      weights_dtype: of the weights that decoding reads for each token; "auto" is the compute dtype. "int8" keeps one
+        scale per output beside them: half the bytes of bfloat16 are read, and lie beside the whole weights, which read
+        the prompts. What it costs in log-probs the stage's report says (logps_mean_difference).
       seed: with the prompt id, the sample index and the position it decides every token.
       engine: vLLM, SGLang or another engine outside of this program samples; None for our own sampler.
     """
@@ -56,8 +59,9 @@ class SamplingConfig(Options):
     lanes: Annotated[int | None, _LANES] = None
     block: Annotated[int, _LANES] = 32
     prompt_length: Annotated[int | None, _TOKENS] = None
-    cache_dtype: CacheDtype = "auto"
+    cache_dtype: StoredDtype = "auto"
     cache_share: Annotated[float, above(0, 1)] = 1.0
+    weights_dtype: Literal["auto", "int8"] = "auto"
     seed: Annotated[int, SEED] = 0
     engine: EngineOptions | None = None
 

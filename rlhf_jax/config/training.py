@@ -23,6 +23,8 @@ from rlhf_jax.fields import (
 )
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
+Remat = Literal["none", "dots", "full"]
+"""What the backward pass computes again: nothing; all but dense products; all but the layers' inputs."""
 AttnImplementation = Literal["auto", "xla", "blocked", "splash", "triton", "cudnn"]
 """auto: splash on TPUs, triton on NVIDIA GPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere.
 blocked: a loop over blocks, for one CPU device. splash: JAX's TPU kernel. triton: our kernel for NVIDIA GPUs. cudnn:
@@ -36,7 +38,8 @@ class TrainConfig(Options):
 
     Attributes:
       train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
-      micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation.
+      micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation. auto takes as many
+        as fit the memory, 4 on devices that do not tell it (CPUs).
       row_length: tokens of a packed row; None takes the smallest multiple of 128 that holds every group.
       num_train_epochs: passes over the data, may be fractional; a fraction of a pass is rounded up to whole steps.
       max_steps: train for so many steps, however many passes that takes; it replaces num_train_epochs.
@@ -52,7 +55,7 @@ class TrainConfig(Options):
         in bfloat16 its steps of a thousandth would be rounded away.
       max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
       dtype: of activations and working weights; master weights stay float32.
-      remat: what the backward pass recomputes.
+      remat: what the backward pass recomputes; auto recomputes as little as fits, CPUs take dots.
       attn_implementation: of attention over packed rows; auto chooses by the devices.
       logits_chunk: row positions whose vocabulary logits exist at one time.
       logging_steps: a metric line every so many steps, averaged over them.
@@ -63,7 +66,7 @@ class TrainConfig(Options):
     """
 
     train_batch_size: Annotated[int, at_least(1, 2**24)] = 32
-    micro_rows: Annotated[int, at_least(1, 2**16)] = 4
+    micro_rows: Annotated[int | Literal["auto"], at_least(1, 2**16)] = "auto"
     row_length: Annotated[int | None, at_least(1, 2**24)] = None
     num_train_epochs: Annotated[float, POSITIVE] = 1.0
     max_steps: Annotated[int | None, COUNT] = None
@@ -78,7 +81,7 @@ class TrainConfig(Options):
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     max_grad_norm: Annotated[float, between(0, 1e9)] = 1.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "full", "dots"] = "dots"
+    remat: Remat | Literal["auto"] = "auto"
     attn_implementation: AttnImplementation = "auto"
     logits_chunk: Annotated[int, at_least(1, 2**24)] = 256
     logging_steps: Annotated[int, COUNT] = 10
@@ -163,7 +166,7 @@ class OdinOptions(Options):
     length_unit: Literal["tokens", "characters"] = "tokens"
     length_coefficient: Annotated[float, at_least(0)] = 1.0
     orthogonal_coefficient: Annotated[float, at_least(0)] = 1.0
-    train: Flat[TrainConfig] = TrainConfig(train_batch_size=256, micro_rows=256, learning_rate=2e-6, weight_decay=0.001)
+    train: Flat[TrainConfig] = TrainConfig(train_batch_size=256, learning_rate=2e-6, weight_decay=0.001)
     lora: Flat[LoraConfig] = LoraConfig()
 
 

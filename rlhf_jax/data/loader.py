@@ -57,6 +57,12 @@ class BatchPlan:
         if not self.groups:
             raise ValueError("no prompt group is left to train on; see the data funnel for what was dropped and why")
 
+    def divided(self, micro_rows: int, rows_here: Sequence[int] | None = None) -> BatchPlan:
+        """The same batches in other micro-batches; what was packed stays packed."""
+        other = dataclasses.replace(self, micro_rows=micro_rows, rows_here=rows_here)
+        other.__dict__.update({name: self.__dict__[name] for name in ("sizes", "_packed") if name in self.__dict__})
+        return other
+
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.groups) // self.batch_size)

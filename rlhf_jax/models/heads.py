@@ -11,12 +11,17 @@ from jax import Array
 
 from rlhf_jax.models.attention import capped
 from rlhf_jax.models.config import DecoderConfig, Gate
+from rlhf_jax.models.int8 import Int8Weight
 from rlhf_jax.models.params import Params, output_head
 
 
 def vocab_logits(params: Params, config: DecoderConfig, hidden: Array) -> Array:
     """[..., V] float32 logits at hidden [..., D], soft-capped where the family does; no column for padding."""
-    logits = jnp.einsum("...d,vd->...v", hidden, output_head(params), preferred_element_type=jnp.float32)
+    head, scale = output_head(params), None
+    if isinstance(head, Int8Weight):
+        head, scale = head.values.astype(hidden.dtype), head.scale
+    logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+    logits = logits if scale is None else logits * scale
     return capped(logits[..., : config.vocab_size], config.logit_softcap)
 
 

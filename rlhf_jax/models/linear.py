@@ -1,4 +1,4 @@
-"""The matrix products of the decoder: plain weights and weights with a low-rank update."""
+"""The matrix products of the decoder: plain weights, weights with a low-rank update, and weights in eight bits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rlhf_jax.models.int8 import Int8Weight
 from rlhf_jax.models.lora import LoraWeight
 
 
-def dense(x: Array, weight: Array | LoraWeight, inputs: int = 1) -> Array:
+def dense(x: Array, weight: Array | LoraWeight | Int8Weight, inputs: int = 1) -> Array:
     """Contracts the last `inputs` axes of x with the first `inputs` axes of the weight; low-rank update included."""
     if isinstance(weight, LoraWeight):
         seen = x if weight.dropout is None else weight.dropout(x)
         low = jnp.tensordot(seen, weight.a, axes=inputs) * weight.scale.astype(x.dtype)
         return jnp.tensordot(x, weight.base, axes=inputs) + jnp.tensordot(low, weight.b, axes=1)
+    if isinstance(weight, Int8Weight):
+        return jnp.tensordot(x, weight.values.astype(x.dtype), axes=inputs) * weight.scale.astype(x.dtype)
     return _product(x, weight, inputs)
 
 

@@ -195,13 +195,17 @@ def merged(params: Params) -> Params:
     apart.
     """
 
+    def by_head(q: Array, k: Array, v: Array) -> Array:  # of a weight, or of its scales in eight bits
+        *inputs, heads, width = k.shape
+        q = q.reshape(*inputs, heads, -1, width)
+        return jnp.concatenate([q, k[..., None, :], v[..., None, :]], axis=-2)
+
     def layer(weights: Params) -> Params:
         attention, mlp = dict(weights["attention"]), dict(weights["mlp"])
-        q, k, v = (attention.pop(name) for name in "qkv")
-        q = q.reshape(q.shape[0], k.shape[1], -1, q.shape[2])
-        attention["qkv"] = jnp.concatenate([q, k[:, :, None], v[:, :, None]], axis=2)
-        if mlp["gate"].ndim == 2:
-            mlp["gate_up"] = jnp.stack([mlp.pop("gate"), mlp.pop("up")], axis=1)
+        attention["qkv"] = jax.tree.map(by_head, *(attention.pop(name) for name in "qkv"))
+        if jax.tree.leaves(mlp["gate"])[0].ndim == 2:
+            mlp["gate_up"] = jax.tree.map(lambda gate, up: jnp.stack([gate, up], axis=-2), mlp.pop("gate"),
+                                          mlp.pop("up"))
         return {**weights, "attention": attention, "mlp": mlp}
 
     return {**params, "layers": tuple(map(layer, params["layers"]))}

@@ -54,6 +54,11 @@ class Chip:
             return 0.0
         return self.begin + self.hop * 2 * (math.log2(ways) if self.kind == "tpu" else ways - 1)
 
+    @property
+    def ring(self) -> float:
+        """Bytes a second that a chip receives in a collective, with a ring along each dimension of a torus."""
+        return _DIMENSIONS.get(self.name, 1) * self.link
+
     def all_reduce(self, size: float, ways: int) -> float:
         """Seconds in which so many neighbours of one host add up `size` bytes each has."""
         links = max(1.0, min(_DIMENSIONS[self.name], math.log2(ways))) if self.kind == "tpu" else 1.0

@@ -64,7 +64,8 @@ def token_bytes(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, gro
     cache_width = width if sampling.cache_dtype == "auto" else np.dtype(sampling.cache_dtype).itemsize
     caches = 2 * config.layers * config.kv_heads * config.head_dim * cache_width * cached
     logits = slots * lanes * config.vocab_rows * 4 * _LOGITS
-    return TokenBytes(count_params(config) * width / tensor, caches / tensor, logits / tensor)
+    weights = count_params(config) * (1 if sampling.weights_dtype == "int8" else width)
+    return TokenBytes(weights / tensor, caches / tensor, logits / tensor)
 
 
 def token_cost(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, devices: int, tensor: int, chip: Chip
@@ -95,7 +96,7 @@ def choose_ways(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, dev
     even = [1 << power for power in range(count.bit_length())
             if count % (1 << power) == 0 and config.kv_heads % (1 << power) == 0]
     possible = [tensor for tensor in even if sampling.slots % (count // tensor) == 0] or even
-    weights = count_params(config) * np.dtype(dtype).itemsize
+    weights = count_params(config) * (np.dtype(dtype).itemsize + (sampling.weights_dtype == "int8"))
     room = [tensor for tensor in possible if weights / tensor <= memory / 2]
     if not room:
         return Ways(possible[-1], f"tensor {possible[-1]}: the most there is, since {_gb(weights)} of weights leave "

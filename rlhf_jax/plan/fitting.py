@@ -39,9 +39,7 @@ def _said(change: Change, words: str) -> tuple[str, ...]:
 
 def _options(change: Change, words: str, **fields: Any) -> Change:
     assert isinstance(change.stage, TrainShape)
-    options = change.stage.options
-    options = dataclasses.replace(options, train=dataclasses.replace(options.train, **fields))
-    return Change(dataclasses.replace(change.stage, options=options), change.mesh, _said(change, words))
+    return Change(change.stage.trained_with(**fields), change.mesh, _said(change, words))
 
 
 def _smaller_chunk(change: Change, accelerator: Accelerator) -> Change | None:

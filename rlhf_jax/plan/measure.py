@@ -19,7 +19,7 @@ from rlhf_jax.parallel.topology import compiles_exactly, devices_of
 from rlhf_jax.plan.compile import Compiled, compile_program
 from rlhf_jax.plan.fitting import Change, smallest_change
 from rlhf_jax.plan.hlo import Collective, Module
-from rlhf_jax.plan.programs import build
+from rlhf_jax.plan.programs import build, settled
 from rlhf_jax.plan.roofline import Times, times, work_of
 from rlhf_jax.plan.shapes import SampleShape, Shape, TrainShape, at_a_time
 
@@ -37,7 +37,8 @@ class StagePlan:
     Attributes:
       fits: `peak` and `held` together are within `limit`. change: what had to be changed for it; empty for nothing.
       more_calls: how many times as often a program runs that was changed to do less at a time.
-      hosts: how many such meshes work side by side. why: the mesh, if the sampler chose it. needed: what a refused
+      hosts: how many such meshes work side by side. why: the mesh, if the sampler chose it, or rows and
+        recomputation, if the training did. needed: what a refused
         program asked for.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
       held: what the run keeps beside the program: float32 weights, and `beside`: in decoding on GPUs, where weights are
@@ -128,11 +129,12 @@ def measure(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices: S
             compile_with: Compile = compile_program) -> StagePlan:
     """Compiles one stage for one mesh and reads everything off."""
     laid, where, hosts, why = placed(stage, mesh, accelerator, devices)
+    stage, divided = settled(stage, laid, accelerator.chip)
     program = build(stage, laid)
     compiled = compile_with(program)
     sizes = {axis: laid.shape[axis] for axis in AXES}
     limit, exact = accelerator.chip.hbm_bytes, compiles_exactly(accelerator)
-    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts, why=why,
+    plan = StagePlan(stage.name, sizes, False, limit, exact, needed=compiled.needed, hosts=hosts, why=why or divided,
                      formula_arguments=program.argument_bytes, rematerialized=compiled.rematerialized,
                      compile_s=compiled.seconds, held=resident_bytes(stage, mesh, accelerator) + program.beside,
                      beside=program.beside)
@@ -187,6 +189,7 @@ def plan_stage(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices
     first = measure(stage, mesh, accelerator, devices, compile_with)
     if first.fits or not tries:
         return first
+    stage, _ = settled(stage, placed(stage, mesh, accelerator, devices).mesh, accelerator.chip)
 
     def attempt(change: Change) -> StagePlan:
         found = measure(change.stage, change.mesh, accelerator, devices, compile_with)

@@ -18,6 +18,8 @@ from rlhf_jax.config.training import SftOptions
 from rlhf_jax.data.packing import PackedBatch, RowShape, empty_rows, unpack_slots
 from rlhf_jax.models import DecoderConfig, Params, cast, init_lora, init_params
 from rlhf_jax.parallel import PRESETS, batch_sharding, batch_ways, param_shardings, shaped
+from rlhf_jax.parallel.accelerators import Chip
+from rlhf_jax.parallel.micro_batches import StepNeed, divide_step
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
 from rlhf_jax.sampling import Sampler
 from rlhf_jax.sampling.decode import Refill, View
@@ -106,8 +108,24 @@ def objective_of(options: Trained) -> Callable[[Compute], Objective]:
     return trainable_kind(options).objective(options)
 
 
+def step_need(stage: TrainShape) -> StepNeed:
+    """What a training stage's step asks of the devices."""
+    options, train = stage.options, stage.options.train
+    together = objective_of(options)(Compute(stage.config)).whole_batch
+    return StepNeed(stage.config, train, options.lora.use_peft, stage.row_length, stage.rows(), together)
+
+
+def settled(stage: Shape, mesh: Mesh, chip: Chip) -> tuple[Shape, str]:
+    """`micro_rows` and `remat` as the stage would choose them on this mesh where they are `auto`, and why."""
+    if not isinstance(stage, TrainShape) or "auto" not in (stage.options.train.micro_rows, stage.options.train.remat):
+        return stage, ""
+    micro_rows, remat, why = divide_step(step_need(stage), mesh.shape, chip,
+                                         None if chip.kind == "cpu" else chip.hbm_bytes)
+    return stage.trained_with(micro_rows=micro_rows, remat=remat), why
+
+
 def train_program(stage: TrainShape, mesh: Mesh) -> Program:
-    """One optimizer step over a whole global batch."""
+    """One optimizer step over a whole global batch, of a stage that is `settled`."""
     options, config = stage.options, stage.config
     params = param_structs(config, jnp.float32)
     train = options.train
@@ -120,7 +138,7 @@ def train_program(stage: TrainShape, mesh: Mesh) -> Program:
         working = jax.eval_shape(lambda: cast(model.frozen, jnp.dtype(train.dtype)))
         frozen = shaped(working, program.frozen_shardings)
     ways = batch_ways(mesh)
-    count, rows = stage.micro_batches(ways), train.micro_rows * ways
+    count, rows = stage.micro_batches(ways), stage.micro_rows * ways
     if objective.whole_batch:
         rows = min(rows, -(-stage.rows() // ways) * ways)
     batch = _batch(dataclasses.replace(stage.shape(), values=objective.reads), (count, rows), mesh)
@@ -162,7 +180,7 @@ def sample_program(stage: SampleShape, mesh: Mesh) -> Program:
     table = jax.ShapeDtypeStruct(pages, jnp.int32) if sampler.paged else None
     held = (sampler.prepared(params), state, seed, stop, table)
     program = _program(sampler.decode_program, (view, *held), s.block, stage, mesh, structs, stage.dtype, held=held)
-    return dataclasses.replace(program, beside=device_bytes(params) if sampler.paged else 0)
+    return dataclasses.replace(program, beside=device_bytes(params) if sampler.prepares else 0)
 
 
 def _refill(slots: int, lanes: int, rows: int, capacity: int) -> Refill:

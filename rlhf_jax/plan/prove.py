@@ -20,6 +20,7 @@ from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.models import init_params
 from rlhf_jax.parallel import batch_sharding, batch_ways, gather, make_mesh, place, replicated
+from rlhf_jax.parallel.micro_batches import REMAT
 from rlhf_jax.plan.programs import objective_of
 from rlhf_jax.plan.report import mesh_words
 from rlhf_jax.plan.shapes import TrainShape
@@ -132,7 +133,7 @@ def small(stage: TrainShape, rows: int) -> TrainShape:
     train = dataclasses.replace(
         options.train, train_batch_size=rows, micro_rows=1, row_length=_ROW, num_train_epochs=2.0, max_steps=2,
         learning_rate=1e-2, lr_scheduler_type="constant", warmup_steps=0, dtype="float32", mu_dtype="float32",
-        logits_chunk=32)
+        remat=REMAT if options.train.remat == "auto" else options.train.remat, logits_chunk=32)
     return dataclasses.replace(stage, config=config, options=dataclasses.replace(options, train=train), row_length=_ROW)
 
 

@@ -76,6 +76,11 @@ def mesh_words(mesh: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
 
 
+def useful_share(plan: StagePlan) -> float:
+    """Share of the arithmetic peak that does what the model needs."""
+    return plan.useful / (plan.executed or 1) * plan.compute_s / (plan.times.step or 1)
+
+
 STAGE_COLUMNS = ("stage", "mesh", "fits", "arguments", "temporaries", "peak + held of limit, GiB", "received, GiB",
                  "kernels", "PFLOP", "time, bound by", "useful")
 
@@ -89,17 +94,17 @@ def stage_row(plan: StagePlan) -> tuple[str, ...]:
         return (plan.stage, mesh, "NO", "", "", wants, "", "", "", "", "")
     fits = "yes" if not plan.change else "with " + ", ".join(plan.change)
     devices = math.prod(plan.mesh.values())
-    share = plan.useful / (plan.executed or 1) * plan.compute_s / (plan.times.step or 1)
     return (plan.stage, mesh, fits, gib(plan.arguments), gib(plan.temporaries),
             f"{gib(plan.peak)} + {gib(plan.held)} of {gib(plan.limit)}", gib(plan.received), str(plan.kernels),
-            f"{plan.executed / devices / 1e15:.3g}", f"{seconds(plan.times.step)}, {plan.times.bound}", f"{share:.0%}")
+            f"{plan.executed / devices / 1e15:.3g}", f"{seconds(plan.times.step)}, {plan.times.bound}",
+            f"{useful_share(plan):.0%}")
 
 
 def notes(report: Report) -> list[str]:
     """Sentences about what a table cannot say."""
     out = []
     for s in report.stages:
-        if s.why and s.stage == "decode":
+        if s.why and s.stage != "prefill":
             out.append(f"{s.stage}: {s.why}")
         if s.rematerialized:
             out.append(f"{s.stage}: XLA warns {s.rematerialized} times of '{REMATERIALIZED}': an array is replicated "

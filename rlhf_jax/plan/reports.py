@@ -10,6 +10,7 @@ from rlhf_jax.models import count_params
 from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_of
 from rlhf_jax.plan.measure import StagePlan, meshes_to_try, plan_all, runs_apart
+from rlhf_jax.plan.optimise import Optimised, optimise
 from rlhf_jax.plan.recipe import Task, smallest_batch, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, mesh_words
 from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, TrainShape
@@ -28,6 +29,18 @@ def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, .
         reports.append(report_of(tasks, mesh, found, model, chosen.why if mesh == chosen.mesh else "", assume, tries,
                                  known=known))
     return reports
+
+
+def make_optimised(command: Any, model: str, accelerator: str, names: tuple[str, ...], *, assume: Assumptions,
+                   examples: int, tries: int) -> tuple[Optimised, Report]:
+    """What was compiled for each stage and which of it was chosen, and the report of the chosen stages."""
+    tasks = stages_named(tasks_of(command, model, assume, examples), names)
+    found = find_accelerator(accelerator)
+    asked = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, room_of(found)).mesh
+    best = optimise(tasks, asked, found, tries, assume.efficiency)
+    chosen = [best.chosen[task.stage.name] for task in tasks]
+    return best, report_of([one.candidate.task for one in chosen], best.mesh, found, model, "", assume, tries,
+                           plan=lambda *_: [one.plan for one in chosen])
 
 
 def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], room: Room) -> Choice:

@@ -123,21 +123,21 @@ def _train_work(stage: TrainShape, mesh: Mesh, kernels: int) -> Work:
     config, options, ways = stage.config, stage.options.train, batch_ways(mesh)
     micro = stage.micro_batches(ways)
     params, shape = count_params(config), stage.shape()
-    useful, executed = _forward(stage, micro * options.micro_rows * ways, stage.rows(),
+    useful, executed = _forward(stage, micro * stage.micro_rows * ways, stage.rows(),
                                 _block_of_keys(mesh, shape.tokens, kernels))
     width, tensor = jnp.dtype(options.dtype).itemsize, mesh.shape["tensor"]
     passes = 3 if options.remat == "full" else 2  # of reading the weights: forward, backward, recomputed forward
     weights = (2 * passes + 2) * params * width / tensor  # gathered, then read; the gradients written and read
     accumulated = 8 * params / (mesh.size / mesh.shape["data"])
-    tokens = options.micro_rows * shape.tokens
+    tokens = stage.micro_rows * shape.tokens
     activations = tokens * config.layers * _activation_bytes(config, width) * (passes + 1) / tensor
-    logits = 0.0 if config.is_classifier else options.micro_rows * shape.targets * config.vocab_rows * 4 * 6 / tensor
+    logits = 0.0 if config.is_classifier else stage.micro_rows * shape.targets * config.vocab_rows * 4 * 6 / tensor
     state = _STATE_TRAFFIC * params / (mesh.size / mesh.shape["data"])
     frozen = stage.options.lora.use_peft  # what is trained then is too little to count
     updated = 0.0 if frozen else micro * accumulated + state
     hbm = micro * (weights + activations + logits) + updated
     return Work(useful_train_flops(useful, frozen=frozen),
-                executed_train_flops(executed, options.remat, frozen=frozen), hbm)
+                executed_train_flops(executed, stage.remat, frozen=frozen), hbm)
 
 
 def _pass_work(stage: PassShape, mesh: Mesh, kernels: int) -> Work:

@@ -9,8 +9,10 @@ from typing import Any
 from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.config.plan import Assumptions
 from rlhf_jax.config.sampling import SamplingConfig
+from rlhf_jax.config.training import Remat
 from rlhf_jax.data.packing import RowShape, row_length_for
 from rlhf_jax.models import DecoderConfig
+from rlhf_jax.parallel.micro_batches import pass_rows
 from rlhf_jax.sampling import rounded_up
 from rlhf_jax.workflow.stages.train import Trained
 
@@ -41,7 +43,26 @@ class TrainShape:
         return math.ceil(self.options.train.train_batch_size / self.groups_per_row)
 
     def micro_batches(self, ways: int) -> int:
-        return max(1, math.ceil(self.rows() / (self.options.train.micro_rows * ways)))
+        return max(1, math.ceil(self.rows() / (self.micro_rows * ways)))
+
+    def trained_with(self, **changes: Any) -> TrainShape:
+        """The stage with other options of how to train."""
+        options = dataclasses.replace(self.options, train=dataclasses.replace(self.options.train, **changes))
+        return dataclasses.replace(self, options=options, row_length=changes.get("row_length", self.row_length))
+
+    @property
+    def micro_rows(self) -> int:
+        """Of a stage that is `settled`."""
+        rows = self.options.train.micro_rows
+        assert rows != "auto"
+        return rows
+
+    @property
+    def remat(self) -> Remat:
+        """Of a stage that is `settled`."""
+        remat = self.options.train.remat
+        assert remat != "auto"
+        return remat
 
     def shape(self) -> RowShape:
         """Room of a row, as `data.packing.row_shape` rounds it."""
@@ -141,7 +162,7 @@ def reference_shape(train: TrainShape) -> PassShape:
     """The pass that computes what `train` compares with, in the same rows."""
     tokens = train.options.train.row_length or _power_of_two(train.row_length)
     options = train.options.train
-    return PassShape("reference", train.config, options.dtype, "logps", tokens, options.micro_rows, train.responses,
+    return PassShape("reference", train.config, options.dtype, "logps", tokens, pass_rows(options), train.responses,
                      train.assume, train.options)
 
 

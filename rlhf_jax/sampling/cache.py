@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.config.sampling import CacheDtype
+from rlhf_jax.config.sampling import StoredDtype
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
+from rlhf_jax.models.int8 import int8_rows
 from rlhf_jax.sampling.pages import PAGE
 
-_LARGEST = 127.0
 
-
-def stored_dtype(cache_dtype: CacheDtype, compute: Any) -> Any:
-    """The dtype that a cache's keys and values have in memory."""
-    return jnp.dtype(compute if cache_dtype == "auto" else cache_dtype)
+def stored_dtype(stored: StoredDtype, compute: Any) -> Any:
+    """The dtype that a cache's keys and values, or the weights that decoding reads, have in memory."""
+    return jnp.dtype(compute if stored == "auto" else stored)
 
 
 class LogpTolerance(NamedTuple):
@@ -35,13 +34,18 @@ class LogpTolerance(NamedTuple):
 
 _TOLERANCES = {"float32": LogpTolerance(1e-4, 1e-4), "bfloat16": LogpTolerance(0.5, 0.1),
                "int8": LogpTolerance(2.0, 0.2)}
-"""By the coarser of what is computed in and what is cached. A model of 260 thousand parameters was seen to differ by
-(2e-5, 1e-6), (0.4, 0.015) and (0.9, 0.035), one of 15 million by half as much in int8: docs/iteration.md."""
+"""By the coarsest of what is computed in, what is cached and what weights are. A model of 260 thousand parameters was
+seen to differ by (2e-5, 1e-6), (0.4, 0.015) and, with caches in int8, (0.9, 0.035), one of 15 million by half as much:
+docs/iteration.md."""
 
 
-def logp_tolerance(cache_dtype: CacheDtype, compute: Any) -> LogpTolerance:
-    """What rounding alone explains; another model's log-probs are further away than this in the mean."""
-    dtypes = {jnp.dtype(compute).name, stored_dtype(cache_dtype, compute).name}
+def logp_tolerance(compute: Any, *stored: StoredDtype) -> LogpTolerance:
+    """What rounding alone explains; another model's log-probs are further away than this in the mean.
+
+    Args:
+      compute: dtype. stored: of what decoding reads, caches and weights.
+    """
+    dtypes = {jnp.dtype(compute).name, *(stored_dtype(one, compute).name for one in stored)}
     return max(_TOLERANCES[name] for name in dtypes)
 
 
@@ -54,12 +58,8 @@ def empty_cache(config: DecoderConfig, rows: tuple[int, ...], capacity: int, dty
 
 
 def quantized(x: Array, dtype: Any) -> tuple[Array, Array | None]:
-    """x [..., Dh] as stored, and the scale [...] float32 to multiply an int8 by: symmetric, from the largest |x|."""
-    if dtype != jnp.int8:
-        return x.astype(dtype), None
-    wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-1) / _LARGEST
-    return jnp.round(wide / jnp.where(scale > 0, scale, 1.0)[..., None]).astype(jnp.int8), scale
+    """x [..., Dh] as stored, and the scale [...] float32 to multiply an int8 by."""
+    return int8_rows(x, (-1,)) if dtype == jnp.int8 else (x.astype(dtype), None)
 
 
 def write_prompts(cache: KeyValues, keys: Array, values: Array, slots: Array) -> KeyValues:

@@ -19,6 +19,7 @@ from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
+from rlhf_jax.models.int8 import in_int8
 from rlhf_jax.models.params import merged, unstacked
 from rlhf_jax.parallel import batch_ways, constrainer, shaped
 from rlhf_jax.sampling.cache import append_pages, append_tokens, stored_dtype
@@ -109,7 +110,7 @@ class Sampler:
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
-        self._prepare = jax.jit(lambda params: merged(unstacked(params)))
+        self._prepare = jax.jit(self._for_decoding)
         how = (sampling.block, self._append(append_pages if self.paged else append_tokens),
                None if kernel is None else self._on_mesh(kernel))
         self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
@@ -166,15 +167,26 @@ class Sampler:
         return pages_each(s.cache_share, s.slots, self._lanes, s.max_new_tokens, self._ways)
 
     def prepared(self, params: Params) -> Params:
-        """Weights as `decode_program` takes them: where a kernel attends, layers one by one and products merged.
+        """Weights as `decode_program` takes them: in eight bits if so asked for; where a kernel attends, layers one by
+        one and products merged.
 
         Shapes (`ShapeDtypeStruct`s that say where they lie) become such shapes.
         """
-        if not self.paged:
+        if not self.prepares:
             return params
         if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
             return shaped(jax.eval_shape(self._prepare, params), self._prepare.lower(params).compile().output_shardings)
         return self._prepare(params)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether decoding has weights of its own beside those it was given."""
+        return self.paged or self.sampling.weights_dtype == "int8"
+
+    def _for_decoding(self, params: Params) -> Params:
+        if self.sampling.weights_dtype == "int8":
+            params = in_int8(params, self.config)
+        return merged(unstacked(params)) if self.paged else params
 
     @property
     def _ending(self) -> Ending:

@@ -20,11 +20,12 @@ from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.loader import BatchPlan
 from rlhf_jax.data.packing import default_row_length
-from rlhf_jax.models import Params, cast
+from rlhf_jax.models import DecoderConfig, Params, cast
 from rlhf_jax.parallel import (
     Preempted,
     batch_sharding,
     batch_ways,
+    gather,
     place,
     replicated,
     rows_here,
@@ -32,6 +33,8 @@ from rlhf_jax.parallel import (
     spec_shardings,
     vote,
 )
+from rlhf_jax.parallel.accelerators import chip_of, memory_of
+from rlhf_jax.parallel.micro_batches import StepNeed, divide_step
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import make_evaluator
@@ -131,14 +134,40 @@ def make_plan(groups: Sequence[PromptGroup], config: TrainConfig, mesh: Mesh, *,
     """The batches of a fit on this mesh; the global batch is the same on any mesh.
 
     objective: whose numbers are packed; one that needs a batch in one micro-batch gets no more rows than that has.
+    With `micro_rows: auto` the largest batch is one micro-batch, until `settled` has looked at the memory.
     """
-    rows, ways = config.micro_rows * batch_ways(mesh), batch_ways(mesh)
-    plan = BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), rows,
+    plan = BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), 1,
                      config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
                      values=objective.reads if objective else ())
-    if objective is not None and objective.whole_batch:
+    return _divided(plan, config, mesh, objective is not None and objective.whole_batch)
+
+
+def _divided(plan: BatchPlan, config: TrainConfig, mesh: Mesh, together: bool) -> BatchPlan:
+    ways = batch_ways(mesh)
+    rows = ways * (config.micro_rows if config.micro_rows != "auto" else plan.largest_step)
+    if together or config.micro_rows == "auto":
         rows = min(rows, -(-plan.largest_step // ways) * ways)
-    return dataclasses.replace(plan, micro_rows=rows, rows_here=rows_here(batch_sharding(mesh), rows))
+    return plan.divided(rows, rows_here(batch_sharding(mesh), rows))
+
+
+def settled(plan: BatchPlan, config: TrainConfig, model: DecoderConfig, mesh: Mesh, *, frozen: bool = False,
+            together: bool = False) -> tuple[BatchPlan, TrainConfig, str]:
+    """`micro_rows` and `remat` in numbers and words where they are `auto`, by the memory of the mesh's devices.
+
+    Args:
+      frozen: an adapter is trained. together: the loss looks across a batch.
+
+    Returns:
+      The plan in such micro-batches, the options, and why ("" where nothing was open).
+    """
+    if "auto" not in (config.micro_rows, config.remat):
+        return plan, config, ""
+    need = StepNeed(model, config, frozen, plan.row_length, plan.largest_step, together)
+    limits = gather(memory_of(jax.local_devices()[0]))  # every process must divide alike
+    memory = None if None in limits else min(limits)
+    micro_rows, remat, why = divide_step(need, mesh.shape, chip_of(mesh.devices.flat[0]), memory)
+    config = dataclasses.replace(config, micro_rows=micro_rows, remat=remat)
+    return _divided(plan, config, mesh, together), config, why
 
 
 def fit(

@@ -104,17 +104,18 @@ def fit_gate(features: Callable[[np.ndarray], np.ndarray], pairs: Pairs, width: 
 def _batches(features: Callable[[np.ndarray], np.ndarray], pairs: Pairs, width: int, options: GateOptions, seed: int
              ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Some steps at a time: prompts' features [C, U, D], rows of them [C, B], gaps [C, B, K]."""
-    rng, size = np.random.default_rng(seed), options.gate_batch_size
-    unique = min(size, len(np.unique(pairs.prompt)))
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(pairs.prompt), size=(options.gate_steps, options.gate_batch_size))
+    unique = max(len(np.unique(pairs.prompt[some])) for some in drawn)  # no batch has more: few rows are read in vain
     chunk = max(1, min(50, _CHUNK // (unique * width)))
-    for start in range(0, options.gate_steps, chunk):
-        drawn = rng.integers(len(pairs.prompt), size=(min(chunk, options.gate_steps - start), size))
-        prompts, rows = np.zeros((len(drawn), unique), np.int64), np.zeros(drawn.shape, np.int32)
-        for step, some in enumerate(drawn):
+    for start in range(0, len(drawn), chunk):
+        taken = drawn[start : start + chunk]
+        prompts, rows = np.zeros((len(taken), unique), np.int64), np.zeros(taken.shape, np.int32)
+        for step, some in enumerate(taken):
             found, rows[step] = np.unique(pairs.prompt[some], return_inverse=True)
             prompts[step] = np.pad(found, (0, unique - len(found)), mode="edge")
-        states = features(prompts.reshape(-1)).reshape(len(drawn), unique, width)
-        yield states, rows, pairs.gaps[drawn].astype(np.float32)
+        states = features(prompts.reshape(-1)).reshape(len(taken), unique, width)
+        yield states, rows, pairs.gaps[taken].astype(np.float32)
 
 
 def _steps(gate: Gate, rate: float, optimizer: optax.GradientTransformation, state: Any, done: Any, batches: Any

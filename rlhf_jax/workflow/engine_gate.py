@@ -44,7 +44,7 @@ class Tokens(NamedTuple):
 
 def tolerance(engine: EngineOptions, dtype: Any) -> LogpTolerance:
     """What may lie between an engine's log-probs and ours, computed in `dtype`."""
-    usual = _FLOAT32 if jnp.dtype(dtype) == jnp.float32 else logp_tolerance("auto", dtype)
+    usual = _FLOAT32 if jnp.dtype(dtype) == jnp.float32 else logp_tolerance(dtype)
     return LogpTolerance(engine.max_logp_difference or usual.largest, engine.max_mean_logp_difference or usual.mean)
 
 

@@ -50,6 +50,14 @@ def test_a_cache_in_eight_bits_is_read_in_half_the_bytes(llama):
     assert less == full._replace(caches=full.caches / 2)
 
 
+def test_weights_in_eight_bits_are_read_in_half_the_bytes_and_lie_beside_the_whole_ones(llama):
+    half = dataclasses.replace(PAPER, weights_dtype="int8")
+    full, less = (token_bytes(llama, s, "bfloat16", 4, 1) for s in (PAPER, half))
+    assert less == full._replace(weights=full.weights / 2)
+    fewest = [choose_ways(llama, s, "bfloat16", devices(4), None, 40e9).tensor for s in (PAPER, half)]
+    assert fewest == [1, 2]  # 16 of 40 GB leave more than half, 24 do not
+
+
 def test_responses_that_have_less_room_are_read_in_fewer_bytes(llama):
     share = dataclasses.replace(PAPER, cache_share=0.25)
     full, less = (token_bytes(llama, s, "bfloat16", 4, 1) for s in (PAPER, share))

@@ -27,9 +27,9 @@ def random(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def sample(tiny, config, params, prompts, cache_dtype, dtype=jnp.float32):
+def sample(tiny, config, params, prompts, cache_dtype, dtype=jnp.float32, **settings):
     """Groups that a sampler with this cache makes, four shared-prompt lanes each."""
-    settings = SamplingConfig(4, max_new_tokens=12, slots=4, block=5, seed=3, cache_dtype=cache_dtype)
+    settings = SamplingConfig(4, max_new_tokens=12, slots=4, block=5, seed=3, cache_dtype=cache_dtype, **settings)
     sampler = Sampler(config, settings, [tiny.STOP_ID], tiny.one_device(), tiny.words, dtype)
     return list(tiny.run(sampler, params, prompts).values())
 
@@ -60,17 +60,36 @@ def test_a_coarser_cache_moves_log_probs_by_rounding_alone(tiny, prompts, change
     config = tiny.make_config(**changes)
     params = tiny.make_params(config, seed=1)
     found = gaps(tiny, config, params, sample(tiny, config, params, prompts, cache_dtype))
-    allowed = logp_tolerance(cache_dtype, jnp.float32)
+    allowed = logp_tolerance(jnp.float32, cache_dtype)
     assert 1e-4 < found.max() < allowed.largest
     assert 1e-5 < found.mean() < mean < allowed.mean
 
 
+@pytest.mark.parametrize("changes", FAMILIES, ids=str)
+def test_weights_in_eight_bits_move_log_probs_by_rounding_alone(tiny, prompts, changes):
+    config = tiny.make_config(**changes)
+    params = tiny.make_params(config, seed=1)
+    found = gaps(tiny, config, params, sample(tiny, config, params, prompts, "auto", weights_dtype="int8"))
+    allowed = logp_tolerance(jnp.float32, "auto", "int8")
+    assert 1e-4 < found.max() < allowed.largest
+    assert 1e-5 < found.mean() < 0.06 < allowed.mean
+
+
+def test_samples_of_weights_in_eight_bits_depend_on_no_neighbour(tiny, prompts, config):
+    params = tiny.make_params(config, seed=1)
+    together = {g.prompt_id: g for g in sample(tiny, config, params, prompts, "auto", weights_dtype="int8")}
+    for prompt in prompts[:2]:
+        (alone,) = sample(tiny, config, params, [prompt], "auto", weights_dtype="int8")
+        for x, y in zip(alone.responses, together[prompt.prompt_id].responses, strict=True):
+            np.testing.assert_array_equal(x.ids, y.ids)
+
+
 def test_the_tolerance_is_that_of_the_coarser_of_compute_and_cache():
-    assert logp_tolerance("auto", jnp.float32) == logp_tolerance("float32", jnp.float32) == (1e-4, 1e-4)
+    assert logp_tolerance(jnp.float32) == logp_tolerance(jnp.float32, "float32") == (1e-4, 1e-4)
     for cache_dtype in ("auto", "float32", "bfloat16"):
-        assert logp_tolerance(cache_dtype, jnp.bfloat16) == logp_tolerance("bfloat16", jnp.float32)
-    assert logp_tolerance("int8", jnp.bfloat16) == logp_tolerance("int8", jnp.float32)
-    assert logp_tolerance("int8", jnp.float32) > logp_tolerance("auto", jnp.bfloat16) > (1e-4, 1e-4)
+        assert logp_tolerance(jnp.bfloat16, cache_dtype) == logp_tolerance(jnp.float32, "bfloat16")
+    assert logp_tolerance(jnp.bfloat16, "int8") == logp_tolerance(jnp.float32, "auto", "int8")
+    assert logp_tolerance(jnp.float32, "int8") > logp_tolerance(jnp.bfloat16, "auto") > (1e-4, 1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "share"), [("float32", 1.0), ("bfloat16", 0.5), ("int8", (4 + 4) / (4 * 4))])

@@ -346,7 +346,7 @@ def test_a_knob_of_packing_changes_the_compiled_shapes_and_not_the_result(knob, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), changed.params, base_run.params)
 
 
-@pytest.mark.parametrize(("knob", "value"), [("remat", "full"), ("remat", "none"), ("logits_chunk", 8),
+@pytest.mark.parametrize(("knob", "value"), [("remat", "full"), ("remat", "dots"), ("logits_chunk", 8),
                                               ("attn_implementation", "xla")])
 def test_a_knob_of_computation_changes_the_program(knob, value, tiny, groups, lone_mesh):
     long_rows = dataclasses.replace(BASE, row_length=64)

@@ -14,6 +14,7 @@ import numpy as np
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.data.groups import BY_OTHER, PromptGroup, Response
 from rlhf_jax.data.mismatch import labelled_pairs, with_mismatched
+from rlhf_jax.parallel.micro_batches import pass_rows
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.training.objectives import Compute, Objective, Preference
 from rlhf_jax.training.unpaired import Unpaired
@@ -125,5 +126,5 @@ class DpoStage(Stage):
         compute = compute_of(self.reference.config, train_options, context.mesh)
         weights = context.params(self.reference)
         return [reference_logps(compute, weights, groups, context.mesh, dtype=jnp.dtype(train_options.dtype),
-                                cache=context.run.store / REFERENCE_CACHE, rows=train_options.micro_rows,
+                                cache=context.run.store / REFERENCE_CACHE, rows=pass_rows(train_options),
                                 row_length=train_options.row_length) if groups else None for groups in sets]

@@ -195,17 +195,17 @@ def check_logps(compute: Compute, params: Params, groups: Sequence[PromptGroup],
     """Largest and mean |sampler - trainer| log-prob difference over the tokens of `groups`.
 
     Raises:
-      LogpMismatch: above what `logp_tolerance` allows for the dtypes of computation and cache.
+      LogpMismatch: above what `logp_tolerance` allows for the dtypes of computation, caches and weights.
     """
-    cache_dtype = sampler.sampling.cache_dtype
-    allowed = logp_tolerance(cache_dtype, dtype)
+    cache_dtype, weights_dtype = sampler.sampling.cache_dtype, sampler.sampling.weights_dtype
+    allowed = logp_tolerance(dtype, cache_dtype, weights_dtype)
     found = logps_map(compute, sampler.mesh)(params, groups)
     gaps = np.concatenate([np.abs(ours - r.logps) for group, per in zip(groups, found, strict=True)
                            for r, ours in zip(group.responses, per, strict=True) if r.logps is not None])
     seen = LogpTolerance(float(gaps.max()), float(gaps.mean()))
     if not (seen.largest <= allowed.largest and seen.mean <= allowed.mean):
         raise LogpMismatch(f"the sampler's log-probs differ from the trainer's forward by up to {seen.largest:.2e}, "
-                           f"{seen.mean:.2e} in the mean ({jnp.dtype(dtype).name}, cache_dtype {cache_dtype}: allowed "
-                           f"{allowed.largest:.0e} and {allowed.mean:.0e}). The two run different models: please "
-                           "report this with the model's config.json")
+                           f"{seen.mean:.2e} in the mean ({jnp.dtype(dtype).name}, cache_dtype {cache_dtype}, "
+                           f"weights_dtype {weights_dtype}: allowed {allowed.largest:.0e} and {allowed.mean:.0e}). "
+                           "The two run different models: please report this with the model's config.json")
     return seen

@@ -39,7 +39,7 @@ from rlhf_jax.models import (
 from rlhf_jax.models.folder import write_chat_template
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.parallel import gather, on_main
-from rlhf_jax.training.fit import Model, fit, make_plan, write_trainer_state
+from rlhf_jax.training.fit import Model, fit, make_plan, settled, write_trainer_state
 from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -79,8 +79,9 @@ class Training:
 
 
 def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute:
-    """How objectives run this model."""
-    return Compute(config, train.remat, train.logits_chunk, mesh, train.attn_implementation)
+    """How objectives run this model. With `remat: auto` nothing is recomputed, until `settled` looks at the memory."""
+    remat = "none" if train.remat == "auto" else train.remat
+    return Compute(config, remat, train.logits_chunk, mesh, train.attn_implementation)
 
 
 def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
@@ -238,13 +239,15 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     check_ids(itertools.chain(job.groups, job.eval_groups), config.vocab_size)
     model = trainable(job.params, config, lora, options.train.seed)
     job.params = {}
-    plan = checked_plan(objective, options, job.groups, mesh, job.reference)
+    plan, settings, why = settled(checked_plan(objective, options, job.groups, mesh, job.reference), options.train,
+                                  config, mesh, frozen=lora is not None, together=objective.whole_batch)
+    objective = job.objective(compute_of(config, settings, mesh))
     template = job.start.chat_template
     if template is not None:  # beside the checkpoints, for the export of a training that does not finish
         on_main(lambda: write_chat_template(folder, template))
     context.latest.release()
     with tracking(context.trackers, folder, context.run.config) as on_row:
-        result = fit(model, objective, plan, options.train, mesh, folder=folder / CHECKPOINTS,
+        result = fit(model, objective, plan, settings, mesh, folder=folder / CHECKPOINTS,
                      eval_groups=job.eval_groups, eval_reference=job.eval_reference, report=context.report,
                      on_row=on_row, on_resume=context.resumed, flops=flops_counter(config, frozen=lora is not None),
                      consume=lora is None)
@@ -256,8 +259,9 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     on_main(lambda: write_trainer_state(folder / MODEL, result, plan))
     train_rows = [row for row in result.log_history if "loss" in row]
     eval_rows = [row for row in result.log_history if "eval_loss" in row]
-    return {"steps": result.steps, "groups": len(job.groups), "packing_efficiency": round(result.efficiency, 4),
-            "compiled_programs": result.compiles, "train": train_rows[-1], "eval": eval_rows[-1] if eval_rows else {}}
+    found = {"steps": result.steps, "groups": len(job.groups), "packing_efficiency": round(result.efficiency, 4),
+             "compiled_programs": result.compiles, "train": train_rows[-1], "eval": eval_rows[-1] if eval_rows else {}}
+    return found | ({"micro_batches": why} if why else {})
 
 
 def read_all(sources: Sequence[GroupSource]) -> Sequence[PromptGroup]:
