@@ -178,7 +178,7 @@ def main() -> None:
         path = args.plans / f"{name}.json"
         made = path.with_suffix(".part") if args.stages else path
         some = ["--stages", args.stages] if args.stages else []
-        command = [sys.executable, "-m", "rlhf_jax.cli.main", "plan", *PLANS[name].split(), *some, "--output", str(made)]
+        command = [sys.executable, "-m", "rlhf_jax", "plan", *PLANS[name].split(), *some, "--output", str(made)]
         print(f"== {name}", flush=True)
         if subprocess.run(command, check=False).returncode:
             print(f"{name} failed", file=sys.stderr)

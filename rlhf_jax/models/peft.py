@@ -15,16 +15,20 @@ from rlhf_jax.models.folder import ADAPTER_CONFIG, CheckpointError, read_json, w
 from rlhf_jax.models.hf import ADAPTER_WEIGHTS, Stored, compare_tensors, open_tensors
 from rlhf_jax.models.load import TensorReader, read_whole
 from rlhf_jax.models.lora import TARGETS, lora_specs
-from rlhf_jax.models.params import Params, ParamSpec, is_spec
+from rlhf_jax.models.params import Params, ParamSpec, is_spec, param_specs
 from rlhf_jax.models.save import hf_tensors, on_host, write_tensors
 
 
 class Adapter(NamedTuple):
-    """A LoRA adapter as PEFT keeps it: its settings, weights, and a classifier's own head, [labels, D]."""
+    """A LoRA adapter as PEFT keeps it: its settings, weights, and a classifier's own head, [labels, D].
+
+    whole: weights that replace those of the base: `embed`, `head` or both, each [V, D].
+    """
 
     lora: LoraConfig
     params: Params
     score: np.ndarray | None
+    whole: Params
 
 
 _ANY = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "target_modules", "lora_alpha",
@@ -33,12 +37,14 @@ _ANY = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "r
 """Settings of adapter_config.json that are read, or that change nothing of what a trained adapter computes."""
 _SOME: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "use_dora": (True,),
-    "modules_to_save": (["score"], ["classifier", "score"], ["score", "classifier"]),  # PEFT writes both of classifiers
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),  # the others change the base: PiSSA, OLoRA, LoftQ ...
 }
 """Settings of which some values are known. Of all others only "not set" is: null, false, or empty."""
 _MERGE = "Merge the adapter into its base with PEFT (merge_and_unload, save_pretrained) and give the result"
-_SCORE = "base_model.model.score.weight"
+_PREFIX = "base_model.model."
+_SCORE = f"{_PREFIX}score.weight"
+_WHOLE = {"embed_tokens": "embed", "lm_head": "head"}
+"""Modules of a language model that PEFT may save whole beside an adapter -> where the weight sits in the tree."""
 
 
 def adapter_base(folder: str | Path) -> str | None:
@@ -61,10 +67,16 @@ def adapter_outputs(folder: str | Path) -> int | None:
     return int(shape[0]) if shape else None
 
 
-def _unknown_settings(raw: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an adapter_config.json with which it may compute something else than LoRA or DoRA."""
-    return {key: value for key, value in raw.items()
-            if key not in _ANY and value not in (None, False, {}, [], *_SOME.get(key, ()))}
+def _unknown_settings(raw: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    """The settings of an adapter_config.json with which it may compute something else than LoRA or DoRA.
+
+    Of tied embeddings PEFT saves one side, and the other stays as it was in the base: no tied model computes that.
+    """
+    odd = {key: value for key, value in raw.items()
+           if key not in (*_ANY, "modules_to_save") and value not in (None, False, {}, [], *_SOME.get(key, ()))}
+    saved = raw.get("modules_to_save") or []
+    known = {"score", "classifier"} if config.tie_embeddings else {"score", "classifier", *_WHOLE}
+    return odd if isinstance(saved, list) and set(map(str, saved)) <= known else odd | {"modules_to_save": saved}
 
 
 def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.float32) -> Adapter:
@@ -82,10 +94,11 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
     targets, rank = raw["target_modules"], raw["r"]
     if isinstance(targets, str) or not targets or not set(map(str, targets)) <= set(TARGETS):
         raise CheckpointError(f"{folder} adapts {targets}; supported are {sorted(TARGETS)}. {_MERGE}")
-    if odd := _unknown_settings(raw):
+    if odd := _unknown_settings(raw, config):
         said = ", ".join(f"{key} = {value!r}" for key, value in odd.items())
         raise CheckpointError(f"{folder} is an adapter with {said}; supported are LoRA and DoRA over the base as it "
-                              f"was published. {_MERGE}")
+                              "was published, a head of its own, and embed_tokens and lm_head of its own where the "
+                              f"base does not tie them. {_MERGE}")
     lora = LoraConfig(True, rank, raw["lora_alpha"], tuple(sorted(targets)), bool(raw.get("use_rslora")))
     specs: dict[str, Any] = {"lora": lora_specs(config, lora, magnitudes=has_magnitudes(folder))}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
@@ -97,11 +110,18 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
         raise CheckpointError(f"{folder} is an adapter of a classifier, and neither it nor its base has the head; give "
                               "the classifier that it was trained on as base_model, or train it with PEFT's "
                               "task_type SEQ_CLS, which keeps the head")
+    own = param_specs(config)
+    for key in (_WHOLE[name] for name in raw.get("modules_to_save") or () if name in _WHOLE):
+        if key not in own:
+            raise CheckpointError(f"{folder} brings {key} of its own, which a classifier of {config.family} lacks. "
+                                  f"{_MERGE}")
+        specs[key] = own[key]._replace(hf_name=_PREFIX + own[key].hf_name)
     if differences := compare_tensors(specs, stored):
         raise CheckpointError(f"{folder} is no adapter of this {config.family} model: {differences}")
     read = TensorReader(stored)
     params = jax.tree.map(lambda spec: read_whole(spec, read, dtype), specs, is_leaf=is_spec)
-    return Adapter(lora, params["lora"], params.get("score"))
+    whole = {key: params[key] for key in _WHOLE.values() if key in params}
+    return Adapter(lora, params["lora"], params.get("score"), whole)
 
 
 def fused_modules(config: DecoderConfig, lora: LoraConfig) -> list[str]:

@@ -149,7 +149,7 @@ class Checkpoint:
         if self.adapter is None:
             return self.base_params(mesh, dtype)
         adapter = self._adapter()
-        params = merge_lora(self.base_params(mesh), adapter.params, adapter.lora.scale)
+        params = {**merge_lora(self.base_params(mesh), adapter.params, adapter.lora.scale), **adapter.whole}
         params = params if adapter.score is None else with_score(params, adapter.score)
         return cast(jax.device_put(params, param_shardings(self.config, mesh)), dtype)
 
@@ -167,11 +167,13 @@ class Checkpoint:
         """This adapter over `base`, what `base_params` gave: nothing is merged, so several share the base's arrays."""
         adapter = self._adapter()
         shardings = spec_shardings(lora_specs(self.config, adapter.lora), mesh)
+        places = param_shardings(self.config, mesh)
         params = with_lora(base, jax.device_put(adapter.params, shardings), adapter.lora.scale)
+        params |= {name: jax.device_put(weight.astype(base["embed"].dtype), places[name])
+                   for name, weight in adapter.whole.items()}
         if adapter.score is None:
             return params
-        score = adapter.score.astype(base["embed"].dtype)
-        return with_score(params, jax.device_put(score, param_shardings(self.config, mesh)["score"]))
+        return with_score(params, jax.device_put(adapter.score.astype(base["embed"].dtype), places["score"]))
 
     def _adapter(self) -> Adapter:
         assert self.adapter is not None, "a whole model has no adapter"

@@ -1,5 +1,6 @@
 """Adapters as PEFT itself writes them: read exactly, or refused by the name of the setting."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config.lora import LoraConfig
+from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.models import (
     CheckpointError,
     adapter_base,
@@ -20,6 +22,8 @@ from rlhf_jax.models import (
     save_hf,
     vocab_logits,
 )
+from rlhf_jax.parallel import make_mesh
+from rlhf_jax.workflow.checkpoint import Checkpoint
 
 PLAIN = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"]}
 TOKENS = np.arange(2 * 12).reshape(2, 12).astype(np.int32)
@@ -78,7 +82,7 @@ def test_what_is_read_computes_what_peft_computes(more, base, exact_matmul, tmp_
     ({"init_lora_weights": "olora"}, "init_lora_weights = 'olora'"),
     ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
     ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern"), ({"bias": "lora_only"}, "bias = 'lora_only'"),
-    ({"lora_bias": True}, "lora_bias = True"), ({"modules_to_save": ["lm_head"]}, "modules_to_save = .'lm_head'"),
+    ({"lora_bias": True}, "lora_bias = True"), ({"modules_to_save": ["norm"]}, "modules_to_save = .'norm'"),
     ({"layers_to_transform": [1]}, "layers_to_transform"), ({"fan_in_fan_out": True}, None),
     ({"layer_replication": [(0, 2), (0, 2)]}, "layer_replication"),
     ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"), ({"target_modules": ["lm_head"]}, "lm_head"),
@@ -94,6 +98,41 @@ def test_settings_of_peft_that_compute_something_else_are_refused_by_name(more, 
         return
     with pytest.raises(CheckpointError, match=named):
         load_adapter(tmp_path / "adapter", config)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["lm_head", "embed_tokens"]], ids=" ".join)
+def test_embeddings_that_an_adapter_of_peft_brings_replace_those_of_the_base(saved, tiny, weights, exact_matmul,
+                                                                            tmp_path):
+    """As those do that were trained with new tokens. The weights are moved, so that the base's own would be seen."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    config = tiny(eos_token_ids=(5,), tie_embeddings=False)
+    save_hf(tmp_path / "base", weights(config), config)
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+                                peft.LoraConfig(**PLAIN, modules_to_save=saved))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or "modules_to_save" in name:
+                weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+        expected = model.eval()(torch.tensor(TOKENS)).logits.numpy()
+    model.save_pretrained(tmp_path / "adapter")
+    checkpoint = Checkpoint.find(tmp_path / "adapter", base_model=str(tmp_path / "base"))
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    lone = checkpoint.params(mesh)
+    shared = checkpoint.over(checkpoint.base_params(mesh), mesh)
+    for params in (lone, shared):
+        np.testing.assert_allclose(logits_of(params, checkpoint.config)[..., : config.vocab_size], expected,
+                                   atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_one_side_of_tied_embeddings_is_refused(name, adapter, base):
+    tied = dataclasses.replace(base[0], tie_embeddings=True)
+    with pytest.raises(CheckpointError, match=f"modules_to_save = .'{name}'.*does not tie them"):
+        load_adapter(adapter(modules_to_save=[name]), tied)
 
 
 @pytest.mark.torch
@@ -132,7 +171,8 @@ def adapter(base, tmp_path):
     ({"init_lora_weights": "loftq"}, "init_lora_weights = 'loftq'"), ({"init_lora_weights": "lora_ga"}, "'lora_ga'"),
     ({"init_lora_weights": "corda"}, "'corda'"), ({"peft_type": "LOHA"}, "peft_type = 'LOHA'"),
     ({"a_setting_of_tomorrow": 3}, "a_setting_of_tomorrow = 3"), ({"bias": "all"}, "bias = 'all'"),
-    ({"use_qalora": True}, "use_qalora"), ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+    ({"use_qalora": True}, "use_qalora"), ({"modules_to_save": ["norm"]}, "modules_to_save"),
+    ({"modules_to_save": "score"}, "modules_to_save"), ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ({"r": "4"}, "r is '4'"), ({"r": True}, "r is True"), ({"r": "absent"}, "lacks r"),
     ({"target_modules": None}, "target_modules is None"), ({"target_modules": [["q_proj"]]}, "adapts"),
     ({"target_modules": []}, "adapts"), ({"lora_alpha": None}, "lora_alpha is None"), ({"r": 2}, r"shape \(4, 16\)"),
