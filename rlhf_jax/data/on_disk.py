@@ -51,7 +51,7 @@ class OnDisk(Sequence[T], Generic[T]):
     """
 
     def __init__(self, values: Iterable[T] = ()):
-        self._file = _File()
+        self._file: _File | None = None  # made for the first value: many of these stay empty
         self._ends = array("q", [0])
         self._places = range(0)
         self.extend(values)
@@ -64,10 +64,16 @@ class OnDisk(Sequence[T], Generic[T]):
             waiting += data
             self._ends.append(self._ends[-1] + len(data))
             if len(waiting) >= _BLOCK:
-                self._file.write(waiting)
+                self._write(waiting)
                 waiting.clear()
-        self._file.write(waiting)
+        if waiting:
+            self._write(waiting)
         self._places = range(len(self._ends) - 1)
+
+    def _write(self, data: bytearray) -> None:
+        if self._file is None:
+            self._file = _File()
+        self._file.write(data)
 
     def append(self, value: T) -> None:
         """Puts one value behind the others."""
@@ -85,6 +91,7 @@ class OnDisk(Sequence[T], Generic[T]):
             some._file, some._ends, some._places = self._file, self._ends, self._places[place]
             return some
         number = self._places[place]
+        assert self._file is not None, "there is a value"
         start, end = self._ends[number], self._ends[number + 1]
         value: T = pickle.loads(os.pread(self._file.number, end - start, start))
         return value

@@ -1,11 +1,11 @@
-"""What a page shows of a mix of data sets: its table, and figures of lengths, margins and shared prompts."""
+"""What a page shows of a mix of data sets: its table, and figures of lengths, margins, shared prompts and a map."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.report.drawing import INK, Drawing, render
+from rlhf_jax.report.drawing import INK, Drawing, legend_below, render
 from rlhf_jax.report.run_figures import TRAIN
 
 Source = Mapping[str, Any]
@@ -29,7 +29,7 @@ def _cells(row: Source) -> list[str]:
 
 
 def mix_figures(statistics: Mapping[str, Any]) -> list[Drawing]:
-    """Lengths; margins where there are some; shared prompts of several sources."""
+    """Lengths; margins where there are some; shared prompts of several sources; a map of the prompts."""
     sources, unit = statistics["sources"][:-1], statistics["unit"]  # the last row is their sum
     parts = [(name, title) for name, title in PARTS if any(name in row["percentiles"] for row in sources)]
     made = [_ranges("mix_lengths", f"Lengths in {unit}", sources, parts, unit,
@@ -39,7 +39,9 @@ def mix_figures(statistics: Mapping[str, Any]) -> list[Drawing]:
     if graded:
         made.append(_ranges("mix_margins", "Margins", graded, [("margin", "Score gap of a pair")], "margin",
                             "As above. Sources grade on scales of their own; pairs near zero are close to a guess."))
-    return [*made, _overlap(sources, statistics["shared"])] if len(sources) > 1 else made
+    if len(sources) > 1:
+        made.append(_overlap(sources, statistics["shared"]))
+    return [*made, _map(sources, statistics["map"])] if statistics.get("map") else made
 
 
 def _ranges(name: str, title: str, sources: Sequence[Source], parts: Sequence[tuple[str, str]], unit: str,
@@ -84,6 +86,29 @@ def _overlap(sources: Sequence[Source], shared: Sequence[Sequence[int]]) -> Draw
                   "Distinct prompts (case and white space aside) that the source of the row has in common with that of "
                   "the column; the darker, the larger a share of the row's own. Of one with itself: all of them.",
                   f"A table of shared prompts of {len(sources)} sources.", draw, height=1.0 + 0.36 * len(sources))
+
+
+def _map(sources: Sequence[Source], found: Mapping[str, Any]) -> Drawing:
+    """A point for each of some prompts; the words at both ends of each direction beside its axis."""
+    points = found["points"]
+    across, up = (f"{', '.join(low)}  ←    →  {', '.join(high)}" for low, high in found["words"])
+
+    def draw(axes: list[Any]) -> None:
+        from matplotlib import colormaps
+
+        (ax,), palette = axes, colormaps["tab20"]
+        for number, row in enumerate(sources):
+            mine = [(x, y) for x, y, source in points if source == number]
+            ax.scatter(*zip(*mine, strict=True) if mine else ((), ()), s=9.0, color=palette(number % 20), alpha=0.7,
+                       linewidths=0.0, label=_label(row))
+        ax.set(xlabel=across, ylabel=up, xticks=[], yticks=[])
+        legend_below(axes)
+
+    return render("mix_map", "A map of the prompts",
+                  "A point is a prompt; those that share rare words lie near each other. The two directions are those "
+                  "in which the words differ most, with the words that pull to either end. Sources that lie apart ask "
+                  "about different things; what no source covers stays empty.",
+                  f"A scatter of {len(points)} prompts of {len(sources)} sources.", draw, height=4.6)
 
 
 def _label(row: Source) -> str:

@@ -77,6 +77,10 @@ def test_a_mix_has_a_table_and_figures_of_what_there_is(shared):
     assert re.findall(r'id="figure-(\w+)"', text) == ["mix_lengths", "mix_overlap"]
     assert sorted(path.stem for path in (shared / "mix" / "figures").iterdir()) == ["mix_lengths", "mix_overlap"]
     assert not re.search(r"https?://|<script|<link|<img|<image|url\((?!#)", text)
+    points = {"points": [[0.1, 0.2, 0], [-0.3, 0.1, 1]], "words": [[["oven"], ["loop"]], [["salt"], ["array"]]]}
+    mapped = draw(empty, shared / "mapped", mix={**mix, "map": points}).read_text(encoding="utf-8")
+    assert "A map of the prompts" in mapped
+    assert all(word in mapped for word in ("oven", "loop", "salt", "array"))
     alone = {**mix, "sources": [mix["sources"][0], mix["sources"][-1]], "shared": [[1200]]}
     assert "mix_overlap" not in draw(empty, shared / "alone", mix=alone).read_text(encoding="utf-8")
 

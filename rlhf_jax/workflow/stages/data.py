@@ -17,6 +17,7 @@ from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.jsonl import read_jsonl, write_jsonl_atomic
 from rlhf_jax.data.mix_rows import mix_row, read_stored, stored_example
 from rlhf_jax.data.mixing import Entry
+from rlhf_jax.data.prompt_map import prompt_map
 from rlhf_jax.data.sources import read_rows
 from rlhf_jax.data.statistics import (
     Lengths,
@@ -123,5 +124,6 @@ class DataStage(Stage):
         table.append({"source": "sum", **source_statistics(entries, lengths)})
         unit = "words" if tokenizer is None else "tokens"
         shared = shared_prompts(entries, len(self.options.sources))
-        write_json_atomic(folder / STATISTICS, {"unit": unit, "rows": files, "sources": table, "shared": shared})
+        write_json_atomic(folder / STATISTICS, {"unit": unit, "rows": files, "sources": table, "shared": shared,
+                                                "map": prompt_map(entries, len(self.options.sources))})
         (folder / "statistics.md").write_text(statistics_table(table, unit), encoding="utf-8")

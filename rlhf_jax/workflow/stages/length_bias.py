@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.evaluation.length_bias import LengthUnit, length_bias, prompt_biases
 from rlhf_jax.parallel import is_main_process
@@ -16,7 +15,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import ROWS
 from rlhf_jax.workflow.stage import Stage, write_json_atomic
-from rlhf_jax.workflow.stages.shards import ShardFolder
+from rlhf_jax.workflow.stages.shards import ShardFolder, counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class LengthBiasStage(Stage):
 
     def preview(self, context: Context) -> Preview:
         del context
-        return Preview(funnel=Funnel(read=sum(1 for _ in self.source.groups())))
+        return Preview(funnel=counted(self.source))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context

@@ -13,7 +13,6 @@ import numpy as np
 
 from rlhf_jax.config.scorer import WITH_HEADS
 from rlhf_jax.data.features import write_features
-from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups, write_jsonl_atomic
 from rlhf_jax.data.layouts import scored_row
@@ -24,7 +23,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import FEATURES, RLHFLOW
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.shards import Shards, announce_kept, scan_shards, shards_here
+from rlhf_jax.workflow.stages.shards import Shards, announce_kept, counted, scan_shards, shards_here
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class ScoreStage(Stage):
         del context
         if self.features:
             states_of(self.scorer)
-        return Preview(funnel=self.source.funnel or Funnel(read=sum(1 for _ in self.source.groups())))
+        return Preview(funnel=counted(self.source))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         scorer, names, done = self.scorer, self.source.names, 0

@@ -54,6 +54,11 @@ class Shards(Protocol):
         ...
 
 
+def counted(source: Shards) -> Funnel:
+    """The funnel of a source, or how many groups it has where a stage made them."""
+    return source.funnel or Funnel(read=sum(1 for _ in source.groups()))
+
+
 @dataclasses.dataclass(frozen=True)
 class RowShards:
     """Rows of data sets as groups of text, `size` in a shard. quarantine: file for the rows that cannot be used."""

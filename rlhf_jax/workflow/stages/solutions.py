@@ -18,7 +18,7 @@ from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
 from rlhf_jax.workflow.products import METRICS, ROWS
 from rlhf_jax.workflow.stage import Stage, write_json_atomic
-from rlhf_jax.workflow.stages.shards import ShardFolder
+from rlhf_jax.workflow.stages.shards import ShardFolder, counted
 
 
 def check_scored(groups: Sequence[PromptGroup], score: str) -> None:
@@ -83,7 +83,7 @@ class StepAccuracyStage(Stage):
 
     def preview(self, context: Context) -> Preview:
         del context
-        return Preview(funnel=Funnel(read=sum(1 for _ in self.source.groups())))
+        return Preview(funnel=counted(self.source))
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context

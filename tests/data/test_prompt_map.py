@@ -1,0 +1,64 @@
+"""The map of a mix's prompts: what lies where, and that only their texts decide it."""
+
+import random
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.example import Example
+from rlhf_jax.data.mixing import Entry
+from rlhf_jax.data.prompt_map import LEAST, MOST, prompt_map
+
+COOKING = ["butter", "oven", "flour", "recipe", "dough", "sugar", "pan", "salt"]
+CODE = ["python", "function", "loop", "array", "compile", "string", "class", "index"]
+
+
+def entries(topic, count, source, seed=0):
+    draws = random.Random(seed)
+    return [Entry(source, Example(f"Tell me about {' '.join(draws.sample(topic, 4))} number{i}")) for i in range(count)]
+
+
+def places(found, source):
+    return np.array([point[:2] for point in found["points"] if point[2] == source])
+
+
+def test_two_topics_lie_apart_and_each_end_has_its_words():
+    found = prompt_map([*entries(COOKING, 60, 0), *entries(CODE, 60, 1)], 2)
+    cooking, code = places(found, 0)[:, 0], places(found, 1)[:, 0]
+    assert cooking.max() < code.min() or code.max() < cooking.min()
+    low, high = (set(words) for words in found["words"][0])
+    assert {low <= set(COOKING), high <= set(COOKING)} == {True, False}
+    assert {low <= set(CODE), high <= set(CODE)} == {True, False}
+
+
+def test_the_directions_are_those_of_the_largest_variance():
+    """Against numpy's own singular values of the same points: the first direction spreads more than the second, and
+    the two are uncorrelated."""
+    points = places(prompt_map([*entries(COOKING, 50, 0), *entries(CODE, 30, 0, seed=1)], 1), 0)
+    assert points[:, 0].var() > points[:, 1].var() > 0
+    assert abs(np.corrcoef(points.T)[0, 1]) < 1e-3
+    np.testing.assert_allclose(points.mean(axis=0), 0.0, atol=1e-3)
+
+
+def test_neither_order_nor_repetition_moves_a_point():
+    some = [*entries(COOKING, 30, 0), *entries(CODE, 30, 1)]
+    shuffled = random.Random(3).sample(some * 2, 120)
+    assert prompt_map(some, 2) == prompt_map(shuffled, 2)
+
+
+def test_each_source_has_its_share_of_a_large_map():
+    found = prompt_map([*entries(COOKING, 3 * MOST, 0), *entries(CODE, 40, 1)], 2)
+    counts = [len(places(found, source)) for source in (0, 1)]
+    assert counts == [MOST // 2, 40]
+
+
+@pytest.mark.parametrize("some", [
+    [], entries(COOKING, LEAST - 1, 0), [Entry(0, Example(""))] * 50, [Entry(0, Example(f"{i}")) for i in range(50)]],
+    ids=["none", "few", "no prompts", "no words"])
+def test_too_little_makes_no_map(some):
+    assert prompt_map(some, 1) is None
+
+
+def test_conversations_are_read_as_their_texts():
+    spoken = [Entry(0, Example([{"role": "user", "content": entry.example.prompt}])) for entry in entries(CODE, 40, 0)]
+    assert prompt_map(spoken, 1) == prompt_map(entries(CODE, 40, 0), 1)
