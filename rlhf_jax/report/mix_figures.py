@@ -96,10 +96,10 @@ def _map(sources: Sequence[Source], found: Mapping[str, Any]) -> Drawing:
     def draw(axes: list[Any]) -> None:
         from matplotlib import colormaps
 
-        (ax,), palette = axes, colormaps["tab20"]
+        (ax,), palette = axes, colormaps["tab10" if len(sources) <= 10 else "tab20"]
         for number, row in enumerate(sources):
             mine = [(x, y) for x, y, source in points if source == number]
-            ax.scatter(*zip(*mine, strict=True) if mine else ((), ()), s=9.0, color=palette(number % 20), alpha=0.7,
+            ax.scatter(*zip(*mine, strict=True) if mine else ((), ()), s=9.0, color=palette(number % palette.N), alpha=0.7,
                        linewidths=0.0, label=_label(row))
         ax.set(xlabel=across, ylabel=up, xticks=[], yticks=[])
         legend_below(axes)
