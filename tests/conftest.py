@@ -33,6 +33,18 @@ settings.register_profile("shared_cores", deadline=None, suppress_health_check=[
 settings.load_profile("shared_cores")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--first", type=int, default=0, metavar="N",
+                     help="begin with the N-th file and go around, so that runs that are cut off see different ones")
+
+
+def pytest_collection_modifyitems(config, items):
+    files = list(dict.fromkeys(item.path for item in items))
+    if first := files and config.getoption("first") % len(files):
+        place = {path: (number - first) % len(files) for number, path in enumerate(files)}
+        items.sort(key=lambda item: place[item.path])
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Root of the real data (../shared/data of the repository)."""
