@@ -122,7 +122,7 @@ def plan(verb: str, given: Read) -> None:
                                       assume=options.assume, examples=options.examples, tries=options.tries)
         if options.output:
             write_json(Path(options.output), [report])
-        show_optimised(console, best, given.command, options.keys)
+        show_optimised(console, best, given.command, options)
         show(console, [report])
         return
     reports = make_reports(given.command, given.model, options.accelerator, options.stage_names, assume=options.assume,
@@ -132,17 +132,19 @@ def plan(verb: str, given: Read) -> None:
     show(console, reports)
 
 
-def show_optimised(console: Console, best: Any, command: Any, keys: str | None) -> None:
+def show_optimised(console: Console, best: Any, command: Any, options: PlanOptions) -> None:
     """What was compiled for each stage, and the keys of what was chosen; these also into the file `keys`."""
     from rlhf_jax.plan import optimise
 
-    for name, tried in best.tried.items():
-        console.print(f"{name}: compiled {len(tried)}")
-        _print(console, optimise.TRIED_COLUMNS, optimise.tried_rows(tried, best.chosen[name]))
-    text = yaml.safe_dump(optimise.as_tree(best, command), sort_keys=False, default_flow_style=False)
-    if keys:
-        Path(keys).write_text(text)
-    console.print(f"{text}\n{'written to ' + keys if keys else 'as a config: give --keys FILE'}\n")
+    for place, tried in best.tried.items():
+        console.print(f"{best.chosen[place].candidate.task.stage.name}: compiled {len(tried)}")
+        _print(console, optimise.TRIED_COLUMNS, optimise.tried_rows(tried, best.chosen[place]))
+    tree = optimise.as_tree(best, command, whole=not options.stage_names)
+    text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=False)  # {} where the config's own form is best
+    if options.keys:
+        Path(options.keys).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.keys).write_text(text)
+    console.print(f"{text}\n{'written to ' + options.keys if options.keys else 'as a config: give --keys FILE'}\n")
 
 
 def show(console: Console, reports: Sequence[Any]) -> None:

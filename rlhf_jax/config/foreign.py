@@ -25,7 +25,7 @@ REFUSED = {
     "padding_free": "rows are always packed",
     "precompute_ref_log_probs": "reference log-probs are always computed once and cached",
     "use_liger_kernel": "log-probs are always chunked; see logits_chunk",
-    "gradient_checkpointing": "use remat: none | full | dots", "bf16": "use dtype: bfloat16",
+    "gradient_checkpointing": "use remat: auto | none | dots | full", "bf16": "use dtype: bfloat16",
     "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
     "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
     "disable_dropout": "models have no dropout, and adapters none unless lora_dropout is given",

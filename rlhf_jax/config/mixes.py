@@ -82,7 +82,7 @@ class DataCommand(Options):
       size: rows of the mix, in the proportion of the sources' weights; null for all rows.
       valid_percent: percentage of prompts that go to valid-*.jsonl, by their hash.
       test_percent: percentage of prompts that go to test-*.jsonl.
-      batches: so many disjoint batches of training prompts, for rounds, as batch-1.jsonl ... in place of train-*.jsonl.
+      batches: so many disjoint batches of training prompts, for rounds: batch-1-*.jsonl ... in place of train-*.jsonl.
       batch_size: rows of each.
       tokenizer: folder or hub name of the tokenizer that lengths are counted by; null counts words.
       shard_size: rows of one file.

@@ -43,7 +43,8 @@ class SamplingConfig(Options):
         than the mean length of a response over max_new_tokens.
       weights_dtype: of the weights that decoding reads for each token; "auto" is the compute dtype. "int8" keeps one
         scale per output beside them: half the bytes of bfloat16 are read, and lie beside the whole weights, which read
-        the prompts. What it costs in log-probs the stage's report says (logps_mean_difference).
+        the prompts; experts and tied embeddings stay whole. What it costs in log-probs the stage's report says
+        (logps_mean_difference).
       seed: with the prompt id, the sample index and the position it decides every token.
       engine: vLLM, SGLang or another engine outside of this program samples; None for our own sampler.
     """

@@ -38,8 +38,8 @@ class TrainConfig(Options):
 
     Attributes:
       train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
-      micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation. auto takes as many
-        as fit the memory, 4 on devices that do not tell it (CPUs).
+      micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation. auto takes what
+        is estimated to be fastest of what fits the memory, 4 on devices that do not tell it (CPUs).
       row_length: tokens of a packed row; None takes the smallest multiple of 128 that holds every group.
       num_train_epochs: passes over the data, may be fractional; a fraction of a pass is rounded up to whole steps.
       max_steps: train for so many steps, however many passes that takes; it replaces num_train_epochs.
@@ -55,7 +55,7 @@ class TrainConfig(Options):
         in bfloat16 its steps of a thousandth would be rounded away.
       max_grad_norm: gradients are scaled down to this global norm; 0 switches clipping off.
       dtype: of activations and working weights; master weights stay float32.
-      remat: what the backward pass recomputes; auto recomputes as little as fits, CPUs take dots.
+      remat: what the backward pass recomputes; auto as with micro_rows, on CPUs dots.
       attn_implementation: of attention over packed rows; auto chooses by the devices.
       logits_chunk: row positions whose vocabulary logits exist at one time.
       logging_steps: a metric line every so many steps, averaged over them.

@@ -26,7 +26,7 @@ _SHOWN = 4
 
 
 def prompt_map(entries: Iterable[Entry], sources: int) -> dict[str, Any] | None:
-    """`points`: [x, y, number of the source] of up to MOST distinct prompts, as many of each source as there are;
+    """`points`: [x, y, number of the source] of up to MOST distinct prompts, of each source an equal share at most;
     `words`: of both directions the words at the low and the high end. None where there are too few prompts or words.
 
     Which prompts are taken follows from their texts alone, not from the order of the entries.

@@ -6,7 +6,8 @@ what they are multiplied with stays in the compute dtype.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,17 +34,38 @@ def int8_rows(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     return jnp.round(wide / spread).astype(jnp.int8), scale
 
 
-def in_int8(params: Params, config: DecoderConfig) -> Params:
-    """The tree with `Int8Weight`s for the projections of its layers and an output head of its own.
+def _converted(spec: ParamSpec) -> bool:
+    """A projection of the layers: no norm, bias, router or expert."""
+    return spec.init in ("normal", "output") and spec.axes[-1] != "router" and spec.stacked == 1
 
-    Norms, biases, routers, experts and the embedding stay: of the last a token reads a row, and experts are chosen.
+
+def count_int8(config: DecoderConfig) -> int:
+    """Weights that `int8_part` converts."""
+    specs = param_specs(config)
+    layers = sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs["layers"], is_leaf=is_spec)
+                 if _converted(spec))
+    return layers + (math.prod(specs["head"].shape) if "head" in specs else 0)
+
+
+def int8_part(params: Params, config: DecoderConfig) -> Params:
+    """`Int8Weight`s of the projections of the layers and of an output head of its own, and nothing else.
+
+    Norms, biases, routers, experts and the embedding stay as they are: of the last a token reads a row, and experts are
+    chosen.
     """
+    layers = {room: {name: Int8Weight(*int8_rows(params["layers"][room][name], tuple(range(1, 1 + (spec.inputs or 0)))))
+                     for name, spec in specs.items() if _converted(spec)}
+              for room, specs in param_specs(config)["layers"].items() if isinstance(specs, dict)}
+    return {"layers": layers, **({"head": Int8Weight(*int8_rows(params["head"], (1,)))} if "head" in params else {})}
 
-    def projection(spec: ParamSpec, weight: Array) -> Any:
-        if spec.init not in ("normal", "output") or spec.axes[-1] == "router" or spec.stacked > 1:
-            return weight
-        return Int8Weight(*int8_rows(weight, tuple(range(1, 1 + (spec.inputs or 0)))))
 
-    layers = jax.tree.map(projection, param_specs(config)["layers"], params["layers"], is_leaf=is_spec)
-    head = {"head": Int8Weight(*int8_rows(params["head"], (1,)))} if "head" in params else {}
-    return {**params, "layers": layers, **head}
+def with_part(params: Params, part: Params) -> Params:
+    """The tree with what `int8_part` converted; all else is the same arrays."""
+    layers = {room: {**weights, **part["layers"][room]} if room in part["layers"] else weights
+              for room, weights in params["layers"].items()}
+    return {**params, **part, "layers": layers}
+
+
+def in_int8(params: Params, config: DecoderConfig) -> Params:
+    """The tree with `int8_part` in its place."""
+    return with_part(params, int8_part(params, config))

@@ -15,6 +15,7 @@ import numpy as np
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.flops import forward_flops
+from rlhf_jax.models.int8 import count_int8
 from rlhf_jax.models.params import count_params
 from rlhf_jax.parallel.accelerators import Chip
 
@@ -64,7 +65,9 @@ def token_bytes(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, gro
     cache_width = width if sampling.cache_dtype == "auto" else np.dtype(sampling.cache_dtype).itemsize
     caches = 2 * config.layers * config.kv_heads * config.head_dim * cache_width * cached
     logits = slots * lanes * config.vocab_rows * 4 * _LOGITS
-    weights = count_params(config) * (1 if sampling.weights_dtype == "int8" else width)
+    weights = count_params(config) * width
+    if sampling.weights_dtype == "int8":
+        weights -= count_int8(config) * (width - 1)
     return TokenBytes(weights / tensor, caches / tensor, logits / tensor)
 
 
@@ -96,7 +99,8 @@ def choose_ways(config: DecoderConfig, sampling: SamplingConfig, dtype: Any, dev
     even = [1 << power for power in range(count.bit_length())
             if count % (1 << power) == 0 and config.kv_heads % (1 << power) == 0]
     possible = [tensor for tensor in even if sampling.slots % (count // tensor) == 0] or even
-    weights = count_params(config) * (np.dtype(dtype).itemsize + (sampling.weights_dtype == "int8"))
+    weights = count_params(config) * np.dtype(dtype).itemsize
+    weights += count_int8(config) if sampling.weights_dtype == "int8" else 0  # beside the whole ones
     room = [tensor for tensor in possible if weights / tensor <= memory / 2]
     if not room:
         return Ways(possible[-1], f"tensor {possible[-1]}: the most there is, since {_gb(weights)} of weights leave "

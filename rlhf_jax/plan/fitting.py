@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.parallel.accelerators import Accelerator
+from rlhf_jax.plan.programs import looks_across
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
 
 LEAST_CHUNK = 128
@@ -57,7 +59,7 @@ def _one_row(change: Change, accelerator: Accelerator) -> Change | None:
     stage = change.stage
     if isinstance(stage, PassShape) and stage.rows > 1:
         return Change(dataclasses.replace(stage, rows=1), change.mesh, _said(change, "rows_per_batch 1"))
-    if not isinstance(stage, TrainShape) or stage.options.train.micro_rows == 1:
+    if not isinstance(stage, TrainShape) or stage.options.train.micro_rows == 1 or looks_across(stage):
         return None
     return _options(change, "micro_rows 1", micro_rows=1)
 
@@ -85,12 +87,19 @@ def _fewer_slots(change: Change, accelerator: Accelerator) -> Change | None:
     return Change(dataclasses.replace(stage, sampling=sampling), change.mesh, _said(change, words))
 
 
+def _on(stage: Shape, ways: int) -> Shape:
+    """The stage on another mesh: a batch that must be one micro-batch stays one."""
+    if not isinstance(stage, TrainShape) or not looks_across(stage):
+        return stage
+    return stage.trained_with(micro_rows=math.ceil(stage.rows() / ways))
+
+
 def _all_fsdp(change: Change, accelerator: Accelerator) -> Change | None:
     data, fsdp, context, tensor = change.mesh.shape(accelerator.devices)
     if data == 1 or not _on_whole_mesh(change.stage):
         return None
     mesh = MeshConfig(1, data * fsdp, context, tensor)
-    return Change(change.stage, mesh, _said(change, f"mesh fsdp {data * fsdp}"))
+    return Change(_on(change.stage, data * fsdp), mesh, _said(change, f"mesh fsdp {data * fsdp}"))
 
 
 def _more_tensor(change: Change, accelerator: Accelerator) -> Change | None:
@@ -99,7 +108,8 @@ def _more_tensor(change: Change, accelerator: Accelerator) -> Change | None:
     if not _on_whole_mesh(change.stage) or fsdp % 2 or not fits_host:
         return None
     mesh = MeshConfig(data, fsdp // 2, context, 2 * tensor)
-    return Change(change.stage, mesh, _said(change, f"mesh fsdp {fsdp // 2} x tensor {2 * tensor}"))
+    words = f"mesh fsdp {fsdp // 2} x tensor {2 * tensor}"
+    return Change(_on(change.stage, data * fsdp // 2), mesh, _said(change, words))
 
 
 STEPS: tuple[Step, ...] = (_smaller_chunk, _one_row, _full_remat, _fewer_slots, _all_fsdp, _more_tensor)

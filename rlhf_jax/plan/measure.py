@@ -41,8 +41,8 @@ class StagePlan:
         recomputation, if the training did. needed: what a refused
         program asked for.
       exact: compiled by the accelerator's own compiler; else by the CPU's, for as many virtual devices.
-      held: what the run keeps beside the program: float32 weights, and `beside`: in decoding on GPUs, where weights are
-        merged, those that they were made of.
+      held: what the run keeps beside the program: float32 weights, and `beside`: where decoding has weights of
+        its own (merged, in eight bits), those that they were made of.
       collectives: kind -> (runs, bytes received). across: bytes of them between slices or hosts.
       whole_tree: bytes of weights gathered for all layers at once, if that is much of the model; else 0.
       wide: bytes of float32 gathers of weights' size although the compute dtype is narrower.

@@ -18,24 +18,26 @@ from rlhf_jax.parallel.accelerators import Accelerator
 from rlhf_jax.parallel.decoding import token_bytes
 from rlhf_jax.parallel.micro_batches import candidates, step_bytes, step_seconds
 from rlhf_jax.parallel.topology import devices_of
-from rlhf_jax.plan.measure import StagePlan, measure, meshes_to_try, runs_apart
-from rlhf_jax.plan.programs import step_need
+from rlhf_jax.plan.measure import StagePlan, measure, meshes_to_try, placed, resident_bytes, runs_apart
+from rlhf_jax.plan.programs import settled, step_need
 from rlhf_jax.plan.recipe import Task
 from rlhf_jax.plan.report import gib, mesh_words, useful_share
 from rlhf_jax.plan.shapes import SampleShape, TrainShape, reference_shape
+from rlhf_jax.sampling.cache import stored_dtype
+from rlhf_jax.sampling.lanes import kernel_for
 
 _ROW_LENGTHS = (1.0, 1.125, 1.25, 1.5, 2.0)
 """Rows so many times as long as the config's."""
 _SLOTS = (1, 2, 3, 4, 6, 8)
-_SHARES = (0.5, 0.3, 0.2)
-"""Of what lanes may write, where responses lie in pages."""
+_SPARE = 1.1
+"""Times the mean length of a response is what lanes need of their pages, if few are to wait."""
 _REMEDY = "give more --tries, or more devices"
 _ROOM = 1.15
 """Estimates may be off by so much: what is estimated to need more than this share of the memory is not compiled."""
 
 
 class Candidate(NamedTuple):
-    """A stage with other options, on a mesh. keys: the options that a config would set for it."""
+    """A stage with other options, on a mesh. keys: what a config would set for it; none for the config's own form."""
 
     task: Task
     mesh: MeshConfig
@@ -59,11 +61,12 @@ class Tried:
 
 @dataclasses.dataclass(frozen=True)
 class Optimised:
-    """tried: by stage, the config's own first. mesh: of the stages that run on all devices. chosen: by stage, on it."""
+    """tried: of each task, those whose options are looked for, the config's own first. mesh: of the stages that run on
+    all devices. chosen: a form of each task, in their order."""
 
-    tried: Mapping[str, Sequence[Tried]]
+    tried: Mapping[int, Sequence[Tried]]
     mesh: MeshConfig
-    chosen: Mapping[str, Tried]
+    chosen: Sequence[Tried]
 
 
 def frontier(tried: Sequence[Tried]) -> list[Tried]:
@@ -80,35 +83,81 @@ def optimise(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, 
              said: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> Optimised:
     """Compiles up to `tries` candidates of each stage, the config's own among them, and picks the fastest that fit.
 
-    Stages that share the mesh are chosen together: the mesh on which they take the fewest hours in all.
+    Stages that share the mesh are chosen together: the mesh on which they take the fewest hours in all. What has no
+    options of its own follows and is compiled with those chosen: the reference in the rows of its training, the
+    prefill and a second sampler with the slots of the first.
 
     Raises:
       ValueError: some stage fits in no form that was tried.
     """
     devices = devices_of(accelerator)
-    meshes = list(dict.fromkeys([_sizes(mesh, accelerator), *meshes_to_try([t.stage for t in tasks], accelerator)]))
-    preferences = any(task.stage.name == "dpo" for task in tasks)
-    tried: dict[str, list[Tried]] = {}
-    for task in tasks:
-        name = task.stage.name
-        here = [meshes[0]] if runs_apart(name, accelerator) else meshes
-        if name == "reference" and preferences:  # in the rows of its training, whose options it shares
+    asked = MeshConfig(*mesh.shape(accelerator.devices), mesh.axis_types)
+    others = (other.shape(accelerator.devices) for other in meshes_to_try([t.stage for t in tasks], accelerator))
+    meshes = list(dict.fromkeys([asked, *(MeshConfig(*sizes, mesh.axis_types) for sizes in others)]))
+    leaders = _leaders(tasks)
+
+    def tried_as(candidate: Candidate) -> Tried:
+        task = candidate.task
+        plan = compiled(task.stage, candidate.mesh, accelerator, devices)
+        calls = task.calls(plan.mesh["data"] * plan.mesh["fsdp"], plan.hosts)
+        return Tried(candidate, plan, calls * plan.times.step / efficiency / 3600, useful_share(plan))
+
+    tried: dict[int, list[Tried]] = {}
+    for place, task in enumerate(tasks):
+        if leaders[place] != place:
             continue
-        tried[name] = []
-        for number, candidate in enumerate(_candidates(task, here, accelerator, tries)):
+        name = task.stage.name
+        here = meshes[:1] if runs_apart(name, accelerator) else meshes
+        tried[place] = []
+        for number, candidate in enumerate(_candidates(task, here, accelerator, devices, tries)):
             said(f"compiling {name}, {number + 1} of at most {tries}: {words(candidate)}")
-            tried[name].append(_tried(candidate, accelerator, devices, efficiency, compiled))
-    chosen_mesh = _best_mesh(tried, accelerator)
-    chosen = {name: _fastest(name, some, None if runs_apart(name, accelerator) else chosen_mesh)
-              for name, some in tried.items()}
-    for task in tasks:
-        if task.stage.name not in chosen:
-            train = chosen["dpo"].candidate.task.stage
-            assert isinstance(train, TrainShape)
-            followed = Candidate(dataclasses.replace(task, stage=reference_shape(train)), chosen_mesh, {})
-            tried["reference"] = [_tried(followed, accelerator, devices, efficiency, compiled)]
-            chosen["reference"] = _fastest("reference", tried["reference"], chosen_mesh)
-    return Optimised(tried, chosen_mesh, chosen)
+            tried[place].append(tried_as(candidate))
+    best = _best_mesh([some for place, some in tried.items() if not runs_apart(tasks[place].stage.name, accelerator)],
+                      asked)
+    for place, some in tried.items():
+        if runs_apart(tasks[place].stage.name, accelerator):
+            tried[place] = [_beside(one, best, accelerator) for one in some]
+    chosen: dict[int, Tried] = {}
+    for place, some in tried.items():
+        followers = [(other, task) for other, task in enumerate(tasks) if leaders[other] == place != other]
+        for one in _fastest(tasks[place].stage.name, some, best, accelerator):
+            following = {other: tried_as(Candidate(_followed(task, one), best, {})) for other, task in followers}
+            if all(follower.plan.fits for follower in following.values()):
+                chosen |= {place: one, **following}
+                break
+        else:
+            raise ValueError(f"{tasks[place].stage.name} fits, but what runs with its options does not "
+                             f"({', '.join(task.stage.name for _, task in followers)}); {_REMEDY}")
+    return Optimised(tried, best, [chosen[place] for place in range(len(tasks))])
+
+
+def _leaders(tasks: Sequence[Task]) -> list[int]:
+    """Of each task, the place of the one whose options it follows; its own where it has some."""
+    names = [task.stage.name for task in tasks]
+
+    def leader(place: int) -> int:
+        followed = {"reference": "dpo", "prefill": "decode", "decode": "decode"}.get(names[place])
+        return names.index(followed) if followed in names else place
+
+    return [leader(place) for place in range(len(tasks))]
+
+
+def _followed(task: Task, leader: Tried) -> Task:
+    """A task with the options that were chosen for another."""
+    stage, other = task.stage, leader.candidate.task.stage
+    if isinstance(stage, SampleShape):
+        return dataclasses.replace(task, stage=dataclasses.replace(
+            stage, sampling=dataclasses.replace(stage.sampling, **leader.candidate.keys)))
+    assert isinstance(other, TrainShape)
+    return dataclasses.replace(task, stage=reference_shape(other))
+
+
+def _beside(tried: Tried, mesh: MeshConfig, accelerator: Accelerator) -> Tried:
+    """A stage that runs apart, beside weights that lie over this mesh."""
+    plan = tried.plan
+    held = resident_bytes(tried.candidate.task.stage, mesh, accelerator) + plan.beside
+    plan = dataclasses.replace(plan, held=held, fits=plan.peak > 0 and plan.peak + held <= plan.limit)
+    return dataclasses.replace(tried, candidate=tried.candidate._replace(mesh=mesh), plan=plan)
 
 
 def words(candidate: Candidate) -> str:
@@ -121,30 +170,18 @@ def _axes(mesh: MeshConfig) -> dict[str, int]:
     return {axis: getattr(mesh, axis) for axis in AXES}
 
 
-def _sizes(mesh: MeshConfig, accelerator: Accelerator) -> MeshConfig:
-    return MeshConfig(*mesh.shape(accelerator.devices))
-
-
-def _tried(candidate: Candidate, accelerator: Accelerator, devices: Sequence[Any], efficiency: float,
-           compiled: Callable[..., StagePlan]) -> Tried:
-    task = candidate.task
-    plan = compiled(task.stage, candidate.mesh, accelerator, devices)
-    calls = task.calls(plan.mesh["data"] * plan.mesh["fsdp"], plan.hosts)
-    return Tried(candidate, plan, calls * plan.times.step / efficiency / 3600, useful_share(plan))
-
-
-def _fastest(name: str, tried: Sequence[Tried], mesh: MeshConfig | None) -> Tried:
-    fitting = [t for t in tried if t.plan.fits and mesh in (None, t.candidate.mesh)]
+def _fastest(name: str, tried: Sequence[Tried], mesh: MeshConfig, accelerator: Accelerator) -> list[Tried]:
+    """Those that fit on this mesh, fastest first."""
+    fitting = [t for t in tried if t.plan.fits and t.candidate.mesh == mesh]
     if not fitting:
         raise ValueError(f"{name} fits in none of the {len(tried)} forms that were compiled; {_REMEDY}")
-    return min(fitting, key=lambda t: (t.hours, t.memory))
+    return sorted(fitting, key=lambda t: (t.hours, t.memory))
 
 
-def _best_mesh(tried: Mapping[str, Sequence[Tried]], accelerator: Accelerator) -> MeshConfig:
+def _best_mesh(shared: Sequence[Sequence[Tried]], asked: MeshConfig) -> MeshConfig:
     """The mesh on which all stages that share one fit, in the fewest hours together."""
-    shared = [some for name, some in tried.items() if not runs_apart(name, accelerator)]
     if not shared:
-        return next(iter(tried.values()))[0].candidate.mesh
+        return asked
     hours: dict[MeshConfig, float] = {}
     for mesh in dict.fromkeys(t.candidate.mesh for t in shared[0]):
         best = [min((t.hours for t in some if t.plan.fits and t.candidate.mesh == mesh), default=math.inf)
@@ -156,55 +193,65 @@ def _best_mesh(tried: Mapping[str, Sequence[Tried]], accelerator: Accelerator) -
     return mesh
 
 
-def _candidates(task: Task, meshes: Sequence[MeshConfig], accelerator: Accelerator, tries: int
+def _candidates(task: Task, meshes: Sequence[MeshConfig], accelerator: Accelerator, devices: Sequence[Any], tries: int
                 ) -> Iterator[Candidate]:
     """The config's own form, then those that are estimated to take least time, the best of each mesh before others."""
     yield Candidate(task, meshes[0], {})
     match task.stage:
         case TrainShape():
-            ranked = sorted(_of_training(task, task.stage, meshes, accelerator), key=lambda found: found[0])
+            found = _of_training(task, task.stage, meshes, accelerator, devices)
         case SampleShape() if task.stage.name == "decode":
-            ranked = sorted(_of_decoding(task, task.stage, meshes[0], accelerator), key=lambda found: found[0])
+            found = _of_decoding(task, task.stage, meshes[0], accelerator, devices)
         case _:
-            ranked = [(0.0, Candidate(task, mesh, {})) for mesh in meshes[1:]]
-    first = {candidate.mesh: candidate for _, candidate in reversed(ranked)}
-    best = [candidate for _, candidate in ranked if first[candidate.mesh] is candidate]
-    rest = [candidate for _, candidate in ranked if first[candidate.mesh] is not candidate]
+            found = iter([(0.0, Candidate(task, mesh, {})) for mesh in meshes[1:]])
+    ranked = [candidate for _, candidate in sorted(found, key=lambda pair: pair[0])]
+    first = {candidate.mesh: candidate for candidate in reversed(ranked)}
+    best = [candidate for candidate in ranked if first[candidate.mesh] is candidate]
+    rest = [candidate for candidate in ranked if first[candidate.mesh] is not candidate]
     yield from [*best, *rest][: tries - 1]
 
 
-def _of_training(task: Task, stage: TrainShape, meshes: Sequence[MeshConfig], accelerator: Accelerator
-                 ) -> Iterator[tuple[float, Candidate]]:
+def _of_training(task: Task, stage: TrainShape, meshes: Sequence[MeshConfig], accelerator: Accelerator,
+                 devices: Sequence[Any]) -> Iterator[tuple[float, Candidate]]:
     """(estimated seconds, candidate): rows, recomputation and lengths of rows on each mesh."""
-    chip, own = accelerator.chip, stage.options.train
+    chip = accelerator.chip
+    own, _ = settled(stage, placed(stage, meshes[0], accelerator, devices).mesh, chip)
+    assert isinstance(own, TrainShape)
     for factor in _ROW_LENGTHS:
         row_length = stage.row_length if factor == 1 else round(stage.row_length * factor / 128) * 128
-        need = step_need(stage.trained_with(row_length=row_length, micro_rows="auto", remat="auto"))
+        longer = stage.trained_with(row_length=row_length, micro_rows="auto", remat="auto")
         for mesh in meshes:
-            sizes = _axes(mesh)
-            for micro_rows, remat in candidates(need, sizes):
+            laid = placed(longer, mesh, accelerator, devices).mesh
+            need = step_need(longer, laid)
+            for micro_rows, remat in candidates(need, laid.shape):
                 keys = {"micro_rows": micro_rows, "remat": remat, "row_length": row_length}
-                asked_for = mesh == meshes[0] and (own.micro_rows, own.remat, stage.row_length) == tuple(keys.values())
-                if asked_for or step_bytes(need, sizes, micro_rows, remat).total > _ROOM * chip.hbm_bytes:
+                asked_for = mesh == meshes[0] and (own.micro_rows, own.remat, own.row_length) == tuple(keys.values())
+                if asked_for or step_bytes(need, laid.shape, micro_rows, remat).total > _ROOM * chip.hbm_bytes:
                     continue
                 found = Candidate(Task(stage.trained_with(**keys), task.groups), mesh, keys)
-                yield step_seconds(need, sizes, micro_rows, remat, chip), found
+                yield step_seconds(need, laid.shape, micro_rows, remat, chip), found
 
 
-def _of_decoding(task: Task, stage: SampleShape, mesh: MeshConfig, accelerator: Accelerator
+def _of_decoding(task: Task, stage: SampleShape, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any]
                  ) -> Iterator[tuple[float, Candidate]]:
-    """(estimated bytes a token of one lane reads, candidate): slots, and the share of the caches that is reserved."""
-    shares = (stage.sampling.cache_share, *_SHARES) if accelerator.chip.kind == "gpu" else (1.0,)
+    """(estimated bytes a token of one lane reads, candidate): slots, and where responses lie in pages the share of the
+    caches that is reserved."""
+    ways = accelerator.per_host
+    laid = placed(stage, mesh, accelerator, devices).mesh
+    paged = kernel_for(laid, stage.config, stored_dtype(stage.sampling.cache_dtype, stage.dtype)) is not None
+    needed = math.ceil(20 * _SPARE * stage.assume.response_tokens / stage.sampling.max_new_tokens) / 20
+    own = (stage.sampling.slots, stage.sampling.cache_share)
     for factor in _SLOTS:
-        for share in shares:
-            slots = factor * stage.sampling.slots
+        for share in dict.fromkeys((own[1], min(needed, 1.0)) if paged else (own[1],)):
+            slots = factor * own[0]
             changed = dataclasses.replace(stage, sampling=dataclasses.replace(
                 stage.sampling, slots=slots, cache_share=share))
-            room = token_bytes(stage.config, changed.settings, stage.dtype, accelerator.per_host, 1)
-            if room.caches > accelerator.chip.hbm_bytes or (factor, share) == (1, stage.sampling.cache_share):
+            room = token_bytes(stage.config, changed.settings, stage.dtype, ways, 1)
+            weights = room.weights / laid.shape["tensor"] * (2 if paged else 1)  # the merged ones lie beside
+            if weights + room.caches > _ROOM * accelerator.chip.hbm_bytes or (slots, share) == own:
                 continue
-            read = token_bytes(stage.config, _at_depth(changed), stage.dtype, accelerator.per_host, 1)
-            keys = {"slots": slots, "cache_share": share} if accelerator.chip.kind == "gpu" else {"slots": slots}
+            read = token_bytes(stage.config, _at_depth(changed), stage.dtype, ways, 1)
+            keys = {"slots": slots, "cache_share": share} if paged else {"slots": slots}
             yield sum(read) / changed.sampling.in_flight, Candidate(Task(changed, task.groups), mesh, keys)
 
 
@@ -228,21 +275,24 @@ def tried_rows(tried: Sequence[Tried], chosen: Tried) -> list[tuple[str, ...]]:
     return rows
 
 
-def as_tree(found: Optimised, command: Any) -> dict[str, Any]:
-    """The chosen options as keys of the config they were found for."""
-    tree: dict[str, Any] = {"mesh": _axes(found.mesh)}
-    for name, one in found.chosen.items():
+def as_tree(found: Optimised, command: Any, whole: bool = True) -> dict[str, Any]:
+    """The chosen options as keys of the config they were found for.
+
+    whole: all of its stages were looked at, so that the mesh is one for all of them.
+    """
+    tree: dict[str, Any] = {"mesh": _axes(found.mesh)} if whole else {}
+    for place in found.tried:
+        one = found.chosen[place]
         part: Any = tree
-        for key in _path_of(command, name, one):
+        for key in _path_of(command, one) if one.candidate.keys else ():
             part = part.setdefault(key, {})
         part.update(one.candidate.keys)
     return tree
 
 
-def _path_of(command: Any, name: str, one: Tried) -> tuple[str, ...]:
+def _path_of(command: Any, one: Tried) -> tuple[str, ...]:
     """Where a config has the options that a stage changes."""
-    if not one.candidate.keys:
-        return ()
+    name = one.candidate.task.stage.name
     wanted = {"decode": "sampling", "pairwise": "reward", "process": "reward", "outcome": "reward",
               "outcome_generative": "reward"}.get(name, name)
     fields = {field.name: field for field in declared(type(command))}

@@ -25,6 +25,7 @@ from rlhf_jax.sampling import Sampler
 from rlhf_jax.sampling.decode import Refill, View
 from rlhf_jax.sampling.pages import pages_of
 from rlhf_jax.sampling.rules import Rules
+from rlhf_jax.training.attention import WHOLE_ROWS, row_attention
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.fit import step_program
 from rlhf_jax.training.objectives import Compute, Objective, Sft
@@ -108,18 +109,24 @@ def objective_of(options: Trained) -> Callable[[Compute], Objective]:
     return trainable_kind(options).objective(options)
 
 
-def step_need(stage: TrainShape) -> StepNeed:
-    """What a training stage's step asks of the devices."""
+def step_need(stage: TrainShape, mesh: Mesh) -> StepNeed:
+    """What a training stage's step asks of the devices of this mesh."""
     options, train = stage.options, stage.options.train
-    together = objective_of(options)(Compute(stage.config)).whole_batch
-    return StepNeed(stage.config, train, options.lora.use_peft, stage.row_length, stage.rows(), together)
+    scores = row_attention(train.attn_implementation, stage.config, mesh, stage.row_length) is WHOLE_ROWS
+    return StepNeed(stage.config, train, options.lora.use_peft, stage.row_length, stage.rows(), looks_across(stage),
+                    scores)
+
+
+def looks_across(stage: TrainShape) -> bool:
+    """Whether the loss looks across a whole batch, which then is one micro-batch."""
+    return objective_of(stage.options)(Compute(stage.config)).whole_batch
 
 
 def settled(stage: Shape, mesh: Mesh, chip: Chip) -> tuple[Shape, str]:
     """`micro_rows` and `remat` as the stage would choose them on this mesh where they are `auto`, and why."""
     if not isinstance(stage, TrainShape) or "auto" not in (stage.options.train.micro_rows, stage.options.train.remat):
         return stage, ""
-    micro_rows, remat, why = divide_step(step_need(stage), mesh.shape, chip,
+    micro_rows, remat, why = divide_step(step_need(stage, mesh), mesh.shape, chip,
                                          None if chip.kind == "cpu" else chip.hbm_bytes)
     return stage.trained_with(micro_rows=micro_rows, remat=remat), why
 

@@ -38,9 +38,8 @@ def make_optimised(command: Any, model: str, accelerator: str, names: tuple[str,
     found = find_accelerator(accelerator)
     asked = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, room_of(found)).mesh
     best = optimise(tasks, asked, found, tries, assume.efficiency)
-    chosen = [best.chosen[task.stage.name] for task in tasks]
-    return best, report_of([one.candidate.task for one in chosen], best.mesh, found, model, "", assume, tries,
-                           plan=lambda *_: [one.plan for one in chosen])
+    return best, report_of([one.candidate.task for one in best.chosen], best.mesh, found, model, "", assume, tries,
+                           plan=lambda *_: [one.plan for one in best.chosen])
 
 
 def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], room: Room) -> Choice:

@@ -99,8 +99,8 @@ def _map(sources: Sequence[Source], found: Mapping[str, Any]) -> Drawing:
         (ax,), palette = axes, colormaps["tab10" if len(sources) <= 10 else "tab20"]
         for number, row in enumerate(sources):
             mine = [(x, y) for x, y, source in points if source == number]
-            ax.scatter(*zip(*mine, strict=True) if mine else ((), ()), s=9.0, color=palette(number % palette.N), alpha=0.7,
-                       linewidths=0.0, label=_label(row))
+            ax.scatter(*zip(*mine, strict=True) if mine else ((), ()), s=9.0, color=palette(number % palette.N),
+                       alpha=0.7, linewidths=0.0, label=_label(row))
         ax.set(xlabel=across, ylabel=up, xticks=[], yticks=[])
         legend_below(axes)
 

@@ -19,7 +19,7 @@ from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.models.decoder import Constrain
-from rlhf_jax.models.int8 import in_int8
+from rlhf_jax.models.int8 import in_int8, int8_part, with_part
 from rlhf_jax.models.params import merged, unstacked
 from rlhf_jax.parallel import batch_ways, constrainer, shaped
 from rlhf_jax.sampling.cache import append_pages, append_tokens, stored_dtype
@@ -175,8 +175,9 @@ class Sampler:
         if not self.prepares:
             return params
         if isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct):
-            return shaped(jax.eval_shape(self._prepare, params), self._prepare.lower(params).compile().output_shardings)
-        return self._prepare(params)
+            made = shaped(jax.eval_shape(self._prepare, params), self._prepare.lower(params).compile().output_shardings)
+            return self._finished(params, made)
+        return self._finished(params, self._prepare(params))
 
     @property
     def prepares(self) -> bool:
@@ -184,9 +185,14 @@ class Sampler:
         return self.paged or self.sampling.weights_dtype == "int8"
 
     def _for_decoding(self, params: Params) -> Params:
-        if self.sampling.weights_dtype == "int8":
-            params = in_int8(params, self.config)
-        return merged(unstacked(params)) if self.paged else params
+        """What decoding has of its own: all weights where they are merged, else those in eight bits."""
+        if self.paged:
+            narrow = self.sampling.weights_dtype == "int8"
+            return merged(unstacked(in_int8(params, self.config) if narrow else params))
+        return int8_part(params, self.config)
+
+    def _finished(self, params: Params, made: Params) -> Params:
+        return made if self.paged else with_part(params, made)
 
     @property
     def _ending(self) -> Ending:

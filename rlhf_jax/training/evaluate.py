@@ -173,9 +173,11 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
 
     compiled = over_rows(fn, mesh)
     rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)), objective.reads)
+    ways = batch_ways(mesh)
+    at_once = min(plan.micro_rows, -(-len(rows) // ways) * ways)
 
     def evaluate(masters: Params, frozen: Params) -> dict[str, float]:
-        batches = packed_batches(groups, rows, shape, plan.micro_rows, mesh, reference)
+        batches = packed_batches(groups, rows, shape, at_once, mesh, reference)
         parts = [jax.device_get(part) for part in overlapped(
             compiled((masters, frozen), batch) for _, batch in batches)]
         sums = [part for part, _ in parts]

@@ -34,7 +34,8 @@ from rlhf_jax.parallel import (
     vote,
 )
 from rlhf_jax.parallel.accelerators import chip_of, memory_of
-from rlhf_jax.parallel.micro_batches import StepNeed, divide_step
+from rlhf_jax.parallel.micro_batches import StepNeed, divide_step, pass_rows
+from rlhf_jax.training.attention import WHOLE_ROWS, row_attention
 from rlhf_jax.training.checkpoints import Checkpoints
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import make_evaluator
@@ -134,7 +135,7 @@ def make_plan(groups: Sequence[PromptGroup], config: TrainConfig, mesh: Mesh, *,
     """The batches of a fit on this mesh; the global batch is the same on any mesh.
 
     objective: whose numbers are packed; one that needs a batch in one micro-batch gets no more rows than that has.
-    With `micro_rows: auto` the largest batch is one micro-batch, until `settled` has looked at the memory.
+    With `micro_rows: auto` as many rows as a pass takes, until `settled` has looked at the memory.
     """
     plan = BatchPlan(groups, config.train_batch_size, config.row_length or default_row_length(groups), 1,
                      config.num_train_epochs, config.seed, max_steps=config.max_steps, reference=reference,
@@ -144,9 +145,10 @@ def make_plan(groups: Sequence[PromptGroup], config: TrainConfig, mesh: Mesh, *,
 
 def _divided(plan: BatchPlan, config: TrainConfig, mesh: Mesh, together: bool) -> BatchPlan:
     ways = batch_ways(mesh)
-    rows = ways * (config.micro_rows if config.micro_rows != "auto" else plan.largest_step)
-    if together or config.micro_rows == "auto":
-        rows = min(rows, -(-plan.largest_step // ways) * ways)
+    rows = ways * pass_rows(config)
+    if together:
+        most = -(-plan.largest_step // ways) * ways
+        rows = most if config.micro_rows == "auto" else min(rows, most)
     return plan.divided(rows, rows_here(batch_sharding(mesh), rows))
 
 
@@ -162,7 +164,8 @@ def settled(plan: BatchPlan, config: TrainConfig, model: DecoderConfig, mesh: Me
     """
     if "auto" not in (config.micro_rows, config.remat):
         return plan, config, ""
-    need = StepNeed(model, config, frozen, plan.row_length, plan.largest_step, together)
+    scores = row_attention(config.attn_implementation, model, mesh, plan.row_length) is WHOLE_ROWS
+    need = StepNeed(model, config, frozen, plan.row_length, plan.largest_step, together, scores)
     limits = gather(memory_of(jax.local_devices()[0]))  # every process must divide alike
     memory = None if None in limits else min(limits)
     micro_rows, remat, why = divide_step(need, mesh.shape, chip_of(mesh.devices.flat[0]), memory)

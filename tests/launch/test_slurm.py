@@ -23,7 +23,9 @@ def test_gpu_nodes(launch):
                      "cpus-per-task": "8", "time": "24:00:00", "signal": "TERM@120", "partition": "h100",
                      "output": "/shared/runs/my-run/slurm-%j.log", "export": "ALL"}
     assert environment == {
-        "COMMAND": "rlhf-jax iterate --config configs/chat/iterate.yaml --output_dir $RUN_FOLDER",
+        "COMMAND": "rlhf-jax iterate --config configs/chat/iterate.yaml --model_name_or_path MODEL "
+                   "--scorer.model_name_or_path REWARD_MODEL --prompts.dataset_name PROMPTS "
+                   "--evaluation.data.dataset_name HELD_OUT --output_dir $RUN_FOLDER",
         "RUN_FOLDER": "/shared/runs/my-run",
         "SETUP": "source /shared/rlhf_jax/.venv/bin/activate", "GPUS_PER_NODE": "8"}
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_jax.models import output_head, packed_forward, param_specs
 from rlhf_jax.models.heads import vocab_logits
-from rlhf_jax.models.int8 import Int8Weight, in_int8, int8_rows
+from rlhf_jax.models.int8 import Int8Weight, count_int8, in_int8, int8_rows
 from rlhf_jax.models.linear import dense
 from rlhf_jax.models.params import merged, unstacked
 
@@ -83,6 +83,17 @@ def test_what_is_read_whole_for_every_token_is_in_eight_bits_and_nothing_else(ti
     assert names == {f"layers/attention/{name}" for name in "qkvo"} | {
         f"layers/mlp/{name}" for name in ("gate", "up", "down")} | {"head"}
     assert output_head(params).values.dtype == jnp.int8
+
+
+def test_what_is_not_converted_is_not_copied(tiny, weights):
+    config = tiny("qwen3_moe", experts=4, experts_per_token=2, tie_embeddings=True)
+    params = weights(config)
+    found = in_int8(params, config)
+    assert found["embed"] is params["embed"]
+    assert all(found["layers"]["mlp"][name] is params["layers"]["mlp"][name] for name in ("gate", "up", "down"))
+    converted = sum(w.values.size for w in jax.tree.leaves(found, is_leaf=lambda w: isinstance(w, Int8Weight))
+                    if isinstance(w, Int8Weight))
+    assert converted == count_int8(config)
 
 
 def test_a_tied_embedding_and_experts_stay(tiny, weights):

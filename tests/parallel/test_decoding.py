@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models import count_params
+from rlhf_jax.models.int8 import count_int8
 from rlhf_jax.parallel.accelerators import CHIPS
 from rlhf_jax.parallel.decoding import choose_ways, token_bytes, token_cost
 from rlhf_jax.plan.recipe import shape_of
@@ -50,10 +51,12 @@ def test_a_cache_in_eight_bits_is_read_in_half_the_bytes(llama):
     assert less == full._replace(caches=full.caches / 2)
 
 
-def test_weights_in_eight_bits_are_read_in_half_the_bytes_and_lie_beside_the_whole_ones(llama):
+def test_weights_in_eight_bits_are_read_in_half_their_bytes_and_lie_beside_the_whole_ones(llama):
     half = dataclasses.replace(PAPER, weights_dtype="int8")
     full, less = (token_bytes(llama, s, "bfloat16", 4, 1) for s in (PAPER, half))
-    assert less == full._replace(weights=full.weights / 2)
+    converted = 8_030_261_248 - 128_256 * 4096 - (2 * 32 + 1) * 4096  # all but the embedding and the norms
+    assert count_int8(llama) == converted
+    assert less == full._replace(weights=full.weights - converted)
     fewest = [choose_ways(llama, s, "bfloat16", devices(4), None, 40e9).tensor for s in (PAPER, half)]
     assert fewest == [1, 2]  # 16 of 40 GB leave more than half, 24 do not
 

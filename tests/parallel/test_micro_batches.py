@@ -126,6 +126,21 @@ def test_a_loss_over_the_batch_is_one_micro_batch(llama, memory):
     assert micro_batches(need, EIGHT, found.micro_rows) == 1
 
 
+def test_a_given_number_of_rows_is_no_more_than_a_batch_over_which_the_loss_looks(llama):
+    need = llama._replace(together=True, rows=16, train=dataclasses.replace(OPEN, micro_rows=256))
+    found = divide_step(need, EIGHT, CHIPS["H100"], CHIPS["H100"].hbm_bytes)
+    assert (found.micro_rows, found.remat) == (2, "dots")
+
+
+def test_scores_of_whole_rows_are_counted(llama):
+    """[32 heads, T, T] float32 of each row, thrice at the layer at work, and twice of each layer if all is kept."""
+    one = 5120**2 * 32 * 4
+    plain, with_scores = (step_bytes(llama._replace(scores=s), EIGHT, 2, "dots") for s in (False, True))
+    assert with_scores.total - plain.total == 3 * 2 * one
+    plain, with_scores = (step_bytes(llama._replace(scores=s), EIGHT, 1, "none") for s in (False, True))
+    assert with_scores.kept - plain.kept == 2 * 32 * one
+
+
 def test_what_is_given_is_kept(llama):
     need = llama._replace(train=dataclasses.replace(OPEN, micro_rows=2))
     assert {rows for rows, _ in candidates(need, EIGHT)} == {2}

@@ -100,8 +100,8 @@ def test_an_idle_lane_sees_its_own_token_alone():
     np.testing.assert_allclose(out, v, atol=1e-6)
 
 
-def draw(config, params, mesh, prompts):
-    sampling = SamplingConfig(8, max_new_tokens=20, slots=16, block=6, seed=3)
+def draw(config, params, mesh, prompts, weights_dtype):
+    sampling = SamplingConfig(8, max_new_tokens=20, slots=16, block=6, seed=3, weights_dtype=weights_dtype)
     sampler, views = Sampler(config, sampling, [5, 6, 7], mesh, lambda prompt, ids: ""), []
     look = sampler._view
     sampler._view = lambda *arguments: views.append(look(*arguments)) or views[-1]
@@ -110,16 +110,18 @@ def draw(config, params, mesh, prompts):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [None, MeshConfig(fsdp=2, tensor=2, data=2)], ids=["one", "mesh"])
-def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, tiny, lone_mesh, monkeypatch):
+@pytest.mark.parametrize(("shape", "weights_dtype"), [
+    (None, "auto"), (MeshConfig(fsdp=2, tensor=2, data=2), "auto"), (MeshConfig(fsdp=2, tensor=2, data=2), "int8")],
+    ids=["one", "mesh", "int8"])
+def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, weights_dtype, tiny, lone_mesh, monkeypatch):
     """Where lanes have ended, fewer rows are computed: 16 of 32 on each of four devices, 64 and less of 128 on one."""
     monkeypatch.setattr("rlhf_jax.sampling.engine.LEAST_ROWS", {"cpu": 16})
     prompts = tiny.make_prompts(15)
     config = tiny.make_config(head_dim=16, window=6, full_layers=(1,), attn_softcap=2.0)
     params, mesh = tiny.make_params(config), lone_mesh if shape is None else make_mesh(shape)
-    plain, _ = draw(config, params, mesh, prompts)
+    plain, _ = draw(config, params, mesh, prompts, weights_dtype)
     monkeypatch.setattr("rlhf_jax.sampling.engine.kernel_for", lambda *_: partial(lanes_attention, interpret=True))
-    ours, rows = draw(config, params, mesh, prompts)
+    ours, rows = draw(config, params, mesh, prompts, weights_dtype)
     assert rows >= ({None, 64, 32} if shape is None else {None, 16})
     assert sum(len(r.ids) for g in plain.values() for r in g.responses) > 20
     for index, group in plain.items():

@@ -204,7 +204,7 @@ def checked_plan(objective: Objective, options: Trained, groups: Sequence[Prompt
     pack_rows([int(plan.sizes.tokens.max())], plan.row_length)  # raises
     if objective.whole_batch and plan.accumulation > 1:
         raise ValueError(f"the loss looks across a whole batch, and this batch needs {plan.accumulation} "
-                         "micro-batches; raise micro_rows or lower train_batch_size to need one")
+                         "micro-batches; leave micro_rows out, which makes it one, or lower train_batch_size")
     return plan
 
 
@@ -241,6 +241,8 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
     job.params = {}
     plan, settings, why = settled(checked_plan(objective, options, job.groups, mesh, job.reference), options.train,
                                   config, mesh, frozen=lora is not None, together=objective.whole_batch)
+    if why:
+        context.run.announce(why)  # also where the step then does not fit
     objective = job.objective(compute_of(config, settings, mesh))
     template = job.start.chat_template
     if template is not None:  # beside the checkpoints, for the export of a training that does not finish
