@@ -21,7 +21,7 @@ _LLAMA = "--config configs/llama3_8b"
 _FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"
 _PAGED = "--sampling.slots 192 --sampling.cache_share 0.3"  # of what lanes may write; responses are 350 of 2,048 tokens
 _ONE = "--dpo.micro_rows 1 --dpo.remat full"
-"""As these plans were compiled, before both could be `auto`."""
+"""The same for every number of chips, to show how one step divides."""
 _SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-256", 256: "v5p-512"}
 _STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 {_ONE} --tries 0 " \
           "--assume.prompt_tokens 248 --assume.response_tokens 900"
@@ -34,10 +34,9 @@ PLANS = {
         f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16 --scorer.dtype float32",
     "llama3_8b-v6e-16": f"--config configs/mesh/v6e-16.yaml {_LLAMA}/iterate.yaml --accelerator v6e-16 {_EIGHT}",
     "llama3_8b-v5e-64": f"--config configs/mesh/v5e-64.yaml {_LLAMA}/iterate.yaml --accelerator v5e-64 {_FOUR}",
-    "llama3_8b-8xH100": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH100 {_PAGED} {_ONE}",
-    "llama3_8b-8xH200": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH200 {_PAGED} {_ONE}",
-    "llama3_8b-4x8xH100":
-        f"--config configs/mesh/4x8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 4x8xH100 {_PAGED} {_ONE}",
+    "llama3_8b-8xH100": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH100 {_PAGED}",
+    "llama3_8b-8xH200": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH200 {_PAGED}",
+    "llama3_8b-4x8xH100": f"--config configs/mesh/4x8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 4x8xH100 {_PAGED}",
     "llama3_8b-sft": f"{_LLAMA}/sft.yaml --verb sft --accelerator v5p-16 --examples 500000",
     "llama3_8b-reward": f"{_LLAMA}/reward.yaml --accelerator v5p-16 --examples 700000",
     "llama3_8b-pairwise": f"{_LLAMA}/pairwise.yaml --accelerator v5p-16 --examples 700000",

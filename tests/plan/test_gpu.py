@@ -46,8 +46,10 @@ def step(attention):
     return TrainShape("dpo", config, PreferenceOptions(train=train), length, 2, Assumptions())
 
 sampling = SamplingConfig(slots=4, num_generations=4, max_new_tokens=128, block=16)
+narrow = SamplingConfig(slots=4, num_generations=4, max_new_tokens=128, block=16, weights_dtype="int8")
 stages = {"auto": step("auto"), "xla": step("xla"),
-          "decode": SampleShape("decode", config, sampling, "bfloat16", 129, Assumptions())}
+          "decode": SampleShape("decode", config, sampling, "bfloat16", 129, Assumptions()),
+          "int8": SampleShape("decode", config, narrow, "bfloat16", 129, Assumptions())}
 accelerator = find_accelerator("1xH100")
 devices = topology.devices_of(accelerator)
 for name, stage in stages.items():
@@ -107,6 +109,21 @@ def test_kernels_are_counted_by_name(programs):
     decoding = kernels(programs["decode"][0])  # layers are no loop
     assert decoding
     assert set(decoding.values()) == {LAYERS}
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_products_of_decoding_read_weights_in_eight_bits(programs):
+    """Four products of a layer and the head, each of bfloat16 with int8: nothing is widened outside of them, neither
+    for each token nor once for all."""
+    (whole, _), (narrow, _) = programs["decode"], programs["int8"]
+    products = [line for line in narrow.splitlines() if line.startswith("%gemm_fusion") and "s8[" in line]
+    assert len(products) == 4 * LAYERS + 1
+    assert all(re.search(r"bf16\[[\d,]+\], parameter_1[\d.]*: s8\[", line) for line in products)
+    carried = {line.split("->")[0].count("s8[") for line in narrow.splitlines() if line.startswith("%region")}
+    assert carried <= {0, 4 * LAYERS + 1}  # the loop over tokens, its body and its condition
+    assert max(carried) > 0
+    assert "s8[" not in whole
 
 
 @needs_compiler
