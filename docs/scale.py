@@ -13,9 +13,20 @@ import dataclasses
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_jax.plan.report import Report, gib, markdown, markdown_table, mesh_words, read_json, seconds, write_json
+from rlhf_jax.plan.report import (
+    Report,
+    gib,
+    markdown,
+    markdown_table,
+    mesh_words,
+    read_json,
+    seconds,
+    useful_share,
+    write_json,
+)
 
 _LLAMA = "--config configs/llama3_8b"
 _FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"
@@ -34,6 +45,10 @@ PLANS = {
         f"--config configs/mesh/v5p-16.yaml {_LLAMA}/iterate.yaml --accelerator v5p-16 --scorer.dtype float32",
     "llama3_8b-v6e-16": f"--config configs/mesh/v6e-16.yaml {_LLAMA}/iterate.yaml --accelerator v6e-16 {_EIGHT}",
     "llama3_8b-v5e-64": f"--config configs/mesh/v5e-64.yaml {_LLAMA}/iterate.yaml --accelerator v5e-64 {_FOUR}",
+    "llama3_8b-v6e-16-int8": f"--config configs/mesh/v6e-16.yaml {_LLAMA}/iterate.yaml --accelerator v6e-16 {_EIGHT} "
+                             "--sampling.weights_dtype int8 --stages decode",
+    "llama3_8b-v5e-64-int8": f"--config configs/mesh/v5e-64.yaml {_LLAMA}/iterate.yaml --accelerator v5e-64 {_FOUR} "
+                             "--sampling.weights_dtype int8 --stages decode",
     "llama3_8b-8xH100": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH100 {_PAGED}",
     "llama3_8b-8xH200": f"--config configs/mesh/8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 8xH200 {_PAGED}",
     "llama3_8b-4x8xH100": f"--config configs/mesh/4x8xH100.yaml {_LLAMA}/iterate.yaml --accelerator 4x8xH100 {_PAGED}",
@@ -54,6 +69,8 @@ _TITLES = {
     "llama3_8b-v5p-16": "Llama-3-8B, the paper's loop, on 8 v5p chips",
     "llama3_8b-v6e-16": "Llama-3-8B, the paper's loop, on 16 v6e chips",
     "llama3_8b-v5e-64": "Llama-3-8B, the paper's loop, on 64 v5e chips",
+    "llama3_8b-v6e-16-int8": "Llama-3-8B on 16 v6e chips, decoding with weights in eight bits",
+    "llama3_8b-v5e-64-int8": "Llama-3-8B on 64 v5e chips, decoding with weights in eight bits",
     "llama3_8b-8xH100": "Llama-3-8B, the paper's loop, on one host of H100",
     "llama3_8b-8xH200": "Llama-3-8B, the paper's loop, on one host of H200",
     "llama3_8b-4x8xH100": "Llama-3-8B, the paper's loop, on four hosts of H100",
@@ -123,6 +140,44 @@ def scaling_rows(plans: dict[int, Report]) -> list[tuple[str, ...]]:
     return rows
 
 
+AIMS = {"v5p-16": (4.5, 2.4), "v6e-16": (5.2, 2.2), "v5e-64": (3.0, 1.7), "8xH100": (3.9, 2.0)}
+"""Accelerator -> hours of the Llama-3-8B recipe in its first plan, and those aimed at."""
+_AIMS_WORDS = """## Where the aims stand
+
+The Llama-3-8B recipe in its first plans, what was aimed at, and the plans of this page. What is missed is decoding: a
+TPU's lanes look at their caches to the full depth of the slots, since there is no kernel yet that reads what a lane has
+written and no more, as there is on GPUs, where responses lie in pages. `sampling.weights_dtype: int8` halves what a
+token reads of the weights; it is an option, since samples are then those of the rounded policy."""
+
+
+def aim_rows(reports: dict[str, Report], narrow: dict[str, Report]) -> list[tuple[str, ...]]:
+    """(what, first plan, aim, now, whether it is met) of the recipe's plans, by accelerator.
+
+    narrow: plans of decoding alone, with weights in eight bits.
+    """
+
+    def row(what: str, first: str, aim: float, now: float, words: Callable[[float], str], least: bool = False
+            ) -> tuple[str, ...]:
+        met = now >= aim if least else now <= aim
+        return what, first, f"{'>=' if least else '<='} {words(aim)}", words(now), "met" if met else "missed"
+
+    rows = [row(f"hours, {name}", f"{first}", aim, sum(reports[name].hours.values()), lambda hours: f"{hours:.1f}")
+            for name, (first, aim) in AIMS.items()]
+    for name, report in narrow.items():
+        hours = sum(({**reports[name].hours, **report.hours}).values())
+        rows.append(row(f"hours, {name}, weights in eight bits", f"{AIMS[name][0]}", AIMS[name][1], hours,
+                        lambda hours: f"{hours:.1f}"))
+    step = {(name, stage.stage): stage for name, report in reports.items() for stage in report.stages}
+    dpo, decode = step["v5p-16", "dpo"], step["v6e-16", "decode"]
+    return [*rows,
+            row("useful share of a DPO step, v5p-16", "52%", 0.65, useful_share(dpo), lambda share: f"{share:.0%}",
+                least=True),
+            row("received a DPO step, v5p-16, GiB", "179", 80 * 2**30, dpo.received, gib),
+            row("ms a token, v6e-16", "12.6", 6.0, 1e3 * decode.times.step / BLOCK, lambda ms: f"{ms:.1f}")]
+
+
+BLOCK = 64
+"""Tokens of a block of decoding in the recipe."""
 SCALING_COLUMNS = ("chips", "mesh", "peak + held, GiB", "PFLOP per device", "received, GiB", "arithmetic", "links",
                    "share of links", "step")
 
@@ -137,6 +192,11 @@ def wrapped(text: str) -> str:
 def page(folder: Path) -> str:
     """docs/scale.md, from the plans that are there."""
     parts = [_HEAD]
+    recipe, narrow = ({name: read_json(folder / f"llama3_8b-{name}{ending}.json")[0] for name in AIMS
+                       if (folder / f"llama3_8b-{name}{ending}.json").is_file()} for ending in ("", "-int8"))
+    if recipe.keys() == AIMS.keys():
+        table = markdown_table(("what", "first plan", "aim", "now", ""), aim_rows(recipe, narrow))
+        parts.append(f"{_AIMS_WORDS}\n\n{table}")
     for name, title in _TITLES.items():
         if (path := folder / f"{name}.json").is_file():
             (report,) = read_json(path)
