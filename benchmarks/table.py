@@ -24,6 +24,8 @@ Side by side in one run, steps interleaved, medians; how, and of what: [benchmar
 Tokens are useful tokens: each prompt once, each response once; of sampling and of a round, the sampled ones. Memory is
 the peak of the process (on a CPU) or of the device. On one core seconds are the worker's processor time, which others
 that use the machine lengthen little; on several they are the clock's. "Load" is how many cores others kept busy.
+Machines of one kind differ from day to day, and not by the same factor for all: where a work stands twice, take the
+lower ratio.
 """
 COLUMNS = """| work | framework | seconds per step | tokens/s | ours is | target | peak memory | steps | {last} |
 |---|---|---:|---:|---:|---:|---:|---:|---:|"""
@@ -50,12 +52,13 @@ Seconds of a DPO step (median of {steps}) and bytes that the compiled step keeps
 
 
 def main(paths):
-    runs, remat = defaultdict(dict), {}  # (shape, machine, task) -> framework -> line; the last line of a kind counts
+    # (shape, machine and day, task) -> framework -> line; the last line of a kind counts
+    runs, remat = defaultdict(dict), {}
     ceilings = {}
     for path in paths:
         for text in Path(path).read_text().splitlines():
             line = json.loads(text)
-            machine = runs_on(line) or cores_of(line["machine"])
+            machine = f"{runs_on(line) or cores_of(line['machine'])}, {line['date']}"
             if line["task"] == "ceilings":
                 ceilings[machine] = line
             elif line["task"] == "remat":

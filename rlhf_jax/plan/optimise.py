@@ -120,7 +120,7 @@ def optimise(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, 
     chosen: dict[int, Tried] = {}
     for place, some in tried.items():
         followers = [(other, task) for other, task in enumerate(tasks) if leaders[other] == place != other]
-        for one in _fastest(tasks[place].stage.name, some, best, accelerator):
+        for one in _fastest(tasks[place].stage.name, some, best):
             following = {other: tried_as(Candidate(_followed(task, one), best, {})) for other, task in followers}
             if all(follower.plan.fits for follower in following.values()):
                 chosen |= {place: one, **following}
@@ -170,7 +170,7 @@ def _axes(mesh: MeshConfig) -> dict[str, int]:
     return {axis: getattr(mesh, axis) for axis in AXES}
 
 
-def _fastest(name: str, tried: Sequence[Tried], mesh: MeshConfig, accelerator: Accelerator) -> list[Tried]:
+def _fastest(name: str, tried: Sequence[Tried], mesh: MeshConfig) -> list[Tried]:
     """Those that fit on this mesh, fastest first."""
     fitting = [t for t in tried if t.plan.fits and t.candidate.mesh == mesh]
     if not fitting:
