@@ -32,7 +32,7 @@ _LLAMA = "--config configs/llama3_8b"
 _FOUR, _EIGHT = "--sampling.slots 4", "--sampling.slots 8"
 _PAGED = "--sampling.slots 192 --sampling.cache_share 0.3"  # of what lanes may write; responses are 350 of 2,048 tokens
 _ONE = "--dpo.micro_rows 1 --dpo.remat full"
-"""The same for every number of chips, to show how one step divides."""
+"""The same for every number of chips, to show how one step divides; and in plans older than `auto`."""
 _SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-256", 256: "v5p-512"}
 _STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 {_ONE} --tries 0 " \
           "--assume.prompt_tokens 248 --assume.response_tokens 900"
@@ -57,9 +57,10 @@ PLANS = {
     "llama3_8b-pairwise": f"{_LLAMA}/pairwise.yaml --accelerator v5p-16 --examples 700000",
     "gemma2_9b-v6e-16":
         "--config configs/mesh/v6e-16.yaml --config configs/gemma2_9b/iterate.yaml --accelerator v6e-16",
-    "qwen3_8b-v5e-64": "--config configs/mesh/v5e-64.yaml --config configs/qwen3_8b/iterate.yaml --accelerator v5e-64",
+    "qwen3_8b-v5e-64":
+        f"--config configs/mesh/v5e-64.yaml --config configs/qwen3_8b/iterate.yaml --accelerator v5e-64 {_ONE}",
     "llama3_70b-v5p-128":
-        "--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml --accelerator v5p-128",
+        f"--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml --accelerator v5p-128 {_ONE}",
     **{f"scaling-{chips:03}": f"{_STRONG} --accelerator {name} --mesh auto" for chips, name in _SCALING.items()},
     _HALVES: f"{_STRONG} --accelerator v5p-128 --mesh.data 2",
 }
