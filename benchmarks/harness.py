@@ -1,15 +1,17 @@
 """Log-likelihoods for lm-evaluation-harness: our adapter beside the harness's own Hugging Face backend, one JSON line.
 
     python benchmarks/harness.py --model MODEL --data_dir DIR --cores 1 --output mine.jsonl
+    python benchmarks/harness.py --model MODEL --data_dir DIR --cores 1 --count 100 --shots 8
     python benchmarks/harness.py --model MODEL --data_dir DIR --cores 1 --task truthfulqa_mc2 --count 60
 
 Needs the extra `lm-eval`, and torch and accelerate for the backend. `solutions`: each GSM8K question is a context, its
-solution the continuation, so that nothing can be shared. Of another task the requests are those of the harness, whose
-choices share a context. Both adapters get the same requests, in float32, in one process, by turns: a block of requests
-to one, then the same block to the other, so that whatever else the machine does slows both. Our seconds include
-compiling. A model of fewer positions is given 1,024 by its config, so that nothing is cut. The backend gets the best of
-several batch sizes, tried on a few requests before. A sum of log-probabilities that differs is
-an error. On a busy machine read processor seconds of `--cores 1`: torch's threads wait for one another by spinning.
+solution the continuation, so that nothing can be shared; with `--shots N` the same N of the training questions, solved,
+stand before each, as fixed examples do (`gsm8k_cot`, `mmlu`). Of another task the requests are those of the harness,
+whose choices share a context. Both adapters get the same requests, in float32, in one process, by turns: a block of
+requests to one, then the same block to the other, so that whatever else the machine does slows both. Our seconds
+include compiling. A model of fewer positions is given 4,096 by its config, so that nothing is cut. The backend gets the
+best of several batch sizes, tried on a few requests before. A sum of log-probabilities that differs is an error. On a
+busy machine read processor seconds of `--cores 1`: torch's threads wait for one another by spinning.
 """
 
 import argparse
@@ -21,7 +23,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-BATCH_SIZES, TRIED, BLOCKS, POSITIONS = (1, 8, 32), 24, 4, 1024
+BATCH_SIZES, TRIED, BLOCKS, POSITIONS = (1, 8, 32), 24, 4, 4096
 
 
 def options():
@@ -31,6 +33,7 @@ def options():
     parser.add_argument("--task", default="solutions", help="or a multiple-choice task: truthfulqa_mc2, arc_challenge")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--count", type=int, default=1319, help="of questions")
+    parser.add_argument("--shots", type=int, default=0, help="solved questions before each, of `solutions`")
     parser.add_argument("--output", help="file that the line is added to")
     return parser.parse_args()
 
@@ -46,15 +49,18 @@ def with_positions(model, folder):
     return folder
 
 
-def requests_of(task, data_dir, count):
+def requests_of(task, data_dir, count, shots):
     """The log-likelihoods that are asked for, with the arguments that the harness gives them."""
     from rlhf_jax.data.files import read_file
     from rlhf_jax.evaluation.harness.choice import choose
     from rlhf_jax.evaluation.harness.rows import find_files
 
     if task == "solutions":
-        rows = [row for _, row in read_file(find_files("gsm8k", data_dir)["test"])][:count]
-        return [SimpleNamespace(args=(f"Question: {row['question']}\nAnswer:", f" {row['answer']}")) for row in rows]
+        files = find_files("gsm8k", data_dir)
+        solved, rows = ([(f"Question: {row['question']}\nAnswer:", f" {row['answer']}") for _, row in read_file(path)]
+                        for path in (files["train"], files["test"]))
+        examples = "".join(f"{question}{answer}\n\n" for question, answer in solved[:shots])
+        return [SimpleNamespace(args=(examples + question, answer)) for question, answer in rows[:count]]
     with tempfile.TemporaryDirectory() as folder:
         (found,) = choose([task], data_dir).write(Path(folder) / "tasks").load([task])["tasks"].values()
     found.set_config(key="num_fewshot", value=0)
@@ -92,7 +98,7 @@ def compare(args, model):
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(args.cores)
-    requests = requests_of(args.task, args.data_dir, args.count)
+    requests = requests_of(args.task, args.data_dir, args.count, args.shots)
     checkpoint, mesh = Checkpoint.find(model), make_mesh(MeshConfig(), jax.devices()[:1])
     ours = HarnessModel(Subject("ours", checkpoint.config, checkpoint.tokenizer, checkpoint.params(mesh), mesh,
                                 jnp.float32, checkpoint.stop_ids, checkpoint.decode_text))
@@ -121,8 +127,9 @@ def compare(args, model):
         print(f"block {block + 1} of {BLOCKS}: {totals}", flush=True)
     ratios = {clock: totals["theirs"][clock] / totals["ours"][clock] for clock in totals["ours"]}
     line = {"task": f"harness/{args.task}", "date": datetime.date.today().isoformat(), "model": Path(args.model).name,
-            "requests": len(requests), "cores": args.cores, "load": os.getloadavg()[0], "truncated": ours.truncated,
-            "batch_size_of_theirs": theirs.batch_size_per_gpu, "largest_difference": worst, **totals, "ratio": ratios,
+            "requests": len(requests), "shots": args.shots, "cores": args.cores, "load": os.getloadavg()[0],
+            "truncated": ours.truncated, "batch_size_of_theirs": theirs.batch_size_per_gpu,
+            "largest_difference": worst, **totals, "ratio": ratios,
             "versions": {"jax": jax.__version__, "torch": torch.__version__}}
     print(json.dumps(line))
     if args.output:

@@ -1,4 +1,8 @@
-"""Log-likelihoods of continuations: those of one context are branches of one prompt group, whose context runs once."""
+"""Log-likelihoods of continuations: what contexts have in common is the prompt of a group, the rest are its branches.
+
+A question's context runs once for all of its choices; examples that stand before many questions run once for as many
+of them as share a row.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +22,13 @@ from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, unpack_sl
 from rlhf_jax.evaluation.harness.kept import Kept
 from rlhf_jax.models import Params
 from rlhf_jax.parallel import map_over_processes
-from rlhf_jax.training.evaluate import PackedMap
+from rlhf_jax.training.evaluate import LONG_ROW, PackedMap
 from rlhf_jax.training.objectives import Compute, slot_sums
 
 SHARD = 1024
-"""Contexts whose answers are kept together; what a killed command does again at most."""
+"""Groups whose answers are kept together; what a killed command does again at most."""
+_WORTH = 7 / 8
+"""Contexts that begin alike share a prompt if that leaves at most this share of their tokens."""
 Likelihood = tuple[float, bool]
 """log p(continuation | context) in nats, and whether greedy decoding would give the continuation."""
 
@@ -53,19 +59,113 @@ class Questions(NamedTuple):
 
 
 def questions(asked: Sequence[Asked]) -> Questions:
-    """What is to be computed: every context once, with each of its continuations once."""
+    """What is to be computed: every context with each of its continuations once, in as few tokens as groups allow."""
     continuations: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for context, continuation in asked:
         continuations.setdefault(context, {})[continuation] = None
-    groups = []
-    for context, several in continuations.items():
-        ids = [np.asarray(one, np.int32) for one in sorted(several)]
-        groups.append(PromptGroup("", np.asarray(context, np.int32),
-                                  tuple(Response(one, np.ones(len(one), bool)) for one in ids)))
-    groups.sort(key=lambda group: (-group_length(group), group.prompt_ids.tolist()))
-    place = {(tuple(group.prompt_ids.tolist()), tuple(response.ids.tolist())): (number, branch)
-             for number, group in enumerate(groups) for branch, response in enumerate(group.responses)}
-    return Questions(groups, [place[one] for one in asked])
+    contexts = sorted(continuations)
+    several = [sorted(continuations[context]) for context in contexts]
+    made = []
+    for some in shared_beginnings([(context, list(map(len, ends)))
+                                   for context, ends in zip(contexts, several, strict=True)]):
+        prompt, of = contexts[some.members[0]][: some.length], [Asked(contexts[i], end) for i in some.members
+                                                                for end in several[i]]
+        made.append((PromptGroup("", np.asarray(prompt, np.int32), tuple(_branch(one, some.length) for one in of)), of))
+    made.sort(key=lambda pair: (-group_length(pair[0]), pair[1]))
+    place = {one: (number, branch) for number, (_, of) in enumerate(made) for branch, one in enumerate(of)}
+    return Questions([group for group, _ in made], [place[one] for one in asked])
+
+
+def _branch(one: Asked, shared: int) -> Response:
+    """What follows the shared beginning; the rest of the context is read and not asked for."""
+    rest = one.context[shared:]
+    counted = np.arange(len(rest) + len(one.continuation)) >= len(rest)
+    return Response(np.asarray(rest + one.continuation, np.int32), counted)
+
+
+class Shared(NamedTuple):
+    """Contexts of one group. length: tokens that all of them begin with. members: their numbers."""
+
+    length: int
+    members: list[int]
+
+
+@dataclasses.dataclass
+class _Node:
+    """Consecutive contexts with their first `length` tokens in common.
+
+    members: their numbers. tokens: all, each continuation with its whole context. branches: continuations. cost: tokens
+    that `plan`, the best found so far, takes.
+    """
+
+    length: int
+    members: list[int] = dataclasses.field(default_factory=list)
+    tokens: int = 0
+    branches: int = 0
+    cost: int = 0
+    plan: list[Shared] = dataclasses.field(default_factory=list)
+
+    def take(self, other: _Node) -> None:
+        """Adds what lies below, apart from what is here."""
+        self.members.extend(other.members)
+        self.plan.extend(other.plan)
+        self.tokens += other.tokens
+        self.branches += other.branches
+        self.cost += other.cost
+
+
+def shared_beginnings(contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> list[Shared]:
+    """Which contexts share a group, so that few tokens are read.
+
+    The contexts' tree of beginnings is gone through from its leaves up: at each node either its children stay apart, or
+    all below it become branches of what they have in common, over as many groups as their tokens fill.
+
+    Args:
+      contexts: different ones in rising order, each with the lengths of its continuations.
+    """
+    path, before = [_Node(0)], tuple[int, ...]()
+
+    def close(length: int) -> None:
+        """Ends the nodes that have more than `length` tokens in common."""
+        while path[-1].length > length:
+            done = path.pop()
+            _decide(done, contexts)
+            if path[-1].length < length:
+                path.append(_Node(length))
+            path[-1].take(done)
+
+    for number, (context, ends) in enumerate(contexts):
+        close(_common(before, context))
+        path.append(_Node(len(context), [number], len(ends) * len(context) + sum(ends), len(ends),
+                          len(context) + sum(ends), [Shared(len(context), [number])]))
+        before = context
+    close(0)
+    return path[0].plan
+
+
+def _decide(node: _Node, contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> None:
+    """Makes all below the node branches of its beginning, if that is worth it."""
+    rest = node.tokens - node.branches * node.length
+    room = max(LONG_ROW - node.length, node.length)
+    cost = rest + node.length * -(-rest // room)
+    if cost > node.cost * _WORTH:
+        return
+    node.cost, node.plan, filled = cost, [], room
+    for member in node.members:
+        context, ends = contexts[member]
+        size = len(ends) * (len(context) - node.length) + sum(ends)
+        if filled + size > room:
+            node.plan.append(Shared(node.length, []))
+            filled = 0
+        node.plan[-1].members.append(member)
+        filled += size
+
+
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """Tokens that both begin with."""
+    short = min(len(a), len(b))
+    differ = np.flatnonzero(np.asarray(a[:short]) != np.asarray(b[:short]))
+    return int(differ[0]) if len(differ) else short
 
 
 def likelihood_map(compute: Compute, mesh: Mesh) -> PackedMap:
@@ -109,6 +209,6 @@ def _name(groups: Iterable[PromptGroup]) -> str:
     """Stands for what is asked."""
     digest = hashlib.sha256()
     for group in groups:
-        for ids in (group.prompt_ids, *(response.ids for response in group.responses)):
-            digest.update(len(ids).to_bytes(4, "big") + ids.tobytes())
+        for ids, asked in ((group.prompt_ids, 0), *((one.ids, int(one.loss_mask.sum())) for one in group.responses)):
+            digest.update(len(ids).to_bytes(4, "big") + asked.to_bytes(4, "big") + ids.tobytes())
     return f"likelihoods-{digest.hexdigest()[:32]}"

@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.evaluation.harness import branches
-from rlhf_jax.evaluation.harness.branches import Asked, likelihood_map, likelihoods, questions
+from rlhf_jax.evaluation.harness.branches import Asked, likelihood_map, likelihoods, questions, shared_beginnings
 from rlhf_jax.evaluation.harness.kept import Kept
 from rlhf_jax.models import output_head
 from rlhf_jax.parallel import make_mesh
@@ -24,6 +26,10 @@ def case(tiny, weights):
         context = tuple(rng.integers(0, 48, size).tolist())
         lengths = rng.integers(1, 20, rng.integers(1, 6))
         asked += [Asked(context, tuple(rng.integers(0, 48, length).tolist())) for length in lengths]
+    examples = tuple(rng.integers(0, 48, 60).tolist())  # before seven questions, of which one begins another
+    tails = [tuple(rng.integers(0, 48, size).tolist()) for size in (5, 9, 30, 12, 2, 7)]
+    for tail in [*tails, tails[2][:8]]:
+        asked += [Asked(examples + tail, tuple(rng.integers(0, 48, length).tolist())) for length in (3, 1)]
     return config, weights(config, 3), [*asked, asked[0], asked[5]]
 
 
@@ -65,9 +71,57 @@ def test_a_program_is_compiled_for_each_length_of_rows_and_not_for_each_shard(ca
     shape = program.shape
     monkeypatch.setattr(program, "shape", lambda groups: lengths.append(shape(groups)) or lengths[-1])
     likelihoods(program, params, asked, Kept())
-    assert len(lengths) == 4
+    assert len(lengths) == 5
     assert len({one.tokens for one in lengths}) == program.program._cache_size() == 2
     assert len({(one.targets, one.slots) for one in lengths}) > 1  # shapes differed before they were made few
+
+
+def test_examples_that_stand_before_several_questions_are_read_once(case):
+    _, _, asked = case
+    groups, places = questions(asked)
+    shared = [group for group in groups if len(group.responses) == 14]
+    assert [len(group.prompt_ids) for group in shared] == [60]
+    for one, (number, branch) in zip(asked, places, strict=True):
+        response = groups[number].responses[branch]
+        whole = (*groups[number].prompt_ids.tolist(), *response.ids.tolist())
+        assert whole == one.context + one.continuation
+        assert response.ids[response.loss_mask].tolist() == list(one.continuation)
+    assert len(groups) == 9
+
+
+@pytest.mark.parametrize(("contexts", "found"), [
+    ([((1, 2), [1]), ((1, 2, 3), [1]), ((4,), [2])], [(2, [0, 1]), (1, [2])]),  # one context begins another
+    ([((1, *range(9)), [1]), ((1, *range(20, 29)), [1])], [(10, [0]), (10, [1])]),  # one token is not worth it
+    ([((*range(40), 1), [1]), ((*range(40), 2), [1]), ((*range(20), 1), [1])], [(40, [0, 1]), (21, [2])]),
+    ([(tuple(range(3000)), [1] * 5)], [(3000, [0])]),
+])
+def test_what_contexts_share(contexts, found):
+    order = sorted(range(len(contexts)), key=lambda i: contexts[i][0])
+    plan = shared_beginnings([contexts[i] for i in order])
+    assert sorted((some.length, sorted(order[i] for i in some.members)) for some in plan) == sorted(found)
+
+
+def test_examples_before_very_many_questions_are_read_once_a_row():
+    examples = tuple(range(1000, 1900))
+    plan = shared_beginnings([((*examples, number, *range(99)), [1]) for number in range(100)])
+    assert [some.length for some in plan] == [900] * 10  # 1,148 tokens are left of a row, 101 for each
+    assert [len(some.members) for some in plan] == [11] * 9 + [1]
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple),
+                                     st.lists(st.integers(1, 3), min_size=1, max_size=3)),
+                           min_size=1, max_size=12, unique_by=lambda pair: pair[0]))
+def test_every_context_has_one_group_whose_beginning_it_has_and_fewer_tokens_are_read(contexts):
+    contexts = sorted(contexts)
+    plan = shared_beginnings(contexts)
+    assert sorted(i for some in plan for i in some.members) == list(range(len(contexts)))
+    tokens = 0
+    for length, members in plan:
+        assert length > 0
+        assert len({contexts[i][0][:length] for i in members}) == 1
+        tokens += length + sum(len(contexts[i][1]) * (len(contexts[i][0]) - length) + sum(contexts[i][1])
+                               for i in members)
+    assert tokens <= sum(len(context) + sum(ends) for context, ends in contexts)
 
 
 def test_a_context_is_read_once_and_a_continuation_that_is_asked_twice_too():
@@ -104,7 +158,7 @@ def test_what_was_answered_before_a_command_was_killed_is_not_asked_again(case, 
     with pytest.raises(KeyboardInterrupt):
         likelihoods(dying, params, asked, Kept(tmp_path))
     assert likelihoods(dying, params, asked, Kept(tmp_path)) == whole
-    assert calls == [2, 2, 2, 2, 2]
+    assert calls == [2, 2, 2, 2, 2, 1]
     kept = Kept(tmp_path)
     kept.drop()
     assert not list(tmp_path.iterdir())
