@@ -38,9 +38,9 @@ class SamplingConfig(Options):
       cache_dtype: of the keys and values that decoding remembers; "auto" is the compute dtype. "int8" keeps one scale
         per token and head beside them and needs a quarter (of float32) or half (of bfloat16) of the memory, at the
         price of log-probs that `sampling.cache.logp_tolerance` bounds.
-      cache_share: on NVIDIA GPUs, what share of all that the lanes may write is reserved. Lanes take memory as they
-        write and wait where there is none, so that below 1 the same memory serves more `slots`; good is a little more
-        than the mean length of a response over max_new_tokens.
+      cache_share: what share of all that the lanes may write is reserved. Below 1 lanes take memory as they write, in
+        pages, and wait where there is none, so that the same memory serves more `slots`; good is a little more than
+        the mean length of a response over max_new_tokens. On a CPU it saves memory and no time.
       weights_dtype: of the weights that decoding reads for each token; "auto" is the compute dtype. "int8" keeps one
         scale per output beside them: half the bytes of bfloat16 are read, and lie beside the whole weights, which read
         the prompts; experts and tied embeddings stay whole. What it costs in log-probs the stage's report says

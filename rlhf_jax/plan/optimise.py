@@ -24,7 +24,7 @@ from rlhf_jax.plan.recipe import Task
 from rlhf_jax.plan.report import gib, mesh_words, useful_share
 from rlhf_jax.plan.shapes import SampleShape, TrainShape, reference_shape
 from rlhf_jax.sampling.cache import stored_dtype
-from rlhf_jax.sampling.lanes import kernel_for
+from rlhf_jax.sampling.kernels import paged_attention
 
 _ROW_LENGTHS = (1.0, 1.125, 1.25, 1.5, 2.0)
 """Rows so many times as long as the config's."""
@@ -234,24 +234,25 @@ def _of_training(task: Task, stage: TrainShape, meshes: Sequence[MeshConfig], ac
 
 def _of_decoding(task: Task, stage: SampleShape, mesh: MeshConfig, accelerator: Accelerator, devices: Sequence[Any]
                  ) -> Iterator[tuple[float, Candidate]]:
-    """(estimated bytes a token of one lane reads, candidate): slots, and where responses lie in pages the share of the
-    caches that is reserved."""
+    """(estimated bytes a token of one lane reads, candidate): slots, and the share of the caches that is reserved."""
     ways = accelerator.per_host
     laid = placed(stage, mesh, accelerator, devices).mesh
-    paged = kernel_for(laid, stage.config, stored_dtype(stage.sampling.cache_dtype, stage.dtype)) is not None
+    dtype = stored_dtype(stage.sampling.cache_dtype, stage.dtype)
     needed = math.ceil(20 * _SPARE * stage.assume.response_tokens / stage.sampling.max_new_tokens) / 20
     own = (stage.sampling.slots, stage.sampling.cache_share)
     for factor in _SLOTS:
-        for share in dict.fromkeys((own[1], min(needed, 1.0)) if paged else (own[1],)):
+        for share in dict.fromkeys((own[1], min(needed, 1.0))):
             slots = factor * own[0]
             changed = dataclasses.replace(stage, sampling=dataclasses.replace(
                 stage.sampling, slots=slots, cache_share=share))
             room = token_bytes(stage.config, changed.settings, stage.dtype, ways, 1)
-            weights = room.weights / laid.shape["tensor"] * (2 if paged else 1)  # the merged ones lie beside
+            paged = paged_attention(laid, stage.config, changed.sampling, dtype)
+            beside = 2 if paged and paged.apart else 1  # merged weights lie beside the others
+            weights = beside * room.weights / laid.shape["tensor"]
             if weights + room.caches > _ROOM * accelerator.chip.hbm_bytes or (slots, share) == own:
                 continue
             read = token_bytes(stage.config, _at_depth(changed), stage.dtype, ways, 1)
-            keys = {"slots": slots, "cache_share": share} if paged else {"slots": slots}
+            keys = {"slots": slots, "cache_share": share}
             yield sum(read) / changed.sampling.in_flight, Candidate(Task(changed, task.groups), mesh, keys)
 
 

@@ -17,12 +17,30 @@ from rlhf_jax.config.sampling import StoredDtype
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.models.attention import KeyValues
 from rlhf_jax.models.int8 import int8_rows
-from rlhf_jax.sampling.pages import PAGE
 
 
 def stored_dtype(stored: StoredDtype, compute: Any) -> Any:
     """The dtype that a cache's keys and values, or the weights that decoding reads, have in memory."""
     return jnp.dtype(compute if stored == "auto" else stored)
+
+
+class Spans(NamedTuple):
+    """What each row sees of its prompt, of what its lane wrote before this block, and in it: places [first, end).
+
+    Each is a pair of [A] int32; a lane that is idle sees nothing.
+    """
+
+    prompt: tuple[Array, Array]
+    suffix: tuple[Array, Array]
+    recent: tuple[Array, Array]
+
+
+class Caches(NamedTuple):
+    """Of all layers: prompt k [L, P, K, Dh, S], pages of suffixes k [L, N, K, Dh, PAGE], recent k [L, A, K, Dh, R]."""
+
+    prompt: KeyValues
+    suffix: KeyValues
+    recent: KeyValues
 
 
 class LogpTolerance(NamedTuple):
@@ -120,25 +138,56 @@ def append_tokens(cache: KeyValues, new: KeyValues, places: Array) -> KeyValues:
     return jax.lax.fori_loop(0, places.size, one, cache)
 
 
-def append_pages(cache: KeyValues, new: KeyValues, places: Array, table: Array, written: Array) -> KeyValues:
+def scatter_pages(cache: KeyValues, new: KeyValues, places: Array, table: Array, written: Array) -> KeyValues:
     """Stores R tokens of every row in its pages, from its own place on: one scatter, which GPUs do in place.
 
     Args:
       cache: k [L, N, K, Dh, PAGE]. new: k [L, A, K, Dh, R]. places: [A] int32. table: [A, J] int32, pages of each row.
       written: [A] bool, rows that wrote; of the others, and beyond a row's last page, nothing is stored.
     """
+    size = cache.k.shape[-1]
     position = places[:, None] + jnp.arange(new.k.shape[-1])  # [A, R]
-    number = position // PAGE
+    number = position // size
     page = jnp.take_along_axis(table, jnp.minimum(number, table.shape[1] - 1), axis=1)
     page = jnp.where(written[:, None] & (number < table.shape[1]), page, cache.k.shape[1])
 
     def put(old: Array, new: Array, axis: int) -> Array:
         index: list[Any] = [slice(None), page, *[slice(None)] * (old.ndim - 2)]
-        index[axis] = position % PAGE
+        index[axis] = position % size
         new = jnp.moveaxis(jnp.moveaxis(new, axis, 2), 0, 2)  # [A, R, L, ...]
         return old.at[tuple(index)].set(new, mode="drop", unique_indices=True)
 
     return _by_position(put, cache, new)
+
+
+def store_pages(cache: KeyValues, new: KeyValues, places: Array, table: Array, written: Array) -> KeyValues:
+    """What `scatter_pages` does, one row after another: TPUs lay a cache out anew for a scatter, and do this in place.
+
+    A row's tokens lie in one page or in two that follow each other. Each is read, changed and written before the next
+    is read, since XLA would otherwise copy the cache for every row.
+    """
+    size, block, last = cache.k.shape[-1], new.k.shape[-1], table.shape[1] - 1
+    if block > size:
+        raise ValueError(f"block = {block} tokens do not fit into a page of {size}; lower block")
+
+    def one(row: Array, cache: KeyValues) -> KeyValues:
+        number, offset = places[row] // size, places[row] % size
+        over = (offset + block > size) & (number < last)
+
+        def put(old: Array, new: Array, axis: int) -> Array:
+            axis = axis % old.ndim
+            piece = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
+            for half, changes in enumerate((written[row], written[row] & over)):
+                at = table[row, jnp.minimum(number + half, last)]
+                page = jax.lax.dynamic_slice_in_dim(old, at, 1, axis=1)
+                twice = jax.lax.dynamic_update_slice_in_dim(jnp.concatenate([page, page], axis), piece, offset, axis)
+                page = jnp.where(changes, jnp.split(twice, 2, axis)[half], page)
+                old = jax.lax.dynamic_update_slice_in_dim(old, page, at, axis=1)
+            return old
+
+        return _by_position(put, cache, new)
+
+    return jax.lax.fori_loop(0, places.size, one, cache)
 
 
 def _by_position(put: Callable[[Array, Array, int], Array], cache: KeyValues, new: KeyValues) -> KeyValues:

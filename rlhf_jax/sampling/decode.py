@@ -30,13 +30,12 @@ from rlhf_jax.models.attention import (
     select_windowed,
 )
 from rlhf_jax.models.decoder import Attend, Constrain, unconstrained
-from rlhf_jax.sampling.cache import append_tokens, empty_cache, first, write_prompts, write_token
-from rlhf_jax.sampling.lanes import Caches, Spans
+from rlhf_jax.sampling.cache import Caches, Spans, append_tokens, empty_cache, first, write_prompts, write_token
 from rlhf_jax.sampling.pages import PAGE
 from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 
 Append = Callable[..., KeyValues]
-"""`append_tokens`, with a kernel `append_pages`; or what does the same on a mesh."""
+"""`append_tokens`, of pages `scatter_pages` or `store_pages`; or what does the same on a mesh."""
 LanesAttention = Callable[..., Array]
 """`lanes_attention`, or what does the same on a mesh."""
 

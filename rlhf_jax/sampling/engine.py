@@ -22,7 +22,7 @@ from rlhf_jax.models.decoder import Constrain
 from rlhf_jax.models.int8 import in_int8, int8_part, with_part
 from rlhf_jax.models.params import merged, unstacked
 from rlhf_jax.parallel import batch_ways, constrainer, shaped
-from rlhf_jax.sampling.cache import append_pages, append_tokens, stored_dtype
+from rlhf_jax.sampling.cache import Caches, append_tokens, stored_dtype
 from rlhf_jax.sampling.decode import (
     Append,
     DecodeState,
@@ -35,7 +35,7 @@ from rlhf_jax.sampling.decode import (
     restart,
 )
 from rlhf_jax.sampling.ending import Ending
-from rlhf_jax.sampling.lanes import Caches, kernel_for
+from rlhf_jax.sampling.kernels import paged_attention
 from rlhf_jax.sampling.pages import PAGE, Pages, pages_each, pages_of
 from rlhf_jax.sampling.rules import Rules
 
@@ -97,22 +97,17 @@ class Sampler:
         self._ways = batch_ways(mesh)
         self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
-        kernel = kernel_for(mesh, config, self._cache_dtype)
-        self.paged = kernel is not None
+        kernel = paged_attention(mesh, config, sampling, self._cache_dtype)
+        self.paged, self._apart = kernel is not None, kernel is not None and kernel.apart
         alone = mesh.devices.size == 1  # elsewhere attention by XLA has each device's lanes in place
         self._least_rows = LEAST_ROWS.get(mesh.devices.flat[0].platform) if alone or self.paged else None
-        if sampling.cache_share < 1 and not self.paged:
-            raise ValueError(f"cache_share = {sampling.cache_share}: responses are remembered in pages on NVIDIA GPUs "
-                             "alone, in no int8 and with heads of a power of two from 16 on; these devices are "
-                             f"{mesh.devices.flat[0].platform}, cache_dtype is {self._cache_dtype.name} and head_dim "
-                             f"{config.head_dim}: leave cache_share out")
         shard = self.shardings()
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
         self._prepare = jax.jit(self._for_decoding)
-        how = (sampling.block, self._append(append_pages if self.paged else append_tokens),
-               None if kernel is None else self._on_mesh(kernel))
+        how = (sampling.block, self._append(kernel.append if kernel else append_tokens),
+               self._on_mesh(kernel.attend) if kernel else None)
         self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
                                       out_shardings=shard)
 
@@ -167,8 +162,8 @@ class Sampler:
         return pages_each(s.cache_share, s.slots, self._lanes, s.max_new_tokens, self._ways)
 
     def prepared(self, params: Params) -> Params:
-        """Weights as `decode_program` takes them: in eight bits if so asked for; where a kernel attends, layers one by
-        one and products merged.
+        """Weights as `decode_program` takes them: in eight bits if so asked for; where GPUs' kernels attend, layers one
+        by one and products merged.
 
         Shapes (`ShapeDtypeStruct`s that say where they lie) become such shapes.
         """
@@ -182,17 +177,17 @@ class Sampler:
     @property
     def prepares(self) -> bool:
         """Whether decoding has weights of its own beside those it was given."""
-        return self.paged or self.sampling.weights_dtype == "int8"
+        return self._apart or self.sampling.weights_dtype == "int8"
 
     def _for_decoding(self, params: Params) -> Params:
         """What decoding has of its own: all weights where they are merged, else those in eight bits."""
-        if self.paged:
+        if self._apart:
             narrow = self.sampling.weights_dtype == "int8"
             return merged(unstacked(in_int8(params, self.config) if narrow else params))
         return int8_part(params, self.config)
 
     def _finished(self, params: Params, made: Params) -> Params:
-        return made if self.paged else with_part(params, made)
+        return made if self._apart else with_part(params, made)
 
     @property
     def _ending(self) -> Ending:

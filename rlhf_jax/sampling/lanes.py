@@ -16,37 +16,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
-from jax.sharding import Mesh
 
-from rlhf_jax.models import DecoderConfig
-from rlhf_jax.models.attention import KeyValues
 from rlhf_jax.models.triton import LOG2_E, MASKED, compiler_params, float32_dot, load, store
+from rlhf_jax.sampling.cache import Caches, Spans
 from rlhf_jax.sampling.pages import PAGE
 
+_TILE = 64
+"""Positions that are read at a time, a part of a page."""
 _LEAST_ROWS, _LEAST_LANES = 16, 4
 """The fewest rows of a matrix product, of which heads beyond the real ones are padding; lanes that read a prompt
 together."""
 _NOWHERE = 2**30
 """Where a row that is none begins to see."""
-
-
-class Spans(NamedTuple):
-    """What each row sees of its prompt, of what its lane wrote before this block, and in it: places [first, end).
-
-    Each is a pair of [A] int32; a lane that is idle sees nothing.
-    """
-
-    prompt: tuple[Array, Array]
-    suffix: tuple[Array, Array]
-    recent: tuple[Array, Array]
-
-
-class Caches(NamedTuple):
-    """Of all layers: prompt k [L, P, K, Dh, S], pages of suffixes k [L, N, K, Dh, PAGE], recent k [L, A, K, Dh, R]."""
-
-    prompt: KeyValues
-    suffix: KeyValues
-    recent: KeyValues
 
 
 class _How(NamedTuple):
@@ -66,13 +47,6 @@ class _How(NamedTuple):
     def new(self) -> int:
         """Vectors of a lane and a key head that are new: queries, key and value."""
         return self.shared + 2
-
-
-def kernel_for(mesh: Mesh, config: DecoderConfig, cache_dtype: Any) -> Callable[..., Array] | None:
-    """`lanes_attention` on GPUs where it can read such a model's caches: no int8, heads of a size it has."""
-    gpu = mesh.devices.flat[0].platform == "gpu"
-    fits = cache_dtype != jnp.int8 and config.head_dim == pl.next_power_of_2(config.head_dim) >= 16
-    return lanes_attention if gpu and fits else None
 
 
 def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, table: Array,
@@ -144,12 +118,12 @@ def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: Callable[[Arr
           end: Array, how: _How, whole: bool = True) -> _Running:
     """Goes over places [first, end) of a cache; first and end are [rows] or [].
 
-    at: where keys and values of the number-th page of places lie. whole: a cache's positions are not cut into pages.
+    at: where keys and values of the number-th tile of places lie. whole: a cache's positions are not cut into pages.
     """
 
-    def page(number: Array, running: _Running) -> _Running:
-        places = number * PAGE + jnp.arange(PAGE)
-        span = pl.ds(number * PAGE if whole else 0, PAGE)
+    def tile(number: Array, running: _Running) -> _Running:
+        places = number * _TILE + jnp.arange(_TILE)
+        span = pl.ds(number * _TILE if whole else jax.lax.rem(number * _TILE, PAGE), _TILE)
         inside = places < last
         k = load(k_ref.at[(*at(number), slice(None), span)], inside[None, :])
         v = load(v_ref.at[(*at(number), span, slice(None))], inside[:, None])
@@ -157,7 +131,7 @@ def _read(running: _Running, q: Array, k_ref: Any, v_ref: Any, at: Callable[[Arr
         return running.took(_scores(q, k.astype(q.dtype), seen, how), v.astype(q.dtype))
 
     start, last = (first, end) if first.ndim == 0 else (jnp.min(first), jnp.max(end))
-    return jax.lax.fori_loop(jax.lax.div(start, PAGE), jax.lax.div(last + PAGE - 1, PAGE), page, running)
+    return jax.lax.fori_loop(jax.lax.div(start, _TILE), jax.lax.div(last + _TILE - 1, _TILE), tile, running)
 
 
 def _prompt_kernel(layer: Any, first_row: Any, first: Any, end: Any, new: Any, k_ref: Any, v_ref: Any, top_ref: Any,
@@ -188,8 +162,11 @@ def _own_kernel(layer: Any, table: Any, first: Any, end: Any, first_now: Any, en
     real, pair = number < how.shared, row * how.kv_heads + head
     q, at = load(*_vectors(new, pair * how.new + number, real)), pair * how.shared + number
     running = _Running(load(*_numbers(top, at, real)), load(*_numbers(total, at, real)), load(*_vectors(out, at, real)))
-    running = _read(running, q, k_ref, v_ref, lambda number: (layer[0], table[row, number], head), first[row], end[row],
-                    how, whole=False)
+
+    def of_page(number: Array) -> tuple[Any, ...]:
+        return layer[0], table[row, jax.lax.div(number * _TILE, PAGE)], head
+
+    running = _read(running, q, k_ref, v_ref, of_page, first[row], end[row], how, whole=False)
     running = _read(running, q, k_now, v_now, lambda _: (layer[0], row, head), first_now[row], end_now[row], how)
     k, v = (new[pair * how.new + how.shared + i, :].astype(jnp.float32)[None, :] for i in range(2))
     own = _in_base_two(jnp.sum(q.astype(jnp.float32) * k, axis=1), how)

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-PAGE = 64
-"""Tokens of a page: the kernel reads a page at a time, in whole lines of memory."""
+PAGE = 128
+"""Tokens of a page: whole lines of a TPU's memory."""
 Place = tuple[int, int]
 """A slot and a lane of it."""
 

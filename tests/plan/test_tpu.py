@@ -141,6 +141,20 @@ def test_a_block_of_decoding_moves_no_cache(small, tmp_path):
     assert sum(size for _, size in decode.collectives.values()) < 0.001 * caches
 
 
+def test_a_block_of_decoding_over_pages_changes_them_where_they_lie(small, tmp_path):
+    """One kernel reads them, tokens are stored in place, and nothing of a cache crosses between chips."""
+    (report,), printed = plan(tmp_path, *small, "--accelerator", "v5e-4", "--stages", "decode", "--sampling.slots", "64",
+                              "--sampling.num_generations", "8", "--sampling.max_new_tokens", "1024",
+                              "--sampling.cache_share", "0.25")
+    (decode,) = report.stages
+    pages = 2 * 2 * 4 * 128 * 2 * 16 * 8 * 256  # k and v, layers, heads, bfloat16, slots of a chip, lanes, tokens
+    assert decode.kernels == 1
+    assert pages < decode.formula_arguments < 2 * pages
+    assert decode.temporaries < 0.3 * pages
+    assert sum(size for _, size in decode.collectives.values()) < 0.002 * pages
+    assert "caches read as far as lanes have come" in printed
+
+
 def test_the_estimate_of_a_steps_memory_is_what_the_compiler_needs_or_a_little_more(small, tmp_path):
     """Where most of it is activations that are kept; the plan chooses micro-batches and recomputation by it."""
     (report,), _ = plan(tmp_path, *small, "--accelerator", "v5p-16", "--stages", "dpo", "--dpo.micro_rows", "auto",

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.parallel import make_mesh, param_shardings
-from rlhf_jax.sampling import Sampler, cache, decode, engine, lanes, pages
+from rlhf_jax.sampling import Sampler, decode, engine, lanes, pages
+from rlhf_jax.sampling.cache import scatter_pages, store_pages
+from rlhf_jax.sampling.kernels import PagedAttention
 from rlhf_jax.sampling.lanes import lanes_attention
+from rlhf_jax.sampling.paged import paged_lanes
 from rlhf_jax.sampling.pages import PAGE, Pages, pages_each, pages_of
+from rlhf_jax.sampling.tpu_pages import fetch_pages
 
 SLOTS, LANES, WAYS, TOKENS = 4, 3, 2, 5 * PAGE
 PLACES = [(slot, lane) for slot in range(SLOTS) for lane in range(LANES)]
@@ -68,24 +72,30 @@ def test_who_has_written_most_goes_first_and_who_has_written_least_gives_way():
     assert held.allot({(0, 0): 4 * PAGE, (0, 2): PAGE}) == ({(0, 0), (0, 2)}, [])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one", "mesh"])
-def test_a_sampler_that_runs_out_of_pages_draws_the_same(shape, tiny, prompts, lone_mesh, monkeypatch):
+WAY = {"gpu": PagedAttention(partial(lanes_attention, interpret=True), scatter_pages, apart=True),
+       "tpu": PagedAttention(partial(paged_lanes, read=partial(fetch_pages, interpret=True)), store_pages, apart=False)}
+"""What attends elsewhere, by Pallas's interpreter; here it is XLA."""
+
+
+@pytest.mark.parametrize(("shape", "way"), [
+    (None, None), pytest.param(None, "gpu", marks=pytest.mark.slow), pytest.param(None, "tpu", marks=pytest.mark.slow),
+    *(pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), way, marks=pytest.mark.slow) for way in (None, *WAY))])
+def test_a_sampler_that_runs_out_of_pages_draws_the_same(shape, way, tiny, prompts, lone_mesh, monkeypatch):
     """Pages of 8 tokens, three for a lane and few for all: lanes wait, some begin anew, and nothing is lost."""
-    for module in (cache, decode, engine, lanes, pages):
+    for module in (decode, engine, lanes, pages):
         monkeypatch.setattr(module, "PAGE", 8)
+    monkeypatch.setattr(lanes, "_TILE", 8)
     monkeypatch.setattr(engine, "LEAST_ROWS", {"cpu": 2})
-    config = tiny.make_config(head_dim=16, attn_softcap=2.0)
+    config = tiny.make_config(head_dim=16, attn_softcap=2.0, window=9, full_layers=(1,))
     params, mesh = tiny.make_params(config), lone_mesh if shape is None else make_mesh(shape)
 
-    def draw(share):
-        settings = SamplingConfig(4, max_new_tokens=24, slots=4, block=5, seed=3, cache_share=share)
+    def draw(share, cache_dtype="auto"):
+        settings = SamplingConfig(4, max_new_tokens=24, slots=4, block=5, seed=3, cache_share=share,
+                                  cache_dtype=cache_dtype)
         sampler = Sampler(config, settings, [5], mesh, lambda prompt, ids: "")
         return dict(sampler.generate(jax.device_put(params, param_shardings(config, mesh)), prompts))
 
-    plain, waits, drops = draw(1.0), 0, 0
-    monkeypatch.setattr(engine, "kernel_for", lambda *_: partial(lanes_attention, interpret=True))
-    allot = Pages.allot
+    waits, drops, allot = 0, 0, Pages.allot
 
     def watched(self, wanted):
         nonlocal waits, drops
@@ -93,18 +103,20 @@ def test_a_sampler_that_runs_out_of_pages_draws_the_same(shape, tiny, prompts, l
         waits, drops = waits + len(wanted) - len(served) - len(dropped), drops + len(dropped)
         return served, dropped
 
+    def same(plain, ours):
+        assert sum(len(r.ids) for g in plain.values() for r in g.responses) > 200
+        for index, group in plain.items():
+            for one, other in zip(group.responses, ours[index].responses, strict=True):
+                np.testing.assert_array_equal(one.ids, other.ids)
+                np.testing.assert_allclose(one.logps, other.logps, atol=5e-5)
+
     monkeypatch.setattr(Pages, "allot", watched)
-    ours = draw(0.3)
+    plain = draw(1.0)
+    assert waits == drops == 0
+    if way is None and shape is None:
+        same(draw(1.0, "int8"), draw(0.3, "int8"))
+    if way:
+        monkeypatch.setattr(engine, "paged_attention", lambda *_: WAY[way])
+    same(plain, draw(0.3))
     assert waits > 5
     assert drops > 0
-    assert sum(len(r.ids) for g in plain.values() for r in g.responses) > 200
-    for index, group in plain.items():
-        for one, other in zip(group.responses, ours[index].responses, strict=True):
-            np.testing.assert_array_equal(one.ids, other.ids)
-            np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)
-
-
-def test_a_share_where_there_are_no_pages_is_refused(tiny, config, lone_mesh):
-    settings = SamplingConfig(2, slots=4, cache_share=0.5)
-    with pytest.raises(ValueError, match=r"cache_share = 0.5.*pages on NVIDIA GPUs.*these devices are cpu.*leave"):
-        Sampler(config, settings, [5], lone_mesh, lambda prompt, ids: "")
