@@ -250,6 +250,11 @@ def test_what_is_not_given_keeps_the_default_of_its_place():
     assert build(SftOptions, {"learning_rate": 0.5}).train.learning_rate == 0.5
 
 
+@pytest.mark.parametrize("tree", [{"raft": None}, {"pairs": None, "dpo": None}, {"loop": None}])
+def test_null_takes_back_a_section_that_another_file_gave(tree):
+    assert build(ExperimentConfig, {**START, **tree}) == build(ExperimentConfig, START)
+
+
 def test_options_are_written_as_a_user_gives_them_and_read_back():
     tree = {**START, "dpo": {"beta": 0.3, "learning_rate": 1e-5}, "evaluation": {"data": DATA}}
     config = build(ExperimentConfig, tree)
