@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS ?= $(shell $(PYTHON) -c "import sys; print('constraints.txt' if sys.version_info >= (3, 12) else 'constraints-floor.txt')")
 SEEDS  ?= 5
 
-.PHONY: quickstart test test-slow soak lint check docs reproduce clean constraints
+.PHONY: quickstart test test-all test-slow soak lint check docs reproduce clean constraints
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -15,7 +15,10 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 quickstart: $(VENV)/.installed        ## the whole workflow on the embedded default, then a report to open
 	$(BIN)/rlhf-jax quickstart
 
-test: $(VENV)/.installed              ## the tests
+test: $(VENV)/.installed              ## the tests, those that take a second or so each: all rooms in four minutes
+	$(BIN)/python -m pytest -m "not slow and not longer" --numprocesses 2 --dist loadfile
+
+test-all: $(VENV)/.installed          ## all tests but the minutes-long ones
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: $(VENV)/.installed         ## minutes-long suites: kill and resume, parity with torch where it is installed
@@ -29,7 +32,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test                      ## what a commit must pass
+check: lint test-all                  ## what a commit must pass
 
 docs: $(VENV)/.installed              ## the site, build/site; a dead link or an unknown name ends it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable ".[docs]"

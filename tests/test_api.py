@@ -50,6 +50,7 @@ def alone(plain, params, config, model, prompt, response):
     return logps[len(group.prompt_ids) - 1 :][answer.loss_mask]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("mesh", [{}, {"data": 4, "tensor": 2, "fsdp": 1}], ids=str)
 def test_logps_are_those_of_one_sequence_at_a_time_on_any_mesh(world, mesh, plain, exact_matmul):
     model = rlhf_jax.load(world / "base", mesh=mesh)
@@ -61,6 +62,7 @@ def test_logps_are_those_of_one_sequence_at_a_time_on_any_mesh(world, mesh, plai
     assert model.logps([], []).shape == (0,)
 
 
+@pytest.mark.longer
 def test_an_adapter_is_merged_and_other_weights_can_be_set(world, plain, exact_matmul, lone_mesh):
     base, model = (rlhf_jax.load(world / name, mesh=lone_mesh) for name in ("base", "adapter"))
     before, after = base.logps(PROMPTS, RESPONSES), model.logps(PROMPTS, RESPONSES)
@@ -70,6 +72,7 @@ def test_an_adapter_is_merged_and_other_weights_can_be_set(world, plain, exact_m
     np.testing.assert_allclose(model.token_logps(PROMPTS[:1], RESPONSES[:1])[0], values, atol=1e-5)
 
 
+@pytest.mark.longer
 def test_samples_are_those_of_the_verb(world, tmp_path):
     keys = {"max_new_tokens": 6, "seed": 5, "slots": 8, "temperature": 0.8}
     rows = [json.loads(line) for line in (world / "prompts.jsonl").read_text().splitlines()]
@@ -84,6 +87,7 @@ def test_samples_are_those_of_the_verb(world, tmp_path):
         assert [r.text for r in a.responses] == [r.text for r in b.responses]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", ["rm", pytest.param("judge", marks=pytest.mark.slow)])
 def test_scores_are_those_of_the_verb(world, tmp_path, name):
     groups = rlhf_jax.load(world / "base").generate(PROMPTS, n=2, max_new_tokens=6)
@@ -100,6 +104,7 @@ def test_scores_are_those_of_the_verb(world, tmp_path, name):
     assert judge.score(chats) == pytest.approx(expected[4:], abs=1e-5)
 
 
+@pytest.mark.longer
 def test_a_score_is_the_head_at_the_last_token_of_one_sequence(world, plain, exact_matmul, lone_mesh):
     judge = rlhf_jax.load(world / "rm", mesh=lone_mesh)
     ids = judge.tokenizer.apply_chat_template([*MESSAGES, {"role": "assistant", "content": "A fox."}],
@@ -150,6 +155,7 @@ def test_what_cannot_be_done_is_said(world, call, message):
         call(rlhf_jax.load(world / "base"), rlhf_jax.load(world / "rm"))
 
 
+@pytest.mark.longer
 def test_importing_the_package_costs_nothing_and_its_losses_jax_alone():
     code = ("import sys, rlhf_jax; assert 'jax' not in sys.modules; from rlhf_jax import losses; "
             "print(sorted({'flax', 'optax', 'transformers', 'datasets', 'safetensors'} & set(sys.modules)))")

@@ -16,18 +16,23 @@ from rlhf_jax.fields import Declared, declared
 WIDTH = 118
 
 
-def print_help(verb: str, options: type, section: str = "") -> None:
-    """Prints the keys of a verb, or of one of its sections."""
+def print_help(verb: str, options: type, section: str = "", *, dry_run: bool = True,
+               given: Mapping[str, Any] | None = None) -> None:
+    """Prints the keys of a verb, or of one of its sections.
+
+    dry_run: whether the verb has one. given: what a config that the verb brings along says, as a tree.
+    """
     kinds: tuple[type, ...] = (options,)
-    prefix = ""
+    prefix, known = "", given or {}
     for name in filter(None, section.split(".")):
         field = next((f for f in _fields(kinds[0]) if f.name == name and (f.kinds or f.item)), None)
         if field is None:
             refuse(verb, f"there is no section {section!r}")
         kinds, prefix = (field.item,) if field.item else field.kinds, f"{prefix}{name}{'[]' if field.item else ''}."
-    usage = f"usage: rlhf-jax {verb} [--config x.yaml] [--key value ...] [--dry-run]"
+        known = known[name] if isinstance(known.get(name), Mapping) else {}
+    usage = f"usage: rlhf-jax {verb} [--config x.yaml] [--key value ...]{' [--dry-run]' * dry_run}"
     print(f"{usage}\n\n{summary(kinds[0])}" if len(kinds) == 1 else usage)
-    for title, lines in _groups(kinds, prefix, "", set()):
+    for title, lines in _groups(kinds, prefix, "", set(), known):
         print("\n" + "\n".join([title] * bool(title) + lines))
     print("\n--config may be given more than once; later values win. A key without effect is an error.")
 
@@ -46,7 +51,8 @@ def _fields(options: type) -> Iterator[Declared]:
             yield from _fields(kind)
 
 
-def _groups(kinds: tuple[type, ...], prefix: str, title: str, seen: set[type]) -> Iterator[tuple[str, list[str]]]:
+def _groups(kinds: tuple[type, ...], prefix: str, title: str, seen: set[type], given: Mapping[str, Any]
+            ) -> Iterator[tuple[str, list[str]]]:
     """Title and lines of each group: a command's own keys first, then those of its flat groups, each group once."""
     if len(kinds) > 1:
         names = "|".join(map(kind_name, kinds))
@@ -56,11 +62,12 @@ def _groups(kinds: tuple[type, ...], prefix: str, title: str, seen: set[type]) -
         if own:
             words = _words(kind)
             yield (f"kind: {kind_name(kind)}. {summary(kind)}" if len(kinds) > 1 else title,
-                   [line for f in own for line in _entry(f, words.get(f.name), prefix)])
+                   [line for f in own for line in _entry(f, words.get(f.name), prefix, given)])
         seen.add(kind)
         for field in declared(kind):
             if field.flat and not seen.issuperset(field.kinds):
-                yield from _groups(field.kinds, prefix, f"{summary(field.kinds[0]).split('. ')[0].rstrip('.')}:", seen)
+                yield from _groups(field.kinds, prefix, f"{summary(field.kinds[0]).split('. ')[0].rstrip('.')}:", seen,
+                                   given)
 
 
 def _words(documented: type) -> dict[str, str | None]:
@@ -68,13 +75,15 @@ def _words(documented: type) -> dict[str, str | None]:
     return {item.arg_name: item.description for item in parse(documented.__doc__ or "").params}
 
 
-def _entry(field: Declared, words: str | None, prefix: str) -> list[str]:
-    text = words or ""
+def _entry(field: Declared, words: str | None, prefix: str, given: Mapping[str, Any]) -> list[str]:
+    text, facts = words or "", "required" if field.required else ""
     if field.kinds or field.item:
         text += f" (--{prefix}{field.name}.help lists {'the keys of each' if field.item else 'its keys'})"
-        facts = "required" if field.required else ""
-    else:
-        facts = "required" if field.required else f"default {_shown(field.default)}"
+        facts = "given by this verb" if field.name in given else facts
+    elif field.name in given:
+        facts = f"given by this verb: {_shown(given[field.name])}"
+    elif not field.required:
+        facts = f"default {_shown(field.default)}"
     if field.range is not None:
         facts += f"; {field.range}"
     kind = f"[{declared(field.item)[0].name.upper()} | {{...}}, ...]" if field.item else _type(field.hint)
@@ -90,7 +99,7 @@ def _body(text: str | None, facts: str) -> list[str]:
 
 def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else (
-        f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value))
+        f"[{', '.join(map(str, value))}]" if isinstance(value, tuple | list) else str(value))
 
 
 def _type(hint: Any) -> str:

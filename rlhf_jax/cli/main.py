@@ -9,6 +9,7 @@ import traceback
 from importlib import resources
 from pathlib import Path
 
+from rlhf_jax.cli.config_file import read_config
 from rlhf_jax.cli.help import print_help
 from rlhf_jax.cli.parser import show
 from rlhf_jax.cli.verbs import ELSEWHERE, VERBS, named
@@ -30,11 +31,8 @@ def main() -> None:
         hint = f"It is called {ELSEWHERE[verb]} here. " if verb in ELSEWHERE else hint
         print(f"rlhf-jax: no verb {verb!r}. {hint}Known are: {', '.join(VERBS)}", file=sys.stderr)
         raise SystemExit(2)
-    if {"-h", "--help"} & set(rest):
-        print_help(verb, named(VERBS[verb].options))
-        raise SystemExit(0)
-    if section := next((word for word in rest if word.endswith(".help")), None):
-        print_help(verb, named(VERBS[verb].options), section.strip("-").removesuffix(".help").replace("-", "_"))
+    if asked := next((word for word in rest if word in ("-h", "--help") or word.endswith(".help")), None):
+        _help(verb, asked.strip("-").removesuffix(".help").replace("-", "_") if asked.endswith(".help") else "")
         raise SystemExit(0)
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
@@ -60,6 +58,12 @@ def main() -> None:
             traceback.print_exception(error)
         _fail_together()
         raise SystemExit(1) from error
+
+
+def _help(name: str, section: str) -> None:
+    verb = VERBS[name]
+    given = read_config(str(resources.files("rlhf_jax.cli") / verb.config)) if verb.config else None
+    print_help(name, named(verb.options), section, dry_run=verb.preview is not None, given=given)
 
 
 def _fail_together() -> None:

@@ -24,9 +24,9 @@ from rlhf_jax.models.triton import block_of
 from rlhf_jax.parallel import batch_ways
 from rlhf_jax.parallel.accelerators import Accelerator
 from rlhf_jax.parallel.decoding import token_bytes
-from rlhf_jax.sampling.pages import PAGE
 from rlhf_jax.plan.hlo import Collective
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
+from rlhf_jax.sampling.pages import PAGE
 from rlhf_jax.training.attention import platform_of
 
 SPLASH_BLOCK = 512

@@ -21,6 +21,7 @@ def test_a_key_that_is_a_number_is_a_name_like_any_other():
     assert read_value("{1: a, null: b}") == {"1": "a", "None": "b"}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("text", "said"), [
     (BOMB, f"more than {MAX_VALUES:,} values, aliases written out"),
     ("a: &a [*a]", "a value holds itself"),

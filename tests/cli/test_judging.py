@@ -65,6 +65,7 @@ def test_training_rows_that_are_asked_here_too_are_said(evaluated, world):
     assert report["accuracy"]["value"] == pytest.approx(results(folder).mean())
 
 
+@pytest.mark.longer
 def test_benchmark_prompts_in_training_rows_are_said_before_training(world, rlhf_jax, tmp_path):
     question = json.loads((world / "prompts.jsonl").read_text().splitlines()[0])["prompt"]
     text = question if isinstance(question, str) else question[-1]["content"]
@@ -92,6 +93,7 @@ def test_a_policy_is_scored_against_its_reference(world, rlhf_jax, tmp_path):
     assert "kind: implicit against its reference_model; kind: local_judge" in " ".join(out.split())
 
 
+@pytest.mark.longer
 def test_a_model_here_judges_by_a_rubric_of_ones_own(world, rlhf_jax, tmp_path):
     """Whatever the untrained judge says, this rubric reads a tie; the one that comes with the program is too long."""
     (tmp_path / "rubric.yaml").write_text('user: "{question} {answer_a} {answer_b}"\nverdict: "()"\ntie: ""\n')

@@ -179,6 +179,18 @@ def test_help_lists_only_keys_that_the_verb_has(verb, rlhf_jax):
     assert listed == {key for key, _, _ in keys(named(VERBS[verb].options)) if "." not in key}
 
 
+def test_help_says_what_a_verb_brings_along_and_whether_it_has_a_dry_run(rlhf_jax):
+    _, shown, _ = rlhf_jax("quickstart", "--help")
+    assert "[given by this verb: runs/quickstart]" in shown
+    assert "required" not in shown
+    _, shown, _ = rlhf_jax("quickstart", "--loop.help")
+    assert "[given by this verb: 3; at least" in shown
+    assert "[--dry-run]" in rlhf_jax("iterate", "--help")[1]
+    assert "[required]" in rlhf_jax("iterate", "--help")[1]
+    for verb in ("plan", "doctor", "inspect"):
+        assert "--dry-run" not in rlhf_jax(verb, "--help")[1]
+
+
 @pytest.mark.parametrize("verb", ["sft", "generate", "score", "pairs", "evaluate", "inspect", "export", "plan"])
 def test_help_needs_neither_jax_nor_a_tokenizer(verb):
     code = f"import sys; sys.argv[1:] = [{verb!r}, '--help']; from rlhf_jax.cli.main import main\n" \

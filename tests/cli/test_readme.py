@@ -37,6 +37,7 @@ def given(words, world):
     return [word.replace("MODEL", str(world / "long")) for word in words]
 
 
+@pytest.mark.longer
 def test_the_commands_for_ones_own_model_begin_as_printed(home, world, rlhf_jax):
     assert [words[0] for words in commands()] == ["inspect", "doctor", "reward", "iterate"]
     for words in commands():

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 TRAIN = ["--train_batch_size", "4", "--row_length", "384", "--max_steps", "2", "--max_length", "380",
          "--learning_rate", "1e-3"]
 
 
+@pytest.mark.longer
 def test_a_run_leaves_rounds_a_model_and_a_page(world, rlhf_jax, tmp_path):
     rows = world / "preference_eval.jsonl"
 

@@ -18,6 +18,7 @@ from rlhf_jax.workflow.stage import Run, Stage, hash_path
 TRAIN = ["--train_batch_size", "8", "--micro_rows", "1", "--row_length", "160", "--learning_rate", "1e-3"]
 
 
+@pytest.mark.longer
 def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, tmp_path):
     base = ["--model_name_or_path", world / "base"]
     steps = {
@@ -48,6 +49,7 @@ def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, t
     assert "options.rule" in err
 
 
+@pytest.mark.longer
 def test_turning_a_tracker_on_or_off_redoes_nothing(world, rlhf_jax, tmp_path):
     pytest.importorskip("tensorboardX")
     sft = ["sft", "--model_name_or_path", world / "base", "--dataset_name", world / "sft.jsonl", *TRAIN]
@@ -68,6 +70,7 @@ def test_a_missing_tracker_is_said_before_anything_is_made(world, rlhf_jax, tmp_
     assert not (tmp_path / "sft").exists()
 
 
+@pytest.mark.longer
 def test_a_pairwise_model_trains_and_scores(world, rlhf_jax, tmp_path):
     status, _, err = rlhf_jax("reward", "--kind", "pairwise", "--model_name_or_path", world / "base", "--dataset_name",
                               world / "preference.jsonl", *TRAIN, "--row_length", "256", "--num_train_epochs", "30",
@@ -114,6 +117,7 @@ def test_a_benchmark_writes_its_numbers_and_its_authors_file(rlhf_jax, tmp_path)
     assert "there is no benchmark 'rm_bnch', did you mean rm_bench?" in " ".join(err.split())
 
 
+@pytest.mark.longer
 def test_scored_samples_are_probed_for_length(rlhf_jax, tmp_path):
     rows = [{"prompt": f"q{i}", "responses": [{"text": "x" * n, "score": 0} for n in sizes]}
             for i, sizes in enumerate(((1, 2, 3), (5, 3, 4), (2, 2, 2)))]
@@ -133,6 +137,7 @@ def test_scored_samples_are_probed_for_length(rlhf_jax, tmp_path):
     assert "those that were read as text have characters and no tokens" in " ".join(err.split())
 
 
+@pytest.mark.longer
 def test_a_policy_is_evaluated_against_a_baseline(world, rlhf_jax, tmp_path):
     base = world / "base"
     status, _, err = rlhf_jax(
@@ -161,6 +166,7 @@ def other_template(folder):
     path.write_text(path.read_text().replace("<|user|>", "<|user|>Q"))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("change", "words"), [
     (other_ids, "different vocabularies: 2 tokens differ, such as 'a'"),
     (other_template, "writes 8 of 8 prompts in other tokens"),
@@ -179,6 +185,7 @@ def test_a_policy_of_other_tokens_than_its_baseline_is_not_evaluated(change, wor
     assert status == (1 if change is other_ids else 0), err
 
 
+@pytest.mark.longer
 def test_a_reference_of_another_shape_is_run_as_what_it_is(world, rlhf_jax, tmp_path):
     """The same weights under another config: what the reference says is what it says of itself as the policy."""
     other = tmp_path / "other"
@@ -287,6 +294,7 @@ def test_a_weights_file_that_was_cut_off_is_named(world, rlhf_jax, tmp_path):
         assert "Traceback" not in err
 
 
+@pytest.mark.longer
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(world, rlhf_jax, tmp_path):
     status, _, err = rlhf_jax("evaluate", "--scorer.model_name_or_path", world / "base", "--dataset_name",
                               world / "preference_eval.jsonl", "--output_dir", tmp_path / "out")

@@ -371,6 +371,7 @@ COMPLETE = {
 """verb -> a config that it takes."""
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("verb", VERBS)
 def test_setting_any_key_of_a_verb_changes_what_is_run_or_is_refused_by_name(verb):
     before = flattened(build(ALL[verb], COMPLETE[verb]))

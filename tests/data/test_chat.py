@@ -452,6 +452,7 @@ HEADERS = {"llama3": "<|start_header_id|>assistant<|end_header_id|>\n\n", "chatm
            "zephyr": "<|assistant|>\n", "mistral": "[/INST]", "gemma": "<start_of_turn>model\n"}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("name", "template"), [
     *(("llama-3", template) for template in HEADERS), ("smollm2", "chatml"), ("stories15M", "zephyr"),
     ("stories15M", "mistral"), ("stories15M", "gemma")])

@@ -61,6 +61,7 @@ def published(shared):
         "gsm8k/test.jsonl.gz")])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("source", "converter", "count", "found"), [
     ("preference/alpacaeval-graded/train.jsonl.gz", "alpacaeval_graded", 573, 573),
     ("sft/gpteacher/codegen.jsonl.gz", "alpaca", 4535, 2),

@@ -18,6 +18,7 @@ def test_shingles_by_hand():
     assert jaccard(shingles("a b c d"), shingles("A b, c d")) == 1.0
 
 
+@pytest.mark.longer
 def test_what_is_found_is_what_comparing_all_with_all_finds():
     pytest.importorskip("datasketch")
     rng = random.Random(0)

@@ -32,6 +32,7 @@ def test_rows_behind_max_samples_are_not_parsed(tmp_path, monkeypatch):
     assert len(parsed) == 11  # one more, to know that there is one
 
 
+@pytest.mark.longer
 def test_what_reading_holds_does_not_grow_with_the_rows(tmp_path):
     held = []
     for count in (100, 2000):

@@ -151,6 +151,7 @@ def test_groups_on_disk_make_the_same_batches(make_groups, make_reference):
         same(batch, batch_again)
 
 
+@pytest.mark.longer
 def test_what_an_epoch_holds_does_not_grow_with_the_groups():
     ids, mask = np.arange(300, dtype=np.int32), np.ones(300, bool)
     held = []

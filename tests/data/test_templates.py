@@ -69,6 +69,7 @@ def test_of_several_templates_the_one_that_transformers_takes_is_rendered(make_t
     assert rendered(tokenizer, USER, {"tools": TOOLS}) == "t 1"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("template", [
     "{{ 'a' * 10**10 }}", "{{ 'x'.ljust(10**10) }}", "{{ '%10000000000d' % 1 }}", "{{ '{:>10000000000}'.format(1) }}",
     "{{ 'a' | center(10**10) }}", "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}", "{{ [0] * 10**10 }}",
@@ -117,6 +118,7 @@ def test_variables_that_are_no_json_are_inert_and_settings_of_the_call_are_no_va
         rendered(make_tokenizer("{{ x }}"), USER, {"tokenize": True})
 
 
+@pytest.mark.longer
 def test_a_process_that_something_else_ended_is_started_again(make_tokenizer):
     tokenizer = make_tokenizer("{{ messages[0].content }}")
     assert rendered(tokenizer, USER, {}) == "hi"

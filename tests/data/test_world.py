@@ -120,6 +120,7 @@ def test_rated_answers_have_their_true_ratings_with_holes_and_the_held_out_ones_
         WorldConfig(rating_holes=0.5)
 
 
+@pytest.mark.longer
 def test_a_taste_for_length_makes_people_choose_the_longer_answer_as_often_as_it_says():
     def longer(taste):
         pairs = world_rows(WorldConfig(sft_rows=1, preference_rows=2000, prompt_rows=1, eval_prompts=1,
@@ -227,6 +228,7 @@ def test_chosen_and_rejected_differ_and_evaluation_rows_show_no_answer(rows):
         assert all([m["role"] for m in row["prompt"]] == ["user"] for row in rows[name])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("config", [
     WorldConfig(),
     WorldConfig(seed=1), WorldConfig(seed=4),

@@ -130,6 +130,7 @@ def patched(text, lines):
     return text
 
 
+@pytest.mark.longer
 def test_error_texts_are_those_of_the_program():
     page = (ROOT / "docs" / "debugging.md").read_text()
     section = page[page.index("## By error text"):].partition("\n## ")[0]

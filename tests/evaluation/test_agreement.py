@@ -37,6 +37,7 @@ def test_without_ties_kappa_is_twice_the_agreement_less_one_also_against_labels(
     assert agreement(a, a)["kappa"].value == 1.0
 
 
+@pytest.mark.longer
 def test_judges_that_know_nothing_of_each_other_are_at_zero_and_the_interval_covers_it():
     covered = 0
     for seed in range(60):

@@ -114,6 +114,7 @@ def test_equal_texts_of_a_matrix_tie():
     assert rm_bench.matrix(cut, "half")[0, 0] == 0.5
 
 
+@pytest.mark.longer
 def test_intervals_over_prompts_cover_the_truth_and_those_over_rows_do_not():
     rng = np.random.default_rng(0)
     covered = {"prompts": 0, "rows": 0}
@@ -235,6 +236,7 @@ def test_a_scorer_that_compares_meets_every_pair(tmp_path):
     assert not rows_of(verdicts)[0].scores
 
 
+@pytest.mark.longer
 def test_the_interval_of_the_real_rm_bench_is_over_prompts(shared):
     """As if pairs were independent, the standard error of `normal` would be 0.0112."""
     examples, funnel = read("rm_bench", shared / "preference/rm-bench/dev.jsonl.gz")

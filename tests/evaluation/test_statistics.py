@@ -49,6 +49,7 @@ def repeated(rng, prompts):
     return rng.normal(size=prompts)[names] + 0.3 * rng.normal(size=len(names)), names.tolist(), 0.0
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("draw", "prompts"), [(normal, 3), (normal, 8), (rates, 8), (normal, 12), (repeated, 12)])
 def test_intervals_of_few_prompts_cover_the_truth_as_often_as_those_of_many(draw, prompts):
     rng = np.random.default_rng(0)

@@ -109,6 +109,7 @@ def solutions(shared):
                        extra={"answer": row["ground_truth"]}) for i, row in enumerate(rows)]
 
 
+@pytest.mark.longer
 def test_solutions_without_an_answer_and_the_flexible_rule(solutions):
     """What `verify` does not print of the same file; its figures are tests/workflow/test_published.py's."""
     strict, flexible = ([ballot_of(group, find_rule(name), "answer", None) for group in solutions]

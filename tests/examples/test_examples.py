@@ -53,6 +53,7 @@ def test_an_example_is_short_and_listed(path):
     assert f"[{path.name}]({path.name})" in (ROOT / "examples/README.md").read_text()
 
 
+@pytest.mark.longer
 def test_a_loop_of_ones_own_learns(example):
     loss, accuracy = example("own_loop").main(steps=30)
     assert loss < np.log(2)

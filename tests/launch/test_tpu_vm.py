@@ -151,6 +151,7 @@ def test_worker_runs_the_command_and_ends_with_its_status(worker, tmp_path):
     assert first.returncode == 75
 
 
+@pytest.mark.longer
 def test_worker_outlives_its_connection(worker, tmp_path):
     command = (f"bash -c 'echo once >> {tmp_path}/starts; echo at work; "
                f"until [ -e {tmp_path}/enough ]; do sleep 0.1; done; echo done'")

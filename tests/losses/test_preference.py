@@ -102,6 +102,7 @@ MAPS = [("reverse_kl", None), ("forward_kl", None), ("js_divergence", None),
         *(("alpha_divergence", coef) for coef in (-1.0, 0.0, 0.5, 0.9, 2.0))]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("name", "divergence", "coef"), [
     (name, *mapped) for name, loss in PAIRED.items() for mapped in (MAPS if "divergence" in loss.knobs else MAPS[:1])])
 def test_values_and_gradients_are_finite_at_any_log_ratio(name, divergence, coef):
@@ -137,6 +138,7 @@ def test_squares_are_squares_below_their_cap(loss):
     np.testing.assert_allclose(term.values, expected, rtol=2e-5)
 
 
+@pytest.mark.longer
 def test_padded_pairs_change_nothing(appendix_a):
     mask = jnp.arange(81) % 27 == 1  # pairs 1, 28 and 55
     junk = jnp.resize(jnp.asarray([jnp.nan, jnp.inf, -jnp.inf, -1e30, 0.0]), 81)
@@ -175,6 +177,7 @@ def test_gradients_are_finite_for_log_probabilities_up_to_ten_thousand():
         assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(results)), name
 
 
+@pytest.mark.longer
 def test_gradients_of_mapped_ratios_are_finite():
     specs = [
         PreferenceLoss(name, f_divergence_type=divergence)

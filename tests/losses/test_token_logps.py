@@ -20,6 +20,7 @@ def problem(shape=(3, 10), width=8, vocab=17):
     return hidden, head, jax.random.randint(keys[2], shape, 0, vocab)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("chunk", [1, 3, 4, 10, 64])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_values_and_gradients_equal_the_plain_form_for_every_chunk(chunk, softcap):
@@ -47,6 +48,7 @@ def test_pieces_are_even_so_that_no_logits_are_computed_for_padding():
     assert "f32[1,32,17]" not in program
 
 
+@pytest.mark.longer
 def test_works_on_one_row_and_on_any_number_of_leading_axes():
     hidden, head, targets = problem((2, 2, 5))
     whole = token_logps(hidden, head, targets, chunk=2)
@@ -67,6 +69,7 @@ def test_stats_equal_closed_forms_and_carry_no_gradient():
     assert not np.any(grads)
 
 
+@pytest.mark.longer
 def test_temporary_memory_does_not_grow_with_the_number_of_tokens_times_the_vocabulary():
     vocab, width, tokens = 32_000, 16, 2048
     hidden = jax.ShapeDtypeStruct((1, tokens, width), jnp.float32)
@@ -82,6 +85,7 @@ def test_temporary_memory_does_not_grow_with_the_number_of_tokens_times_the_voca
     assert chunked < temp_bytes(plain) / 4
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("softcap", [None, 2.0])
 def test_padding_rows_of_the_head_have_no_probability_no_gradient_and_no_part_in_the_statistics(softcap):
     keys = jax.random.split(jax.random.key(0), 3)

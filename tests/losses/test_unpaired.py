@@ -44,6 +44,7 @@ def test_at_the_reference_kto_is_half_its_weights_and_bco_the_logarithm_of_two()
     np.testing.assert_allclose(bco.values[:4], np.log(2), rtol=1e-6)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", ["kto", "bco", "apo_zero_unpaired"])
 def test_padding_changes_nothing_and_no_gradient_passes_through_what_the_batch_shares(name):
     spec, junk = PreferenceLoss(name), jnp.asarray([jnp.nan, jnp.inf, -jnp.inf])

@@ -39,6 +39,7 @@ def test_a_wide_window_hides_nothing():
     assert mask_of(3).sum() == mask_of().sum() - 2  # the last tokens of both branches lose the first prompt token
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
 def test_attention_equals_softmax_one_query_and_one_head_at_a_time(heads, kv_heads, softcap):
@@ -56,6 +57,7 @@ def test_attention_equals_softmax_one_query_and_one_head_at_a_time(heads, kv_hea
                 np.testing.assert_allclose(out[b, t, h], weights @ v[b, seen, shared], atol=1e-5)
 
 
+@pytest.mark.longer
 def test_a_query_that_sees_nothing_stays_finite_with_finite_gradients():
     q, k, v = random(1, 2, 2, 4), random(1, 3, 2, 4, seed=1), random(1, 3, 2, 4, seed=2)
     mask = jnp.zeros((1, 2, 3), bool)
@@ -63,6 +65,7 @@ def test_a_query_that_sees_nothing_stays_finite_with_finite_gradients():
     assert all(np.isfinite(x).all() for x in (attention(q, k, v, mask, scale=0.5), *grads))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
 @pytest.mark.parametrize("cut", [0, 3])

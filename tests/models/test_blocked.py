@@ -25,6 +25,7 @@ def visible(rows, window=None):
     return packed_mask(RowIds(*(jnp.asarray(x) for x in (rows.group_ids, rows.branch_ids, rows.positions))), window)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("block", [8, 16, 32, 64])
 @pytest.mark.parametrize(("heads", "kv_heads", "window", "softcap"), [
     (4, 2, None, None), (2, 2, 5, None), (6, 1, 3, 0.7)])

@@ -58,6 +58,7 @@ def in_new_layout(raw):
     return new | {"rope_parameters": rope, "dtype": "bfloat16"}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("family", EXPECTED)
 @pytest.mark.parametrize("layout", [dict, in_new_layout])
 def test_published_configs_are_read_in_both_layouts(family, layout):

@@ -30,6 +30,7 @@ def hidden(params, config, tokens=TOKENS, **options):
 pytestmark = pytest.mark.usefixtures("exact_matmul")
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("family", "changes"), [
     ("llama", {}), ("qwen2", {}), ("gemma3_text", {}), ("qwen3_moe", {"experts": 4, "experts_per_token": 2})])
 def test_layers_apart_and_products_merged_change_no_hidden_state(family, changes, tiny, weights):
@@ -44,6 +45,7 @@ def test_layers_apart_and_products_merged_change_no_hidden_state(family, changes
     np.testing.assert_allclose(hidden(merged(apart), config), expected, atol=1e-5)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_hidden_states_equal_the_decoder_written_out_plainly(family, tiny, weights, plain):
     config = tiny(family)
@@ -59,6 +61,7 @@ def test_the_window_matters_from_the_first_token_beyond_it_on(tiny, weights):
     assert np.abs(near[:, 4:] - full[:, 4:]).max(-1).min() > 1e-4
 
 
+@pytest.mark.longer
 def test_what_is_recomputed_changes_neither_values_nor_gradients(tiny, weights):
     config = tiny("qwen3")
     params = weights(config)
@@ -72,6 +75,7 @@ def test_what_is_recomputed_changes_neither_values_nor_gradients(tiny, weights):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found[name], found["none"])
 
 
+@pytest.mark.longer
 def test_recomputing_saves_memory(tiny):
     config = tiny(layers=16, embed=32, mlp=256)
     tokens = np.zeros((1, 128), np.int32)
@@ -166,6 +170,7 @@ def test_a_tied_model_has_one_table(tiny):
     assert output_head(untied) is untied["head"]
 
 
+@pytest.mark.longer
 def test_fresh_weights_have_the_spread_the_config_says(tiny):
     params = init_params(jax.random.key(0), tiny(vocab_size=512, embed=64, mlp=256, initializer_range=0.02))
     layers = params["layers"]
@@ -176,6 +181,7 @@ def test_fresh_weights_have_the_spread_the_config_says(tiny):
     assert not np.array_equal(layers["mlp"]["up"], layers["mlp"]["gate"])
 
 
+@pytest.mark.longer
 def test_forward_works_under_strict_dtype_promotion_in_bfloat16(tiny, weights):
     config = tiny("qwen3", window=3)
     with jax.numpy_dtype_promotion("strict"):

@@ -22,6 +22,7 @@ def stored(golden_name, models, tmp_path):
     return arrays, tensors, tmp_path
 
 
+@pytest.mark.longer
 def test_logits_scores_greedy_tokens_and_written_tensors_are_those_of_transformers(stored, ours, models):
     arrays, tensors, folder = stored
     assert np.abs(arrays["logits"]).max() > 1.0

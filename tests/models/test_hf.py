@@ -37,6 +37,7 @@ def saved(tiny, weights, tmp_path):
     return config, tmp_path
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"num_labels": 3}])
 @pytest.mark.parametrize("shard", [10**9, 3000])

@@ -59,6 +59,7 @@ def test_a_product_is_that_of_the_weights_it_stands_for(shape, inputs):
     np.testing.assert_allclose(dense(x, weight, inputs), np.tensordot(x, whole(weight), inputs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("family", "changes"), [
     ("llama", {"tie_embeddings": False}), ("qwen2", {}), ("gemma3_text", {}),
     ("qwen3_moe", {"experts": 4, "experts_per_token": 2})])

@@ -45,6 +45,7 @@ def model(tiny, weights):
     return config, weights(config)
 
 
+@pytest.mark.longer
 def test_a_fresh_adapter_changes_nothing_to_the_bit(model):
     config, params = model
     adapter = init_lora(jax.random.key(0), config, LORA)
@@ -67,6 +68,7 @@ def test_dropout_scales_what_it_keeps_and_touches_the_update_alone():
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.longer
 def test_layers_modules_and_rows_drop_different_places_and_none_on_average(model):
     config, params = model
     adapted = with_lora(params, trained_adapter(config), LORA.scale)
@@ -95,6 +97,7 @@ def test_a_starts_with_variance_one_over_fan_in_and_modules_differ(tiny):
     assert not np.array_equal(adapter["q_proj"]["a"][0], adapter["q_proj"]["a"][1])
 
 
+@pytest.mark.longer
 def test_b_may_start_random_instead_with_variance_one_over_the_rank(model):
     config, params = model
     lora = LoraConfig(use_peft=True, lora_r=64, lora_init="b")
@@ -107,6 +110,7 @@ def test_b_may_start_random_instead_with_variance_one_over_the_rank(model):
     assert not grads["q_proj"]["b"].any()
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("targets", [tuple(TARGETS), *((name,) for name in TARGETS)])
 def test_merged_weights_equal_the_two_matmuls(targets, model):
     config, params = model
@@ -133,6 +137,7 @@ def test_the_update_is_alpha_over_r_times_a_times_b(model):
                                        atol=1e-5)
 
 
+@pytest.mark.longer
 def test_magnitudes_are_the_lengths_of_the_merged_columns(model):
     """Of DoRA; `forward` has no form of it that is not merged, so an adapter with them is not taken for a plain one."""
     config, params = model
@@ -151,6 +156,7 @@ def test_magnitudes_are_the_lengths_of_the_merged_columns(model):
         with_lora(params, dora, LORA.scale)
 
 
+@pytest.mark.longer
 def test_gradients_flow_to_a_and_b_alone(model):
     config, params = model
     adapter = trained_adapter(config)
@@ -187,6 +193,7 @@ def test_names_and_shapes_on_disk_are_pefts(model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "base"), jax.device_get(params))
 
 
+@pytest.mark.longer
 def test_the_adapter_follows_the_dtype_of_the_base(model, tiny):
     config, _ = model
     params = init_params(jax.random.key(0), config, jnp.bfloat16)

@@ -55,17 +55,20 @@ def check(rows, mesh, heads, kv_heads, window, softcap):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("heads", "kv_heads", "window", "softcap"), [(4, 2, None, None), (4, 1, 7, 0.7)])
 def test_values_and_gradients_are_those_of_attention_over_whole_rows(rows, lone_mesh, heads, kv_heads, window, softcap):
     check(rows, lone_mesh, heads, kv_heads, window, softcap)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("shape", [MeshConfig(data=2, fsdp=2, context=2), MeshConfig(fsdp=2, tensor=4),
                                    MeshConfig(fsdp=4, tensor=2, axis_types="explicit")], ids=str)
 def test_the_same_with_rows_positions_and_heads_cut_over_a_mesh(rows, shape):
     check(rows, make_mesh(shape), 4, 2, None, None)
 
 
+@pytest.mark.longer
 def test_the_decoder_with_mixed_windows_computes_the_same(rows, lone_mesh, tiny, weights):
     config = tiny("gemma2", window=4, full_layers=(1,), attn_softcap=2.0, norms="both")
     params = weights(config)

@@ -54,6 +54,7 @@ def check(rows, mesh, heads, kv_heads, window, softcap, head_dim=16):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("heads", "kv_heads", "window", "softcap", "head_dim"), [
     (4, 2, None, None, 12), pytest.param(4, 1, 7, 0.7, 16, marks=pytest.mark.slow)])
 def test_values_and_gradients_are_those_of_attention_over_whole_rows(rows, lone_mesh, heads, kv_heads, window, softcap,
@@ -81,6 +82,7 @@ def test_only_blocks_with_something_to_see_are_visited(rows):
     assert mask.sum() < 0.6 * mask.size
 
 
+@pytest.mark.longer
 def test_padding_neither_takes_nor_gives_a_gradient(rows, lone_mesh):
     """A cotangent at padding, which no loss makes, must not reach anything."""
     ids, kernel = ids_of(rows), triton_rows(lone_mesh, TOKENS, interpret=True)

@@ -26,6 +26,7 @@ def test_one_process_has_all_rows(axis):
     assert rows_here(batch_sharding(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), axis), 8, axis) == list(range(8))
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", [MeshConfig(), MeshConfig(fsdp=4, tensor=2)], ids=str)
 def test_weights_are_handed_over_to_the_bit_and_counted(shape, dtype, tiny):
@@ -41,6 +42,7 @@ def test_weights_are_handed_over_to_the_bit_and_counted(shape, dtype, tiny):
     assert handed.seconds > 0
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("slots", "tensor"), [(2, 4), (16, 4), (4096, 2)])
 def test_weights_handed_over_in_the_cheapest_layout_are_the_same_to_the_bit(slots, tensor, tiny):
     """Few lanes read the weights in pieces; many pay more for all-reduces than the weights they would save."""

@@ -227,6 +227,7 @@ def test_options_that_contradict(recipe, tmp_path, capsys, args, said):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.longer
 def test_the_command_compiles_and_writes_keys_that_a_config_takes(recipe, tmp_path, rlhf_jax):
     recipe(RECIPE)
     config, keys = str(tmp_path / "recipe.yaml"), tmp_path / "made" / "faster.yaml"

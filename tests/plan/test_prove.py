@@ -54,6 +54,7 @@ def test_every_axis_alone_several_together_and_two_other_orders():
     assert next(iter(layouts(MeshConfig(), jax.devices()[:1]))).name == "one device"
 
 
+@pytest.mark.longer
 def test_a_step_of_an_adapter_is_the_same_in_another_order_of_the_devices(stage, these):
     these("data 2 x fsdp 2 x tensor 2, devices shuffled")
     (found,) = prove([stage(LORA)], EVERYWHERE, jax.devices())
@@ -87,6 +88,7 @@ class Forgetful(Compute):
                              out_specs=P(rows), check_vma=False)(hidden, jnp.eye(hidden.shape[-1]))
 
 
+@pytest.mark.longer
 def test_a_sum_that_is_forgotten_is_caught_where_it_matters_and_not_where_it_does_not(stage, these, monkeypatch):
     these("fsdp 8", "data 2 x fsdp 2 x tensor 2")
     monkeypatch.setattr(gate, "compute_of", lambda config, train, mesh: Forgetful(config, mesh=mesh))
@@ -98,6 +100,7 @@ def test_a_sum_that_is_forgotten_is_caught_where_it_matters_and_not_where_it_doe
     assert wrong.signs < 0.99
 
 
+@pytest.mark.longer
 def test_rows_that_come_in_another_order_than_their_devices_are_caught(stage, these, monkeypatch):
     """Reference log-probs that are placed by number of the device, where the tokens follow the mesh."""
     these("data 2 x fsdp 2 x tensor 2, devices reversed")
@@ -157,6 +160,7 @@ def test_a_step_that_moves_nothing_proves_nothing(stage, monkeypatch):
         next(prove([stage(LORA)], MeshConfig(), jax.devices()))
 
 
+@pytest.mark.longer
 def test_the_loss_moves_and_gradients_are_those_that_the_optimizer_had(stage):
     case = case_of(stage(LORA), 8)
     one = first_step(case, make_mesh(MeshConfig(), jax.devices()[:1]))

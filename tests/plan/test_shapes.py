@@ -62,6 +62,7 @@ def tasks(experiment, model):
     return {task.stage.name: task for task in tasks_of(experiment, model, SHORT, 1000)}
 
 
+@pytest.mark.longer
 def test_every_stage_fits_without_rematerialization_and_without_gathering_the_whole_tree(reports):
     (report,) = reports
     assert [s.stage for s in report.stages] == ["sft", "reward", "prefill", "decode", "score", "reference", "dpo"]
@@ -74,6 +75,7 @@ def test_every_stage_fits_without_rematerialization_and_without_gathering_the_wh
         assert stage.times.step == (here + links if stage.stage == "decode" else max(here, links)) > 0
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=4), MeshConfig(fsdp=4, tensor=2)])
 def test_argument_bytes_are_those_of_the_formula(experiment, model, mesh):
     found = measure(tasks(experiment, model)["dpo"].stage, mesh, CPU, jax.devices())
@@ -93,6 +95,7 @@ def test_a_state_takes_twelve_bytes_a_weight_over_the_devices(experiment, model)
     assert batch.tokens.shape == (stage.micro_batches(8), 8, 256)
 
 
+@pytest.mark.longer
 def test_gradients_and_moments_carry_the_parameters_shardings(experiment, model):
     stage = dataclasses.replace(tasks(experiment, model)["dpo"].stage,
                                 assume=dataclasses.replace(SHORT, groups_per_row=1))

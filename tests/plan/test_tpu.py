@@ -143,8 +143,8 @@ def test_a_block_of_decoding_moves_no_cache(small, tmp_path):
 
 def test_a_block_of_decoding_over_pages_changes_them_where_they_lie(small, tmp_path):
     """One kernel reads them, tokens are stored in place, and nothing of a cache crosses between chips."""
-    (report,), printed = plan(tmp_path, *small, "--accelerator", "v5e-4", "--stages", "decode", "--sampling.slots", "64",
-                              "--sampling.num_generations", "8", "--sampling.max_new_tokens", "1024",
+    (report,), printed = plan(tmp_path, *small, "--accelerator", "v5e-4", "--stages", "decode", "--sampling.slots",
+                              "64", "--sampling.num_generations", "8", "--sampling.max_new_tokens", "1024",
                               "--sampling.cache_share", "0.25")
     (decode,) = report.stages
     pages = 2 * 2 * 4 * 128 * 2 * 16 * 8 * 256  # k and v, layers, heads, bfloat16, slots of a chip, lanes, tokens

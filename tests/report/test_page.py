@@ -25,6 +25,7 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("report")
 
 
+@pytest.mark.longer
 def test_a_whole_page_stands_alone(results, shared):
     page = write_report(results, shared)
     text = page.read_text(encoding="utf-8")
@@ -41,6 +42,7 @@ def test_a_whole_page_stands_alone(results, shared):
     assert text.count('role="img" aria-label="') == text.count("<svg")
 
 
+@pytest.mark.longer
 def test_text_is_escaped(results, shared):
     results["samples"][0]["prompt"] = [{"role": "user", "content": "<img src=x onerror=1>"}]
     results["notes"] = ["<iframe>"]
@@ -53,6 +55,7 @@ def test_text_is_escaped(results, shared):
     assert "cut off" in text
 
 
+@pytest.mark.longer
 def test_the_same_results_give_the_same_bytes(results, tmp_path):
     few = {key: results[key] for key in ("title", "baseline", "policies", "best_of_n")}
     first, second = (write_report(few, tmp_path / name) for name in ("a", "b"))
@@ -65,6 +68,7 @@ COUNTED = {"prompts": 1200, "rows": 1300, "prompt": 10.25, "chosen": 5.0, "rejec
            "margin": None, "percentiles": {"prompt": [1, 5, 10, 15, 20], "chosen": [1, 2, 5, 6, 9]}}
 
 
+@pytest.mark.longer
 def test_a_mix_has_a_table_and_figures_of_what_there_is(shared):
     sources = [{"source": "<i>one", "published": 52002, **COUNTED}, {"source": "two" * 20, **COUNTED}]
     mix = {"unit": "tokens", "sources": [*sources, {"source": "sum", **COUNTED}], "shared": [[1200, 7], [7, 1200]]}
@@ -85,6 +89,7 @@ def test_a_mix_has_a_table_and_figures_of_what_there_is(shared):
     assert "mix_overlap" not in draw(empty, shared / "alone", mix=alone).read_text(encoding="utf-8")
 
 
+@pytest.mark.longer
 def test_missing_parts_do_not_break_the_page(results, tmp_path):
     text = write_report({"title": "Nothing yet", "policies": []}, tmp_path / "empty").read_text(encoding="utf-8")
     assert "Nothing yet" in text
@@ -99,6 +104,7 @@ def test_missing_parts_do_not_break_the_page(results, tmp_path):
         assert "One part" in write_report(one, tmp_path / part).read_text(encoding="utf-8")
 
 
+@pytest.mark.longer
 def test_numbers_of_one_prompt_have_no_interval(results, tmp_path):
     for row in results["policies"]:
         for cell in row.values():

@@ -41,6 +41,7 @@ def gaps(tiny, config, params, groups):
                            for r, ours in zip(group.responses, per, strict=True)])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("changes", FAMILIES, ids=str)
 def test_auto_is_the_compute_dtype_to_the_bit(tiny, prompts, changes):
     config = tiny.make_config(**changes)
@@ -54,6 +55,7 @@ def test_auto_is_the_compute_dtype_to_the_bit(tiny, prompts, changes):
     assert stored_dtype("auto", jnp.bfloat16) == jnp.bfloat16
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("changes", FAMILIES[:2], ids=str)
 @pytest.mark.parametrize(("cache_dtype", "mean"), [("bfloat16", 0.02), ("int8", 0.04)])
 def test_a_coarser_cache_moves_log_probs_by_rounding_alone(tiny, prompts, changes, cache_dtype, mean):
@@ -65,6 +67,7 @@ def test_a_coarser_cache_moves_log_probs_by_rounding_alone(tiny, prompts, change
     assert 1e-5 < found.mean() < mean < allowed.mean
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("changes", FAMILIES, ids=str)
 def test_weights_in_eight_bits_move_log_probs_by_rounding_alone(tiny, prompts, changes):
     config = tiny.make_config(**changes)
@@ -75,6 +78,7 @@ def test_weights_in_eight_bits_move_log_probs_by_rounding_alone(tiny, prompts, c
     assert 1e-5 < found.mean() < 0.06 < allowed.mean
 
 
+@pytest.mark.longer
 def test_samples_of_weights_in_eight_bits_depend_on_no_neighbour(tiny, prompts, config):
     params = tiny.make_params(config, seed=1)
     together = {g.prompt_id: g for g in sample(tiny, config, params, prompts, "auto", weights_dtype="int8")}
@@ -102,6 +106,7 @@ def test_bytes_of_the_caches(tiny, config, dtype, share):
     assert stored == share * 4 * 2 * tokens * config.layers * config.kv_heads * config.head_dim
 
 
+@pytest.mark.longer
 def test_no_dequantised_copy_of_a_cache_is_made(tiny):
     """A decode program over int8 caches keeps less beside them than the caches would take in float32."""
     config = tiny.make_config(head_dim=32, layers=8)
@@ -125,6 +130,7 @@ def test_int8_is_within_half_a_step_and_zero_stays_zero(scale):
     np.testing.assert_array_equal(stored[7], 0)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("softcap", [None, 0.7])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_attention_over_a_stored_cache_is_attention_over_what_it_stands_for(tiny, dtype, softcap):
@@ -157,6 +163,7 @@ def test_attention_over_a_stored_cache_is_attention_over_what_it_stands_for(tiny
     np.testing.assert_allclose(multiplied_out(prompt).k.astype(jnp.float32), exact, atol=0.02)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_every_lane_appends_from_its_own_place_on(tiny, dtype):
     """Against writing token by token; what lies before is kept, and a lane without room ends at the last place."""

@@ -24,6 +24,7 @@ from rlhf_jax.sampling.engine import LEAST_ROWS
 from rlhf_jax.training.compiles import count_compiles
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("settings", [
     {"slots": 1, "lanes": 1, "block": 64}, {"slots": 16, "lanes": 3, "block": 1}, {"prompt_length": 40},
 ], ids=str)
@@ -64,6 +65,7 @@ def test_seeded_shares_the_programs_and_changes_the_samples(tiny, config, params
     assert tiny.ids_of(tiny.run(sampler, params, prompts)) == tiny.ids_of(sampled)
 
 
+@pytest.mark.longer
 def test_no_value_of_a_sampling_setting_compiles_a_new_decode_program(tiny, config, params, prompts):
     settings = SamplingConfig(num_generations=4, max_new_tokens=5, slots=3, block=4, prompt_length=16)
     sampler = Sampler(config, settings, [tiny.STOP_ID], tiny.one_device(), tiny.words)
@@ -78,6 +80,7 @@ def test_no_value_of_a_sampling_setting_compiles_a_new_decode_program(tiny, conf
     assert (sampler.prefill_program._cache_size(), sampler.decode_program._cache_size()) == sizes
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("changes", [{}, {"window": 4}, {"qk_norm": "head", "family": "qwen3", "tie_embeddings": True}],
                          ids=str)
 def test_sampler_log_probs_equal_the_trainers_packed_forward(tiny, prompts, changes):
@@ -99,6 +102,7 @@ def test_log_probs_stay_the_models_own_under_temperature_and_filters(tiny, confi
             np.testing.assert_allclose(r.logps, ours, atol=1e-4)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("window", [None, 4])
 def test_greedy_decoding_is_the_argmax_of_a_full_forward_step_by_step(tiny, prompts, window):
     config = tiny.make_config(window=window)
@@ -112,6 +116,7 @@ def test_greedy_decoding_is_the_argmax_of_a_full_forward_step_by_step(tiny, prom
         assert found[prompt.prompt_id] == [ids[len(prompt.prompt_ids) :]] * 4
 
 
+@pytest.mark.longer
 def test_a_response_that_stops_ends_with_its_one_stop_token(tiny, config, params, prompts):
     sampler = tiny.make_sampler(config, stop_ids=(2, 11, 12, 13), num_generations=6, lanes=4)
     responses = [r for g in tiny.run(sampler, params, prompts).values() for r in g.responses]
@@ -131,6 +136,7 @@ def test_a_response_that_stops_ends_with_its_one_stop_token(tiny, config, params
     assert all(r.loss_mask.all() for r in responses)
 
 
+@pytest.mark.longer
 def test_a_stop_token_at_the_last_place_of_the_budget_still_counts_as_stopped(tiny, config, params, prompts, sampled):
     whole = [(name, i, r.ids.tolist()) for name, g in sampled.items() for i, r in enumerate(g.responses)
              if r.finish_reason == LENGTH]
@@ -159,6 +165,7 @@ def test_a_stop_string_cuts_at_the_first_token_that_completes_it(tiny, config, p
     assert all(a.ids.tolist() == b.ids.tolist() and a.finish_reason == b.finish_reason for a, b in others)
 
 
+@pytest.mark.longer
 def test_a_lane_whose_text_has_a_stop_string_ends_with_the_block(tiny, config, params, prompts):
     """Without any stop id all lanes would run to the budget: 60 blocks of one token for two prompts in one slot."""
     settings = {"stop_ids": (), "max_new_tokens": 30, "block": 1, "slots": 1, "num_generations": 2}
@@ -173,6 +180,7 @@ def test_a_lane_whose_text_has_a_stop_string_ends_with_the_block(tiny, config, p
             assert (ours.ids.tolist(), ours.finish_reason) == (theirs.ids[:1].tolist(), STOP)
 
 
+@pytest.mark.longer
 def test_texts_are_made_while_the_next_block_is_decoded(tiny, config, params, prompts):
     """A group is handed out only after the block after its last one has been started."""
     sampler, events = tiny.make_sampler(config, slots=1, lanes=2), []
@@ -212,6 +220,7 @@ def test_temperatures_follow_the_sample_not_the_lane(tiny, config, params, promp
     assert all(samples[3] == samples[4] == samples[5] for samples in one_lane.values())
 
 
+@pytest.mark.longer
 def test_bfloat16_runs_and_reports_finite_log_probs(tiny, config, params, prompts):
     sampling = tiny.make_sampler(config).sampling
     sampler = Sampler(config, sampling, [2], tiny.one_device(), tiny.words, jnp.bfloat16)
@@ -244,6 +253,7 @@ def test_settings_that_cannot_work_are_refused(settings, words):
         SamplingConfig(**settings)
 
 
+@pytest.mark.longer
 def test_samples_do_not_depend_on_the_number_of_devices(tiny, config, params, xla_flags):
     env = {**os.environ, "XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(tiny.path), "8"], env=env, capture_output=True, text=True, check=False)
@@ -251,6 +261,7 @@ def test_samples_do_not_depend_on_the_number_of_devices(tiny, config, params, xl
     assert json.loads(done.stdout) == tiny.sample_ids(config, params, tiny.make_prompts(11))
 
 
+@pytest.mark.longer
 def test_slots_that_do_not_divide_over_the_devices_are_refused(tiny, xla_flags):
     done = subprocess.run(
         [sys.executable, "-c",
@@ -262,6 +273,7 @@ def test_slots_that_do_not_divide_over_the_devices_are_refused(tiny, xla_flags):
     assert "slots = 4 must be a multiple of the 8 ways" in done.stderr
 
 
+@pytest.mark.longer
 def test_blocks_look_no_deeper_than_the_prompts_and_the_lanes_reach(tiny, config, params):
     """Long and short prompts, deep and shallow lanes: the views differ, the samples do not."""
     deep = tiny.make_config(max_position=1024)
@@ -281,6 +293,7 @@ def test_blocks_look_no_deeper_than_the_prompts_and_the_lanes_reach(tiny, config
         assert tiny.ids_of(tiny.run(alone, params, [prompt])) == {prompt.prompt_id: found[prompt.prompt_id]}
 
 
+@pytest.mark.longer
 def test_blocks_compute_the_lanes_at_work_alone_and_no_sample_changes(tiny, config, params):
     """Where many lanes have ended, fewer rows run through the model (a window and a refill included)."""
     local = tiny.make_config(window=6)

@@ -50,6 +50,7 @@ def in_pages(cache):
     return KeyValues(paged(cache.k, -1), paged(cache.v, -2)), jnp.asarray(table, jnp.int32)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("lanes", "heads", "kv_heads", "window", "softcap", "places"), [
     (3, 6, 2, 70, 0.7, None), (3, 6, 2, None, None, [1, 2, 6, 7, 9, 9]),
@@ -98,6 +99,7 @@ def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, sof
     np.testing.assert_allclose(out[real], rows(expected)[real], atol=2e-6)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("way", WAYS)
 def test_an_idle_lane_sees_its_own_token_alone(way):
     keys = jax.random.split(jax.random.key(1), 6)

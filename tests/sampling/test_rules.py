@@ -150,6 +150,7 @@ def test_the_log_prob_is_the_models_own_at_temperature_one_without_filters(tempe
     np.testing.assert_allclose(logp, expected, atol=1e-5)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("vocab", [3, 61, 129, 257])
 def test_masked_tokens_and_padding_are_never_drawn(vocab, monkeypatch):
     """Uniform numbers at the very edges (0, the largest below 1, and every block boundary) still draw a live token."""
@@ -173,6 +174,7 @@ def test_a_token_key_depends_on_each_of_its_four_parts_and_on_nothing_else():
     assert bits(0, 5, 1, 2) != bits(0, 5, 2, 1)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("rules", "kept"), [
     ((0.5, 0, 1.0, 0.0), [0, 1, 2, 3]), ((1.0, 2, 1.0, 0.0), [0, 1]), ((2.0, 0, 1.0, 0.5), [0, 1, 2]),
     ((0.0, 0, 1.0, 0.0), [0])])

@@ -156,6 +156,7 @@ def test_refuses_what_is_no_single_output_classifier(other_tokenizer, make_confi
         BradleyTerryScorer(make_params(config), config, Renderer(other_tokenizer), mesh)
 
 
+@pytest.mark.longer
 def test_scores_do_not_depend_on_what_was_scored_before_to_the_bit(make_group, make_config, make_params,
                                                                    other_tokenizer, mesh):
     """A run that was killed scores the rest alone, and must write the same bytes."""

@@ -40,6 +40,7 @@ def alone(plain, params, config, group, answer):
     return float(logps[answer.loss_mask].sum()), int(answer.loss_mask.sum())
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("over", ["sum", "mean"])
 def test_scores_are_beta_times_the_log_ratio(scorer, config, make_params, make_group, plain, exact_matmul, over):
     group = make_group("Write about a cat.", *TEXTS)
@@ -52,10 +53,12 @@ def test_scores_are_beta_times_the_log_ratio(scorer, config, make_params, make_g
     assert len({round(verdict[""], 3) for verdict in verdicts}) == 3
 
 
+@pytest.mark.longer
 def test_the_reference_itself_has_no_reward(scorer, make_group):
     assert scores_in(scorer(seed=1).score([make_group("q", *TEXTS)]))[0] == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.longer
 def test_what_is_too_long_gets_no_score_and_is_counted(scorer, make_group):
     one = scorer(max_length=40)
     scores = scores_in(one.score([make_group("q", "Short.", "long " * 60)]))[0]

@@ -57,6 +57,7 @@ def greedy(plain, params, config, ids, count, stops):
     return written[len(ids):]
 
 
+@pytest.mark.longer
 def test_replies_are_those_of_an_independent_decoder_and_a_question_is_answered_once(
         opened, plain, make_params, config, policy_tokenizer, exact_matmul):
     replies, failures = opened()._replies, Counter()
@@ -69,6 +70,7 @@ def test_replies_are_those_of_an_independent_decoder_and_a_question_is_answered_
     assert not failures
 
 
+@pytest.mark.longer
 def test_text_is_continued_where_the_model_has_no_template(opened):
     chat, text = (opened(endpoint=name)._replies.ask(QUESTIONS[:1], Counter()) for name in ("chat", "completions"))
     assert chat != text

@@ -63,6 +63,7 @@ def by_hand(params, config, tokenizer, group, answer):
     return gate @ (rewards @ np.asarray(params["reward_transform"]))
 
 
+@pytest.mark.longer
 def test_the_score_is_the_gate_times_the_transformed_objectives(scorer, model, groups, other_tokenizer):
     found = scores_in(scorer.score(groups))
     for group, scores in zip(groups, found, strict=True):
@@ -116,6 +117,7 @@ def test_files_have_the_published_names_and_come_back(model, other_tokenizer, tm
         open_scorer(BradleyTerryScoring(options), lone_mesh, "gold")
 
 
+@pytest.mark.longer
 def test_of_two_outputs_one_must_be_chosen(other_tokenizer, make_config, make_params, mesh, groups):
     config = make_config(other_tokenizer, num_labels=2)
     params, renderer = make_params(config), Renderer(other_tokenizer, max_length=512, overlong="drop")

@@ -108,6 +108,7 @@ def test_letters_of_two_tokens_are_refused(policy_tokenizer):
         letter_ids(Renderer(spaced))
 
 
+@pytest.mark.longer
 def test_a_comparison_is_the_letter_softmax_after_the_reply_header_averaged_over_both_orders(make_scorer):
     scorer = make_scorer()
     a, b = letter_ids(scorer._renderer)
@@ -125,6 +126,7 @@ def test_a_comparison_is_the_letter_softmax_after_the_reply_header_averaged_over
     np.testing.assert_allclose(scorer.compare(GAMES[:1]), [expected], atol=1e-5)
 
 
+@pytest.mark.longer
 def test_swapping_the_answers_gives_the_complement_and_equal_answers_a_half(make_scorer):
     scorer = make_scorer(1)
     found = scorer.compare(GAMES)

@@ -54,6 +54,7 @@ def step_by_step(model, question, steps):
     return found
 
 
+@pytest.mark.longer
 def test_one_pass_is_step_by_step(model, make_scorer, exact_matmul):
     scorer = make_scorer()
     verdicts = scorer.score([text_group("p", QUESTION, [(text, {}) for text in SOLUTIONS])])[0]
@@ -77,6 +78,7 @@ def test_the_score_is_the_chosen_number(make_scorer, reduce):
     assert verdict[""] == verdict[reduce] != verdict["mean"]
 
 
+@pytest.mark.longer
 def test_the_history_is_filled_with_plus_whatever_the_labels_say(model, make_scorer):
     """A negative control: with the row's own - before it, a step's number is another one."""
     params, config, renderer = model
@@ -109,6 +111,7 @@ def test_signs_and_stop_tokens_alone_are_trained_on(model):
         assert response.ids[response.loss_mask].tolist() == [x for sign in signs for x in (sign, stop)]
 
 
+@pytest.mark.longer
 def test_an_outcome_model_reads_the_whole_solution_as_one_step(model, make_scorer, exact_matmul):
     scorer = make_scorer(cut=whole_solution, names=False)
     verdict = scorer.score([text_group("p", "What is 2 + 3 + 4?", [(SOLUTIONS[0], {})])])[0][0]

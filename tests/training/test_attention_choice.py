@@ -58,6 +58,7 @@ def test_cudnn_computes_in_half_precision():
         TrainConfig(attn_implementation="cudnn")
 
 
+@pytest.mark.longer
 def test_the_call_that_cudnn_gets_is_attention():
     """The same call under jax's own XLA implementation: layouts, mask and scale are as cuDNN will see them."""
     rng = np.random.default_rng(0)

@@ -42,6 +42,7 @@ def terms_of(objective, config, groups, mesh):
     return objective.terms(outputs, batch)
 
 
+@pytest.mark.longer
 def test_each_member_weighs_its_own_draws(config, groups, lone_mesh):
     compute = Compute(config, mesh=lone_mesh)
     (ranking, centering), _ = terms_of(Ensemble(compute, 2), config, groups, lone_mesh)
@@ -51,6 +52,7 @@ def test_each_member_weighs_its_own_draws(config, groups, lone_mesh):
     assert sums.shape[1] == 2
 
 
+@pytest.mark.longer
 def test_one_member_without_draws_is_a_bradley_terry_model(tiny, groups, lone_mesh):
     """The same terms, and the same gradient, as the objective of kind bradley_terry."""
     config = tiny(num_labels=1, layers=1)
@@ -87,6 +89,7 @@ def one_step(config, groups, mesh, micro_rows):
         return jax.device_get(step(init_state(optimizer, params, shardings), {}, batch, np.int32(count))[1])
 
 
+@pytest.mark.longer
 def test_eight_devices_and_any_micro_batches_are_one(config, groups, lone_mesh):
     one = one_step(config, groups, lone_mesh, 8)
     for other in (one_step(config, groups, lone_mesh, 1), one_step(config, groups, make_mesh(MeshConfig(fsdp=8)), 1)):

@@ -39,6 +39,7 @@ def test_an_evaluator_packs_its_groups_once_for_all_its_calls(packings, make_gro
     assert packings == [12]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired", ("aot", "sigmoid"), "sigmoid", ("ipo", "sft")])
 def test_the_loss_of_an_evaluation_does_not_depend_on_how_many_rows_are_worked_on_at_a_time(
         loss, make_groups, make_reference, lone_mesh, bigram):

@@ -132,6 +132,7 @@ OBJECTIVES = {
 SLOW = ("bradley_terry", "sigmoid", "ipo", "simpo")  # the mixtures beside them take the same paths
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OBJECTIVES])
 def test_loss_and_gradients_equal_one_sequence_at_a_time(name, problem, make_groups, make_reference):
     objective, plain_loss, classifier = OBJECTIVES[name]

@@ -57,6 +57,7 @@ def timeless(log):
     return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in log]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("save_steps", "deaths"), [(3, [5, 8, 8]), (1, [1, 2, 12]), (7, [4])])
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(save_steps, deaths, train, groups, tmp_path, equal):
     config = dataclasses.replace(BASE, save_steps=save_steps, eval_steps=3)
@@ -90,6 +91,7 @@ def evaluation_failing(call):
         yield
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("save_steps", "call", "saved"), [(None, 3, 12), (3, 0, 3), (3, 2, 9), (3, 3, 12), (2, 1, 6)])
 def test_a_run_that_dies_in_its_evaluation_has_its_weights_and_evaluates_when_it_resumes(
         save_steps, call, saved, train, groups, tmp_path, equal):
@@ -103,6 +105,7 @@ def test_a_run_that_dies_in_its_evaluation_has_its_weights_and_evaluates_when_it
     assert timeless(resumed.log_history) == timeless(whole.log_history)
 
 
+@pytest.mark.longer
 def test_a_run_asked_to_leave_where_it_would_evaluate_saves_and_evaluates_when_it_resumes(
         train, groups, tmp_path, equal):
     config = dataclasses.replace(BASE, eval_steps=3)
@@ -163,6 +166,7 @@ def test_the_callers_weights_survive_the_fit(bigram, groups, lone_mesh, equal):
     equal(runs[0].params, runs[1].params)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("consume", [False, True])
 def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, groups, lone_mesh, tmp_path, equal,
                                                               watch_arrays):
@@ -187,6 +191,7 @@ def test_a_fit_that_may_consume_its_start_holds_no_copy_of_it(consume, bigram, g
     equal(run(tmp_path, consume=consume).params, whole.params)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("on_host", [("score",), ("embed", "final_norm", "score"), ()], ids=str)
 @pytest.mark.parametrize("consume", [False, True])
 def test_a_start_with_weights_on_the_host_resumes_as_it_began(on_host, consume, bigram, groups, lone_mesh, tmp_path,
@@ -214,6 +219,7 @@ def test_training_fits(train):
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("objective", "classifier", "own"), [
     (Sft, False, {"entropy", "mean_token_accuracy"}),
     (BradleyTerry, True, {"accuracy", "margin", "mean_reward", "max_reward", "min_reward"}),
@@ -240,6 +246,7 @@ def test_a_log_line_averages_the_steps_since_the_last_one(train):
         assert row["epoch"] == pytest.approx(row["step"] / 6, abs=1e-4)
 
 
+@pytest.mark.longer
 def test_evaluation_equals_the_loss_of_one_batch_of_everything(train, groups):
     """Ragged batches, several rows: eval_loss before training is the training loss of a single whole batch."""
     frozen = dataclasses.replace(BASE, learning_rate=1e-30, warmup_steps=0, max_steps=1, logging_steps=1)
@@ -271,6 +278,7 @@ def test_evaluation_computes_in_the_dtype_that_training_does(frozen, bigram, gro
     assert math.isfinite(log[-1]["eval_loss"])
 
 
+@pytest.mark.longer
 def test_dpo_starts_at_ln_2_with_no_reward(tiny, weights, groups, lone_mesh, tmp_path):
     config = tiny("qwen3")
     params, compute = weights(config), Compute(config)
@@ -285,6 +293,7 @@ def test_dpo_starts_at_ln_2_with_no_reward(tiny, weights, groups, lone_mesh, tmp
     assert log[0]["grad_norm"] > 0.01
 
 
+@pytest.mark.longer
 def test_equal_rewards_are_no_win(groups, lone_mesh, bigram):
     """TRL's strict comparison: a policy that is its own reference has accuracy 0, not 1 and not a half."""
     compute, model = bigram()
@@ -308,6 +317,7 @@ def base_run(bigram, lone_mesh, groups):
     return fit(model, Sft(compute), make_plan(groups, BASE, lone_mesh), BASE, lone_mesh)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("knob", KNOBS)
 def test_a_knob_of_optimisation_changes_the_trained_weights(knob, train, base_run):
     changed = train(dataclasses.replace(BASE, **{knob: KNOBS[knob]}))
@@ -346,6 +356,7 @@ def test_a_knob_of_packing_changes_the_compiled_shapes_and_not_the_result(knob, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), changed.params, base_run.params)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("knob", "value"), [("remat", "full"), ("remat", "dots"), ("logits_chunk", 8),
                                               ("attn_implementation", "xla")])
 def test_a_knob_of_computation_changes_the_program(knob, value, tiny, groups, lone_mesh):
@@ -361,6 +372,7 @@ def test_a_knob_of_computation_changes_the_program(knob, value, tiny, groups, lo
     assert program(dataclasses.replace(BASE, **{knob: value})) != program(BASE)
 
 
+@pytest.mark.longer
 def test_save_steps_and_save_total_limit_say_which_checkpoints_are_there(train, tmp_path):
     def kept(name, **changes):
         train(dataclasses.replace(BASE, **changes), tmp_path / name)

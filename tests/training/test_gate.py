@@ -36,6 +36,7 @@ def parts(pairs, cut=PROMPTS * 4 // 5):
     return Pairs(*(x[:cut] for x in pairs)), Pairs(*(x[cut:] for x in pairs))
 
 
+@pytest.mark.longer
 def test_it_finds_the_gate_where_the_plain_sum_fails(world):
     prompts, pairs, truth = world
     train, held_out = parts(pairs)
@@ -49,6 +50,7 @@ def test_it_finds_the_gate_where_the_plain_sum_fails(world):
     assert fit.losses[-50:].mean() < 0.7 * fit.losses[:20].mean()
 
 
+@pytest.mark.longer
 def test_weights_are_a_distribution_over_objectives_times_the_scale():
     """Fact 5 of the specification: the weights add up to the scale, and a temperature of 10 on zero logits is 1/K."""
     gating = init_gate(jax.random.key(0), GATE, WIDTH, 19)
@@ -64,6 +66,7 @@ def largest(gradient):
                for x in layer.values())
 
 
+@pytest.mark.longer
 def test_gradient_reaches_the_network_and_with_the_softmax_over_the_pair_none_does(world):
     """Defect D1: softmax over dimension 1 of (batch, 2, objectives), chosen and rejected, which share a prompt."""
     prompts, pairs, _ = world
@@ -81,6 +84,7 @@ def test_gradient_reaches_the_network_and_with_the_softmax_over_the_pair_none_do
     assert largest(jax.grad(gate_loss)(gating, GATE, x, jnp.arange(64), gaps)) > 1e-6
 
 
+@pytest.mark.longer
 def test_pairs_of_one_prompt_read_it_once_and_lose_the_same(world):
     prompts, pairs, _ = world
     gating = init_gate(jax.random.key(0), GATE, WIDTH, OBJECTIVES)
@@ -90,6 +94,7 @@ def test_pairs_of_one_prompt_read_it_once_and_lose_the_same(world):
     assert shared == pytest.approx(float(alone), rel=1e-6)
 
 
+@pytest.mark.longer
 def test_the_same_seed_gives_the_same_bits_and_features_are_asked_for_a_few_at_a_time(world):
     prompts, pairs, _ = world
     few = GateOptions(gate_hidden=8, gate_layers=1, gate_steps=60, gate_batch_size=16)

@@ -96,12 +96,14 @@ def check_same(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), grads, grads_at_once)
 
 
+@pytest.mark.longer
 def test_accumulation_equals_one_micro_batch(make_case, lone_mesh, at_once):
     case = make_case(lone_mesh, micro_rows=1)
     assert case.plan.accumulation == 8
     check_same(case.run(), at_once)
 
 
+@pytest.mark.longer
 def test_what_dropout_draws_depends_on_rows_and_step_alone(make_case, lone_mesh):
     case = make_case(lone_mesh, micro_rows=8, dropout=0.5)
     compiled = case.compiled()

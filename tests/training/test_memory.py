@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rlhf_jax.data.packing import RowShape, empty_rows
 from rlhf_jax.losses import PreferenceLoss
@@ -13,6 +14,7 @@ from rlhf_jax.training.step import make_grads, whole
 VOCAB, WIDTH, ROWS, TOKENS, CHUNK = 131_072, 64, 4, 512, 64
 
 
+@pytest.mark.longer
 def test_the_logits_of_a_dpo_step_never_exist_whole(tiny, lone_mesh):
     config = tiny(vocab_size=VOCAB, embed=WIDTH, tie_embeddings=True)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), config))

@@ -36,6 +36,7 @@ LOGPS = [[np.array(x, np.float32) for x in (A, B, C)]]
 ONES = [[-np.ones(len(x), np.float32) for x in (A, B, C)]]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("alpha", "margins", "chosen"), [
     # per pair: (chosen - reference) - (rejected - reference), of sums to the shared length 2, then 3, and alpha beyond
     (0.5, [0.0, 0.5], -4.0),  # (-3 + 2) - (-4 + 3), (-5 + 3.5) - (-5 + 3); sums of the chosen -3 and -5
@@ -58,6 +59,7 @@ def random_case(seed):
     return group_of(lengths, pairs, masks), logps, known
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("options", [{"ld_alpha": 0.5}, {"ld_alpha": 0.0}, {"ld_alpha": 1.0}, {},
                                      {"use_weighting": True}, {"ld_alpha": 0.25, "use_weighting": True}])
 @pytest.mark.parametrize("seed", range(3))
@@ -72,6 +74,7 @@ def test_pairs_that_share_responses_are_each_what_they_are_alone(options, seed):
         np.testing.assert_allclose(float(metrics.means[name][0]), expected, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.longer
 def test_the_gradient_of_a_shared_response_is_the_sum_over_its_pairs():
     group, logps, known = random_case(7)
     batch = pack([group], [[0]], SHAPE, 1, [known])

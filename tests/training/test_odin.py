@@ -76,6 +76,7 @@ def one_step(config, groups, mesh, micro_rows):
         return jax.device_get(step(init_state(optimizer, params, shardings), {}, plan.batch(0)[0], np.int32(1))[1])
 
 
+@pytest.mark.longer
 def test_eight_devices_are_one(config, groups, lone_mesh):
     one = one_step(config, groups, lone_mesh, 16)
     eight = one_step(config, groups, make_mesh(MeshConfig(data=2, fsdp=4)), 2)
@@ -101,6 +102,7 @@ def correlation(x, y):
     return np.corrcoef(x, y)[0, 1]
 
 
+@pytest.mark.longer
 def test_the_quality_head_loses_the_length_that_labels_have_a_taste_for():
     """Linear rewards; raters like length. A prototype: 0.570 -> -0.025 with the length, 0.808 -> 0.992 with quality."""
     rng = np.random.default_rng(0)

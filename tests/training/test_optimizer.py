@@ -111,6 +111,7 @@ def decay_of(specs, params):
             for path, x in jax.tree_util.tree_leaves_with_path(updates)}
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_weight_decay_skips_norms_and_biases_and_nothing_else(family, tiny):
     config = tiny(family)

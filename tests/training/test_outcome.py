@@ -14,6 +14,7 @@ from rlhf_jax.training.objectives import Compute
 from rlhf_jax.training.outcome import Outcome
 
 
+@pytest.mark.longer
 def test_the_loss_is_the_mean_over_labelled_responses(tiny, make_groups, lone_mesh, plain, exact_matmul):
     config = tiny(num_labels=1, layers=1)
     rng = np.random.default_rng(0)

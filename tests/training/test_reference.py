@@ -83,6 +83,7 @@ def test_names_and_shapes_count():
     assert len(prints) == 5
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=4, tensor=2)])
 def test_the_fingerprint_is_the_same_on_every_mesh_and_moves_no_weights(mesh, model, tiny):
     config, params = model
@@ -117,6 +118,7 @@ class Counted(Compute):
         return super().hidden(params, batch)
 
 
+@pytest.mark.longer
 def test_the_cache_is_used_for_the_same_question_and_for_no_other(model, make_groups, lone_mesh, tmp_path, tiny):
     config, params = model
     groups = make_groups(5, 4, k=(1, 3))

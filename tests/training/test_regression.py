@@ -38,6 +38,7 @@ def config(tiny):
     return tiny(num_labels=3, labels=NAMES, layers=1)
 
 
+@pytest.mark.longer
 def test_the_loss_is_the_mean_over_the_ratings_that_there_are(config, groups, lone_mesh, weights, plain, exact_matmul):
     some = groups[:4]
     params, objective = weights(config), Regression(Compute(config, mesh=lone_mesh), NAMES)
@@ -75,6 +76,7 @@ def one_step(config, groups, mesh, micro_rows):
     return jax.device_get(metrics), np.asarray(jax.device_get(state.params["score"]))
 
 
+@pytest.mark.longer
 def test_eight_devices_and_micro_batches_are_one(config, groups, lone_mesh):
     """Though each device, and each micro-batch, has another number of ratings."""
     metrics, heads = one_step(config, groups, lone_mesh, 16)

@@ -45,6 +45,7 @@ def found(loss, groups=GROUPS, logps=LOGPS, reference=REFERENCE):
     return objective.terms((logps, TokenStats(*(jnp.ones_like(logps) for _ in TokenStats._fields))), batch)
 
 
+@pytest.mark.longer
 def test_kto_and_its_metrics_by_hand():
     (term,), metrics = found(PreferenceLoss("kto", beta=0.5, desirable_weight=2.0))
     baseline = (2.0 + 2.0) / 2  # of the mismatched answers: -1 + 3 and -3 + 5

@@ -63,6 +63,7 @@ def test_every_loss_is_in_the_funnel_of_its_source(mix, tmp_path):
     assert len(read_jsonl(stage.folder / "quarantine-0000.jsonl")) == 1
 
 
+@pytest.mark.longer
 def test_the_page_of_a_mix_follows_from_what_was_counted(mix, capsys):
     stage = mix([pairs("p", "q", margin=2), pairs("P", "r", chosen="better")])
     draw_mix(stage.report, stage.folder)

@@ -104,6 +104,7 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
+@pytest.mark.longer
 def test_a_stage_is_what_our_own_sampler_would_leave_and_is_the_same_again(sample, serve, context, start, prompts,
                                                                            tmp_path):
     server = serve(Engine(context, start))
@@ -154,6 +155,7 @@ def test_stale_weights_are_caught_before_anything_is_sampled(sample, serve, cont
     assert not completions(server)
 
 
+@pytest.mark.longer
 def test_of_two_servers_the_one_with_stale_weights_is_named(sample, serve, context, start, other):
     good, stale = serve(Engine(context, start)), serve(Engine(context, other))
     with pytest.raises(StaleWeights, match=stale.url) as error:
@@ -161,6 +163,7 @@ def test_of_two_servers_the_one_with_stale_weights_is_named(sample, serve, conte
     assert good.url not in str(error.value)
 
 
+@pytest.mark.longer
 def test_where_rounding_hides_an_update_the_weights_from_before_are_still_caught(sample, serve, context, start, other):
     """A tolerance as wide as bfloat16 might need passes both weights; their difference tells them apart."""
     wide = {"max_logp_difference": 50.0, "max_mean_logp_difference": 50.0}
@@ -172,6 +175,7 @@ def test_where_rounding_hides_an_update_the_weights_from_before_are_still_caught
     assert sample([server], **wide)["prompts"] == 6
 
 
+@pytest.mark.longer
 def test_the_stage_gives_weights_over_and_waits_until_the_engine_answers_for_them(sample, serve, context, start, other,
                                                                                   monkeypatch, tmp_path):
     monkeypatch.setattr("rlhf_jax.workflow.hand_over._PAUSE", 0.01)
@@ -208,6 +212,7 @@ def test_another_version_than_the_config_says_is_refused(sample, serve, context,
         sample([server])
 
 
+@pytest.mark.longer
 def test_weights_that_change_half_way_stop_the_stage_and_nothing_of_them_is_kept(sample, serve, context, start, other,
                                                                                 tmp_path):
     engine = Engine(context, start)
@@ -227,6 +232,7 @@ def test_weights_that_change_half_way_stop_the_stage_and_nothing_of_them_is_kept
     assert sorted(map(completions(server).get, before)) == [1, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("changes", "sampling", "words"), [
     ({"temperature": 0.3}, {}, r"not drawn at temperature 1, .*as of a lower temperature"),
     ({"temperature": 2.0}, {"temperature": 0.4}, r"not drawn at temperature 0\.4, .*as of a higher temperature"),
@@ -244,6 +250,7 @@ def test_another_temperature_or_filter_is_caught_and_the_right_one_is_not(sample
     assert files(tmp_path / "stage") == []
 
 
+@pytest.mark.longer
 def test_log_probs_after_the_temperature_are_named(sample, serve, context, start, lone_mesh):
     engine = EngineOptions(urls="http://h", model="m", name="fake", version="1")
     gate = EngineGate(drawn_map(Compute(start.config, mesh=lone_mesh), lone_mesh, False),
@@ -293,6 +300,7 @@ def test_the_same_sample_n_times_is_no_sample_of_n(sample, serve, context, start
         sample([serve(Engine(context, start, altered=copied))])
 
 
+@pytest.mark.longer
 def test_an_engine_that_dies_half_way_is_named_and_asked_for_the_rest_alone(sample, serve, context, start, tmp_path):
     server = serve(Engine(context, start, after=4 + 3 + 2))
     with pytest.raises(RemoteError, match=rf"{server.url} cannot be reached or broke off"):
@@ -307,6 +315,7 @@ def test_an_engine_that_dies_half_way_is_named_and_asked_for_the_rest_alone(samp
         g.to_json() for g in read_shards(tmp_path / "whole")]
 
 
+@pytest.mark.longer
 def test_what_a_dying_server_leaves_behind_another_does(sample, serve, context, start, tmp_path):
     good, dying = serve(Engine(context, start)), serve(Engine(context, start, after=4 + 1))
     assert sample([good, dying])["prompts"] == 6

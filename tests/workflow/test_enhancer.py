@@ -122,6 +122,7 @@ def test_the_states_beside_a_score_are_what_its_head_reads(judged):
     assert {f"{FEATURES}/shard-0000{i}.{kind}" for i in (0, 1) for kind in ("jsonl", "safetensors")} <= products.keys()
 
 
+@pytest.mark.longer
 def test_a_killed_scoring_writes_its_states_again_to_the_same_bytes(judged, do_verb, tmp_path):
     _, done, given = judged
     again = tmp_path / "again"
@@ -142,6 +143,7 @@ def test_the_verbs_one_after_the_other(judged, do_verb, tmp_path):
     assert grown[1].max() > grown[0].max()
 
 
+@pytest.mark.longer
 def test_states_that_something_else_changed_are_refused(judged, do_verb, tmp_path):
     _, _, given = judged
     done = do_verb("score", tmp_path / "scored", features=True, **given)

@@ -19,6 +19,7 @@ from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.kinds.ensemble import draws, member_weights, with_draws
 
+pytestmark = pytest.mark.longer
 TRAIN = {"kind": "ensemble", "members": 3, "train_batch_size": 8, "row_length": 192, "learning_rate": 1e-3}
 GROUP = as_text(Example([{"role": "user", "content": "Write."}], ("Dear Mia.", "The cat sat. " * 9, "No.")))
 TOGETHER = {"", "mean", "worst_case", "uncertainty_weighted", "std"}

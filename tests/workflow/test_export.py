@@ -56,6 +56,7 @@ def export(make_context):
     return lambda stage, folder, **changes: stage.run(folder, make_context(folder, **changes))
 
 
+@pytest.mark.longer
 def test_an_adapter_is_merged_into_the_base_it_names(model, export, tmp_path):
     config = read_config(model)
     adapter = jax.tree.map(lambda x: x + 0.1, init_lora(jax.random.key(1), config, LORA))
@@ -309,6 +310,7 @@ def killed(model, make_groups, make_context, tmp_path):
     return train
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, killed, export, lone_mesh, tmp_path):
     killed(lone_mesh, use_peft)
@@ -324,6 +326,7 @@ def test_the_last_checkpoint_of_a_killed_training_is_exported(use_peft, model, k
         export(source(model, checkpoint=str(tmp_path / "out")), tmp_path / "again")
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, model, killed, export, xla_flags,
                                                                       tmp_path):
@@ -339,6 +342,7 @@ def test_a_checkpoint_of_eight_devices_is_exported_where_there_is_one(use_peft, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=use_peft * 1e-6, rtol=0), found, expected)
 
 
+@pytest.mark.longer
 def test_a_checkpoint_over_another_base_is_refused(model, killed, make_model, export, lone_mesh, tmp_path):
     killed(lone_mesh, use_peft=False)
     other = make_model(tmp_path / "other", embed=32, tie_embeddings=False)

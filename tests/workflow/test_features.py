@@ -40,6 +40,7 @@ def stage(start, groups, make_context, tmp_path_factory):
     return run
 
 
+@pytest.mark.longer
 def test_packed_states_are_those_of_each_conversation_alone(stage, start, groups, plain, lone_mesh, tmp_path,
                                                             exact_matmul):
     report = stage(tmp_path / "f")
@@ -72,6 +73,7 @@ def test_a_mean_is_over_the_tokens_of_the_answer(stage, start, groups, plain, lo
         np.testing.assert_allclose(found[place], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.longer
 def test_a_killed_stage_makes_the_rest_to_the_same_bytes(stage, tmp_path):
     stage(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
@@ -86,6 +88,7 @@ def test_a_killed_stage_makes_the_rest_to_the_same_bytes(stage, tmp_path):
     assert len([name for name in files if name.startswith("shard-")]) == 6
 
 
+@pytest.mark.longer
 def test_bfloat16_is_stored_as_it_is_computed(stage, tmp_path):
     stage(tmp_path / "wide")
     stage(tmp_path / "narrow", dtype="bfloat16")
@@ -166,6 +169,7 @@ def test_what_is_held_out_depends_on_name_and_seed_alone():
     assert [is_held_out(n, 0.2, 0) for n in names[:50]] != [is_held_out(n, 0.2, 1) for n in names[:50]]
 
 
+@pytest.mark.longer
 def test_features_of_another_model_or_of_means_are_refused(do_verb, model, world, tmp_path):
     common = {"model_name_or_path": str(model), "kind": "preference", "dataset_name": str(world / "preference.jsonl")}
     do_verb("features", tmp_path / "f", **common)

@@ -73,6 +73,7 @@ def test_a_long_text_is_predicted_in_windows_each_token_once(adapter):
     assert model.loglikelihood_rolling(asked(("",))) == [0.0]
 
 
+@pytest.mark.longer
 def test_answers_end_before_the_first_stop_string_and_are_those_of_generate(adapter, start):
     import rlhf_jax
 
@@ -88,6 +89,7 @@ def test_answers_end_before_the_first_stop_string_and_are_those_of_generate(adap
     assert cut == whole.split(stop)[0]
 
 
+@pytest.mark.longer
 def test_a_greedy_answer_is_made_once_and_of_others_as_many_are_drawn_as_are_asked(adapter, monkeypatch):
     model, drawn = adapter(), []
     sampled = model._sampled
@@ -135,6 +137,7 @@ def test_log_likelihoods_and_greedy_flags_are_those_of_the_harnesss_own_backend(
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in expected]
 
 
+@pytest.mark.longer
 def test_the_verb_writes_metrics_and_official_files_and_is_done_once(do_verb, model, rows, tmp_path):
     pytest.importorskip("lm_eval", reason=REASON)
     options = {"tasks": "arc_challenge,gsm8k", "data_dir": str(rows), "num_fewshot": 0, "max_samples": 4,
@@ -151,6 +154,7 @@ def test_the_verb_writes_metrics_and_official_files_and_is_done_once(do_verb, mo
     assert do_verb("evaluate", tmp_path / "out", **options).reused
 
 
+@pytest.mark.longer
 def test_a_killed_evaluation_continues_and_ends_with_the_same_numbers(do_verb, model, rows, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval", reason=REASON)
     from rlhf_jax.evaluation.harness import model as adapters
@@ -168,6 +172,7 @@ def test_a_killed_evaluation_continues_and_ends_with_the_same_numbers(do_verb, m
         assert do_verb("evaluate", tmp_path / "killed", **options).report["numbers"] == whole.report["numbers"]
 
 
+@pytest.mark.longer
 def test_what_cannot_be_run_is_said_before_weights_are_read(do_verb, model, rows, tmp_path, monkeypatch):
     policy = {"model_name_or_path": str(model)}
     with monkeypatch.context() as patch:
@@ -185,6 +190,7 @@ def test_what_cannot_be_run_is_said_before_weights_are_read(do_verb, model, rows
             do_verb("evaluate", tmp_path / "b", policy=policy, **options)
 
 
+@pytest.mark.longer
 def test_the_same_numbers_come_of_one_device_and_of_eight(start, adapter):
     from rlhf_jax.config.mesh import MeshConfig
     from rlhf_jax.evaluation.harness.model import HarnessModel, Subject

@@ -107,6 +107,7 @@ def run_quick(context, start, prompts, scorer, **loop):
     return policies, base
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("loop", "origins", "references"), [
     ({}, [0, 0.5, 1.0], [0, 0, 0]),
     ({"reference": "previous"}, [0, 0.5, 1.0], [0, 0.5, 1.0]),
@@ -272,6 +273,7 @@ def test_dpo_rounds_end_to_end_start_at_ln_2_where_the_reference_is_the_policy(m
     assert [(p.folder / "model.safetensors").read_bytes() for p in again] == weights
 
 
+@pytest.mark.longer
 def test_raft_end_to_end_trains_on_the_best_and_lowers_their_loss(make_context, start, prompts, scorer, tmp_path):
     recipe = make_recipe(rounds=1, method="raft")
     recipe = dataclasses.replace(recipe, raft=build(SftOptions, {**TRAIN, "num_train_epochs": 4}))
@@ -289,6 +291,7 @@ def test_the_key_of_a_policy_stands_for_its_weights_and_not_its_folder(make_mode
     assert hash_path(make_model(tmp_path / "three", seed=1)) != hash_path(one)
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("loop", [{}, {"init_from": "sft", "reference": "previous"}], ids=str)
 def test_training_holds_its_state_and_no_other_weights(loop, make_context, start, prompts, scorer, tmp_path,
                                                        watch_arrays):
@@ -336,6 +339,7 @@ def test_rounds_of_the_enhancer_hand_on_what_their_pairs_said(quick, make_contex
     assert np.all(second >= first - 1e-9)
 
 
+@pytest.mark.longer
 def test_xpo_end_to_end_starts_at_ln_2_and_alpha_times_the_mean_of_what_the_start_says(make_context, start, prompts,
                                                                                       scorer, tmp_path):
     recipe = dataclasses.replace(make_recipe(rounds=1, from_start=1 / 3), pairs=PairOptions(rule="across"),

@@ -53,6 +53,7 @@ def test_a_scorers_key_follows_its_weights_and_settings_and_not_its_place(make_m
         open_scorer(PairwiseScoring(ScorerModel(str(one))), lone_mesh, "proxy")
 
 
+@pytest.mark.longer
 def test_a_scorer_in_bfloat16_scores_in_float32_and_differs_by_rounding_alone(make_model, prompts, lone_mesh, tmp_path):
     folder = make_model(tmp_path / "rm", num_labels=1, tie_embeddings=False)
     nothing = np.zeros(0, np.int32)

@@ -13,6 +13,7 @@ from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.kinds.odin import with_lengths
 
+pytestmark = pytest.mark.longer
 TRAIN = {"kind": "odin", "train_batch_size": 8, "micro_rows": 8, "row_length": 192, "learning_rate": 1e-3}
 
 

@@ -93,6 +93,7 @@ def armorm(probe, tmp_path_factory):
     return folder, probe(folder, debias="words", **GATE)
 
 
+@pytest.mark.longer
 def test_a_ridge_model_has_an_output_for_each_objective_by_name(probe, model, truth, tmp_path):
     report = probe(tmp_path / "p", kind="ridge")
     assert list(report["objectives"]) == list(NAMES)
@@ -145,6 +146,7 @@ def test_the_packed_model_has_the_published_layout(armorm):
     assert config.labels == NAMES
 
 
+@pytest.mark.longer
 def test_the_same_command_gives_the_same_bytes(armorm, probe, tmp_path):
     folder, _ = armorm
     probe(tmp_path / "again", debias="words", **GATE)
@@ -152,11 +154,13 @@ def test_the_same_command_gives_the_same_bytes(armorm, probe, tmp_path):
         assert (tmp_path / "again" / "model" / name).read_bytes() == (folder / "model" / name).read_bytes()
 
 
+@pytest.mark.longer
 def test_without_a_debiased_objective_the_transform_is_the_identity(probe, tmp_path):
     assert probe(tmp_path / "p", **GATE)["debias"] == {}
     np.testing.assert_array_equal(load_params(tmp_path / "p" / "model")["reward_transform"], np.eye(3))
 
 
+@pytest.mark.longer
 def test_the_published_grid_and_row_split_are_options(probe, tmp_path):
     exact, seeds = (probe(tmp_path / name, kind="ridge", **changes) for name, changes in {
         "exact": {}, "seeds": {"split": "row", "refit": False}}.items())
@@ -218,6 +222,7 @@ def test_options_that_contradict_each_other_are_refused(changes, message):
         build(ProbeCommand, {"model_name_or_path": "m", "ratings": "f", "output_dir": "o", **changes})
 
 
+@pytest.mark.longer
 def test_no_features_of_all_rows_are_in_memory_at_once(probe, make_features, monkeypatch, tmp_path):
     """Ten times the rows: the same number of rows is asked for at a time."""
     from rlhf_jax.workflow import probing as module

@@ -90,6 +90,7 @@ def test_inspect_says_what_a_probe_serves(armorm, probe, tmp_path):
     assert ridge["serves"] == "kind: regression; kind: bradley_terry with output"
 
 
+@pytest.mark.longer
 def test_the_packed_model_serves_every_objective_and_what_it_counts(armorm, states, groups, lone_mesh):
     params, config = load_params(armorm), read_config(armorm)
     scores = opened(MultiObjectiveScoring(ScorerModel(str(armorm))), lone_mesh).score(groups)

@@ -164,6 +164,7 @@ def copy(finished, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("name", "verbs"), [
     ("generate/shard-00002.jsonl", ("generate", "score")),
     ("score/shard-00003.jsonl", ("score", "pairs")),

@@ -75,6 +75,7 @@ def names(context):
     return [stage.name for stage in context.run.stages]
 
 
+@pytest.mark.longer
 def test_each_round_is_a_stage_and_reports_what_was_kept_flipped_and_right(command, certain, make_context, products,
                                                                            tmp_path):
     context = make_context(tmp_path / "run")
@@ -115,6 +116,7 @@ def test_each_round_is_a_stage_and_reports_what_was_kept_flipped_and_right(comma
     assert products(tmp_path / "again") == whole
 
 
+@pytest.mark.longer
 def test_rounds_may_begin_again_from_the_start(command, certain, make_context, tmp_path, start):
     context = make_context(tmp_path)
     self_train(command(tmp_path, rounds=1, init_from="start", eval_dataset_name=()), context)
@@ -123,6 +125,7 @@ def test_rounds_may_begin_again_from_the_start(command, certain, make_context, t
     assert not [name for name in names(context) if "evaluate" in name]
 
 
+@pytest.mark.longer
 def test_a_model_that_is_sure_of_nothing_ends_the_run_and_says_so(command, certain, make_context, tmp_path):
     told = []
     context = make_context(tmp_path)
@@ -143,6 +146,7 @@ def test_what_cannot_work_is_refused(command, changes, words, tmp_path):
         command(tmp_path, **changes)
 
 
+@pytest.mark.longer
 def test_a_model_that_knows_the_neutral_answer_is_served_with_it(do_verb, model, world, tmp_path, lone_mesh):
     """Trained on 14 rows for a pair, held-out pairs as they are; the third answer counts half for each side."""
     done = do_verb("reward", tmp_path / "rrm", model_name_or_path=str(model), kind="pairwise", augment="rrm",

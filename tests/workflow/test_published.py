@@ -12,6 +12,7 @@ from rlhf_jax.workflow import published
 from rlhf_jax.workflow.published import CHECKS, Check, Figure, alpaca_models
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", CHECKS)
 def test_published_figures_are_ours(shared, name, monkeypatch):
     monkeypatch.setattr(logistic, "REFITS", 10)  # no interval is looked at

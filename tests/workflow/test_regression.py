@@ -16,6 +16,7 @@ from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.kinds.regression import with_ratings
 
+pytestmark = pytest.mark.longer
 OBJECTIVES = ["data/words:1:5", "data/vivid"]
 TRAIN = {"kind": "regression", "objectives": OBJECTIVES, "train_batch_size": 16, "micro_rows": 8, "row_length": 192,
          "learning_rate": 1e-2, "warmup_steps": 0, "logging_steps": 1}

@@ -74,6 +74,7 @@ def test_a_scorer_reads_where_it_is_told_else_where_the_config_says(stored, give
     assert scorer._renderer.to_last_token == (expected == "last_token")
 
 
+@pytest.mark.longer
 def test_what_is_exported_says_how_it_is_read_and_another_padding_token_trains_anew(make_model, do_verb, world,
                                                                                     tmp_path):
     folder = make_model(tmp_path / "model")

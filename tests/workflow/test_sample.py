@@ -91,6 +91,7 @@ def test_every_prompt_is_sampled_once_in_order_with_ids_log_probs_and_reasons(wh
     assert report["logps_max_difference"] < 1e-4
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("missing", [[0], [1, 3], [2], [0, 1, 2, 3]])
 def test_missing_shards_are_made_again_to_the_same_bytes_and_finished_ones_are_not_touched(whole, stage, tmp_path,
                                                                                            missing):
@@ -108,6 +109,7 @@ def test_missing_shards_are_made_again_to_the_same_bytes_and_finished_ones_are_n
     assert untimed(report) == untimed(whole[1])
 
 
+@pytest.mark.longer
 def test_the_stage_lays_weights_out_as_the_plan_does_and_samples_the_same(make_model, make_context, prompts, tmp_path,
                                                                           monkeypatch):
     """On devices that tell what they are, here eight of this CPU that count as GPUs of slow memory."""
@@ -168,6 +170,7 @@ def test_samples_of_other_weights_do_not_pass_the_gate(whole, stage, make_model,
         check_logps(stage.compute, other, read_shards(whole[0]), stage.sampler, jnp.float32)
 
 
+@pytest.mark.longer
 def test_the_gate_follows_the_cache(stage, context, start, make_model, lone_mesh, tmp_path):
     """An int8 cache passes its own gate and would not pass float32's; other weights pass neither."""
     sampling = dataclasses.replace(SAMPLING, cache_dtype="int8")

@@ -102,6 +102,7 @@ def names(context):
     return [stage.name for stage in context.run.stages]
 
 
+@pytest.mark.longer
 def test_a_judge_of_1_2_and_one_and_a_half_publishes_round_2_and_stops(instant, config, lone_mesh, make_context,
                                                                          tmp_path):
     outcome, context = run(config(), lone_mesh, make_context)
@@ -135,6 +136,7 @@ def test_the_next_round_goes_on_from_the_last_accepted_one(instant, config, lone
     assert trained(tmp_path / "run/policy") == 2
 
 
+@pytest.mark.longer
 def test_a_rejected_policy_leaves_a_moving_reference_alone(instant, config, lone_mesh, make_context):
     _, context = run(config(patience=None, loop={"reference": "ema"}), lone_mesh, make_context)
     assert [name for name in names(context) if name.endswith("/reference")] == [
@@ -169,6 +171,7 @@ class Killed(BaseException):
     """Stands for kill -9 between two stages or within one."""
 
 
+@pytest.mark.longer
 def test_a_kill_at_any_stage_ends_in_the_same_bytes(instant, config, lone_mesh, make_context, products, tmp_path,
                                                     monkeypatch):
     whole, context = run(config("whole"), lone_mesh, make_context)

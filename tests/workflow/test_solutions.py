@@ -26,6 +26,7 @@ from rlhf_jax.workflow.inspection import inspect_model
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.stages.steps import StepsStage, rows_name
 
+pytestmark = pytest.mark.longer
 TRAIN = {"train_batch_size": 8, "row_length": 256, "learning_rate": 3e-2, "warmup_steps": 0}
 KINDS = {"process": ProcessScoring, "outcome_generative": OutcomeGenerativeScoring, "outcome": OutcomeScoring}
 

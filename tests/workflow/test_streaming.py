@@ -42,6 +42,7 @@ def peak(work):
     return found
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("close", [generation_metrics, lambda groups: score_metrics(groups, "proxy"), label_counts])
 def test_the_close_of_a_stage_reads_shard_by_shard(tmp_path, close):
     few, many = (scored_shards(tmp_path / str(count), count) for count in (5, 100))
@@ -49,6 +50,7 @@ def test_the_close_of_a_stage_reads_shard_by_shard(tmp_path, close):
     assert peak(lambda: close(scan_shards(many))) < peak(lambda: close(scan_shards(few))) + 100_000
 
 
+@pytest.mark.longer
 def test_pairs_are_made_of_one_group_at_a_time(tmp_path, make_context):
     found, context = [], make_context(tmp_path / "run")
     for count in (5, 100):

@@ -67,6 +67,7 @@ def test_another_template_makes_every_stage_of_a_run_anew(make_experiment, monke
     assert redone(make_experiment(None)) == everything
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_a_model_carries_the_template_it_was_trained_with_and_its_scorer_reads_it_there(make_experiment, use_peft):
     experiment = make_experiment("zephyr", {"use_peft": use_peft}, sft=None)

@@ -104,6 +104,7 @@ def timeless(scalars):
     return [scalar for scalar in scalars if scalar[0] not in ("tokens_per_second", "tflops_per_device", "mfu")]
 
 
+@pytest.mark.longer
 def test_tensorboards_events_are_the_rows_of_the_trainer_state_and_the_model_is_the_same(train, tmp_path):
     pytest.importorskip("tensorboardX")
     rows = train(tmp_path / "tracked", ("tensorboard",))
@@ -118,6 +119,7 @@ def test_tensorboards_events_are_the_rows_of_the_trainer_state_and_the_model_is_
     assert names[0] == names[1]
 
 
+@pytest.mark.longer
 def test_after_restarts_each_row_is_written_once(train, calls, tmp_path):
     pytest.importorskip("tensorboardX")
     names = ("tensorboard", "wandb", "trackio")
@@ -137,6 +139,7 @@ def test_after_restarts_each_row_is_written_once(train, calls, tmp_path):
     assert [named["resume"] for what, _, named in calls if what == "trackio.init"] == ["never", *["allow"] * 3]
 
 
+@pytest.mark.longer
 def test_a_tracker_turned_on_after_a_restart_gets_the_earlier_rows_too(train, calls, tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, (), dies_at(7))

@@ -128,6 +128,7 @@ TRAININGS = {
 }
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_interrupted_behind_a_checkpoint_ends_in_the_same_bytes(name, make_context, make_model, model, world,
                                                                            tmp_path):

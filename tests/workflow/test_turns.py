@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from rlhf_jax.data.jsonl import read_groups, read_jsonl
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.stages.score import ScoreStage
@@ -31,6 +33,7 @@ def by_number(prompts, completions, **columns):
     return [float(place % 4) for place in range(len(completions))]
 
 
+@pytest.mark.longer
 def test_the_last_turn_alone_is_sampled_and_trained_on(model, start, make_context, do_verb, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     (tmp_path / "template.jinja").write_text(TEMPLATE)

@@ -48,6 +48,7 @@ def generate(context, model, source, **changes):
     return run("generate", context, model_name_or_path=str(model), dataset_name=source, **SAMPLING, **changes)
 
 
+@pytest.mark.longer
 def test_what_no_json_holds_in_a_column_that_nobody_reads_does_not_end_the_sampling(model, write, said, tmp_path):
     source = write([{"prompt": user("a"), "x": float("nan"), "half": "\ud83d", "id": "1"}, {"prompt": user("b")}])
     stage = generate(said[0], model, source)

@@ -29,6 +29,8 @@ SHARD = 1024
 """Groups whose answers are kept together; what a killed command does again at most."""
 _WORTH = 7 / 8
 """Contexts that begin alike share a prompt if that leaves at most this share of their tokens."""
+_FILLS = 4
+"""Tokens of a group's branches for one of a long beginning, which is read again for the next group."""
 Likelihood = tuple[float, bool]
 """log p(continuation | context) in nats, and whether greedy decoding would give the continuation."""
 
@@ -146,7 +148,7 @@ def shared_beginnings(contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]])
 def _decide(node: _Node, contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> None:
     """Makes all below the node branches of its beginning, if that is worth it."""
     rest = node.tokens - node.branches * node.length
-    room = max(LONG_ROW - node.length, node.length)
+    room = max(LONG_ROW - node.length, _FILLS * node.length)
     cost = rest + node.length * -(-rest // room)
     if cost > node.cost * _WORTH:
         return

@@ -28,6 +28,7 @@ def test_a_program_passes_if_it_comes_to_its_end_within_the_limits(program, expe
     assert passes(program, seconds=20.0) == expected
 
 
+@pytest.mark.longer
 def test_a_program_that_does_not_end_is_stopped_and_so_is_what_it_started():
     start = time.monotonic()
     assert not passes("import time\ntime.sleep(60)", seconds=1.0)

@@ -67,6 +67,7 @@ def gsm8k(shared):
     return Scripted(lambda text: said[text.rpartition("Question: ")[2].removesuffix("\nAnswer:")]), shared / "eval"
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("limit", "count", "right", "error"), [
     (40, 40, 30, 0.0693375245), pytest.param(None, 1319, 989, 0.0119303344, marks=pytest.mark.slow)])
 def test_gsm8k_is_scored_strictly_and_flexibly_as_the_harness_does(limit, count, right, error, gsm8k, tmp_path):
@@ -83,6 +84,7 @@ def test_gsm8k_is_scored_strictly_and_flexibly_as_the_harness_does(limit, count,
     assert len(samples.read_text().splitlines()) == 2 * count  # one for each of the two filters
 
 
+@pytest.mark.longer
 def test_torch_is_not_imported_by_a_whole_run(gsm8k, tmp_path):
     program = f"""
         import sys
@@ -103,6 +105,7 @@ def test_torch_is_not_imported_by_a_whole_run(gsm8k, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.longer
 def test_a_group_of_tasks_reads_the_users_rows_and_is_averaged_by_size(data, tmp_path):
     model = Scripted()
     results = run_tasks(model, choose(["mmlu"], data), tmp_path, label="m", num_fewshot=2, limit=2)
@@ -115,6 +118,7 @@ def test_a_group_of_tasks_reads_the_users_rows_and_is_averaged_by_size(data, tmp
     assert len(list((tmp_path / "tasks").iterdir())) == 57
 
 
+@pytest.mark.longer
 def test_programs_are_run_where_that_is_allowed_and_nowhere_else(data, tmp_path):
     model = Scripted(lambda text: "def f11(): return 11\ndef f12(): return 13")
     choice = choose(["mbpp"], data)
@@ -127,6 +131,7 @@ def test_programs_are_run_where_that_is_allowed_and_nowhere_else(data, tmp_path)
     assert model.asked[0][0].count("[DONE]") == 3
 
 
+@pytest.mark.longer
 def test_examples_that_are_not_there_are_missed_before_anything_is_asked(data, tmp_path):
     model, choice = Scripted(), choose(["arc_challenge"], data)
     with pytest.raises(ValueError, match=r"arc_challenge is to show 3 examples, and .* holds no train or validation"):
@@ -152,6 +157,7 @@ def test_missing_rows_are_named(data, tmp_path):
         choose(["gsm8k"], tmp_path / "nowhere")
 
 
+@pytest.mark.longer
 def test_the_papers_set_shows_the_examples_that_it_says(shared, tmp_path):
     names = [name for name in PAPER if name not in ("hendrycks_math", "humaneval_plus")]  # whose rows are not at hand
     folder = tmp_path / "data"
