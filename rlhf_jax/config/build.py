@@ -57,7 +57,7 @@ def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
         elif field.item and isinstance(tree.get(field.name), str | list | tuple):
             values[field.name] = tuple(_build(field.item, item, f"{where}[{number}].")
                                        for number, item in enumerate(_items(field, tree[field.name])))
-        elif field.kinds and not field.required and tree.get(field.name, 0) is None is not field.default:
+        elif tree.get(field.name, 0) is None is _plain(field.hint) and not field.required:
             continue  # null takes back the section that another file gives
         elif field.name in tree:
             values[field.name] = _value(field, tree[field.name], where)
