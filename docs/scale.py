@@ -149,10 +149,11 @@ _AIMS_WORDS = """## Where the aims stand
 
 The Llama-3-8B recipe in its first plans, what was aimed at, and the plans of this page. What decided it is that
 responses lie in pages (`sampling.cache_share`): the same memory then holds several times the lanes, which share each
-reading of the weights, and a token reads what its lane has written and no more. The kernel for that on TPUs
+reading of the weights, and of the responses the pages are read that are written. The kernel for that on TPUs
 (`sampling.tpu_pages`) is compiled here for each of them and is exact in Pallas's interpreter; no TPU has run it, and
-the roofline counts the bytes it reads, not the small products it is made of. `sampling.weights_dtype: int8` halves what
-a token reads of the weights; it is an option, since samples are then those of the rounded policy."""
+the roofline counts the bytes it reads, not the small products it is made of. A token then takes longer than one of 64
+lanes did, for eight times as many. `sampling.weights_dtype: int8` halves what a token reads of the weights; it is an
+option, since samples are then those of the rounded policy."""
 
 
 def aim_rows(reports: dict[str, Report], narrow: dict[str, Report]) -> list[tuple[str, ...]]:
@@ -178,7 +179,7 @@ def aim_rows(reports: dict[str, Report], narrow: dict[str, Report]) -> list[tupl
             row("useful share of a DPO step, v5p-16", "52%", 0.65, useful_share(dpo), lambda share: f"{share:.0%}",
                 least=True),
             row("received a DPO step, v5p-16, GiB", "179", 80 * 2**30, dpo.received, gib),
-            row("ms a token of 64 lanes, v6e-16", "12.6", 6.0,
+            row(f"ms for 64 lanes' tokens, v6e-16, of {_SLOTS['v6e-16'] * _LANES} at once", "12.6", 6.0,
                 1e3 * decode.times.step / _BLOCK * 64 / (_SLOTS["v6e-16"] * _LANES), lambda ms: f"{ms:.1f}")]
 
 

@@ -56,18 +56,20 @@ def _groups(kinds: tuple[type, ...], prefix: str, title: str, seen: set[type], g
     """Title and lines of each group: a command's own keys first, then those of its flat groups, each group once."""
     if len(kinds) > 1:
         names = "|".join(map(kind_name, kinds))
-        yield "", [f"  --{prefix}kind {names}", *_body(_words(kinds[0])["kind"], f"default {kind_name(kinds[0])}")]
+        here = f"given by this verb: {given['kind']}" if "kind" in given else f"default {kind_name(kinds[0])}"
+        yield "", [f"  --{prefix}kind {names}", *_body(_words(kinds[0])["kind"], here)]
     for kind in kinds:
+        known = given if len(kinds) == 1 or kind_name(kind) == given.get("kind") else {}
         own = [f for f in declared(kind) if not f.flat and (f.name != "kind" or len(kinds) == 1)]
         if own:
             words = _words(kind)
             yield (f"kind: {kind_name(kind)}. {summary(kind)}" if len(kinds) > 1 else title,
-                   [line for f in own for line in _entry(f, words.get(f.name), prefix, given)])
+                   [line for f in own for line in _entry(f, words.get(f.name), prefix, known)])
         seen.add(kind)
         for field in declared(kind):
             if field.flat and not seen.issuperset(field.kinds):
                 yield from _groups(field.kinds, prefix, f"{summary(field.kinds[0]).split('. ')[0].rstrip('.')}:", seen,
-                                   given)
+                                   known)
 
 
 def _words(documented: type) -> dict[str, str | None]:

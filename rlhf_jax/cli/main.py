@@ -62,7 +62,8 @@ def main() -> None:
 
 def _help(name: str, section: str) -> None:
     verb = VERBS[name]
-    given = read_config(str(resources.files("rlhf_jax.cli") / verb.config)) if verb.config else None
+    with resources.as_file(resources.files("rlhf_jax.cli") / verb.config) as first:
+        given = read_config(str(first)) if verb.config else None
     print_help(name, named(verb.options), section, dry_run=verb.preview is not None, given=given)
 
 

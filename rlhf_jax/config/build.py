@@ -35,7 +35,8 @@ class _Values(ArgumentParser):
 
 
 def build(options: type[T], tree: Mapping[str, Any]) -> T:
-    """The options that `tree`, keys and values as in a YAML file, describes.
+    """The options that `tree`, keys and values as in a YAML file, describes. A section that is null is as good as not
+    given, so that a file can take back what an earlier one says.
 
     Raises:
       UnknownKeys: for keys that the options, of the chosen kinds, do not have.
@@ -43,7 +44,7 @@ def build(options: type[T], tree: Mapping[str, Any]) -> T:
     """
     if unknown := [*_unknown(options, tree)]:
         raise UnknownKeys(unknown)
-    return _build(options, tree, "")
+    return _build(options, _given(options, tree), "")
 
 
 def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
@@ -57,8 +58,6 @@ def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
         elif field.item and isinstance(tree.get(field.name), str | list | tuple):
             values[field.name] = tuple(_build(field.item, item, f"{where}[{number}].")
                                        for number, item in enumerate(_items(field, tree[field.name])))
-        elif tree.get(field.name, 0) is None is _plain(field.hint) and not field.required:
-            continue  # null takes back the section that another file gives
         elif field.name in tree:
             values[field.name] = _value(field, tree[field.name], where)
         elif field.required:
@@ -67,6 +66,12 @@ def _build(options: type[T], tree: Mapping[str, Any], path: str) -> T:
         return options(**values)
     except ValueError as error:
         raise ValueError(f"{path.rstrip('.')}: {error}" if path else str(error)) from error
+
+
+def _given(options: type, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys without sections that are null."""
+    sections = {field.name for field in declared(options) if field.kinds and _plain(field.hint) is None}
+    return {key: value for key, value in tree.items() if value is not None or key not in sections}
 
 
 def _items(field: Declared, value: Any) -> list[Any]:
@@ -109,7 +114,7 @@ def _of_kind(field: Declared, kind: type, tree: Mapping[str, Any]) -> dict[str, 
 
 def _group(field: Declared, tree: Mapping[str, Any], path: str) -> Any:
     kind = kind_of(field, tree, path)
-    tree = _of_kind(field, kind, tree)
+    tree = _given(kind, _of_kind(field, kind, tree))
     if isinstance(field.default, kind):  # what is not given keeps the value it has in this place
         given = {**_as_tree(field.default), **tree}
         return _build(kind, given, path)

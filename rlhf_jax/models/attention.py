@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from rlhf_jax.models.config import DecoderConfig
 
-_MASKED = -1e30
+MASKED = -1e30
+"""Score of what is not seen, finite so that sums over nothing are."""
 
 
 def select_windowed(local: bool | Array, windowed: Any, full: Any) -> Any:
@@ -80,7 +81,7 @@ def attention(q: Array, k: Array, v: Array, mask: Array, *, scale: float, softca
     kv_heads = k.shape[2]
     q = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("btkgd,bskd->bkgts", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], capped(scores * scale, softcap), _MASKED)
+    scores = jnp.where(mask[:, None, None], capped(scores * scale, softcap), MASKED)
     probs = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bskd->btkgd", probs, v)
     return out.reshape(batch, length, heads, head_dim)
@@ -189,7 +190,7 @@ def decode_attention(q: Array, k: Array, v: Array, prompt: Stored, own: Sequence
     def scores(part: Stored) -> Array:
         found = product(q, part.cache.k.astype(q.dtype), preferred_element_type=wide)
         found = capped(scaled(found, part.cache.k_scale), softcap)
-        return jnp.where(part.mask[:, :, None, None], found, _MASKED)
+        return jnp.where(part.mask[:, :, None, None], found, MASKED)
 
     parts = prompt, *own
     on_self = capped(jnp.einsum("pnkgd,pnkd->pnkg", q, k, preferred_element_type=wide), softcap)

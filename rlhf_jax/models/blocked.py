@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import RowAttention, RowIds, packed_mask
-
-_MASKED = -1e30
+from rlhf_jax.models.attention import MASKED, RowAttention, RowIds, packed_mask
 
 
 class Blocks(NamedTuple):
@@ -92,7 +90,7 @@ def _scores(q: Array, k: Array, seen: Array, how: _Static) -> tuple[Array, Array
     capped = squashed if how.softcap is None else how.softcap * squashed
     by_query = capped.reshape(len(k), -1, *seen.shape)  # [K, G, C, C]
     slope = jnp.ones((), jnp.float32) if how.softcap is None else 1.0 - jnp.square(squashed)
-    return jnp.where(seen, by_query, _MASKED).reshape(raw.shape), slope
+    return jnp.where(seen, by_query, MASKED).reshape(raw.shape), slope
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -118,7 +116,7 @@ def _forward(q: Array, k: Array, v: Array, blocks: Blocks, how: _Static) -> tupl
                              preferred_element_type=jnp.float32)
             return higher, total * keep + jnp.sum(probs, axis=-1), out * keep[..., None] + new
 
-        start = jnp.full(mine.shape[:-1], _MASKED), jnp.zeros(mine.shape[:-1]), jnp.zeros(mine.shape)
+        start = jnp.full(mine.shape[:-1], MASKED), jnp.zeros(mine.shape[:-1]), jnp.zeros(mine.shape)
         top, total, out = jax.lax.fori_loop(0, blocks.counts[row, at], key_block, start)
         total = jnp.maximum(total, 1e-30)  # a padding query sees nothing
         return (_put(carry[0], out / total[..., None], row, at), _put(carry[1], top + jnp.log(total), row, at))

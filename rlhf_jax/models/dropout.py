@@ -15,10 +15,10 @@ def dropped(key: Array, x: Array, rate: Any) -> Array:
     """x without a random share `rate` of its numbers; what stays is divided by 1 - rate (Srivastava et al., JMLR 15,
     2014).
 
-    Random bits are what this costs, so 16 decide over a number and not 32: the share is a multiple of 1/65,536, the
-    nearest to `rate`, and what stays is divided by just that.
+    Random bits are what this costs, so 16 decide over a number and not 32: the share that stays is the multiple of
+    1/65,536 that is nearest to 1 - rate, by which it is divided, too.
     """
-    kept = jnp.round((1 - jnp.asarray(rate, jnp.float32)) * _PARTS)
+    kept = jnp.round((1 - jnp.asarray(rate, jnp.float32)) * _PARTS).astype(jnp.uint32)
     bits = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    bits = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
-    return jnp.where(bits < kept, x / (kept / _PARTS).astype(x.dtype), 0)
+    bits = jnp.concatenate([bits % _PARTS, bits // _PARTS], axis=-1)[..., : x.shape[-1]]
+    return jnp.where(bits < kept, x / (kept.astype(jnp.float32) / _PARTS).astype(x.dtype), 0)

@@ -20,12 +20,11 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
-from rlhf_jax.models.attention import RowAttention, RowIds, cut_by_heads, mesh_around, packed_mask
+from rlhf_jax.models.attention import MASKED, RowAttention, RowIds, cut_by_heads, mesh_around, packed_mask
 
 _BLOCKS = (64, 32)
 """Queries and keys that a program takes at a time; a row's length must be a multiple of one of them."""
 LOG2_E = math.log2(math.e)
-MASKED = -1e30
 
 
 class Visits(NamedTuple):

@@ -79,7 +79,7 @@ def assumed(tasks: Sequence[Task], stages: Sequence[StagePlan], accelerator: Acc
             out.append(f"{stage.name}: rows of {shape.tokens} tokens, {shape.targets} of them targets, "
                        f"{stage.groups_per_row:g} group(s) per row; {task.groups:,.0f} groups in all, epochs included")
         if isinstance(stage, SampleShape) and stage.name == "decode":
-            read = "read as far as lanes have come" if found.kernels else "looked at to their full depth"
+            read = "of responses read as far as lanes have come" if found.kernels else "looked at to their full depth"
             out.append(f"decode: {stage.sampling.slots} slots per host of {stage.prompt_length} prompt tokens, caches "
                        f"{read}; {task.groups:,.0f} prompts in all")
     return out

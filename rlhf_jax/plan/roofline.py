@@ -162,18 +162,18 @@ def _prefill_work(stage: SampleShape, mesh: Mesh) -> Work:
 
 def _decode_work(stage: SampleShape, mesh: Mesh, kernels: int) -> Work:
     """A block of decoding with all lanes busy; a prompt is read once for all its lanes. Without kernels the caches are
-    looked at to their full depth; GPUs' read what lanes see, that of TPUs whole pages of the responses."""
+    looked at to their full depth, in pages or not; GPUs' read what lanes see, that of TPUs whole pages of the
+    responses."""
     config, s, a = stage.config, stage.sampling, stage.assume
     useful = forward_flops(config, s.in_flight, context=a.prompt_tokens + a.response_tokens / 2, targets=s.in_flight)
-    settings, stored = stage.settings, 0.0
-    if kernels and mesh.devices.flat[0].platform == "tpu":
+    settings, stored = dataclasses.replace(stage.settings, cache_share=1.0), 0.0
+    if kernels and platform_of(mesh) == "tpu":
         seen = (a.response_tokens + PAGE) // 2
-        settings = dataclasses.replace(settings, max_new_tokens=seen, cache_share=1.0)
+        settings = dataclasses.replace(settings, max_new_tokens=seen)
         # two pages are read and written to store a lane's tokens of a block, see `cache.store_pages`
         stored = 4 * PAGE * s.lanes_each / (stage.prompt_length + s.lanes_each * seen)
     elif kernels:
-        settings = dataclasses.replace(settings, prompt_length=a.prompt_tokens, max_new_tokens=a.response_tokens // 2,
-                                       cache_share=1.0)
+        settings = dataclasses.replace(settings, prompt_length=a.prompt_tokens, max_new_tokens=a.response_tokens // 2)
     depth = (settings.prompt_length or 0) + settings.max_new_tokens
     executed = forward_flops(config, s.in_flight, context=depth, targets=s.in_flight)
     size = token_bytes(config, settings, jnp.dtype(stage.dtype), batch_ways(mesh), mesh.shape["tensor"])

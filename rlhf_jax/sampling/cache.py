@@ -163,25 +163,24 @@ def scatter_pages(cache: KeyValues, new: KeyValues, places: Array, table: Array,
 def store_pages(cache: KeyValues, new: KeyValues, places: Array, table: Array, written: Array) -> KeyValues:
     """What `scatter_pages` does, one row after another: TPUs lay a cache out anew for a scatter, and do this in place.
 
-    A row's tokens lie in one page or in two that follow each other. Each is read, changed and written before the next
-    is read, since XLA would otherwise copy the cache for every row.
+    A row's tokens lie in pages that follow each other. Each is read, changed and written before the next is read, since
+    XLA would otherwise copy the cache for every row.
     """
     size, block, last = cache.k.shape[-1], new.k.shape[-1], table.shape[1] - 1
-    if block > size:
-        raise ValueError(f"block = {block} tokens do not fit into a page of {size}; lower block")
+    most = 1 + -(-block // size)  # pages that a block may reach into
 
     def one(row: Array, cache: KeyValues) -> KeyValues:
         number, offset = places[row] // size, places[row] % size
-        over = (offset + block > size) & (number < last)
 
         def put(old: Array, new: Array, axis: int) -> Array:
             axis = axis % old.ndim
             piece = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
-            for half, changes in enumerate((written[row], written[row] & over)):
-                at = table[row, jnp.minimum(number + half, last)]
+            for part in range(most):
+                at = table[row, jnp.minimum(number + part, last)]
                 page = jax.lax.dynamic_slice_in_dim(old, at, 1, axis=1)
-                twice = jax.lax.dynamic_update_slice_in_dim(jnp.concatenate([page, page], axis), piece, offset, axis)
-                page = jnp.where(changes, jnp.split(twice, 2, axis)[half], page)
+                wide = jax.lax.dynamic_update_slice_in_dim(jnp.concatenate([page] * most, axis), piece, offset, axis)
+                reached = (number + part <= last) & (offset + block > part * size)
+                page = jnp.where(written[row] & reached, jnp.split(wide, most, axis)[part], page)
                 old = jax.lax.dynamic_update_slice_in_dim(old, page, at, axis=1)
             return old
 

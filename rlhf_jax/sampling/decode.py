@@ -37,15 +37,15 @@ from rlhf_jax.sampling.rules import Rules, sample_token, token_key
 Append = Callable[..., KeyValues]
 """`append_tokens`, of pages `scatter_pages` or `store_pages`; or what does the same on a mesh."""
 LanesAttention = Callable[..., Array]
-"""`lanes_attention`, or what does the same on a mesh."""
+"""`lanes.lanes_attention` or `paged.paged_lanes`; or what does the same on a mesh."""
 
 
 @struct.dataclass
 class DecodeState:
     """All that decoding carries. P slots, n lanes, S prompt capacity, U response capacity.
 
-    prompt: caches of the prompts, k [L, P, K, Dh, S]. suffix: of the responses, k [L, P, n, K, Dh, U], or where a
-    kernel attends N pages of them, k [L, N, K, Dh, PAGE].
+    prompt: caches of the prompts, k [L, P, K, Dh, S]. suffix: of the responses, k [L, P, n, K, Dh, U], or N
+    pages of them, k [L, N, K, Dh, PAGE].
     prompt_length: [P] tokens in the prompt cache (the prompt less its last token). prompt_hash: [P] uint32.
     sample: [P, n] index of the sample a lane works on. token: [P, n] next token to feed.
     count: [P, n] tokens generated. limit: [P, n] the most it may generate. active: [P, n] bool.
@@ -166,8 +166,8 @@ class View(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The lanes at work in a block, as A rows, as many of each device: the model and the kernels compute rows,
-    attention by XLA looks at the grid [P, n] of lanes.
+    """The lanes at work in a block, as A rows, as many of each device: the model computes rows, and so does attention
+    over pages; without pages attention looks at the grid [P, n] of lanes.
 
     pick: [W, A / W] places of each device's rows in its part of the grid laid flat, in rising order, its end for none.
     shape: (P, n).
@@ -231,7 +231,8 @@ class _Block(NamedTuple):
 
     written: [P, n] tokens that lanes have in the suffix cache. The block's own tokens are kept apart, all lanes' at one
     place, and appended at its end: caches are read at every token and written once a block.
-    kernel: that attends, None for plain XLA. table: [A, J] int32, pages of the rows, for a kernel. firsts: of `_Rows`.
+    paged: what attends where responses lie in pages, None where each lane has room. table: [A, J] int32, pages of the
+    rows. firsts: of `_Rows`.
     """
 
     view: View
@@ -239,7 +240,7 @@ class _Block(NamedTuple):
     written: Array
     seed: Array
     stop_ids: Array
-    kernel: LanesAttention | None
+    paged: LanesAttention | None
     table: Array | None
     firsts: Array | None
 
@@ -275,13 +276,13 @@ def _seen(config: DecoderConfig, block: _Block, state: DecodeState, step: Array,
                  for mask, start, place in zip(full, first, places, strict=True)), full
 
 
-def _by_kernel(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, caches: Caches) -> Attend:
+def _by_pages(config: DecoderConfig, block: _Block, state: DecodeState, step: Array, caches: Caches) -> Attend:
     spans = _spans(config, block, state, step)
 
     def attend(q: Array, k: Array, v: Array, layer: Any, local: bool | Array) -> tuple[Array, tuple[Array, Array]]:
-        assert block.kernel is not None
-        out = block.kernel(q, k, v, caches, layer, select_windowed(local, *spans), block.table, block.firsts,
-                           lanes=block.rows.shape[1], **score_rule(config))
+        assert block.paged is not None
+        out = block.paged(q, k, v, caches, layer, select_windowed(local, *spans), block.table, block.firsts,
+                           lanes=block.rows.shape[1], depth=block.view.prompt, **score_rule(config))
         return out, (k, v)
 
     return attend
@@ -307,9 +308,9 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
     rows, capacity = block.rows, state.out.shape[2]
     position = state.prompt_length[:, None] + state.count  # [P, n]
     caches = Caches(state.prompt, state.suffix, recent)
-    attend = _by_masks(config, block, state, step, recent) if block.kernel is None else _by_kernel(
+    attend = _by_masks(config, block, state, step, recent) if block.paged is None else _by_pages(
         config, block, state, step, caches)
-    of_layers = tuple(caches) if block.kernel is None else np.arange(config.layers)
+    of_layers = tuple(caches) if block.paged is None else np.arange(config.layers)
     hidden, (keys, values) = forward(params, config, rows.take(state.token), rows.take(position), attend, of_layers)
     slot, lane = rows.places()
     sample, count = rows.take(state.sample), rows.take(state.count)
@@ -324,7 +325,7 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
         logps=state.logps.at[at].set(logp, mode="drop"),
         count=state.count + state.active.astype(jnp.int32),
     )
-    if block.kernel is None:
+    if block.paged is None:
         keys, values = jax.vmap(rows.spread)(keys), jax.vmap(rows.spread)(values)
     recent = write_token(recent, keys, values, step)
     token = rows.spread(token)
@@ -334,22 +335,22 @@ def _decode_one(params: Params, config: DecoderConfig, block: _Block, step: Arra
 
 
 def decode_block(params: Params, config: DecoderConfig, view: View, state: DecodeState, seed: Array, stop_ids: Array,
-                 steps: int, append: Append = append_tokens, kernel: LanesAttention | None = None,
+                 steps: int, append: Append = append_tokens, paged: LanesAttention | None = None,
                  table: Array | None = None) -> DecodeState:
     """Up to `steps` tokens for every active lane; ends early once no lane is active.
 
     Args:
       view: of the caches, at least as deep as any lane is now; of the lanes, all that are active.
       seed: typed PRNG key. stop_ids: [E] int32, -1 for unused places.
-      append: stores the block's tokens in the suffix cache. kernel: that attends. table: [P, n, J] int32, where a
-        kernel attends: the pages of each lane, enough for what an active one writes now.
+      append: stores the block's tokens in the suffix cache. paged: what attends where responses lie in pages. table:
+        [P, n, J] int32, where they do: the pages of each lane, enough for what an active one writes now.
     """
     slots, lanes, capacity = state.out.shape
     steps = min(steps, capacity)  # no lane takes more, and `append` has room
     rows = _Rows.of(state.active, view)
-    block = _Block(view, rows, state.count, seed, stop_ids, kernel, None if table is None else rows.take(table),
+    block = _Block(view, rows, state.count, seed, stop_ids, paged, None if table is None else rows.take(table),
                    rows.firsts())
-    places = (slots, lanes) if kernel is None else (rows.pick.size,)
+    places = (slots, lanes) if paged is None else (rows.pick.size,)
     recent, began = empty_cache(config, places, steps, state.suffix.k.dtype), rows.working(state.active)
 
     def going(carry: tuple[Array, DecodeState, KeyValues]) -> Array:
@@ -359,7 +360,7 @@ def decode_block(params: Params, config: DecoderConfig, view: View, state: Decod
         return carry[0] + 1, *_decode_one(params, config, block, *carry)
 
     _, state, recent = jax.lax.while_loop(going, body, (jnp.zeros((), jnp.int32), state, recent))
-    if kernel is None:
+    if paged is None:
         return dataclasses.replace(state, suffix=append(state.suffix, recent, block.written))
     suffix = append(state.suffix, recent, rows.take(block.written), block.table, began)
     return dataclasses.replace(state, suffix=suffix)

@@ -97,8 +97,8 @@ class Sampler:
         self._ways = batch_ways(mesh)
         self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
         self._seed = jax.random.key(sampling.seed)
-        kernel = paged_attention(mesh, config, sampling, self._cache_dtype)
-        self.paged, self._apart = kernel is not None, kernel is not None and kernel.apart
+        paged = paged_attention(mesh, config, sampling, self._cache_dtype)
+        self.paged, self._apart = paged is not None, paged is not None and paged.apart
         alone = mesh.devices.size == 1  # elsewhere attention by XLA has each device's lanes in place
         self._least_rows = LEAST_ROWS.get(mesh.devices.flat[0].platform) if alone or self.paged else None
         shard = self.shardings()
@@ -106,8 +106,8 @@ class Sampler:
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
         self._prepare = jax.jit(self._for_decoding)
-        how = (sampling.block, self._append(kernel.append if kernel else append_tokens),
-               self._on_mesh(kernel.attend) if kernel else None)
+        how = (sampling.block, self._append(paged.append if paged else append_tokens),
+               self._on_mesh(paged.attend) if paged else None)
         self.decode_program = jax.jit(partial(_decode, config, *how), static_argnums=0, donate_argnums=2,
                                       out_shardings=shard)
 
@@ -134,17 +134,17 @@ class Sampler:
         return jax.shard_map(append, mesh=self.mesh, in_specs=(specs.suffix, specs.suffix, *rows),
                              out_specs=specs.suffix, check_vma=False)
 
-    def _on_mesh(self, kernel: LanesAttention) -> LanesAttention:
+    def _on_mesh(self, paged: LanesAttention) -> LanesAttention:
         """Every device attends for the lanes and heads that it has."""
         if self.mesh.devices.size == 1:
-            return kernel
+            return paged
         specs = jax.tree.map(lambda sharding: sharding.spec, self.shardings())
         caches, row = Caches(specs.prompt, specs.suffix, specs.suffix), specs.count
         tokens = PartitionSpec(*specs.prompt.k[1:3])
         ins = (tokens, tokens, tokens, caches, PartitionSpec(), row, row, row)
 
         def attend(*args: Any, **how: Any) -> jax.Array:
-            return jax.shard_map(partial(kernel, **how), mesh=self.mesh, in_specs=ins, out_specs=tokens,
+            return jax.shard_map(partial(paged, **how), mesh=self.mesh, in_specs=ins, out_specs=tokens,
                                  check_vma=False)(*args)
 
         return attend
@@ -153,7 +153,9 @@ class Sampler:
         """Nothing running, for prompts of up to `capacity` tokens. To be traced: it may be too large for one device."""
         s, prompt, pages = self.sampling, max(capacity, 2) - 1, None
         if self.paged:
-            prompt, pages = pages_of(prompt) * PAGE, self._ways * self._pages_each
+            pages = self._ways * self._pages_each
+        if self._apart:  # kernels of GPUs read whole lines
+            prompt = pages_of(prompt) * PAGE
         return empty_state(self.config, s.slots, self._lanes, prompt, s.max_new_tokens, self._cache_dtype, pages)
 
     @property
@@ -239,16 +241,19 @@ class Sampler:
 
     def _view(self, slots: Sequence[_Slot | None], prompts: Sequence[PromptGroup], capacity: int, active: np.ndarray,
               written: np.ndarray) -> View:
-        """What the next block looks at: few sizes, so that few programs serve all. The kernel finds depths itself."""
+        """What the next block looks at: few sizes, so that few programs serve all. GPUs' kernels find depths
+        themselves, and pages have none."""
         rows = None
         if self._least_rows is not None:
             busiest = active.reshape(self._ways, -1).sum(axis=1).max()
             rows = max(rounded_up(int(busiest)), self._least_rows)
             rows = rows if rows * self._ways < active.size else None
-        if self.paged:
+        if self._apart:
             return View(capacity - 1, self.sampling.max_new_tokens, rows, self._ways)
         longest = max(len(prompts[slot.prompt].prompt_ids) for slot in slots if slot)
         prompt, suffix = (max(rounded_up(n), LEAST_VIEW) for n in (longest - 1, int(written[active].max(initial=0))))
+        if self.paged:
+            return View(min(prompt, capacity - 1), self.sampling.max_new_tokens, rows, self._ways)
         return View(min(prompt, capacity - 1), min(suffix, self.sampling.max_new_tokens), rows)
 
     def _refill(self, prompts: Sequence[PromptGroup], queue: deque[int], slots: list[_Slot | None], active: np.ndarray,
@@ -360,6 +365,6 @@ def _prefill(config: DecoderConfig, constrain: Constrain, params: Params, state:
     return prefill(params, config, state, refill, constrain)
 
 
-def _decode(config: DecoderConfig, steps: int, append: Append, kernel: LanesAttention | None, view: View,
+def _decode(config: DecoderConfig, steps: int, append: Append, paged: LanesAttention | None, view: View,
             params: Params, state: DecodeState, seed: Any, stop_ids: Any, table: Any = None) -> DecodeState:
-    return decode_block(params, config, view, state, seed, stop_ids, steps, append, kernel, table)
+    return decode_block(params, config, view, state, seed, stop_ids, steps, append, paged, table)

@@ -17,8 +17,7 @@ from rlhf_jax.models.attention import KeyValues
 from rlhf_jax.sampling.cache import scatter_pages, store_pages
 from rlhf_jax.sampling.lanes import lanes_attention
 from rlhf_jax.sampling.paged import paged_lanes, read_pages
-from rlhf_jax.sampling.pages import PAGE
-from rlhf_jax.sampling.tpu_pages import LANES, fetch_pages
+from rlhf_jax.sampling.tpu_pages import LINE, fetch_pages
 
 
 class PagedAttention(NamedTuple):
@@ -43,6 +42,6 @@ def paged_attention(mesh: Mesh, config: DecoderConfig, sampling: SamplingConfig,
         return PagedAttention(lanes_attention, scatter_pages, apart=True)
     if sampling.cache_share == 1:
         return None
-    fits = platform == "tpu" and whole and config.head_dim % LANES == 0 == PAGE % LANES
+    fits = platform == "tpu" and whole and config.head_dim % LINE == 0
     return PagedAttention(partial(paged_lanes, read=fetch_pages if fits else read_pages),
                           store_pages if platform == "tpu" else scatter_pages, apart=False)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from rlhf_jax.models.triton import LOG2_E, MASKED, compiler_params, float32_dot, load, store
+from rlhf_jax.models.attention import MASKED
+from rlhf_jax.models.triton import LOG2_E, compiler_params, float32_dot, load, store
 from rlhf_jax.sampling.cache import Caches, Spans
 from rlhf_jax.sampling.pages import PAGE
 
@@ -50,7 +51,7 @@ class _How(NamedTuple):
 
 
 def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, table: Array,
-                    first: Array | None = None, *, lanes: int, scale: float, softcap: float | None,
+                    first: Array | None = None, *, lanes: int, depth: int, scale: float, softcap: float | None,
                     interpret: bool = False) -> Array:
     """What `models.attention.decode_attention` computes.
 
@@ -58,11 +59,12 @@ def lanes_attention(q: Array, k: Array, v: Array, caches: Caches, layer: Any, sp
       q: [A, H, Dh], k, v: [A, K, Dh] of the new tokens. Rows are slot after slot.
       layer: [] int32, whose keys and values to read. table: [A, J] int32, the pages of each row's suffix.
       first: [P + 1] int32, the first row of each slot, and their end; None where each slot has all its `lanes`.
-      scale, softcap: of the scores.
+      depth: no prompt is longer; the kernel reads no further than a row sees anyway. scale, softcap: of the scores.
 
     Returns:
       [A, H, Dh].
     """
+    del depth
     count, heads, head_dim = q.shape
     slots, kv_heads = caches.prompt.k.shape[1], k.shape[1]
     first = jnp.arange(slots + 1, dtype=jnp.int32) * lanes if first is None else first

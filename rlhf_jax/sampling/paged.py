@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from rlhf_jax.models.attention import KeyValues, capped
+from rlhf_jax.models.attention import MASKED, KeyValues, capped
 from rlhf_jax.sampling.cache import Caches, Spans
+from rlhf_jax.sampling.cache import first as first_places
 
-MASKED = -1e30
 ReadPages = Callable[..., "Seen"]
 """`read_pages`, or a kernel that gives the same."""
 
@@ -43,12 +43,12 @@ class Seen(NamedTuple):
 
 
 def paged_lanes(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans: Spans, table: Array,
-                first: Array | None = None, *, lanes: int, scale: float, softcap: float | None,
+                first: Array | None = None, *, lanes: int, depth: int, scale: float, softcap: float | None,
                 read: ReadPages | None = None) -> Array:
     """What `models.attention.decode_attention` computes, and `lanes.lanes_attention`, whose arguments these are.
 
     Args:
-      read: reads the pages; None for `read_pages`.
+      depth: of the prompts, which are read so far for all. read: reads the pages; None for `read_pages`.
     """
     count, _, head_dim = q.shape
     slots, kv_heads = caches.prompt.k.shape[1], k.shape[1]
@@ -56,7 +56,8 @@ def paged_lanes(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans:
     prompt, recent = jax.tree.map(partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False),
                                   (caches.prompt, caches.recent))
     grid = _Grid.of(first, slots, lanes, count)
-    on_prompt = _see(grid.spread(queries), prompt, jax.tree.map(grid.spread, spans.prompt), softcap)
+    on_prompt = _see(grid.spread(queries), first_places(prompt, depth), jax.tree.map(grid.spread, spans.prompt),
+                     softcap)
     on_recent = _see(queries[:, None], recent, jax.tree.map(lambda x: x[:, None], spans.recent), softcap)
     own = capped(jnp.einsum("akgd,akd->akg", queries, k, preferred_element_type=jnp.float32), softcap)
     itself = Seen(own, jnp.ones_like(own), jnp.broadcast_to(v[:, :, None].astype(jnp.float32), queries.shape))

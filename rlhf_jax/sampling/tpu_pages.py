@@ -15,13 +15,13 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rlhf_jax.models.attention import KeyValues, capped
-from rlhf_jax.sampling.paged import MASKED, Seen
+from rlhf_jax.models.attention import MASKED, KeyValues, capped
+from rlhf_jax.sampling.paged import Seen
 
-LANES = 128
+LINE = 128
 """Numbers in a line of the vector unit: heads and pages are multiples of it."""
-_LEAST_QUERIES = 16
-"""Queries of a key head are padded to so many, which a matrix product takes in any dtype."""
+_LEAST_QUERIES = 8
+"""Queries of a key head are padded to a multiple of it, the rows of the vector unit."""
 _BUFFERS = 8 << 20
 """Bytes of fast memory for pages, half of what a kernel has by default."""
 _MOST_ROWS = 16
@@ -36,7 +36,8 @@ class _How(NamedTuple):
 
 def fetch_pages(q: Array, pages: KeyValues, layer: Any, span: tuple[Array, Array], table: Array, softcap: float | None,
                 *, interpret: Any = False) -> Seen:
-    """What `paged.read_pages` gives, whose arguments these are; no int8, heads and pages of multiples of 128.
+    """What `paged.read_pages` gives, whose arguments these are, with a total of 1; no int8, and heads and pages of
+    multiples of 128.
 
     Args:
       interpret: run the kernel's Python instead of compiling it, for tests on a CPU.
@@ -55,19 +56,24 @@ def fetch_pages(q: Array, pages: KeyValues, layer: Any, span: tuple[Array, Array
         return pl.BlockSpec((rows, *shape), lambda i, *_: (i, *[0] * len(shape)))
 
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    number = jax.ShapeDtypeStruct((padded, kv_heads, wide, LANES), jnp.float32)
+    number = rows, kv_heads, wide, LINE  # one number of each query, along a line
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=4, grid=(padded // rows,),
         in_specs=[of_rows(kv_heads, wide, head_dim), anywhere, anywhere],
-        out_specs=[of_rows(kv_heads, wide, LANES)] * 2 + [of_rows(kv_heads, wide, head_dim)],
+        out_specs=[of_rows(kv_heads, wide, LINE), of_rows(kv_heads, wide, head_dim)],
         scratch_shapes=[pltpu.VMEM((2, rows, *pages.k.shape[2:]), pages.k.dtype),
                         pltpu.VMEM((2, rows, *pages.v.shape[2:]), pages.v.dtype),
+                        pltpu.VMEM(number, jnp.float32), pltpu.VMEM(number, jnp.float32),
                         pltpu.SemaphoreType.DMA((2, 2)), pltpu.SMEM((1,), jnp.int32)])
-    top, total, out = pl.pallas_call(
+    level, out = pl.pallas_call(
         partial(_kernel, how=_How(rows, softcap)), grid_spec=grid, name="page_attention", interpret=interpret,
-        out_shape=[number, number, jax.ShapeDtypeStruct(queries.shape, jnp.float32)],
+        out_shape=[jax.ShapeDtypeStruct((padded, *number[1:]), jnp.float32),
+                   jax.ShapeDtypeStruct(queries.shape, jnp.float32)],
+        # one program after the other, since each begins the reads of the next
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",)),
     )(jnp.reshape(jnp.asarray(layer, jnp.int32), 1), table.reshape(-1), first, end, queries, pages.k, pages.v)
-    return Seen(top[:count, :, :shared, 0], total[:count, :, :shared, 0], out[:count, :, :shared])
+    level = level[:count, :, :shared, 0]
+    return Seen(level, jnp.ones_like(level), out[:count, :, :shared])
 
 
 class _Fetch(NamedTuple):
@@ -116,9 +122,9 @@ class _Fetch(NamedTuple):
         jax.lax.fori_loop(0, self.rows, one, None)
 
 
-def _kernel(layer: Any, table: Any, first: Any, end: Any, q_ref: Any, k_pages: Any, v_pages: Any, top_ref: Any,
-            total_ref: Any, out_ref: Any, k_buffer: Any, v_buffer: Any, arrived: Any, slot_ref: Any, *, how: _How
-            ) -> None:
+def _kernel(layer: Any, table: Any, first: Any, end: Any, q_ref: Any, k_pages: Any, v_pages: Any, level_ref: Any,
+            out_ref: Any, k_buffer: Any, v_buffer: Any, top_ref: Any, total_ref: Any, arrived: Any, slot_ref: Any, *,
+            how: _How) -> None:
     fetch = _Fetch(layer, table, first, end, (k_pages, v_pages), (k_buffer, v_buffer), arrived, how.rows)
     program, programs = pl.program_id(0), pl.num_programs(0)
     size = k_buffer.shape[-1]
@@ -164,6 +170,9 @@ def _kernel(layer: Any, table: Any, first: Any, end: Any, q_ref: Any, k_pages: A
         jax.lax.fori_loop(0, how.rows, lambda r, _: row(r, number, slot), None)
 
     jax.lax.fori_loop(0, steps, step, None)
+    total = jnp.maximum(total_ref[...], 1e-30)  # of a row without a page
+    level_ref[...] = top_ref[...] + jnp.log(total)
+    out_ref[...] = out_ref[...] / total[..., :1]
     slot_ref[0] = jax.lax.rem(began + steps, 2)
 
 

@@ -74,6 +74,9 @@ class PackedMap:
     Capacities of a row are powers of two of what a call holds, so calls on similar data share compiled programs; they
     never depend on earlier calls, so that a run that was killed computes the rest to the same bits.
 
+    Attributes:
+      rows: of a batch. limit: tokens that a group may take in one row, None where long rows cost little.
+
     Args:
       fn: (params, batch [B, ...]) -> array [B, M] or [B, S, ...].
       cut: `unpack_targets` or `unpack_slots`, matching what `fn` returns.
@@ -86,7 +89,7 @@ class PackedMap:
         self.program = over_rows(fn, mesh)
         self._mesh, self._cut, self._row_length = mesh, cut, row_length
         self.rows = 1 if lone_cpu(mesh) else rows_per_batch * batch_ways(mesh)
-        self._limit = None if skips_blocks(mesh) else SHORT_ROW
+        self.limit = None if skips_blocks(mesh) else SHORT_ROW
 
     def __call__(self, params: Params, groups: Sequence[PromptGroup],
                  progress: Callable[[int], None] | None = None, shape: RowShape | None = None) -> list[Any]:
@@ -122,12 +125,12 @@ class PackedMap:
     def _pieces(self, groups: Sequence[PromptGroup]) -> list[tuple[int, PromptGroup]]:
         """The groups as they are put into rows, each with its place in `groups`."""
         return [(i, piece) for i, group in enumerate(groups)
-                for piece in (split_group(group, self._limit) if self._limit else [group])]
+                for piece in (split_group(group, self.limit) if self.limit else [group])]
 
     def _tokens(self, groups: Sequence[PromptGroup]) -> int:
         """Length of a row that these groups fill well, a power of two so that few occur."""
         needed = default_row_length(groups)
-        if self._limit is None:
+        if self.limit is None:
             needed = max(needed, min(LONG_ROW, sum(map(group_length, groups))))
         return 1 << (needed - 1).bit_length()
 

@@ -152,7 +152,7 @@ def test_a_block_of_decoding_over_pages_changes_them_where_they_lie(small, tmp_p
     assert pages < decode.formula_arguments < 2 * pages
     assert decode.temporaries < 0.3 * pages
     assert sum(size for _, size in decode.collectives.values()) < 0.002 * pages
-    assert "caches read as far as lanes have come" in printed
+    assert "caches of responses read as far as lanes have come" in printed
 
 
 def test_the_estimate_of_a_steps_memory_is_what_the_compiler_needs_or_a_little_more(small, tmp_path):

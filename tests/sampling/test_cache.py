@@ -13,6 +13,8 @@ from rlhf_jax.sampling.cache import (
     empty_cache,
     first,
     quantized,
+    scatter_pages,
+    store_pages,
     stored_dtype,
     write_prompts,
     write_token,
@@ -191,3 +193,25 @@ def test_every_lane_appends_from_its_own_place_on(tiny, dtype):
 def test_an_unknown_cache_dtype_is_refused():
     with pytest.raises(ValueError, match=r"cache_dtype = 'int4'; choose from auto, float32, bfloat16, int8"):
         SamplingConfig(cache_dtype="int4")
+
+
+@pytest.mark.parametrize(("dtype", "block"), [("float32", 6), ("int8", 6), ("float32", 40)])
+def test_pages_are_stored_in_one_scatter_as_row_after_row(dtype, block):
+    """Into one page and over the edge of the next, into three at once, up to a lane's last place; idle rows change
+    nothing, whose pages may be another's; and a part of a block that has no page any more is dropped."""
+    size, draws = 16, np.random.default_rng(0)
+
+    def stored(*shape):
+        k, v = (jnp.asarray(draws.normal(size=(*shape[:-1], *ends)), jnp.float32)
+                for ends in ((shape[-1], 4), (shape[-1], 4)))
+        (k, k_scale), (v, v_scale) = (quantized(x, jnp.dtype(dtype)) for x in (k, v))
+        return KeyValues(jnp.swapaxes(k, -1, -2), v, k_scale, v_scale)
+
+    pages, new = stored(2, 9, 3, size), stored(2, 6, 3, block)
+    table = jnp.asarray([[1, 4], [7, 0], [3, 3], [2, 8], [1, 1], [5, 6]], jnp.int32)
+    places, written = jnp.asarray([0, 13, 2, 26, 9, 10]), jnp.asarray([True, True, False, True, False, True])
+    found = [jax.jit(store)(pages, new, places, table, written) for store in (scatter_pages, store_pages)]
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(found[0].v, pages.v)
+    np.testing.assert_array_equal(found[0].v[:, 3], pages.v[:, 3])

@@ -1,33 +1,22 @@
 """Attention over pages, by the GPU kernels and the TPU kernel in Pallas's interpreters and by XLA, is the attention of
 decoding."""
 
-from functools import partial
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.models.attention import KeyValues, Stored, decode_attention
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.sampling import Sampler
-from rlhf_jax.sampling.cache import Caches, Spans, quantized, scatter_pages, store_pages
-from rlhf_jax.sampling.kernels import PagedAttention, paged_attention
-from rlhf_jax.sampling.lanes import lanes_attention
-from rlhf_jax.sampling.paged import paged_lanes, read_pages
+from rlhf_jax.sampling.cache import Caches, Spans
 from rlhf_jax.sampling.pages import PAGE
-from rlhf_jax.sampling.tpu_pages import fetch_pages
 
 pytestmark = pytest.mark.usefixtures("exact_matmul")
 LAYERS, PROMPTS, DIM = 2, 3, 16
-WAYS = {"gpu": PagedAttention(partial(lanes_attention, interpret=True), scatter_pages, apart=True),
-        "tpu": PagedAttention(partial(paged_lanes, read=partial(fetch_pages, interpret=True)), store_pages,
-                              apart=False),
-        "xla": PagedAttention(paged_lanes, scatter_pages, apart=False)}
+WAYS = "gpu", "tpu", "xla"
 
 
 def cache(key, *rows, depth):
@@ -57,7 +46,7 @@ def in_pages(cache):
     pytest.param(8, 4, 2, None, None, None, marks=pytest.mark.slow),
     pytest.param(8, 4, 2, 70, None, [3, 4, 5, 6, 7, 9, 23, 24], marks=pytest.mark.slow),
     pytest.param(1, 2, 2, None, None, None, marks=pytest.mark.slow)])
-def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, softcap, places, way):
+def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, softcap, places, way, tiny):
     """places: of the rows in the grid; its size stands for no lane."""
     keys = jax.random.split(jax.random.key(0), 7)
     q = jax.random.normal(keys[0], (PROMPTS, lanes, heads, DIM))
@@ -85,8 +74,9 @@ def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, sof
     recent = KeyValues(*(jnp.moveaxis(rows(jnp.moveaxis(x, 0, 2)), 1, 0) for x in caches.recent[:2]))
     suffix, table = in_pages(caches.suffix)
     first = None if places is None else jnp.searchsorted(here, np.arange(PROMPTS + 1) * lanes).astype(jnp.int32)
-    out = WAYS[way].attend(rows(q), rows(k), rows(v), Caches(caches.prompt, suffix, recent), 1,
-                           jax.tree.map(rows, spans), rows(table), first, lanes=lanes, scale=0.3, softcap=softcap)
+    out = tiny.WAYS[way].attend(rows(q), rows(k), rows(v), Caches(caches.prompt, suffix, recent), 1,
+                           jax.tree.map(rows, spans), rows(table), first, lanes=lanes, depth=192, scale=0.3,
+                           softcap=softcap)
 
     def stored(cache, pair):
         places = jnp.arange(cache.v.shape[-2])
@@ -101,7 +91,7 @@ def test_the_kernels_see_what_the_masks_show(lanes, heads, kv_heads, window, sof
 
 @pytest.mark.longer
 @pytest.mark.parametrize("way", WAYS)
-def test_an_idle_lane_sees_its_own_token_alone(way):
+def test_an_idle_lane_sees_its_own_token_alone(way, tiny):
     keys = jax.random.split(jax.random.key(1), 6)
     rows = PROMPTS * 2
     q, k, v = (jax.random.normal(key, (rows, 2, DIM)) for key in keys[:3])
@@ -109,50 +99,9 @@ def test_an_idle_lane_sees_its_own_token_alone(way):
     suffix, table = in_pages(cache(keys[4], 2, 2, depth=PAGE))
     caches = Caches(cache(keys[3], 2, depth=64), suffix, recent)
     nothing = (jnp.zeros(rows, jnp.int32),) * 2
-    out = WAYS[way].attend(q, k, v, caches, 0, Spans(nothing, nothing, nothing), table.reshape(rows, -1), lanes=2,
-                           scale=1.0, softcap=None)
+    out = tiny.WAYS[way].attend(q, k, v, caches, 0, Spans(nothing, nothing, nothing), table.reshape(rows, -1), lanes=2,
+                           depth=64, scale=1.0, softcap=None)
     np.testing.assert_allclose(out, v, atol=1e-6)
-
-
-@pytest.mark.parametrize("interpret", [True, pltpu.InterpretParams(dma_execution_mode="on_wait")], ids=["plain", "tpu"])
-@pytest.mark.parametrize("rows", [1, 4, 16])
-def test_the_kernel_of_tpus_reads_what_rows_see_of_their_pages(rows, interpret, monkeypatch):
-    """Rows without a page, with a part of one, with some beyond a window; programs of one row and of several."""
-    monkeypatch.setattr("rlhf_jax.sampling.tpu_pages._MOST_ROWS", rows)
-    keys = jax.random.split(jax.random.key(2), 3)
-    pages = KeyValues(jax.random.normal(keys[0], (2, 9, 2, DIM, PAGE)),
-                      jax.random.normal(keys[1], (2, 9, 2, PAGE, DIM)))
-    table = jnp.asarray(np.random.default_rng(0).integers(0, 9, (6, 3)), jnp.int32)
-    span = jnp.asarray([0, 0, 3, 0, 140, 129]), jnp.asarray([0, 5, 128, 0, 300, 384])
-    q = jax.random.normal(keys[2], (6, 2, 3, DIM)) / 4
-    expected = read_pages(q, pages, 1, span, table, 2.0)
-    found = fetch_pages(q, pages, 1, span, table, 2.0, interpret=interpret)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_pages_are_stored_in_one_scatter_as_row_after_row(dtype):
-    """Into one page and over the edge of the next, up to a lane's last place; idle rows change nothing, whose pages may
-    be another's; and a part of a block that has no page any more is dropped."""
-    size, block, draws = 16, 6, np.random.default_rng(0)
-
-    def stored(*shape):
-        k, v = (jnp.asarray(draws.normal(size=(*shape[:-1], *ends)), jnp.float32)
-                for ends in ((shape[-1], DIM), (shape[-1], DIM)))
-        (k, k_scale), (v, v_scale) = (quantized(x, jnp.dtype(dtype)) for x in (k, v))
-        return KeyValues(jnp.swapaxes(k, -1, -2), v, k_scale, v_scale)
-
-    pages, new = stored(2, 9, 3, size), stored(2, 6, 3, block)
-    table = jnp.asarray([[1, 4], [7, 0], [3, 3], [2, 8], [1, 1], [5, 6]], jnp.int32)
-    places, written = jnp.asarray([0, 13, 2, 26, 9, 10]), jnp.asarray([True, True, False, True, False, True])
-    found = [jax.jit(store)(pages, new, places, table, written) for store in (scatter_pages, store_pages)]
-    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_array_equal(one, other)
-    assert not np.array_equal(found[0].v, pages.v)
-    np.testing.assert_array_equal(found[0].v[:, 3], pages.v[:, 3])
-    with pytest.raises(ValueError, match="block = 6 tokens do not fit into a page of 4"):
-        store_pages(stored(2, 9, 3, 4), new, places, table, written)
 
 
 def draw(config, params, mesh, prompts, weights_dtype):
@@ -177,7 +126,7 @@ def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, weights_
     config = tiny.make_config(head_dim=16, window=6, full_layers=(1,), attn_softcap=2.0)
     params, mesh = tiny.make_params(config), lone_mesh if shape is None else make_mesh(shape)
     plain, _ = draw(config, params, mesh, prompts, weights_dtype)
-    monkeypatch.setattr("rlhf_jax.sampling.engine.paged_attention", lambda *_: WAYS[way])
+    monkeypatch.setattr("rlhf_jax.sampling.engine.paged_attention", lambda *_: tiny.WAYS[way])
     ours, rows = draw(config, params, mesh, prompts, weights_dtype)
     assert rows >= ({None, 64, 32} if shape is None else {None, 16})
     assert sum(len(r.ids) for g in plain.values() for r in g.responses) > 20
@@ -185,19 +134,3 @@ def test_a_sampler_with_the_kernels_draws_what_one_without_draws(shape, weights_
         for one, other in zip(group.responses, ours[index].responses, strict=True):
             np.testing.assert_array_equal(one.ids, other.ids)
             np.testing.assert_allclose(one.logps, other.logps, atol=5e-5)
-
-
-@pytest.mark.parametrize(("platform", "changes", "dtype", "share", "expected"), [
-    ("cpu", {}, "float32", 1.0, None), ("tpu", {"head_dim": 128}, "bfloat16", 1.0, None),
-    ("cpu", {}, "int8", 0.5, (read_pages, False)), ("gpu", {"head_dim": 64}, "bfloat16", 1.0, (None, True)),
-    ("gpu", {"head_dim": 64}, "int8", 0.5, (read_pages, False)), ("gpu", {"head_dim": 24}, "bfloat16", 1.0, None),
-    ("tpu", {"head_dim": 128}, "bfloat16", 0.5, (fetch_pages, False)),
-    ("tpu", {"head_dim": 64}, "bfloat16", 0.5, (read_pages, False)),
-    ("tpu", {"head_dim": 128}, "int8", 0.5, (read_pages, False))])
-def test_kernels_attend_where_they_can_and_pages_are_everywhere(platform, changes, dtype, share, expected, tiny):
-    devices = np.asarray([SimpleNamespace(platform=platform)], object)
-    chosen = paged_attention(SimpleNamespace(devices=devices), tiny.make_config(**changes),
-                             SamplingConfig(cache_share=share), jnp.dtype(dtype))
-    found = chosen and (getattr(chosen.attend, "keywords", {}).get("read"), chosen.apart)
-    assert found == expected
-    assert chosen is None or chosen.append is (store_pages if platform == "tpu" else scatter_pages)

@@ -1,7 +1,5 @@
 """Pages of response caches: none is held twice, none is lost, and a sampler that runs out of them draws the same."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -12,12 +10,7 @@ from rlhf_jax.config.mesh import MeshConfig
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.sampling import Sampler, decode, engine, lanes, pages
-from rlhf_jax.sampling.cache import scatter_pages, store_pages
-from rlhf_jax.sampling.kernels import PagedAttention
-from rlhf_jax.sampling.lanes import lanes_attention
-from rlhf_jax.sampling.paged import paged_lanes
 from rlhf_jax.sampling.pages import PAGE, Pages, pages_each, pages_of
-from rlhf_jax.sampling.tpu_pages import fetch_pages
 
 SLOTS, LANES, WAYS, TOKENS = 4, 3, 2, 5 * PAGE
 PLACES = [(slot, lane) for slot in range(SLOTS) for lane in range(LANES)]
@@ -72,14 +65,9 @@ def test_who_has_written_most_goes_first_and_who_has_written_least_gives_way():
     assert held.allot({(0, 0): 4 * PAGE, (0, 2): PAGE}) == ({(0, 0), (0, 2)}, [])
 
 
-WAY = {"gpu": PagedAttention(partial(lanes_attention, interpret=True), scatter_pages, apart=True),
-       "tpu": PagedAttention(partial(paged_lanes, read=partial(fetch_pages, interpret=True)), store_pages, apart=False)}
-"""What attends elsewhere, by Pallas's interpreter; here it is XLA."""
-
-
 @pytest.mark.parametrize(("shape", "way"), [
     (None, None), pytest.param(None, "gpu", marks=pytest.mark.slow), pytest.param(None, "tpu", marks=pytest.mark.slow),
-    *(pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), way, marks=pytest.mark.slow) for way in (None, *WAY))])
+    *(pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), way, marks=pytest.mark.slow) for way in (None, "gpu", "tpu"))])
 def test_a_sampler_that_runs_out_of_pages_draws_the_same(shape, way, tiny, prompts, lone_mesh, monkeypatch):
     """Pages of 8 tokens, three for a lane and few for all: lanes wait, some begin anew, and nothing is lost."""
     for module in (decode, engine, lanes, pages):
@@ -113,10 +101,10 @@ def test_a_sampler_that_runs_out_of_pages_draws_the_same(shape, way, tiny, promp
     monkeypatch.setattr(Pages, "allot", watched)
     plain = draw(1.0)
     assert waits == drops == 0
-    if way is None and shape is None:
+    if way is None:
         same(draw(1.0, "int8"), draw(0.3, "int8"))
     if way:
-        monkeypatch.setattr(engine, "paged_attention", lambda *_: WAY[way])
+        monkeypatch.setattr(engine, "paged_attention", lambda *_: tiny.WAYS[way])
     same(plain, draw(0.3))
     assert waits > 5
     assert drops > 0

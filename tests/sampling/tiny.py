@@ -19,10 +19,21 @@ from rlhf_jax.models import DecoderConfig, output_head, packed_forward, param_sp
 from rlhf_jax.models.params import map_specs
 from rlhf_jax.parallel import make_mesh
 from rlhf_jax.sampling import Sampler
+from rlhf_jax.sampling.cache import scatter_pages, store_pages
+from rlhf_jax.sampling.kernels import PagedAttention
+from rlhf_jax.sampling.lanes import lanes_attention
+from rlhf_jax.sampling.paged import paged_lanes
+from rlhf_jax.sampling.tpu_pages import fetch_pages
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 
 VOCAB, STOP_ID, BOS = 61, 2, 1
+WAYS = {
+    "gpu": PagedAttention(functools.partial(lanes_attention, interpret=True), scatter_pages, apart=True),
+    "tpu": PagedAttention(functools.partial(paged_lanes, read=functools.partial(fetch_pages, interpret=True)),
+                          store_pages, apart=False),
+    "xla": PagedAttention(paged_lanes, scatter_pages, apart=False)}
+"""What attends over pages where, kernels by Pallas's interpreter."""
 
 
 def make_config(**changes):

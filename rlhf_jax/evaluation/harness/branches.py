@@ -25,12 +25,12 @@ from rlhf_jax.parallel import map_over_processes
 from rlhf_jax.training.evaluate import LONG_ROW, PackedMap
 from rlhf_jax.training.objectives import Compute, slot_sums
 
-SHARD = 1024
-"""Groups whose answers are kept together; what a killed command does again at most."""
+SHARD = 2048
+"""Continuations whose answers are kept together; what a killed command does again at most."""
 _WORTH = 7 / 8
 """Contexts that begin alike share a prompt if that leaves at most this share of their tokens."""
-_FILLS = 4
-"""Tokens of a group's branches for one of a long beginning, which is read again for the next group."""
+_LONGEST = 8192
+"""Tokens of the rows that long beginnings are given at most, where more than one such group would not fit anyway."""
 Likelihood = tuple[float, bool]
 """log p(continuation | context) in nats, and whether greedy decoding would give the continuation."""
 
@@ -60,19 +60,22 @@ class Questions(NamedTuple):
     places: list[tuple[int, int]]
 
 
-def questions(asked: Sequence[Asked]) -> Questions:
-    """What is to be computed: every context with each of its continuations once, in as few tokens as groups allow."""
+def questions(asked: Sequence[Asked], share: bool = True) -> Questions:
+    """What is to be computed: every context with each of its continuations once, in as few tokens as groups allow.
+
+    share: contexts that begin alike may be in one group, see `shared_beginnings`.
+    """
     continuations: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
     for context, continuation in asked:
         continuations.setdefault(context, {})[continuation] = None
     contexts = sorted(continuations)
     several = [sorted(continuations[context]) for context in contexts]
+    sizes = [(context, list(map(len, ends))) for context, ends in zip(contexts, several, strict=True)]
     made = []
-    for some in shared_beginnings([(context, list(map(len, ends)))
-                                   for context, ends in zip(contexts, several, strict=True)]):
-        prompt, of = contexts[some.members[0]][: some.length], [Asked(contexts[i], end) for i in some.members
-                                                                for end in several[i]]
-        made.append((PromptGroup("", np.asarray(prompt, np.int32), tuple(_branch(one, some.length) for one in of)), of))
+    for some in shared_beginnings(sizes) if share else [_alone(i, context) for i, context in enumerate(contexts)]:
+        of = [Asked(contexts[i], end) for i in some.members for end in several[i]]
+        prompt = np.asarray(of[0].context[: some.length], np.int32)
+        made.append((PromptGroup("", prompt, tuple(_branch(one, some.length) for one in of)), of))
     made.sort(key=lambda pair: (-group_length(pair[0]), pair[1]))
     place = {one: (number, branch) for number, (_, of) in enumerate(made) for branch, one in enumerate(of)}
     return Questions([group for group, _ in made], [place[one] for one in asked])
@@ -90,6 +93,10 @@ class Shared(NamedTuple):
 
     length: int
     members: list[int]
+
+
+def _alone(number: int, context: tuple[int, ...]) -> Shared:
+    return Shared(len(context), [number])
 
 
 @dataclasses.dataclass
@@ -139,28 +146,36 @@ def shared_beginnings(contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]])
     for number, (context, ends) in enumerate(contexts):
         close(_common(before, context))
         path.append(_Node(len(context), [number], len(ends) * len(context) + sum(ends), len(ends),
-                          len(context) + sum(ends), [Shared(len(context), [number])]))
+                          len(context) + sum(ends), [_alone(number, context)]))
         before = context
     close(0)
     return path[0].plan
 
 
 def _decide(node: _Node, contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> None:
-    """Makes all below the node branches of its beginning, if that is worth it."""
-    rest = node.tokens - node.branches * node.length
-    room = max(LONG_ROW - node.length, _FILLS * node.length)
-    cost = rest + node.length * -(-rest // room)
-    if cost > node.cost * _WORTH:
-        return
-    node.cost, node.plan, filled = cost, [], room
+    """Makes all below the node branches of its beginning, over rows as long as pays, if that is worth it."""
+    row = max(LONG_ROW, min(_power_of_two(3 * node.length), _LONGEST), _power_of_two(node.length + 1))
+    plan, cost, filled = list[Shared](), 0, row
     for member in node.members:
         context, ends = contexts[member]
         size = len(ends) * (len(context) - node.length) + sum(ends)
-        if filled + size > room:
-            node.plan.append(Shared(node.length, []))
-            filled = 0
-        node.plan[-1].members.append(member)
-        filled += size
+        if filled + size > row:
+            plan.append(Shared(node.length, []))
+            filled = node.length
+            cost += node.length
+        plan[-1].members.append(member)
+        filled, cost = filled + size, cost + size
+    for place, some in enumerate(plan):
+        if len(some.members) == 1:
+            context, ends = contexts[some.members[0]]
+            plan[place], cost = _alone(some.members[0], context), cost - (len(ends) - 1) * (len(context) - node.length)
+    if cost <= node.cost * _WORTH:
+        node.cost, node.plan = cost, plan
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest that is no less: rows are of such lengths."""
+    return 1 << (n - 1).bit_length()
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -182,8 +197,10 @@ def likelihood_map(compute: Compute, mesh: Mesh) -> PackedMap:
 
 def likelihoods(program: PackedMap, params: Params, asked: Sequence[Asked], kept: Kept) -> list[Likelihood]:
     """Of each continuation, all processes doing their share; one program is compiled for each length of rows."""
-    groups, places = questions(asked)
-    shards = [groups[start : start + SHARD] for start in range(0, len(groups), SHARD)]
+    groups, places = questions(asked, share=program.limit is None)  # long rows must be cheap
+    ends = np.cumsum([len(group.responses) for group in groups])
+    numbers = (ends - 1) // SHARD  # of each group's shard
+    shards = [[groups[i] for i in np.flatnonzero(numbers == number)] for number in np.unique(numbers)]
     here, count = jax.process_index(), jax.process_count()
     shapes = _few([program.shape(shard[here::count]) for shard in shards])
     found: list[Any] = []
