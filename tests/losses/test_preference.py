@@ -171,6 +171,7 @@ def grid(*logps):
     return PairLogps(*rows, *jnp.ones((2, rows.shape[1])))
 
 
+@pytest.mark.longer
 def test_gradients_are_finite_for_log_probabilities_up_to_ten_thousand():
     pair = grid(-1e4, -1.0, 0.0)
     for name, results in every_loss(pair, jnp.ones(81, bool), jnp.linspace(-1e4, 1e4, 81)).items():

@@ -55,6 +55,7 @@ def test_works_on_one_row_and_on_any_number_of_leading_axes():
     np.testing.assert_allclose(token_logps(hidden[1, 0], head, targets[1, 0], chunk=2), whole[1, 0], atol=1e-6)
 
 
+@pytest.mark.longer
 def test_stats_equal_closed_forms_and_carry_no_gradient():
     hidden, head, targets = problem()
     logps, stats = token_logps_and_stats(hidden, head, targets, chunk=4)

@@ -66,6 +66,7 @@ def test_published_configs_are_read_in_both_layouts(family, layout):
     assert config_from_hf(layout(raw)) == expected
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("changes", [
     {}, {"rope": SCALED}, {"num_labels": 1}, {"num_labels": 2}, {"num_labels": 7},

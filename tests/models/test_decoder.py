@@ -54,6 +54,7 @@ def test_hidden_states_equal_the_decoder_written_out_plainly(family, tiny, weigh
     np.testing.assert_allclose(hidden(params, config), expected, atol=2e-5)
 
 
+@pytest.mark.longer
 def test_the_window_matters_from_the_first_token_beyond_it_on(tiny, weights):
     params = weights(tiny())
     full, near = hidden(params, tiny()), hidden(params, tiny(window=4))

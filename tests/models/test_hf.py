@@ -51,6 +51,7 @@ def test_saving_and_loading_is_the_identity_to_the_bit(family, changes, shard, t
     assert count_params(config) == sum(x.size for x in jax.tree.leaves(params))
 
 
+@pytest.mark.longer
 def test_shards_keep_their_size_and_the_index_names_every_tensor(tiny, weights, tmp_path):
     config = tiny()
     save_hf(tmp_path, weights(config), config, max_shard_bytes=5000)

@@ -76,6 +76,7 @@ def test_hidden_states_and_logits_are_those_of_the_weights_they_stand_for(family
     assert np.abs(expected - hidden(weights(config), config)).max() > 1e-4  # it does round
 
 
+@pytest.mark.longer
 def test_what_is_read_whole_for_every_token_is_in_eight_bits_and_nothing_else(tiny, weights):
     config = tiny(qkv_bias=True, tie_embeddings=False)
     params = in_int8(weights(config), config)

@@ -124,6 +124,7 @@ def test_merged_weights_equal_the_two_matmuls(targets, model):
         assert moved == (module in targets)
 
 
+@pytest.mark.longer
 def test_the_update_is_alpha_over_r_times_a_times_b(model):
     config, params = model
     adapter = trained_adapter(config)

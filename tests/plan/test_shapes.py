@@ -230,6 +230,7 @@ def test_sweeps_try_meshes_that_divide_devices_heads_and_slots(experiment, model
     assert found == [MeshConfig(1, 8), MeshConfig(1, 4, 1, 2), MeshConfig(2, 4), MeshConfig(2, 2, 1, 2)]
 
 
+@pytest.mark.longer
 def test_a_report_survives_json_and_says_what_is_wrong(reports, tmp_path):
     write_json(tmp_path / "plan.json", reports)
     (found,) = read_json(tmp_path / "plan.json")
@@ -243,6 +244,7 @@ def test_a_report_survives_json_and_says_what_is_wrong(reports, tmp_path):
         assert words in said
 
 
+@pytest.mark.longer
 def test_the_best_mesh_comes_first(reports):
     (good,) = reports
     slow = dataclasses.replace(good, mesh="data 2 x fsdp 4", stages=tuple(

@@ -137,6 +137,7 @@ def test_the_page_renders(results, tmp_path, scheme):
     assert len(np.unique((pixels * 15).astype(int).reshape(-1, 3), axis=0)) > 50
 
 
+@pytest.mark.longer
 def test_a_run_under_way_has_a_page_that_loads_itself_again(results, tmp_path):
     so_far = {key: results[key] for key in ("title", "created", "training", "funnels", "config")}
     so_far["stages"] = [{"name": "sft", "seconds": 41.2, "found": "40 steps, loss 0.61"}]

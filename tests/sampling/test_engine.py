@@ -213,6 +213,7 @@ def test_temperatures_are_assigned_to_the_samples_in_equal_contiguous_shares(tin
         assert samples == hot[name][:2] + warm[name][2:]
 
 
+@pytest.mark.longer
 def test_temperatures_follow_the_sample_not_the_lane(tiny, config, params, prompts):
     settings = {"temperature": (1.0, 0.0), "num_generations": 6}
     one_lane = tiny.sample_ids(config, params, prompts, slots=1, lanes=1, block=64, **settings)

@@ -65,6 +65,7 @@ def test_who_has_written_most_goes_first_and_who_has_written_least_gives_way():
     assert held.allot({(0, 0): 4 * PAGE, (0, 2): PAGE}) == ({(0, 0), (0, 2)}, [])
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("shape", "way"), [
     (None, None), pytest.param(None, "gpu", marks=pytest.mark.slow), pytest.param(None, "tpu", marks=pytest.mark.slow),
     *(pytest.param(MeshConfig(data=2, fsdp=2, tensor=2), way, marks=pytest.mark.slow) for way in (None, "gpu", "tpu"))])

@@ -125,6 +125,7 @@ def test_drawn_frequencies_match_the_softmax(vocab):
     assert chi_square_p(tokens, softmax(np.asarray(logits, np.float64))) > 1e-3
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("values", [{"temperature": 0.5}, {"temperature": 2.0, "top_k": 7}, {"top_p": 0.7},
                                     {"temperature": 0.7, "min_p": 0.2}])
 def test_sampled_frequencies_match_the_filtered_tempered_softmax(values):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("exact_matmul")
 DIM = 16
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize("interpret", [True, pltpu.InterpretParams(dma_execution_mode="on_wait")], ids=["plain", "tpu"])
 @pytest.mark.parametrize("rows", [1, 4, 16])
 def test_the_kernel_of_tpus_reads_what_rows_see_of_their_pages(rows, interpret, monkeypatch):

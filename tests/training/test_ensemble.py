@@ -63,6 +63,7 @@ def test_one_member_without_draws_is_a_bradley_terry_model(tiny, groups, lone_me
     np.testing.assert_allclose(losses.weighted_total(ours), losses.weighted_total(theirs), rtol=1e-6)
 
 
+@pytest.mark.longer
 def test_draws_of_one_change_nothing(config, groups, lone_mesh):
     ones = [dataclasses.replace(group, responses=tuple(
         dataclasses.replace(r, scores={draw_name(k): 1.0 for k in range(2)}) for r in group.responses))

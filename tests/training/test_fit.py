@@ -155,6 +155,7 @@ def test_non_finite_loss_stops_the_run_and_leaves_the_last_checkpoint(train, gro
     assert max(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == 4
 
 
+@pytest.mark.longer
 def test_the_callers_weights_survive_the_fit(bigram, groups, lone_mesh, equal):
     """The step donates its state; a float32 tree already in place must not be donated with it."""
     compute, model = bigram()

@@ -107,6 +107,7 @@ def xpo(alpha, group, policy=None):
     return objective.terms((given, zeros), batch), given, batch
 
 
+@pytest.mark.longer
 def test_xpo_adds_alpha_times_the_mean_log_probability_of_the_others_answers():
     ((dpo,), _), _, _ = xpo(0.0, flagged(1.0, 0.0, 1.0))
     ((same, optimism), metrics), _, _ = xpo(0.25, flagged(1.0, 0.0, 1.0))
@@ -118,6 +119,7 @@ def test_xpo_adds_alpha_times_the_mean_log_probability_of_the_others_answers():
     np.testing.assert_allclose(total / weight, expected)  # TRL's metric of this name
 
 
+@pytest.mark.longer
 def test_the_gradient_of_xpos_term_is_alpha_over_the_count_at_each_of_the_others_tokens():
     group = flagged(0.0, 1.0, 1.0)
     _, policy, batch = xpo(0.5, group)

@@ -291,6 +291,7 @@ def test_tokens_replaced_on_their_way_do_not_pass(sample, serve, context, start,
         sample([serve(Engine(context, start, altered=replaced))])
 
 
+@pytest.mark.longer
 def test_the_same_sample_n_times_is_no_sample_of_n(sample, serve, context, start):
     def copied(answer, asked):
         first = answer["choices"][0]

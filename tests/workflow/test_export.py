@@ -69,6 +69,7 @@ def test_an_adapter_is_merged_into_the_base_it_names(model, export, tmp_path):
     assert "adapter `adapter` merged" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
+@pytest.mark.longer
 @pytest.mark.parametrize(("labels", "tied"), [(1, False), (1, True), (3, True)])
 def test_an_adapter_with_a_head_makes_a_classifier_of_the_language_model_under_it(labels, tied, make_model, export,
                                                                                   tmp_path):

@@ -62,6 +62,7 @@ def test_packed_states_are_those_of_each_conversation_alone(stage, start, groups
         np.testing.assert_allclose(prompts[1], hidden[at], rtol=1e-5, atol=1e-5 * np.abs(hidden[at]).max())
 
 
+@pytest.mark.longer
 def test_a_mean_is_over_the_tokens_of_the_answer(stage, start, groups, plain, lone_mesh, tmp_path, exact_matmul):
     stage(tmp_path / "f", pool="mean", shard_size=9)
     found = read_features(tmp_path / "f" / shard_name(0)).response

@@ -182,6 +182,7 @@ def test_neither_the_verb_that_made_it_nor_the_next_one_uses_a_damaged_product(n
             chain(copy, verb)
 
 
+@pytest.mark.longer
 def test_a_shard_made_again_is_the_shard_that_was_lost(chain, copy, finished):
     (copy / "generate" / "shard-00001.jsonl").unlink()
     (copy / "generate" / RECORD).unlink()

@@ -57,6 +57,7 @@ def test_what_no_json_holds_in_a_column_that_nobody_reads_does_not_end_the_sampl
     assert stage.report["funnel"]["notes"] == {"non_finite_as_null": 1}
 
 
+@pytest.mark.longer
 def test_the_funnel_is_said_before_the_work_begins(model, write, said, tmp_path):
     source = write([{"prompt": user("word " * n)} for n in (1, 2, 200, 1, 1)])
     limits = {"max_samples": 3, "max_length": 100}
