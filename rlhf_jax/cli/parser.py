@@ -40,7 +40,8 @@ def instead(key: str, options: type) -> str:
         return f"has no effect on this kind{f'; it belongs to kind: {kind}' if kind else ''}; leave it out"
     if tail in REFUSED:
         return REFUSED[tail]
-    names = {name.rsplit(".", 1)[-1]: name for name in sorted(known)} | {name: name for name in known}
+    nearest_last = sorted(known, key=lambda name: (-name.count("."), name))
+    names = {name.rsplit(".", 1)[-1]: name for name in nearest_last} | {name: name for name in known}
     everywhere = [*names, *ALIASES, *REFUSED]
     near = [name for word in (key, tail) for name in difflib.get_close_matches(word, everywhere, n=1, cutoff=SIMILAR)]
     words = set(tail.split("_"))

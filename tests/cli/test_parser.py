@@ -7,6 +7,7 @@ import yaml
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.cli.verbs import VERBS, named
 from rlhf_jax.config.commands import GenerateCommand, SftCommand
+from rlhf_jax.config.evaluation import EvaluateCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.fields import keys
@@ -53,6 +54,13 @@ def test_an_unknown_flag_names_the_nearest_key(capsys):
 ])
 def test_a_hint_names_a_key_that_is_meant_and_no_other(key, said, capsys):
     assert f"{key}: {said}" in refused(SftCommand, [*SFT, f"--{key}", "1"], capsys)
+
+
+@pytest.mark.parametrize(("key", "meant"), [("model_name_or_path", "scorer.model_name_or_path"),
+                                            ("unlabelled", "no key"), ("dtypee", "scorer.dtype")])
+def test_of_keys_of_one_name_the_hint_names_the_one_that_lies_least_deep(key, meant, capsys):
+    said = refused(EvaluateCommand, ["--dataset_name", "d", "--output_dir", "o", f"--{key}", "1"], capsys)
+    assert f"did you mean {meant!r}" in said or f"{key}: {meant}" in said
 
 
 def test_names_of_the_field_for_the_number_of_samples_are_taken(capsys):
