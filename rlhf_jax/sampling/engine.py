@@ -152,10 +152,8 @@ class Sampler:
     def blank(self, capacity: int) -> DecodeState:
         """Nothing running, for prompts of up to `capacity` tokens. To be traced: it may be too large for one device."""
         s, prompt, pages = self.sampling, max(capacity, 2) - 1, None
-        if self.paged:
-            pages = self._ways * self._pages_each
-        if self._apart:  # kernels of GPUs read whole lines
-            prompt = pages_of(prompt) * PAGE
+        if self.paged:  # prompts too in whole lines of memory
+            prompt, pages = pages_of(prompt) * PAGE, self._ways * self._pages_each
         return empty_state(self.config, s.slots, self._lanes, prompt, s.max_new_tokens, self._cache_dtype, pages)
 
     @property

@@ -18,6 +18,7 @@ from jax import Array
 from rlhf_jax.models.attention import MASKED, KeyValues, capped
 from rlhf_jax.sampling.cache import Caches, Spans
 from rlhf_jax.sampling.cache import first as first_places
+from rlhf_jax.sampling.pages import PAGE
 
 ReadPages = Callable[..., "Seen"]
 """`read_pages`, or a kernel that gives the same."""
@@ -56,6 +57,7 @@ def paged_lanes(q: Array, k: Array, v: Array, caches: Caches, layer: Any, spans:
     prompt, recent = jax.tree.map(partial(jax.lax.dynamic_index_in_dim, index=layer, keepdims=False),
                                   (caches.prompt, caches.recent))
     grid = _Grid.of(first, slots, lanes, count)
+    depth = min(-(-depth // PAGE) * PAGE, prompt.k.shape[-1])  # whole lines of memory
     on_prompt = _see(grid.spread(queries), first_places(prompt, depth), jax.tree.map(grid.spread, spans.prompt),
                      softcap)
     on_recent = _see(queries[:, None], recent, jax.tree.map(lambda x: x[:, None], spans.recent), softcap)
