@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -217,14 +217,14 @@ def runs_apart(name: str, accelerator: Accelerator) -> bool:
 
 
 def plan_all(stages: Sequence[Shape], mesh: MeshConfig, accelerator: Accelerator, tries: int,
-             known: Mapping[str, StagePlan] | None = None,
+             known: Sequence[tuple[Shape, StagePlan]] = (),
              said: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> list[StagePlan]:
     """Every stage on one mesh; says where it stands. known: stages that run apart, as they came out on another mesh."""
     devices = devices_of(accelerator)
     ways = batch_ways(make_mesh(mesh, devices))
     found = []
     for stage in stages:
-        if known and (before := known.get(stage.name)) is not None:
+        if (before := next((plan for shape, plan in known if shape is stage), None)) is not None:
             held = resident_bytes(stage, mesh, accelerator) + before.beside
             found.append(dataclasses.replace(before, held=held, fits=before.peak + held <= before.limit))
             continue

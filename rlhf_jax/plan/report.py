@@ -21,8 +21,8 @@ class Report:
 
     Attributes:
       title: what was planned. accelerator: in words. mesh: why it is as it is, for `mesh: auto`; else the sizes.
-      assumptions: in sentences. calls: stage -> how often its program runs in the whole recipe,
-        as the config asks for it.
+      assumptions: in sentences. calls: stage -> how often its program runs in the whole recipe, as the config asks for
+        it; a number for each stage of that name, of which there are two where two policies are sampled from.
       efficiency: share of the roofline's speed at which hours are given.
     """
 
@@ -31,27 +31,36 @@ class Report:
     mesh: str
     assumptions: tuple[str, ...]
     stages: tuple[StagePlan, ...]
-    calls: Mapping[str, int]
+    calls: Mapping[str, Sequence[int]]
     efficiency: float
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @property
+    def runs(self) -> list[tuple[StagePlan, int, float]]:
+        """Of each stage that fits how often its program runs in the whole recipe, as it was compiled in the end, and
+        the hours that takes."""
+        left = {name: iter(calls) for name, calls in self.calls.items()}
+        counted = [(stage, math.ceil(next(left[stage.stage]) * stage.more_calls)) for stage in self.stages]
+        return [(stage, runs, runs * stage.times.step / self.efficiency / 3600) for stage, runs in counted
+                if stage.fits]
+
+    @property
     def hours(self) -> dict[str, float]:
         """stage -> hours of the whole recipe, of the stages that fit."""
-        return {s.stage: self.runs(s) * s.times.step / self.efficiency / 3600 for s in self.stages if s.fits}
-
-    def runs(self, stage: StagePlan) -> int:
-        """How often a stage's program runs in the whole recipe, as it was compiled in the end."""
-        return math.ceil(self.calls[stage.stage] * stage.more_calls)
+        hours: dict[str, float] = {}
+        for stage, _, taken in self.runs:
+            hours[stage.stage] = hours.get(stage.stage, 0.0) + taken
+        return hours
 
 
 def report_from_json(raw: Mapping[str, Any]) -> Report:
     stages = tuple(StagePlan(**{**s, "change": tuple(s["change"]),
                                 "collectives": {k: (int(n), float(b)) for k, (n, b) in s["collectives"].items()}})
                    for s in raw["stages"])
-    return Report(**{**raw, "stages": stages, "assumptions": tuple(raw["assumptions"])})
+    calls = {name: [calls] if isinstance(calls, int) else calls for name, calls in raw["calls"].items()}  # older: one
+    return Report(**{**raw, "stages": stages, "calls": calls, "assumptions": tuple(raw["assumptions"])})
 
 
 def write_json(path: Path, reports: Sequence[Report]) -> None:
@@ -135,8 +144,7 @@ def collective_rows(report: Report) -> list[tuple[str, ...]]:
 def hour_rows(report: Report) -> list[tuple[str, ...]]:
     """(stage, calls, one call at the roofline, hours at the assumed efficiency), and the sum."""
     rows: list[tuple[str, ...]] = [
-        (s.stage, f"{report.runs(s):,}", seconds(s.times.step), f"{report.hours[s.stage]:.2f}")
-        for s in report.stages if s.fits]
+        (s.stage, f"{runs:,}", seconds(s.times.step), f"{hours:.2f}") for s, runs, hours in report.runs]
     if len(rows) > 1:
         rows.append(("all", "", "", f"{sum(report.hours.values()):.2f}"))
     return rows

@@ -13,7 +13,7 @@ from rlhf_jax.plan.measure import StagePlan, meshes_to_try, plan_all, runs_apart
 from rlhf_jax.plan.optimise import Optimised, optimise
 from rlhf_jax.plan.recipe import Task, smallest_batch, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, mesh_words
-from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, TrainShape
+from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, Shape, TrainShape
 
 
 def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, ...], *, assume: Assumptions,
@@ -25,7 +25,8 @@ def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, .
     meshes = meshes_to_try([task.stage for task in tasks], found) if sweep else [chosen.mesh]
     reports: list[Report] = []
     for mesh in meshes:
-        known = [stage for report in reports[:1] for stage in report.stages if runs_apart(stage.stage, found)]
+        known = [(task.stage, plan) for report in reports[:1] for task, plan in zip(tasks, report.stages, strict=True)
+                 if runs_apart(plan.stage, found)]
         reports.append(report_of(tasks, mesh, found, model, chosen.why if mesh == chosen.mesh else "", assume, tries,
                                  known=known))
     return reports
@@ -51,14 +52,14 @@ def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], room: Room) -> Ch
 
 
 def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, model: str, why: str,
-              assume: Assumptions, tries: int, known: Sequence[StagePlan] = (),
+              assume: Assumptions, tries: int, known: Sequence[tuple[Shape, StagePlan]] = (),
               plan: Callable[..., list[StagePlan]] = plan_all) -> Report:
     """All stages on one mesh. known: of those that do not depend on it, what came out before."""
-    before = {stage.stage: stage for stage in known}
-    stages = plan([task.stage for task in tasks], mesh, accelerator, tries, before)
+    stages = plan([task.stage for task in tasks], mesh, accelerator, tries, known)
     config = tasks[0].stage.config
-    calls = {task.stage.name: task.calls(found.mesh["data"] * found.mesh["fsdp"], found.hosts)
-             for task, found in zip(tasks, stages, strict=True)}
+    calls = dict[str, list[int]]()
+    for task, found in zip(tasks, stages, strict=True):
+        calls.setdefault(task.stage.name, []).append(task.calls(found.mesh["data"] * found.mesh["fsdp"], found.hosts))
     title = f"{config.family}, {count_params(config):,} parameters ({model})"
     sizes = dict(zip(AXES, mesh.shape(accelerator.devices), strict=True))
     return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(sizes),

@@ -10,7 +10,7 @@ import pytest
 from rlhf_jax.config.build import build as build_options
 from rlhf_jax.config.commands import RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.loop import LoopOptions
-from rlhf_jax.config.mesh import MeshConfig
+from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
 from rlhf_jax.config.run import ExperimentConfig, SftSection
 from rlhf_jax.models import config_to_hf, count_params
@@ -19,13 +19,14 @@ from rlhf_jax.parallel.accelerators import find_accelerator
 from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.plan.hlo import Module
-from rlhf_jax.plan.measure import measure, meshes_to_try, plan_stage, resident_bytes
+from rlhf_jax.plan.measure import StagePlan, measure, meshes_to_try, plan_stage, resident_bytes
 from rlhf_jax.plan.programs import build
 from rlhf_jax.plan.recipe import stages_named, tasks_of
 from rlhf_jax.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
-from rlhf_jax.plan.reports import make_reports
+from rlhf_jax.plan.reports import make_reports, report_of
 from rlhf_jax.plan.shapes import Assumptions, TrainShape
 
+MESH_OF_ONE = dict.fromkeys(AXES, 1)
 CPU = find_accelerator("cpu-8")
 SHORT = Assumptions(prompt_tokens=20, response_tokens=30)
 TRAIN = {"train_batch_size": 32, "micro_rows": 1, "row_length": 256, "dtype": "bfloat16", "remat": "full",
@@ -115,6 +116,20 @@ def test_gradients_and_moments_carry_the_parameters_shardings(experiment, model)
     assert not carried  # no loop carries a float32 gradient that is not cut
 
 
+def test_two_samplers_are_each_counted_with_their_own_calls(experiment, model):
+    """A quarter of the samples is the start's: three lanes of the policy, one of the start."""
+    loop = dataclasses.replace(experiment.loop, from_start=0.25)
+    both = tasks_of(dataclasses.replace(experiment, loop=loop), model, SHORT, 1000)
+
+    plans = [StagePlan(task.stage.name, MESH_OF_ONE, True, 1.0, True, compute_s=1.0) for task in both]
+    report = report_of(both, MeshConfig(), CPU, model, "", SHORT, 0, plan=lambda *_: plans)
+    ours, theirs = report.calls["decode"]
+    assert (ours, theirs) == (math.ceil(200 * 3 * 30 / (16 * 3 * 8)), math.ceil(200 * 30 / (16 * 8)))  # blocks of 8
+    found = [runs for stage, runs, _ in report.runs if stage.stage == "decode"]
+    assert found == [ours, theirs]
+    assert report.hours["decode"] == pytest.approx((ours + theirs) / SHORT.efficiency / 3600)
+
+
 def test_how_often_each_program_runs(experiment, model):
     found = {name: task.calls(8) for name, task in tasks(experiment, model).items()}
     assert found["sft"] == math.ceil(1000 / 32)
@@ -199,7 +214,7 @@ def test_a_misfit_says_what_made_it_fit_and_what_it_asked_for(experiment, model)
     decode = tasks(experiment, model)["decode"].stage
     half = too_large(decode, MeshConfig(), CPU, lambda program: program.args[2].token.shape[0] < 16)
     assert (half.change, half.more_calls) == (("slots 8",), 2.0)
-    assert Report("", "", "", (), (dataclasses.replace(half, compute_s=18.0),), {"decode": 100}, 0.5).hours == {
+    assert Report("", "", "", (), (dataclasses.replace(half, compute_s=18.0),), {"decode": [100]}, 0.5).hours == {
         "decode": 2.0}
     never = too_large(stage, MeshConfig(), CPU, lambda program: False)
     assert (never.fits, never.change) == (False, ())
