@@ -14,6 +14,7 @@ from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.policies import Entry, Outcome
 from rlhf_jax.workflow.products import JUDGED
 from rlhf_jax.workflow.results import NO_KL, gather_results
+from rlhf_jax.workflow.stages import judge
 from rlhf_jax.workflow.stages.judge import JudgeStage, add_kl
 from rlhf_jax.workflow.stages.shards import ShardFolder, shard_name
 
@@ -35,6 +36,22 @@ def test_divergence_is_estimated_from_samples_of_the_policys_own_distribution_al
     ratio = np.array([-0.5, -1.0])
     np.testing.assert_allclose(group.responses[0].scores["kl_k3"], (np.exp(ratio) - 1 - ratio).sum(), rtol=1e-5)
     assert group.responses[1].scores == group.responses[2].scores == {}
+
+
+def test_answers_of_any_length_are_estimated_by_few_programs():
+    draws = np.random.default_rng(0)
+    lengths = [[1, 7], [3, 40], [33, 2], [12, 64], [64, 64]]
+    logps, reference = ([[draws.normal(-2, 1, n).astype(np.float32) for n in some] for some in lengths] for _ in "ab")
+    groups = [PromptGroup("p", np.array([1], np.int32), tuple(
+        Response(np.zeros(len(x), np.int32), np.ones(len(x), bool), logps=x) for x in some)) for some in logps]
+    before = judge._summed._cache_size()
+    found = add_kl(groups, reference, (True, True))
+    assert judge._summed._cache_size() - before <= 2  # 8 and 64 tokens wide
+    for group, ours, theirs in zip(found, logps, reference, strict=True):
+        for response, a, b in zip(group.responses, ours, theirs, strict=True):
+            ratio = b.astype(np.float64) - a
+            assert response.scores["kl_k1"] == pytest.approx(-ratio.sum(), abs=1e-4)
+            assert response.scores["kl_k3"] == pytest.approx((np.exp(ratio) - 1 - ratio).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("settings", "own"), [

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from rlhf_jax import losses
 from rlhf_jax.data.groups import PromptGroup
@@ -77,10 +79,22 @@ def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarra
     """
     out = []
     for group, theirs in zip(groups, reference, strict=True):
-        for name, estimator in (("kl_k1", losses.kl_k1), ("kl_k3", losses.kl_k3)):
-            group = group.with_scores(name, [
-                {"": float(jnp.sum(estimator(jnp.asarray(r.logps), jnp.asarray(ref))))}
-                if mine and r.logps is not None else None
-                for r, ref, mine in zip(group.responses, theirs, own, strict=True)])
+        estimated = [(r.logps, ref) if mine and r.logps is not None else None
+                     for r, ref, mine in zip(group.responses, theirs, own, strict=True)]
+        lengths = [len(pair[1]) for pair in estimated if pair]
+        width = 1 << (max(lengths, default=1) - 1).bit_length()  # few widths, so that few programs are compiled
+        padded = np.zeros((2, len(estimated), width), np.float32)  # where both are 0, so are the estimates
+        for row, pair in enumerate(estimated):
+            if pair:
+                padded[:, row, : len(pair[1])] = pair
+        for name, sums in zip(("kl_k1", "kl_k3"), np.asarray(_summed(*padded)), strict=True):
+            group = group.with_scores(name, [{"": float(value)} if pair else None
+                                             for value, pair in zip(sums, estimated, strict=True)])
         out.append(group)
     return out
+
+
+@jax.jit
+def _summed(logps: Array, reference: Array) -> tuple[Array, Array]:
+    """[n, T] log-probs of n responses -> [n] sums of k1, and of k3."""
+    return jnp.sum(losses.kl_k1(logps, reference), axis=1), jnp.sum(losses.kl_k3(logps, reference), axis=1)
