@@ -134,7 +134,7 @@ def test_what_is_printed(capsys):
                      executed=2e12, kernels=4)
     misfit = StagePlan("decode", fits.mesh, False, 16 * 2**30, True, needed=20 * 2**30, hosts=2)
     report = Report("a model", "v5p-16: 8 chips", "fsdp 8", ("an average prompt of 200 tokens",), (fits, misfit),
-                    {"dpo": 900, "decode": 10}, 0.5)
+                    {"dpo": [900], "decode": [10]}, 0.5)
     show(Console(highlight=False, width=200), [report])
     out = capsys.readouterr().out
     for words in ("1.0 + 0.0 of 16.0", "all-gather  64    3.0", "2.0 s, links", "1.00", "NO", "20.0 + 0.0 of 16.0",
