@@ -30,7 +30,7 @@ SHARD = 2048
 _WORTH = 7 / 8
 """Contexts that begin alike share a prompt if that leaves at most this share of their tokens."""
 _LONGEST = 8192
-"""Tokens of the rows that long beginnings are given at most, where more than one such group would not fit anyway."""
+"""No row is made longer than this many tokens for the branches of a long beginning, unless to hold one at all."""
 Likelihood = tuple[float, bool]
 """log p(continuation | context) in nats, and whether greedy decoding would give the continuation."""
 
