@@ -30,7 +30,8 @@ from rlhf_jax.plan.report import (
 
 _LLAMA = "--config configs/llama3_8b"
 _SLOTS = {"v5p-16": 128, "v6e-16": 64, "v5e-64": 32, "8xH100": 192, "8xH200": 192, "4x8xH100": 192}
-_PAGED = {name: f"--accelerator {name} --sampling.slots {slots} --sampling.cache_share 0.3"
+_SHARE = 0.3
+_PAGED = {name: f"--accelerator {name} --sampling.slots {slots} --sampling.cache_share {_SHARE}"
           for name, slots in _SLOTS.items()}
 """Responses of 350 tokens, of the 2,048 that lanes may write."""
 _ONE = "--dpo.micro_rows 1 --dpo.remat full"
@@ -152,8 +153,9 @@ responses lie in pages (`sampling.cache_share`): the same memory then holds seve
 reading of the weights, and of the responses the pages are read that are written. The kernel for that on TPUs
 (`sampling.tpu_pages`) is compiled here for each of them and is exact in Pallas's interpreter; no TPU has run it, and
 the roofline counts the bytes it reads, not the small products it is made of. A token then takes longer than one of 64
-lanes did, for eight times as many. `sampling.weights_dtype: int8` halves what a token reads of the weights; it is an
-option, since samples are then those of the rounded policy."""
+lanes did, for eight times as many. A smaller share of the caches would be enough for the mean response; what is above
+it is room for lanes that would otherwise wait. `sampling.weights_dtype: int8` halves what a token reads of the weights;
+it is an option, since samples are then those of the rounded policy."""
 
 
 def aim_rows(reports: dict[str, Report], narrow: dict[str, Report]) -> list[tuple[str, ...]]:
@@ -180,11 +182,12 @@ def aim_rows(reports: dict[str, Report], narrow: dict[str, Report]) -> list[tupl
                 least=True),
             row("received a DPO step, v5p-16, GiB", "179", 80 * 2**30, dpo.received, gib),
             row(f"ms for 64 lanes' tokens, v6e-16, of {_SLOTS['v6e-16'] * _LANES} at once", "12.6", 6.0,
-                1e3 * decode.times.step / _BLOCK * 64 / (_SLOTS["v6e-16"] * _LANES), lambda ms: f"{ms:.1f}")]
+                1e3 * decode.times.step / _BLOCK * 64 / (_SLOTS["v6e-16"] * _LANES), lambda ms: f"{ms:.1f}"),
+            row("response caches, reserved / written", "5.8", 1.3, _SHARE * _BUDGET / _RESPONSE, lambda x: f"{x:.1f}")]
 
 
-_BLOCK, _LANES = 64, 8
-"""Tokens of a block of decoding in the recipe, and lanes of a slot."""
+_BLOCK, _LANES, _BUDGET, _RESPONSE = 64, 8, 2048, 350
+"""In the recipe: tokens of a block of decoding, lanes of a slot, tokens that a lane may write, and of a response."""
 SCALING_COLUMNS = ("chips", "mesh", "peak + held, GiB", "PFLOP per device", "received, GiB", "arithmetic", "links",
                    "share of links", "step")
 
