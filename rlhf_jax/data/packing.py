@@ -118,6 +118,11 @@ def group_sizes(groups: Iterable[PromptGroup]) -> GroupSizes:
     return GroupSizes(*np.ascontiguousarray(found.reshape(-1, 4).T))
 
 
+def power_of_two(n: int) -> int:
+    """The smallest that is no less: sizes are rounded up to it so that few occur."""
+    return 1 << (n - 1).bit_length()
+
+
 def row_length_for(tokens: int) -> int:
     """The smallest row that holds so many tokens: a multiple of 128, so that few sizes occur and blocks fit."""
     return -(-tokens // 128) * 128
@@ -197,10 +202,6 @@ def shape_of_rows(sizes: GroupSizes, rows: Iterable[Sequence[int]], tokens: int,
     for row in rows:
         most = np.maximum(most, table[:, list(row)].sum(axis=1))
     targets, slots, pairs = most.tolist()
-
-    def power_of_two(n: int) -> int:
-        return 1 << (n - 1).bit_length()
-
     return RowShape(tokens, min(-(-targets // 64) * 64, max(tokens, targets)), power_of_two(slots),
                     power_of_two(pairs), values)
 

@@ -10,7 +10,7 @@ from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.config.plan import Assumptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.training import Remat
-from rlhf_jax.data.packing import RowShape, row_length_for
+from rlhf_jax.data.packing import RowShape, power_of_two, row_length_for
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.parallel.micro_batches import pass_rows
 from rlhf_jax.sampling import rounded_up
@@ -70,7 +70,7 @@ class TrainShape:
         targets = min(self.assume.targets_per_row or self.row_length, self.row_length)
         pairs = groups * (self.responses // 2)
         return RowShape(self.row_length, min(-(-targets // 64) * 64, self.row_length),
-                        _power_of_two(groups * self.responses), _power_of_two(max(pairs, 1)))
+                        power_of_two(groups * self.responses), power_of_two(max(pairs, 1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class PassShape:
     def shape(self) -> RowShape:
         groups = math.ceil(self.groups_per_row)
         return RowShape(self.tokens, min(self.assume.targets_per_row or self.tokens, self.tokens),
-                        _power_of_two(groups * self.responses), _power_of_two(groups))
+                        power_of_two(groups * self.responses), power_of_two(groups))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +135,6 @@ def at_a_time(stage: Shape) -> int:
     return s.in_flight if stage.name == "decode" else max(1, s.slots // 4)
 
 
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
 def longest(render: RenderOptions | None, config: DecoderConfig) -> int:
     """Tokens of the longest prompt and response together."""
     return min((render.max_length if render else None) or DEFAULT_LENGTH, config.max_position)
@@ -160,7 +156,7 @@ def train_shape(name: str, config: DecoderConfig, options: Any, render: RenderOp
 
 def reference_shape(train: TrainShape) -> PassShape:
     """The pass that computes what `train` compares with, in the same rows."""
-    tokens = train.options.train.row_length or _power_of_two(train.row_length)
+    tokens = train.options.train.row_length or power_of_two(train.row_length)
     options = train.options.train
     return PassShape("reference", train.config, options.dtype, "logps", tokens, pass_rows(options), train.responses,
                      train.assume, train.options)
@@ -169,7 +165,7 @@ def reference_shape(train: TrainShape) -> PassShape:
 def score_shape(config: DecoderConfig, output: str, max_length: int | None, responses: int, assume: Assumptions,
                 dtype: str) -> PassShape:
     """Scoring `responses` of each prompt: what fits shares a row, the longest one sets its length."""
-    tokens = _power_of_two(row_length_for(min(max_length or DEFAULT_LENGTH, config.max_position)))
+    tokens = power_of_two(row_length_for(min(max_length or DEFAULT_LENGTH, config.max_position)))
     together = max(1, min(responses, (tokens - assume.prompt_tokens) // assume.response_tokens))
     return PassShape("score", config, dtype, output, tokens, 4, together, assume)
 

@@ -20,6 +20,7 @@ from rlhf_jax.data.packing import (
     group_sizes,
     pack,
     pack_rows,
+    power_of_two,
     shape_of_rows,
     split_group,
     unpack_targets,
@@ -132,7 +133,7 @@ class PackedMap:
         needed = default_row_length(groups)
         if self.limit is None:
             needed = max(needed, min(LONG_ROW, sum(map(group_length, groups))))
-        return 1 << (needed - 1).bit_length()
+        return power_of_two(needed)
 
 
 def logps_map(compute: Compute, mesh: Mesh, *, rows_per_batch: int = 4, row_length: int | None = None) -> PackedMap:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rlhf_jax.data.groups import PromptGroup, Response
-from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, unpack_slots
+from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, power_of_two, unpack_slots
 from rlhf_jax.evaluation.harness.kept import Kept
 from rlhf_jax.models import Params
 from rlhf_jax.parallel import map_over_processes
@@ -103,14 +104,11 @@ def _alone(number: int, context: tuple[int, ...]) -> Shared:
 class _Node:
     """Consecutive contexts with their first `length` tokens in common.
 
-    members: their numbers. tokens: all, each continuation with its whole context. branches: continuations. cost: tokens
-    that `plan`, the best found so far, takes.
+    members: their numbers. cost: tokens that `plan`, the best found so far, takes.
     """
 
     length: int
     members: list[int] = dataclasses.field(default_factory=list)
-    tokens: int = 0
-    branches: int = 0
     cost: int = 0
     plan: list[Shared] = dataclasses.field(default_factory=list)
 
@@ -118,8 +116,6 @@ class _Node:
         """Adds what lies below, apart from what is here."""
         self.members.extend(other.members)
         self.plan.extend(other.plan)
-        self.tokens += other.tokens
-        self.branches += other.branches
         self.cost += other.cost
 
 
@@ -145,8 +141,7 @@ def shared_beginnings(contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]])
 
     for number, (context, ends) in enumerate(contexts):
         close(_common(before, context))
-        path.append(_Node(len(context), [number], len(ends) * len(context) + sum(ends), len(ends),
-                          len(context) + sum(ends), [_alone(number, context)]))
+        path.append(_Node(len(context), [number], len(context) + sum(ends), [_alone(number, context)]))
         before = context
     close(0)
     return path[0].plan
@@ -154,7 +149,7 @@ def shared_beginnings(contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]])
 
 def _decide(node: _Node, contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> None:
     """Makes all below the node branches of its beginning, over rows as long as pays, if that is worth it."""
-    row = max(LONG_ROW, min(_power_of_two(3 * node.length), _LONGEST), _power_of_two(node.length + 1))
+    row = max(LONG_ROW, min(power_of_two(3 * node.length), _LONGEST), power_of_two(node.length + 1))
     plan, cost, filled = list[Shared](), 0, row
     for member in node.members:
         context, ends = contexts[member]
@@ -171,11 +166,6 @@ def _decide(node: _Node, contexts: Sequence[tuple[tuple[int, ...], Sequence[int]
             plan[place], cost = _alone(some.members[0], context), cost - (len(ends) - 1) * (len(context) - node.length)
     if cost <= node.cost * _WORTH:
         node.cost, node.plan = cost, plan
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest that is no less: rows are of such lengths."""
-    return 1 << (n - 1).bit_length()
 
 
 def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
@@ -198,9 +188,9 @@ def likelihood_map(compute: Compute, mesh: Mesh) -> PackedMap:
 def likelihoods(program: PackedMap, params: Params, asked: Sequence[Asked], kept: Kept) -> list[Likelihood]:
     """Of each continuation, all processes doing their share; one program is compiled for each length of rows."""
     groups, places = questions(asked, share=program.limit is None)  # long rows must be cheap
-    ends = np.cumsum([len(group.responses) for group in groups])
-    numbers = (ends - 1) // SHARD  # of each group's shard
-    shards = [[groups[i] for i in np.flatnonzero(numbers == number)] for number in np.unique(numbers)]
+    ends = itertools.accumulate(len(group.responses) for group in groups)
+    numbered = zip(((end - 1) // SHARD for end in ends), groups, strict=True)
+    shards = [[group for _, group in some] for _, some in itertools.groupby(numbered, key=lambda pair: pair[0])]
     here, count = jax.process_index(), jax.process_count()
     shapes = _few([program.shape(shard[here::count]) for shard in shards])
     found: list[Any] = []

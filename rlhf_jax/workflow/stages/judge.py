@@ -16,6 +16,7 @@ from jax import Array
 from rlhf_jax import losses
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import write_groups
+from rlhf_jax.data.packing import power_of_two
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Scorer
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -82,7 +83,7 @@ def add_kl(groups: Sequence[PromptGroup], reference: Sequence[Sequence[np.ndarra
         estimated = [(r.logps, ref) if mine and r.logps is not None else None
                      for r, ref, mine in zip(group.responses, theirs, own, strict=True)]
         lengths = [len(pair[1]) for pair in estimated if pair]
-        width = 1 << (max(lengths, default=1) - 1).bit_length()  # few widths, so that few programs are compiled
+        width = power_of_two(max(lengths, default=1))  # few widths, so that few programs are compiled
         padded = np.zeros((2, len(estimated), width), np.float32)  # where both are 0, so are the estimates
         for row, pair in enumerate(estimated):
             if pair:

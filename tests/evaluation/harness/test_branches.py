@@ -71,7 +71,7 @@ def test_a_program_is_compiled_for_each_length_of_rows_and_not_for_each_shard(ca
     shape = program.shape
     monkeypatch.setattr(program, "shape", lambda groups: lengths.append(shape(groups)) or lengths[-1])
     likelihoods(program, params, asked, Kept())
-    assert len(lengths) > 4
+    assert len(lengths) == 14
     assert len({one.tokens for one in lengths}) == program.program._cache_size() == 2
     assert len({(one.targets, one.slots) for one in lengths}) > 1  # shapes differed before they were made few
 
@@ -179,8 +179,7 @@ def test_what_was_answered_before_a_command_was_killed_is_not_asked_again(case, 
     with pytest.raises(KeyboardInterrupt):
         likelihoods(dying, params, asked, Kept(tmp_path))
     assert likelihoods(dying, params, asked, Kept(tmp_path)) == whole
-    assert sum(calls) == len(questions(asked).groups) + calls[2]  # the shard it died in was asked for again
-    assert len(calls) > 5
+    assert calls == [2, 1, 2, 2, 2, 2]
     kept = Kept(tmp_path)
     kept.drop()
     assert not list(tmp_path.iterdir())
