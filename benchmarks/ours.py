@@ -19,7 +19,7 @@ from rlhf_jax.sampling import Sampler
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.mfu import needed_flops
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 from rlhf_jax.workflow.pairs import make_pair
 
@@ -69,11 +69,11 @@ class Trainer:
         objective = {"dpo": lambda: Preference(compute, PreferenceLoss()), "rm": lambda: BradleyTerry(compute),
                      "sft": lambda: Sft(compute)}[task]()
         specs = param_specs(config)
-        schedule = make_schedule(options, args.steps)
-        optimizer = make_optimizer(options, schedule, specs)
+        optimizer = make_optimizer(options, specs)
         shardings = state_shardings(optimizer, params, spec_shardings(specs, mesh), mesh)
-        self._run = make_train_step(objective, optimizer, schedule, mesh, shardings,
-                                    frozen_shardings=replicated(mesh), dtype=dtype)
+        self._run = make_train_step(objective, optimizer, mesh, shardings, frozen_shardings=replicated(mesh),
+                                    dtype=dtype)
+        self._rate = np.float32(options.learning_rate)
         self.state = init_state(optimizer, params, shardings)
         self._reference = jax.tree.map(lambda x: x.astype(dtype), params) if task == "dpo" else None
         self._logps = logps_map(Compute(config, "none", **how), mesh, rows_per_batch=args.micro, row_length=row)
@@ -86,10 +86,10 @@ class Trainer:
         return self._logps(self._reference, groups) if self.task == "dpo" else None
 
     def compiled(self, batch, count):
-        return self._run.lower(self.state, {}, batch, np.int32(count)).compile()
+        return self._run.lower(self.state, {}, batch, np.int32(count), self._rate).compile()
 
     def update(self, batch, count, run=None):
-        self.state, metrics = (run or self._run)(self.state, {}, batch, np.int32(count))
+        self.state, metrics = (run or self._run)(self.state, {}, batch, np.int32(count), self._rate)
         jax.block_until_ready((self.state, metrics["loss"]))
 
     def step(self, groups, shape, accumulation):

@@ -85,7 +85,7 @@ class Model:
     dtype: Dtype
     render: RenderOptions
     weights: Params | None = None
-    _programs: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)  # serve all weights
+    _samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict, repr=False)  # serve all weights
     _scorers: dict[Any, Scorer] = dataclasses.field(default_factory=dict, repr=False, init=False)  # hold these
 
     @property
@@ -141,7 +141,8 @@ class Model:
         self.checkpoint.as_policy()
         rows = self._rendered(prompts, responses)
         groups = [group for row in rows for group in row]
-        found = iter(self._logps(self.params, groups) if groups else [])
+        logps = logps_map(Compute(self.config, mesh=self.mesh), self.mesh)
+        found = iter(logps(self.params, groups) if groups else [])
         return [np.concatenate([next(found)[0] for _ in row]) for row in rows]
 
     def generate(self, prompts: Sequence[Text], n: int = 1, **sampling: Any) -> list[PromptGroup]:
@@ -169,10 +170,10 @@ class Model:
         settings, dtype = with_capacity(settings, groups, self.config.max_position), jnp.dtype(self.dtype)
         mesh = sampling_layout(self.config, dtype, self.mesh, settings).mesh
         shape = shape_settings(settings)
-        if shape not in self._programs:
-            self._programs[shape] = Sampler(self.config, settings, policy.stop_ids, mesh, policy.decode_text, dtype)
+        if shape not in self._samplers:
+            self._samplers[shape] = Sampler(self.config, settings, policy.stop_ids, mesh, policy.decode_text, dtype)
         params = reshard_for_sampling(self.params, self.config, dtype, mesh).params
-        done = dict(self._programs[shape].with_settings(settings).generate(params, groups))
+        done = dict(self._samplers[shape].with_settings(settings).generate(params, groups))
         return [done[i] for i in range(len(groups))]
 
     def score(self, conversations: Sequence[Conversation], **scorer: Any) -> list[float | None]:
@@ -239,12 +240,6 @@ class Model:
     @cached_property
     def _renderer(self) -> Any:
         return self.checkpoint.renderer(self.render)
-
-    @property
-    def _logps(self) -> Any:
-        if "logps" not in self._programs:
-            self._programs["logps"] = logps_map(Compute(self.config, mesh=self.mesh), self.mesh)
-        return self._programs["logps"]
 
     def _scorer(self, name: str, options: Mapping[str, Any]) -> Scorer:
         model = self.checkpoint

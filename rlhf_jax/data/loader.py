@@ -13,7 +13,16 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup
-from rlhf_jax.data.packing import GroupSizes, PackedBatch, RowShape, group_sizes, pack, pack_rows, shape_of_rows
+from rlhf_jax.data.packing import (
+    GroupSizes,
+    PackedBatch,
+    RowShape,
+    group_sizes,
+    pack,
+    pack_rows,
+    power_of_two,
+    shape_of_rows,
+)
 
 
 @lru_cache(maxsize=2)  # packing is ahead of the step that is reported
@@ -28,7 +37,7 @@ class BatchPlan:
 
     A step takes exactly `batch_size` groups (the last of an epoch may have fewer), packs them into rows of
     `row_length` tokens and cuts the rows into micro-batches of `micro_rows`. How many micro-batches a step needs
-    varies; the arrays have the largest count and the step stops at its own, so packing well costs no recompilation.
+    varies; the arrays have room for the most and the step stops at its own, so packing well costs no recompilation.
     Groups are read when their step is packed; what the plan holds is 16 bytes of each, and 4 of each step.
 
     Attributes:
@@ -116,8 +125,9 @@ class BatchPlan:
 
     @cached_property
     def accumulation(self) -> int:
-        """Micro-batches of the largest step."""
-        return -(-self.largest_step // self.micro_rows)
+        """Micro-batches that a step's arrays have room for: those of the largest step, rounded up to a power of two, so
+        that trainings on other data of the kind find their step compiled."""
+        return power_of_two(-(-self.largest_step // self.micro_rows))
 
     def micro_batches(self, step: int) -> int:
         return -(-int(self._packed[0][step]) // self.micro_rows)

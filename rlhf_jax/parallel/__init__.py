@@ -1,6 +1,7 @@
 """Parallelism: the mesh, logical-axis rules, data-parallel evaluation and multi-host start-up."""
 
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_here
+from rlhf_jax.parallel.bound import Bound, bound
 from rlhf_jax.parallel.data_parallel import data_parallel, over_rows
 from rlhf_jax.parallel.distributed import (
     check_shared,
@@ -39,6 +40,7 @@ __all__ = [
     "EXIT_PREEMPTED",
     "PRESETS",
     "AxisRules",
+    "Bound",
     "Choice",
     "HandOver",
     "Need",
@@ -49,6 +51,7 @@ __all__ = [
     "auto_inside",
     "batch_sharding",
     "batch_ways",
+    "bound",
     "check_shared",
     "choose_mesh",
     "constrainer",

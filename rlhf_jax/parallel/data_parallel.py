@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rlhf_jax.parallel.bound import Bound
 from rlhf_jax.parallel.mesh import auto_inside, batch_sharding, batch_ways, replicated
 
 Sums = Mapping[str, tuple[Any, Any]]
@@ -16,10 +18,20 @@ Sums = Mapping[str, tuple[Any, Any]]
 
 
 def over_rows(fn: Callable[[Any, Any], Any], mesh: Mesh) -> jax.stages.Wrapped:
-    """`fn` compiled: (params, batch) -> results that every device has; the batch's rows are cut over the mesh."""
+    """`fn` compiled: (params, batch) -> results that every device has; the batch's rows are cut over the mesh.
+
+    One `Bound` has one program, however often it is asked for.
+    """
+    return _shared_over_rows(fn, mesh) if isinstance(fn, Bound) else _over_rows(fn, mesh)
+
+
+def _over_rows(fn: Callable[[Any, Any], Any], mesh: Mesh) -> jax.stages.Wrapped:
     everywhere = replicated(mesh)
     return jax.jit(auto_inside(fn, mesh, everywhere), in_shardings=(None, batch_sharding(mesh)),
                    out_shardings=everywhere)
+
+
+_shared_over_rows = lru_cache(maxsize=32)(_over_rows)
 
 
 def data_parallel(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config.lora import LoraConfig, adapter_of
 from rlhf_jax.config.preference import PreferenceOptions
 from rlhf_jax.config.training import SftOptions
-from rlhf_jax.data.packing import PackedBatch, RowShape, empty_rows, unpack_slots
+from rlhf_jax.data.packing import PackedBatch, RowShape, empty_rows, power_of_two, unpack_slots
 from rlhf_jax.models import DecoderConfig, Params, cast, init_lora, init_params
 from rlhf_jax.parallel import PRESETS, batch_sharding, batch_ways, param_shardings, shaped
 from rlhf_jax.parallel.accelerators import Chip
@@ -33,9 +33,6 @@ from rlhf_jax.training.step import fresh_state
 from rlhf_jax.workflow.kinds import KINDS, trainable_kind
 from rlhf_jax.workflow.stages.dpo import preference_objective
 from rlhf_jax.workflow.stages.train import Trained, compute_of, trainable
-
-SCHEDULE_STEPS = 1000
-"""Steps of the learning-rate schedule; a number in the program, nothing else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +135,7 @@ def train_program(stage: TrainShape, mesh: Mesh) -> Program:
     train = options.train
     model = trainable(params, config, adapter_of(options.lora), train.seed, adapter=_adapter_structs)
     objective = objective_of(options)(compute_of(config, train, mesh))
-    program = step_program(model, objective, train, mesh, SCHEDULE_STEPS)
+    program = step_program(model, objective, train, mesh)
     state = shaped(jax.eval_shape(partial(fresh_state, program.optimizer), model.trained), program.shardings)
     frozen: Any = {}
     if model.frozen:
@@ -148,8 +145,8 @@ def train_program(stage: TrainShape, mesh: Mesh) -> Program:
     count, rows = stage.micro_batches(ways), stage.micro_rows * ways
     if objective.whole_batch:
         rows = min(rows, -(-stage.rows() // ways) * ways)
-    batch = _batch(dataclasses.replace(stage.shape(), values=objective.reads), (count, rows), mesh)
-    args = (state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32))
+    batch = _batch(dataclasses.replace(stage.shape(), values=objective.reads), (power_of_two(count), rows), mesh)
+    args = (state, frozen, batch, jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32))
     return _program(program.run, args, count, stage, mesh, params, train.dtype)
 
 

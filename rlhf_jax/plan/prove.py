@@ -26,6 +26,7 @@ from rlhf_jax.plan.report import mesh_words
 from rlhf_jax.plan.shapes import TrainShape
 from rlhf_jax.training.fit import Model, make_plan, step_program
 from rlhf_jax.training.objectives import Compute
+from rlhf_jax.training.optimizer import make_schedule
 from rlhf_jax.training.step import init_state
 from rlhf_jax.workflow.stages.train import compute_of, trainable
 
@@ -187,16 +188,17 @@ def first_step(case: Case, mesh: Mesh) -> Outcome:
     if objective.whole_batch:
         train = dataclasses.replace(train, micro_rows=len(case.groups))
     plan = make_plan(case.groups, train, mesh, reference=case.reference, objective=objective)
-    program = step_program(model, objective, train, mesh, plan.steps)
+    program = step_program(model, objective, train, mesh)
     frozen = jax.device_put(model.frozen, program.frozen_shardings) if model.frozen else {}
     local, micro_batches = plan.batch(0)
-    batch, count = place(local, batch_sharding(mesh, axis=1), plan.micro_rows, axis=1), np.int32(micro_batches)
+    batch = place(local, batch_sharding(mesh, axis=1), plan.micro_rows, axis=1)
+    rest = np.int32(micro_batches), np.float32(make_schedule(train, plan.steps)(0))
     with jax.default_matmul_precision("highest"):
         state = init_state(program.optimizer, model.trained, program.shardings)
-        state, metrics = program.run(state, frozen, batch, count)
+        state, metrics = program.run(state, frozen, batch, *rest)
         everywhere = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
         moments, masters = jax.device_get(everywhere((_first_moment(state.opt_state), state.params)))
-        _, after = program.run(state, frozen, batch, count)
+        _, after = program.run(state, frozen, batch, *rest)
     gradient = {name: value / (1 - train.adam_beta1) for name, value in _named(moments).items()}
     before = _named(model.trained)
     update = {name: value - before[name] for name, value in _named(masters).items()}

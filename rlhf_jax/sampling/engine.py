@@ -105,6 +105,7 @@ class Sampler:
         read = partial(_prefill, config, constrainer(mesh))
         self.prefill_program = jax.jit(read, donate_argnums=1, out_shardings=shard)
         self._restart = jax.jit(restart, donate_argnums=0, out_shardings=shard)
+        self._blank = jax.jit(self.blank, static_argnums=0, out_shardings=shard)
         self._prepare = jax.jit(self._for_decoding)
         how = (sampling.block, self._append(paged.append if paged else append_tokens),
                self._on_mesh(paged.attend) if paged else None)
@@ -217,7 +218,7 @@ class Sampler:
         """
         longest = max(len(prompt.prompt_ids) for prompt in prompts)
         capacity = max(self.sampling.capacity(longest, self.config.max_position), 2)
-        state = jax.jit(partial(self.blank, capacity), out_shardings=self.shardings())()
+        state = self._blank(capacity)
         # the longest first: prompts of like lengths share the slots, and no block looks further than they reach
         queue = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i].prompt_ids)))
         slots: list[_Slot | None] = [None] * self.sampling.slots

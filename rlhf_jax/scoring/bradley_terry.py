@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,6 +13,7 @@ from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.packing import unpack_slots
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
+from rlhf_jax.parallel import Bound, bound
 from rlhf_jax.scoring.base import Progress, Verdicts, Weights, rerender
 from rlhf_jax.scoring.states import states_map
 from rlhf_jax.training.evaluate import PackedMap
@@ -46,7 +46,7 @@ class BradleyTerryScorer:
         self._weights = Weights(params)
         self._renderer = renderer.for_scores(config.score_at, config.pad_token_id)
         self._compute = Compute(config, mesh=mesh)
-        self._map = PackedMap(self._outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
+        self._map = PackedMap(self._outputs(), mesh, unpack_slots, rows_per_batch=rows_per_batch)
         self._states = states_map(self._compute, mesh, stop_id=None)
 
     def _check(self, config: DecoderConfig) -> None:
@@ -67,9 +67,9 @@ class BradleyTerryScorer:
         """Names of the numbers that `_outputs` gives of a response; the score's is ""."""
         return tuple("" if i == (self._output or 0) else label for i, label in enumerate(config.output_names))
 
-    def _outputs(self, params: Params, batch: Any) -> Any:
-        """[B, S, numbers]."""
-        return self._compute.slot_scores(params, batch)
+    def _outputs(self) -> Bound:
+        """(params, batch) -> [B, S, numbers]."""
+        return bound(Compute.slot_scores, self._compute)
 
     @property
     def key(self) -> str:

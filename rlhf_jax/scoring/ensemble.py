@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import Mesh
 
 from rlhf_jax import losses
 from rlhf_jax.config.scorer import Aggregate
 from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.losses.reward import EnsembleScores
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
+from rlhf_jax.parallel import Bound, bound
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.training.objectives import Compute
 
@@ -56,7 +59,7 @@ class EnsembleScorer(BradleyTerryScorer):
             raise CheckpointError("an ensemble has at least two members and this checkpoint is one reward model; name "
                                   "others in members, or set kind: bradley_terry")
         self._aggregate, self._uncertainty_weight = aggregate, uncertainty_weight
-        self._computes = [Compute(config, mesh=mesh) for config in configs]
+        self._computes = tuple(Compute(config, mesh=mesh) for config in configs)
         super().__init__(params, configs[0], renderer, mesh, **options)
 
     def _check(self, config: DecoderConfig) -> None:
@@ -69,9 +72,14 @@ class EnsembleScorer(BradleyTerryScorer):
         """Those of the first checkpoint."""
         return params["0"]  # its states are what all heads of one checkpoint read
 
-    def _outputs(self, params: Any, batch: Any) -> Any:
-        scores = [compute.slot_scores(params[str(place)], batch) for place, compute in enumerate(self._computes)]
-        members = jnp.concatenate(scores, axis=-1)
-        found = losses.ensemble_scores(members, self._uncertainty_weight)
-        score = getattr(found, self._aggregate)
-        return jnp.concatenate([jnp.stack([score, *found], axis=-1), members], axis=-1)
+    def _outputs(self) -> Bound:
+        return bound(_ensemble_outputs, self._computes, self._aggregate, self._uncertainty_weight)
+
+
+def _ensemble_outputs(computes: tuple[Compute, ...], aggregate: Aggregate, uncertainty_weight: float, params: Params,
+                      batch: PackedBatch) -> Array:
+    """[B, S, 1 + 4 + members]: the score, what the members say together, and each one's own."""
+    scores = [compute.slot_scores(params[str(place)], batch) for place, compute in enumerate(computes)]
+    members = jnp.concatenate(scores, axis=-1)
+    found = losses.ensemble_scores(members, uncertainty_weight)
+    return jnp.concatenate([jnp.stack([getattr(found, aggregate), *found], axis=-1), members], axis=-1)

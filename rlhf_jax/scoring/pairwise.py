@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.rrm import NEUTRAL
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
+from rlhf_jax.parallel import bound
 from rlhf_jax.scoring.base import Progress, Verdicts, Weights, averaged
 from rlhf_jax.scoring.replies import reply_ids
 from rlhf_jax.scoring.tournament import Method, tournament
@@ -146,7 +146,7 @@ class PairwiseScorer:
         self._weights, self._renderer = Weights(params), renderer
         self._compute = Compute(config, mesh=mesh)
         self._letters, self._mass = letter_ids(renderer, letters_with(neutral)), min_letter_mass
-        outputs = partial(letter_outputs, self._compute, self._letters)
+        outputs = bound(letter_outputs, self._compute, self._letters)
         self._map = PackedMap(outputs, mesh, unpack_slots, rows_per_batch=rows_per_batch)
 
     def _question(self, prompt: Text, first: Text, second: Text) -> PromptGroup | None:

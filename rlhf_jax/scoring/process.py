@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from rlhf_jax.data.rows import BadRow, Example
 from rlhf_jax.data.steps import LABELS, MINUS, PLUS, STEPS, judged_steps, steps_of
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, output_head
 from rlhf_jax.models.attention import capped
+from rlhf_jax.parallel import bound
 from rlhf_jax.scoring.base import Progress, Verdicts, Weights
 from rlhf_jax.scoring.pairwise import check_texts_alone
 from rlhf_jax.scoring.replies import reply_ids
@@ -83,7 +83,7 @@ class ProcessScorer:
         self._weights, self._renderer, self._cut = Weights(params), renderer, cut
         self._reduce, self._names, self._mass = reduce, names, min_sign_mass
         self._signs = sign_ids(renderer)
-        outputs = partial(sign_outputs, Compute(config, mesh=mesh), self._signs)
+        outputs = bound(sign_outputs, Compute(config, mesh=mesh), self._signs)
         self._map = PackedMap(outputs, mesh, unpack_targets, rows_per_batch=rows_per_batch)
 
     @property

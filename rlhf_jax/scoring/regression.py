@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import Mesh
 
 from rlhf_jax.data.chat import Renderer
+from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params
+from rlhf_jax.parallel import Bound, bound
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
+from rlhf_jax.training.objectives import Compute
 
 
 class RegressionScorer(BradleyTerryScorer):
@@ -38,11 +42,16 @@ class RegressionScorer(BradleyTerryScorer):
             raise CheckpointError(f"objective = {self._objective!r} is no output of this checkpoint; it has "
                                   f"{', '.join(config.output_names)}")
 
-    def _outputs(self, params: Params, batch: Any) -> Any:
-        outputs = self._compute.slot_scores(params, batch)
-        names = self._compute.config.output_names
-        score = jnp.mean(outputs, axis=-1) if self._objective is None else outputs[..., names.index(self._objective)]
-        return jnp.concatenate([score[..., None], outputs], axis=-1)
+    def _outputs(self) -> Bound:
+        return bound(_rated, self._compute, self._objective)
 
     def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
         return ("", *config.output_names)
+
+
+def _rated(compute: Compute, objective: str | None, params: Params, batch: PackedBatch) -> Array:
+    """[B, S, 1 + outputs]: the score, which is one of the outputs or their mean, and all of them."""
+    outputs = compute.slot_scores(params, batch)
+    names = compute.config.output_names
+    score = jnp.mean(outputs, axis=-1) if objective is None else outputs[..., names.index(objective)]
+    return jnp.concatenate([score[..., None], outputs], axis=-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
@@ -11,6 +9,7 @@ from jax.sharding import Mesh
 from rlhf_jax.config.probe import Pool
 from rlhf_jax.data.packing import PackedBatch, unpack_slots
 from rlhf_jax.models import Params
+from rlhf_jax.parallel import bound
 from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.training.objectives import Compute
 
@@ -50,4 +49,4 @@ def _states(compute: Compute, stop_id: int | None, pool: Pool, params: Params, b
 
 def states_map(compute: Compute, mesh: Mesh, stop_id: int | None, pool: Pool = "last") -> PackedMap:
     """params, groups -> per group and response [2, D] float32: the answer's state, and its prompt's for the gate."""
-    return PackedMap(partial(_states, compute, stop_id, pool), mesh, unpack_slots)
+    return PackedMap(bound(_states, compute, stop_id, pool), mesh, unpack_slots)

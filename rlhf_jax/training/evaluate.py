@@ -27,7 +27,7 @@ from rlhf_jax.data.packing import (
 )
 from rlhf_jax.losses import Term, token_logps
 from rlhf_jax.models import Params, cast, output_head
-from rlhf_jax.parallel import batch_sharding, batch_ways, over_rows, place, rows_here
+from rlhf_jax.parallel import Bound, batch_sharding, batch_ways, bound, over_rows, place, rows_here
 from rlhf_jax.training.attention import lone_cpu, skips_blocks
 from rlhf_jax.training.objectives import Compute, Metrics, Objective, WholeBatch
 from rlhf_jax.training.step import Assemble, finish_metrics, whole
@@ -72,8 +72,9 @@ def overlapped(items: Iterable[T]) -> Iterator[T]:
 class PackedMap:
     """A packed model function over any number of prompt groups, data-parallel over the mesh.
 
-    Capacities of a row are powers of two of what a call holds, so calls on similar data share compiled programs; they
-    never depend on earlier calls, so that a run that was killed computes the rest to the same bits.
+    Capacities of a row are powers of two of what a call holds, so calls on similar data share compiled programs, and so
+    do maps of one `Bound`; they never depend on earlier calls, so that a run that was killed computes the rest to the
+    same bits.
 
     Attributes:
       rows: of a batch. limit: tokens that a group may take in one row, None where long rows cost little.
@@ -141,20 +142,35 @@ def logps_map(compute: Compute, mesh: Mesh, *, rows_per_batch: int = 4, row_leng
     return PackedMap(logps_fn(compute), mesh, unpack_targets, rows_per_batch=rows_per_batch, row_length=row_length)
 
 
-def logps_fn(compute: Compute) -> Callable[[Params, PackedBatch], Any]:
+def logps_fn(compute: Compute) -> Bound:
     """(params, batch) -> [B, M] log-probs of the target tokens."""
+    return bound(_logps, compute)
 
-    def fn(params: Params, batch: PackedBatch) -> Any:
-        hidden = compute.hidden(params, batch)
-        hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
-        return token_logps(hidden, output_head(params), batch.target, **compute.vocabulary)
 
-    return fn
+def _logps(compute: Compute, params: Params, batch: PackedBatch) -> Any:
+    hidden = compute.hidden(params, batch)
+    hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
+    return token_logps(hidden, output_head(params), batch.target, **compute.vocabulary)
 
 
 def _sums(terms: Sequence[Term]) -> dict[str, tuple[Any, Any, Any]]:
     """By loss: its coefficient, the weighted sum of its values, and the sum of the weights."""
     return {t.name: (t.coefficient, jnp.sum(t.values * t.weights), jnp.sum(t.weights)) for t in terms}
+
+
+def _evaluated(objective: Objective, assemble: Assemble, dtype: Any, weights: tuple[Params, Params],
+               batch: PackedBatch) -> tuple[Any, Metrics]:
+    """What a batch adds to a loss: sums by term, or what an objective over the whole batch collects; and metrics."""
+    masters, frozen = weights
+    outputs = objective.outputs(assemble(cast(masters, dtype), frozen), batch)
+    terms, metrics = objective.terms(outputs, batch)
+    compared = _across(objective)
+    return _sums(terms) if compared is None else compared.collected(outputs, batch), metrics
+
+
+def _across(objective: Objective) -> WholeBatch | None:
+    """The objective, if it looks across a batch."""
+    return objective if isinstance(objective, WholeBatch) and objective.whole_batch else None
 
 
 def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: BatchPlan, mesh: Mesh, *,
@@ -166,16 +182,8 @@ def make_evaluator(objective: Objective, groups: Sequence[PromptGroup], plan: Ba
     The masters are cast to `dtype` as a training step casts them. One program, compiled at the first call, serves all
     calls.
     """
-    compared = objective if isinstance(objective, WholeBatch) and objective.whole_batch else None
-
-    def fn(weights: tuple[Params, Params], batch: PackedBatch) -> Any:
-        masters, frozen = weights
-        params = assemble(cast(masters, dtype), frozen)
-        outputs = objective.outputs(params, batch)
-        terms, metrics = objective.terms(outputs, batch)
-        return _sums(terms) if compared is None else compared.collected(outputs, batch), metrics
-
-    compiled = over_rows(fn, mesh)
+    compared = _across(objective)
+    compiled = over_rows(bound(_evaluated, objective, assemble, jnp.dtype(dtype)), mesh)
     rows, shape = best_fit(groups, max(plan.row_length, default_row_length(groups)), objective.reads)
     ways = batch_ways(mesh)
     at_once = min(plan.micro_rows, -(-len(rows) // ways) * ways)

@@ -109,7 +109,7 @@ class Model:
 class StepProgram:
     """A compiled-on-demand training step and where its arguments lie; built from shapes, so no weight is needed.
 
-    run: (state, frozen, batch [accumulation, rows, ...], micro-batches) -> (state, metrics).
+    run: (state, frozen, batch [accumulation, rows, ...], micro-batches, learning rate) -> (state, metrics).
     """
 
     run: Any
@@ -118,15 +118,13 @@ class StepProgram:
     frozen_shardings: Any
 
 
-def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: Mesh, steps: int) -> StepProgram:
-    """The step of a fit of `steps` steps; `model` may hold arrays or their shapes."""
-    schedule = make_schedule(config, steps)
-    optimizer = make_optimizer(config, schedule, model.specs)
+def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: Mesh) -> StepProgram:
+    """The step of a fit; `model` may hold arrays or their shapes."""
+    optimizer = make_optimizer(config, model.specs)
     shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
     frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
-    step = make_train_step(objective, optimizer, schedule, mesh, shardings, assemble=model.assemble,
-                           drop=model.drop, seed=config.seed, frozen_shardings=frozen_shardings,
-                           dtype=jnp.dtype(config.dtype))
+    step = make_train_step(objective, optimizer, mesh, shardings, assemble=model.assemble, drop=model.drop,
+                           seed=config.seed, frozen_shardings=frozen_shardings, dtype=config.dtype)
     return StepProgram(step, optimizer, shardings, frozen_shardings)
 
 
@@ -202,7 +200,7 @@ def fit(
       NonFiniteLoss: at the first step whose loss is not a finite number.
       Preempted: if the platform wants the machine back; a checkpoint of the last step is in `folder` then.
     """
-    program = step_program(model, objective, config, mesh, plan.steps)
+    program = step_program(model, objective, config, mesh)
     dtype = jnp.dtype(config.dtype)
     frozen = jax.device_put(cast(model.frozen, dtype), program.frozen_shardings) if model.frozen else {}
     log: list[dict[str, Any]] = []
@@ -248,6 +246,7 @@ class _Loop:
         self._on_row = on_row
         self._mesh, self._flops, self._timed_from = mesh, flops, 0
         self._rows = batch_sharding(mesh, axis=1)
+        self._learning_rate = make_schedule(config, plan.steps)
         self._window = unlogged
         self._clock = time.perf_counter()
 
@@ -260,7 +259,8 @@ class _Loop:
             self._keep(start, evaluate(state))  # the run ended between the checkpoint and this
         for step, local, micro_batches in self.plan.iterate(start):
             batch = place(local, self._rows, self.plan.micro_rows, axis=1)
-            state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches))
+            rate = np.float32(self._learning_rate(step))
+            state, metrics = step_fn(state, frozen, batch, np.int32(micro_batches), rate)
             if waiting is not None:
                 self._record(*waiting)  # one step late: the device is already at work on the next one
             waiting = (step + 1, metrics)

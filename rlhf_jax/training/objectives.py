@@ -46,6 +46,8 @@ class Pairs(NamedTuple):
 class Objective(Protocol):
     """Loss of one kind of training, as pure functions over a packed micro-batch [B, ...].
 
+    It is hashable, and equal ones compute the same: what is compiled for one serves the others.
+
     Attributes:
       needs_reference: it reads `PackedBatch.reference_logps`.
       reads: names of the numbers of a response that it reads, in the order of `PackedBatch.slot_values`.
@@ -64,6 +66,8 @@ class Objective(Protocol):
     def outputs(self, params: Params, batch: PackedBatch) -> Any: ...
 
     def terms(self, outputs: Any, batch: PackedBatch) -> tuple[tuple[Term, ...], Metrics]: ...
+
+    def __hash__(self) -> int: ...
 
 
 @runtime_checkable

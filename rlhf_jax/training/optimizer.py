@@ -1,12 +1,13 @@
-"""AdamW with warm-up, schedule and clipping, from optax."""
+"""AdamW with clipping, from optax, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from rlhf_jax.config.training import TrainConfig
@@ -18,45 +19,55 @@ def warmup_steps(config: TrainConfig, steps: int) -> int:
     return math.ceil(config.warmup_steps * steps) if config.warmup_steps < 1 else int(config.warmup_steps)
 
 
-def make_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
+def make_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:
     """Learning rate by step, counted from 0: transformers' `get_scheduler` of the same name.
 
     Warm-up is linear from 0 and reaches the peak at step `warmup_steps`; so the first step after none is at the peak,
-    and the first step of a warm-up moves nothing. `constant` knows no warm-up.
+    and the first step of a warm-up moves nothing. `constant` knows no warm-up. It is computed on the host, so that
+    trainings that differ in it alone share their compiled step.
     """
     peak, kind, warmup = config.learning_rate, config.lr_scheduler_type, warmup_steps(config, steps)
     rest = max(1, steps - warmup)
     timescale = warmup or 10_000  # of inverse_sqrt
     low = config.min_lr_rate if kind == "cosine_with_min_lr" else 0.0
 
-    def after(since: Any) -> Any:
+    def after(since: int) -> float:
         """Share of the peak, so many steps after the warm-up."""
         if kind == "inverse_sqrt":
-            return jnp.sqrt(timescale / (since + timescale))
+            return math.sqrt(timescale / (since + timescale))
         if kind in ("constant", "constant_with_warmup"):
-            return jnp.ones_like(since)
+            return 1.0
         if kind == "linear":
-            return jnp.maximum(0.0, 1 - since / rest)
-        return low + (1 - low) * (1 + jnp.cos(jnp.pi * since / rest)) / 2
+            return max(0.0, 1 - since / rest)
+        return low + (1 - low) * (1 + math.cos(math.pi * since / rest)) / 2
 
-    def schedule(step: Any) -> Any:
-        step = jnp.asarray(step, jnp.float32)
-        share = after(jnp.maximum(step - warmup, 0))
-        return peak * (share if kind == "constant" else jnp.where(step < warmup, step / max(1, warmup), share))
+    def schedule(step: int) -> float:
+        if step < warmup and kind != "constant":
+            return peak * step / warmup
+        return peak * after(max(step - warmup, 0))
 
     return schedule
 
 
-def make_optimizer(config: TrainConfig, schedule: optax.Schedule, specs: Any) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, specs: Any) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW (Loshchilov and Hutter, arXiv 1711.05101); norms and biases are not decayed.
+
+    Its updates are of learning rate 1, upwards: a step takes `learning_rate` times them away. Equal settings give the
+    same object, so that what is compiled for one serves the others.
 
     Args:
       specs: the `ParamSpec` tree of the trained parameters; it says which weights decay.
     """
     decayed = jax.tree.map(lambda spec: spec.init in ("normal", "output") or spec.axes[1:2] == ("rank",), specs,
                            is_leaf=is_spec)
-    adamw = optax.adamw(schedule, config.adam_beta1, config.adam_beta2, config.adam_epsilon,
-                        mu_dtype=config.mu_dtype, weight_decay=config.weight_decay, mask=decayed)
-    if config.max_grad_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+    leaves, tree = jax.tree.flatten(decayed)
+    return _adamw(config.max_grad_norm, config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.mu_dtype,
+                  config.weight_decay, tuple(leaves), tree)
+
+
+@lru_cache(maxsize=16)
+def _adamw(max_grad_norm: float, beta1: float, beta2: float, epsilon: float, mu_dtype: str, weight_decay: float,
+           decayed: tuple[bool, ...], tree: jax.tree_util.PyTreeDef) -> optax.GradientTransformation:
+    clip = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
+    return optax.chain(*clip, optax.scale_by_adam(beta1, beta2, epsilon, mu_dtype=mu_dtype),
+                       optax.add_decayed_weights(weight_decay, jax.tree.unflatten(tree, decayed)))

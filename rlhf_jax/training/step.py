@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -64,8 +64,15 @@ def init_state(optimizer: optax.GradientTransformation, params: Any, shardings: 
     """`fresh_state`, each array where `shardings` says. donate: `params`, float32, become the masters themselves."""
     if donate:
         params = jax.device_put(params, shardings.params)  # only what lies where its master will can become it
-    return jax.jit(partial(fresh_state, optimizer), out_shardings=shardings,
-                   donate_argnums=0 if donate else ())(params)
+    leaves, tree = jax.tree.flatten(shardings)
+    return _init_program(optimizer, tuple(leaves), tree, donate)(params)
+
+
+@lru_cache(maxsize=16)
+def _init_program(optimizer: optax.GradientTransformation, leaves: tuple[Any, ...], tree: jax.tree_util.PyTreeDef,
+                  donate: bool) -> Callable[[Any], TrainState]:
+    return jax.jit(partial(fresh_state, optimizer), out_shardings=jax.tree.unflatten(tree, leaves),
+                   donate_argnums=0 if donate else ())
 
 
 def term_totals(objective: Objective, params: Any, batch: PackedBatch) -> dict[str, Array]:
@@ -136,7 +143,6 @@ def make_grads(objective: Objective, assemble: Assemble, dtype: Any, drop: Drop 
 def make_train_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
     mesh: Mesh,
     shardings: TrainState,
     *,
@@ -145,33 +151,44 @@ def make_train_step(
     seed: int = 0,
     frozen_shardings: Any = None,
     dtype: Any = jnp.float32,
-) -> Callable[[TrainState, Any, PackedBatch, Any], tuple[TrainState, dict[str, Array]]]:
-    """Compiles (state, frozen, batch, micro_batches) -> (state, metrics). The old state is donated.
+) -> jax.stages.Wrapped:
+    """Compiles (state, frozen, batch, micro_batches, learning_rate) -> (state, metrics). The old state is donated.
 
-    drop: dropout while training, drawn from `seed` and the number of the step.
+    Equal arguments give the same program: trainings of one process that differ in their data, length and learning rate
+    compile once. drop: dropout while training, drawn from `seed` and the number of the step.
     Metrics are global means ready to log: `loss`, `grad_norm`, `learning_rate`, `num_tokens` and the objective's own.
     """
+    places, tree = jax.tree.flatten((shardings, frozen_shardings))
+    return _train_program(objective, optimizer, mesh, tuple(places), tree, assemble, drop,
+                          0 if drop is None else seed, jnp.dtype(dtype))
+
+
+@lru_cache(maxsize=16)  # an objective that was dropped takes its program along when others come
+def _train_program(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, places: tuple[Any, ...],
+                   tree: jax.tree_util.PyTreeDef, assemble: Assemble, drop: Drop | None, seed: int, dtype: Any
+                   ) -> jax.stages.Wrapped:
+    shardings, frozen_shardings = jax.tree.unflatten(tree, places)
     everywhere = replicated(mesh)
     grads_of = auto_inside(make_grads(objective, assemble, dtype, drop), mesh,
                            (shardings.params, everywhere, everywhere))
 
-    def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array
+    def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array, learning_rate: Array
              ) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if drop is not None else None
         grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = jax.tree.map(lambda param, update: param - learning_rate * update, state.params, updates)
         logged = finish_metrics(metrics) | {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(learning_rate, jnp.float32),
             "num_tokens": jnp.sum(batch.group_ids > 0).astype(jnp.float32),
         }
         return TrainState(state.step + 1, params, opt_state), logged
 
     return jax.jit(
         step,
-        in_shardings=(shardings, frozen_shardings, batch_sharding(mesh, axis=1), None),
+        in_shardings=(shardings, frozen_shardings, batch_sharding(mesh, axis=1), None, None),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )

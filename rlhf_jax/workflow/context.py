@@ -11,11 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.models import DecoderConfig, Params
+from rlhf_jax.models import Params
 from rlhf_jax.parallel import HandOver, SamplingLayout, local_mesh, reshard_for_sampling, sampling_layout
 from rlhf_jax.sampling import Sampler, shape_settings
-from rlhf_jax.training.evaluate import PackedMap, logps_map
-from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.products import MODEL
 from rlhf_jax.workflow.stage import Finished, Run, Stage, stage_key
@@ -72,8 +70,6 @@ class Context:
     latest: LatestWeights = dataclasses.field(default_factory=LatestWeights)
     sampled: LatestSampled = dataclasses.field(default_factory=LatestSampled)
     samplers: dict[Any, Sampler] = dataclasses.field(default_factory=dict)
-    logps_maps: dict[DecoderConfig, PackedMap] = dataclasses.field(default_factory=dict)
-    engine_checks: dict[Any, PackedMap] = dataclasses.field(default_factory=dict)
 
     def do(self, name: str, stage: Stage) -> Finished:
         """The stage, done now or before; the same stage under the same name is done once in a run."""
@@ -125,12 +121,6 @@ class Context:
     def resumed(self, step: int, steps: int) -> None:
         """Says from where the training at work goes on."""
         self.run.announce(f"{self.name}: continues after step {step:,} of {steps:,}")
-
-    def logps_map(self, config: DecoderConfig) -> PackedMap:
-        """Log-probs of groups under a model of this shape."""
-        if config not in self.logps_maps:
-            self.logps_maps[config] = logps_map(Compute(config, mesh=self.mesh), self.mesh)
-        return self.logps_maps[config]
 
     def sampler(self, checkpoint: Checkpoint, sampling: SamplingConfig, dtype: str) -> Sampler:
         """A sampler for this model and these settings; programs are shared by all settings of one shape."""

@@ -53,10 +53,8 @@ class EngineSource:
         self.mesh, self._sampling = context.layout(policy, sampling, dtype).mesh, sampling
         self._policy, self._engine, self._params, self._dtype = policy, sampling.engine, params, dtype
         self._ending = Ending(policy.stop_ids, sampling.stop_strings, policy.decode_text)
-        programs = context.engine_checks
-        if (key := (policy.config, sampling.filters, dtype)) not in programs:
-            programs[key] = drawn_map(Compute(policy.config, mesh=self.mesh), self.mesh, sampling.filters)
-        self._gate = EngineGate(programs[key], sampling, dtype, policy)
+        check = drawn_map(Compute(policy.config, mesh=self.mesh), self.mesh, sampling.filters)
+        self._gate = EngineGate(check, sampling, dtype, policy)
         self._sampler = ExternalSampler(sampling, policy.config.vocab_size, self._ending)
         self._folder, self._context = folder, context
         self._seen: dict[int, LogpTolerance] = {}

@@ -16,6 +16,7 @@ from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.packing import PackedBatch, unpack_targets
 from rlhf_jax.models import Params, vocab_logits
+from rlhf_jax.parallel import bound
 from rlhf_jax.sampling import LogpTolerance, Rules, drawn, logp_tolerance
 from rlhf_jax.sampling.external import EngineMismatch
 from rlhf_jax.training.evaluate import PackedMap
@@ -163,18 +164,18 @@ def drawn_map(compute: Compute, mesh: Mesh, filtered: bool) -> PackedMap:
 
     filtered: see `sampling.drawn`.
     """
+    return PackedMap(bound(_drawn, compute, filtered), mesh, unpack_targets)
 
-    def fn(given: Params, batch: PackedBatch) -> Any:
-        hidden = compute.hidden(given["params"], batch)
-        hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
 
-        def at(place: tuple[Any, Any]) -> Any:
-            some, target = place
-            rules = Rules(*(jnp.broadcast_to(rule, target.shape) for rule in given["rules"]))
-            logits = vocab_logits(given["params"], compute.config, some)
-            return jnp.stack(drawn(logits, target, rules, filtered), axis=-1)
+def _drawn(compute: Compute, filtered: bool, given: Params, batch: PackedBatch) -> Any:
+    hidden = compute.hidden(given["params"], batch)
+    hidden = jnp.take_along_axis(hidden, batch.source[..., None], axis=1)
 
-        places = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(batch.target, 1, 0)
-        return jnp.moveaxis(jax.lax.map(at, places, batch_size=_PIECE), 0, 1)
+    def at(place: tuple[Any, Any]) -> Any:
+        some, target = place
+        rules = Rules(*(jnp.broadcast_to(rule, target.shape) for rule in given["rules"]))
+        logits = vocab_logits(given["params"], compute.config, some)
+        return jnp.stack(drawn(logits, target, rules, filtered), axis=-1)
 
-    return PackedMap(fn, mesh, unpack_targets)
+    places = jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(batch.target, 1, 0)
+    return jnp.moveaxis(jax.lax.map(at, places, batch_size=_PIECE), 0, 1)

@@ -9,14 +9,13 @@ from rlhf_jax.config.training import TrainConfig
 from rlhf_jax.models import init_params, param_specs
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.checkpoints import Checkpoints, restore_params, saved_params
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.step import init_state, state_shardings
 
 
 def state_on(config, shape, devices, seed):
     mesh = make_mesh(MeshConfig(**shape), jax.devices()[:devices])
-    train = TrainConfig()
-    optimizer = make_optimizer(train, make_schedule(train, 2), param_specs(config))
+    optimizer = make_optimizer(TrainConfig(), param_specs(config))
     params = init_params(jax.random.key(seed), config)
     return init_state(optimizer, params, state_shardings(optimizer, params, param_shardings(config, mesh), mesh))
 

@@ -15,7 +15,7 @@ from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.ensemble import Ensemble, draw_name
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import BradleyTerry, Compute
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 
 DRAWS = np.random.default_rng(3).poisson(1.0, (8, 2)).astype(float)
@@ -81,13 +81,14 @@ def one_step(config, groups, mesh, micro_rows):
                         max_steps=1, max_grad_norm=0)
     objective = Ensemble(Compute(config, mesh=mesh), 2)
     plan = make_plan(groups, train, mesh, objective=objective)
-    optimizer = make_optimizer(train, schedule := make_schedule(train, 1), param_specs(config))
+    optimizer = make_optimizer(train, param_specs(config))
     params = init_params(jax.random.key(0), config)
     shardings = state_shardings(optimizer, params, param_shardings(config, mesh), mesh)
-    step = make_train_step(objective, optimizer, schedule, mesh, shardings)
+    step = make_train_step(objective, optimizer, mesh, shardings)
     with jax.default_matmul_precision("highest"):
         batch, count = plan.batch(0)
-        return jax.device_get(step(init_state(optimizer, params, shardings), {}, batch, np.int32(count))[1])
+        state = init_state(optimizer, params, shardings)
+        return jax.device_get(step(state, {}, batch, np.int32(count), np.float32(train.learning_rate))[1])
 
 
 @pytest.mark.longer

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 import math
 from contextlib import contextmanager
 
@@ -410,6 +411,48 @@ def test_the_number_of_programs_depends_neither_on_the_data_nor_on_how_often_is_
     few = programs("few", 20)
     assert programs("often", 200, eval_steps=10, save_steps=10, logging_steps=1) == few
     assert few < 40
+
+
+SAME = {"learning_rate": 0.01, "max_steps": 7, "warmup_steps": 0, "lr_scheduler_type": "linear", "seed": 3,
+        "logging_steps": 1}
+
+
+def step_compiles(run):
+    """(what it returns, how often the training step was compiled)."""
+    lines = []
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("jax._src.dispatch"), "handle", lambda line: lines.append(line.getMessage()))
+        found = run()
+    return found, sum("XLA compilation of jit(step)" in line for line in lines)
+
+
+@pytest.mark.parametrize(("change", "compiles"), [
+    (SAME, 0), ({"weight_decay": 0.1}, 1), ({"max_grad_norm": 0.0}, 1), ({"adam_beta1": 0.5}, 1),
+])
+def test_trainings_of_one_kind_share_their_step(train, make_groups, change, compiles):
+    jax.clear_caches()
+    first, second = make_groups(16, 1), make_groups(13, 2)
+    changed = dataclasses.replace(BASE, **change)
+    alone, count = step_compiles(lambda: train(changed, data=second))
+    assert count == 1
+    jax.clear_caches()
+    assert step_compiles(lambda: train(data=first))[1] == 1
+    shared, count = step_compiles(lambda: train(changed, data=second))
+    assert count == compiles
+    jax.tree.map(np.testing.assert_array_equal, shared.params, alone.params)
+    assert timeless(shared.log_history) == timeless(alone.log_history)
+
+
+def test_another_loss_takes_a_step_of_its_own(train, make_groups, make_reference):
+    jax.clear_caches()
+    data = make_groups(16, 1)
+    reference = make_reference(data)
+
+    def run(beta):
+        return step_compiles(lambda: train(data=data, reference=reference, objective=lambda compute: Preference(
+            compute, PreferenceLoss(beta=beta))))[1]
+
+    assert [run(0.1), run(0.3), run(0.1)] == [1, 1, 0]
 
 
 def test_trainer_state_is_huggingfaces(train, groups, lone_mesh, tmp_path):

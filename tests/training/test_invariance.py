@@ -45,19 +45,19 @@ class Case:
             model = Model(adapter, lora_specs(config, lora), params, param_specs(config),
                           lambda adapter, frozen: with_lora(frozen, adapter, lora.scale),
                           partial(with_dropout, rate=dropout) if dropout else None)
-        program = step_program(model, self.objective, train, mesh, 2)
+        program = step_program(model, self.objective, train, mesh)
         self.state_shardings, self.step = program.shardings, program.run
         self.state = init_state(program.optimizer, model.trained, program.shardings)
         self.batch, micro = self.plan.batch(0)
-        self.micro = np.int32(micro)
+        self.rest = np.int32(micro), np.float32(train.learning_rate)
 
     def compiled(self):
         with jax.default_matmul_precision("highest"):
-            return self.step.lower(self.state, self.frozen, self.batch, self.micro).compile()
+            return self.step.lower(self.state, self.frozen, self.batch, *self.rest).compile()
 
     def run(self, compiled=None):
         """(state, metrics) after one step."""
-        return (compiled or self.compiled())(self.state, self.frozen, self.batch, self.micro)
+        return (compiled or self.compiled())(self.state, self.frozen, self.batch, *self.rest)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.training.odin import LENGTH, Collected, Odin
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 
 
@@ -68,12 +68,13 @@ def one_step(config, groups, mesh, micro_rows):
     objective = Odin(Compute(config, mesh=mesh))
     plan = make_plan(groups, train, mesh, objective=objective)
     assert plan.accumulation == 1
-    optimizer = make_optimizer(train, schedule := make_schedule(train, 1), param_specs(config))
+    optimizer = make_optimizer(train, param_specs(config))
     params = init_params(jax.random.key(0), config)
     shardings = state_shardings(optimizer, params, param_shardings(config, mesh), mesh)
-    step = make_train_step(objective, optimizer, schedule, mesh, shardings)
+    step = make_train_step(objective, optimizer, mesh, shardings)
     with jax.default_matmul_precision("highest"):
-        return jax.device_get(step(init_state(optimizer, params, shardings), {}, plan.batch(0)[0], np.int32(1))[1])
+        state = init_state(optimizer, params, shardings)
+        return jax.device_get(step(state, {}, plan.batch(0)[0], np.int32(1), np.float32(train.learning_rate))[1])
 
 
 @pytest.mark.longer

@@ -125,6 +125,7 @@ def test_the_cache_is_used_for_the_same_question_and_for_no_other(model, make_gr
 
     def ask(params=params, groups=groups, config=config, dtype=jnp.float32):
         Counted.traced = 0
+        jax.clear_caches()
         found = reference_logps(Counted(config), params, groups, lone_mesh, dtype=dtype, cache=tmp_path, rows=2)
         return found, Counted.traced > 0
 

@@ -13,7 +13,7 @@ from rlhf_jax.models import init_params, param_specs
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Compute
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.regression import Regression
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 
@@ -66,13 +66,13 @@ def one_step(config, groups, mesh, micro_rows):
                         max_steps=1, max_grad_norm=0)
     objective = Regression(Compute(config, mesh=mesh), NAMES)
     plan = make_plan(groups, train, mesh, objective=objective)
-    optimizer = make_optimizer(train, schedule := make_schedule(train, 1), param_specs(config))
+    optimizer = make_optimizer(train, param_specs(config))
     params = init_params(jax.random.key(0), config)
     shardings = state_shardings(optimizer, params, param_shardings(config, mesh), mesh)
-    step = make_train_step(objective, optimizer, schedule, mesh, shardings)
+    step = make_train_step(objective, optimizer, mesh, shardings)
     with jax.default_matmul_precision("highest"):
         state, metrics = step(init_state(optimizer, params, shardings), {}, plan.batch(0)[0],
-                              np.int32(plan.accumulation))
+                              np.int32(plan.accumulation), np.float32(train.learning_rate))
     return jax.device_get(metrics), np.asarray(jax.device_get(state.params["score"]))
 
 

@@ -17,7 +17,7 @@ from rlhf_jax.models import init_params, param_specs
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.fit import make_plan
 from rlhf_jax.training.objectives import Compute
-from rlhf_jax.training.optimizer import make_optimizer, make_schedule
+from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.step import init_state, make_train_step, state_shardings
 from rlhf_jax.training.unpaired import Unpaired
 
@@ -81,14 +81,14 @@ def one_step(config, mesh, groups, reference, name):
     options = TrainConfig(train_batch_size=8, micro_rows=8 // mesh.size, row_length=32, learning_rate=1e-2,
                           warmup_steps=0, max_steps=2, num_train_epochs=2, max_grad_norm=0)
     plan = make_plan(groups, options, mesh, reference=reference, objective=objective)
-    schedule, params = make_schedule(options, 2), init_params(jax.random.key(0), config)
-    optimizer = make_optimizer(options, schedule, param_specs(config))
+    params, optimizer = init_params(jax.random.key(0), config), make_optimizer(options, param_specs(config))
     shardings = state_shardings(optimizer, params, param_shardings(config, mesh), mesh)
-    step = make_train_step(objective, optimizer, schedule, mesh, shardings)
+    step = make_train_step(objective, optimizer, mesh, shardings)
     batch, micro = plan.batch(0)
     assert micro == 1
     with jax.default_matmul_precision("highest"):
-        state, metrics = step(init_state(optimizer, params, shardings), {}, batch, np.int32(micro))
+        state, metrics = step(init_state(optimizer, params, shardings), {}, batch, np.int32(micro),
+                              np.float32(options.learning_rate))
     found = [s for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
     return {name: float(value) for name, value in metrics.items()}, jax.tree.map(np.asarray, found[0].mu)
 

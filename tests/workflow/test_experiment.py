@@ -82,12 +82,12 @@ def test_a_second_run_does_nothing_and_changes_nothing(config, results, xla_flag
     assert again["policies"] == results["policies"]
 
 
-def test_every_training_stage_compiles_a_constant_number_of_programs(config, results):
+def test_trainings_compile_few_programs_and_rounds_after_them_none(config, results):
     with open(f"{config.output_dir}/manifest.json") as stream:
         stages = json.load(stream)["stages"]
     counts = {s["name"]: s["report"]["compiled_programs"] for s in stages if "packing_efficiency" in s["report"]}
-    assert counts["online/round-1/dpo"] == counts["online/round-2/dpo"]
-    assert max(counts.values()) <= 8
+    assert max(counts.values()) <= 2
+    assert not any(counts[stage] for stage in ("raft/round-2/raft", "online/round-1/dpo", "online/round-2/dpo"))
 
 
 @pytest.mark.parametrize(("sft", "name"), [({}, "start"), ({"sft": {"data": {"dataset_name": "unused"}}}, "sft")])

@@ -22,7 +22,7 @@ from rlhf_jax.data.groups import PromptGroup, Response
 from rlhf_jax.data.packing import PackedBatch, RowShape, group_length, power_of_two, unpack_slots
 from rlhf_jax.evaluation.harness.kept import Kept
 from rlhf_jax.models import Params
-from rlhf_jax.parallel import map_over_processes
+from rlhf_jax.parallel import bound, map_over_processes
 from rlhf_jax.training.evaluate import LONG_ROW, PackedMap
 from rlhf_jax.training.objectives import Compute, slot_sums
 
@@ -177,12 +177,12 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
 
 def likelihood_map(compute: Compute, mesh: Mesh) -> PackedMap:
     """params, groups -> per group [responses, 2]: sum of the log-probs, number of tokens that greedy would not give."""
+    return PackedMap(bound(_likelihoods, compute), mesh, unpack_slots)
 
-    def fn(params: Params, batch: PackedBatch) -> jax.Array:
-        logps, stats = compute.target_logps(params, batch)
-        return jnp.stack([slot_sums(logps, batch), slot_sums(1.0 - stats.greedy, batch)], axis=-1)
 
-    return PackedMap(fn, mesh, unpack_slots)
+def _likelihoods(compute: Compute, params: Params, batch: PackedBatch) -> jax.Array:
+    logps, stats = compute.target_logps(params, batch)
+    return jnp.stack([slot_sums(logps, batch), slot_sums(1.0 - stats.greedy, batch)], axis=-1)
 
 
 def likelihoods(program: PackedMap, params: Params, asked: Sequence[Asked], kept: Kept) -> list[Likelihood]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,9 @@ from jax.sharding import Mesh
 
 from rlhf_jax.config.scorer import OutcomeScoring
 from rlhf_jax.config.training import OutcomeOptions
+from rlhf_jax.data.packing import PackedBatch
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, as_classifier
+from rlhf_jax.parallel import Bound, bound
 from rlhf_jax.scoring import BradleyTerryScorer
 from rlhf_jax.training.objectives import Compute, Objective
 from rlhf_jax.training.outcome import Outcome
@@ -31,9 +32,14 @@ class OutcomeScorer(BradleyTerryScorer):
     def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
         return ("", "logit")
 
-    def _outputs(self, params: Params, batch: Any) -> Array:
-        logits = self._compute.slot_scores(params, batch)
-        return jnp.concatenate([jax.nn.sigmoid(logits), logits], axis=-1)
+    def _outputs(self) -> Bound:
+        return bound(_probability, self._compute)
+
+
+def _probability(compute: Compute, params: Params, batch: PackedBatch) -> Array:
+    """[B, S, 2]: the probability and its logit."""
+    logits = compute.slot_scores(params, batch)
+    return jnp.concatenate([jax.nn.sigmoid(logits), logits], axis=-1)
 
 
 def outcome_config(config: DecoderConfig) -> DecoderConfig:

@@ -19,6 +19,8 @@ from rlhf_jax.data.jsonl import write_groups
 from rlhf_jax.data.packing import power_of_two
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Scorer
+from rlhf_jax.training.evaluate import logps_map
+from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.products import JUDGED
@@ -52,7 +54,8 @@ class JudgeStage(Stage):
             scorer.release()
         if any(self.own):
             params = self.start.params(context.mesh, jnp.dtype(self.dtype))
-            groups = add_kl(groups, context.logps_map(self.start.config)(params, groups), self.own)
+            logps = logps_map(Compute(self.start.config, mesh=context.mesh), context.mesh)
+            groups = add_kl(groups, logps(params, groups), self.own)
         if is_main_process():
             write_groups(folder / JUDGED, groups)
         context.tick(context.name, len(scorers) + 1, len(scorers) + 1, "")

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.models.folder import write_chat_template
 from rlhf_jax.models.lora import lora_specs
-from rlhf_jax.parallel import gather, on_main
+from rlhf_jax.parallel import bound, gather, on_main
 from rlhf_jax.training.fit import Model, fit, make_plan, settled, write_trainer_state
 from rlhf_jax.training.mfu import flops_counter
 from rlhf_jax.training.objectives import Compute, Objective
@@ -84,9 +83,13 @@ def compute_of(config: DecoderConfig, train: TrainConfig, mesh: Mesh) -> Compute
     return Compute(config, remat, train.logits_chunk, mesh, train.attn_implementation)
 
 
-def _adapted(trained: Params, frozen: Params, scale: float) -> Params:
+def _adapted(scale: float, trained: Params, frozen: Params) -> Params:
     params = with_lora(frozen, trained["lora"], scale)
     return {**params, "score": trained["score"]} if "score" in trained else params
+
+
+def _with_dropout(rate: float, params: Params, keys: jax.Array) -> Params:
+    return with_dropout(params, keys, rate)
 
 
 def fresh_adapter(key: jax.Array, config: DecoderConfig, lora: LoraConfig) -> Params:
@@ -105,8 +108,8 @@ def trainable(params: Params, config: DecoderConfig, lora: LoraConfig | None, se
     frozen, frozen_specs = dict(params), dict(specs)
     if config.is_classifier:
         trained["score"], trained_specs["score"] = frozen.pop("score"), frozen_specs.pop("score")
-    return Model(trained, trained_specs, frozen, frozen_specs, partial(_adapted, scale=lora.scale),
-                 partial(with_dropout, rate=lora.lora_dropout) if lora.lora_dropout else None)
+    return Model(trained, trained_specs, frozen, frozen_specs, bound(_adapted, lora.scale),
+                 bound(_with_dropout, lora.lora_dropout) if lora.lora_dropout else None)
 
 
 @contextmanager

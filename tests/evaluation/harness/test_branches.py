@@ -69,6 +69,7 @@ def test_a_program_is_compiled_for_each_length_of_rows_and_not_for_each_shard(ca
     mesh = make_mesh(MeshConfig(), jax.devices())
     program, lengths = likelihood_map(Compute(config, mesh=mesh), mesh), []
     shape = program.shape
+    program.program.clear_cache()
     monkeypatch.setattr(program, "shape", lambda groups: lengths.append(shape(groups)) or lengths[-1])
     likelihoods(program, params, asked, Kept())
     assert len(lengths) == 14
