@@ -10,8 +10,10 @@ everything was imported and done once. Shards are links to one file, so that man
 """
 
 import argparse
+import contextlib
 import datetime
 import json
+import random
 import resource
 import subprocess
 import sys
@@ -22,9 +24,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 SHARD, PROMPT, ANSWER, ANSWERS = 1000, 64, 64, 8
-PATHS = ("read", "generate", "score", "pairs", "features", "train")
+PATHS = ("read", "mix", "generate", "score", "pairs", "features", "train")
 ABOUT = {
     "read": "rows of text parsed, checked for repeated prompts and ids, rendered",
+    "mix": "`data`: rows compared, near duplicates left out, ordered, split, described, written",
     "generate": "the close of `generate`: lengths over all shards",
     "score": "the close of `score`: scores over all shards",
     "pairs": "`pairs`: scored shards in, pairs.jsonl out",
@@ -53,10 +56,12 @@ def make(folder, path, rows):
     from rlhf_jax.data.jsonl import write_groups
     from rlhf_jax.workflow.stages.shards import shard_name
 
-    if path in ("read", "features"):
+    if path in ("read", "mix", "features"):
+        draws = random.Random(0)
         with (folder / "rows.jsonl").open("w") as stream:
             for number in range(rows):
-                stream.write(json.dumps({"prompt": f"{number} " + "word " * 50, "chosen": "word " * 50 + "a",
+                prompt = " ".join(map("{:04d}".format, draws.choices(range(10_000), k=50)))
+                stream.write(json.dumps({"prompt": f"{number} {prompt}", "chosen": "word " * 50 + "a",
                                          "rejected": "word " * 50 + "b"}) + "\n")
         return
     write_groups(folder / "one.jsonl", groups(min(rows, SHARD), 2 if path == "train" else ANSWERS))
@@ -87,6 +92,20 @@ def rendered(folder):
 
     examples, funnel = load_examples(str(folder / "rows.jsonl"), "preference", drop_duplicate_prompts=True)
     return render_all(examples, Renderer(), funnel)
+
+
+def mix(folder):
+    import rlhf_jax
+
+    report = rlhf_jax.run("data", sources=[{"name": str(folder / "rows.jsonl")}], near_duplicates=0.8,
+                          output_dir=str(folder / "mix"))
+    return report["rows"]["train"]
+
+
+def examples(folder):
+    from rlhf_jax.data.load import load_examples
+
+    return load_examples(str(folder / "rows.jsonl"), "preference")[0]
 
 
 def close(folder, measure):
@@ -140,9 +159,10 @@ def run(path, folder, held):
     from rlhf_jax.workflow.stages.shards import scan_shards
 
     scored = partial(score_metrics, name="proxy")
-    works = {"read": lambda folder: len(rendered(folder)), "generate": partial(close, measure=generation_metrics),
-             "score": partial(close, measure=scored), "pairs": pair, "features": store_features, "train": pack_all}
-    all_at_once = {"read": rendered, "features": rendered}.get(path, scan_shards)
+    works = {"read": lambda folder: len(rendered(folder)), "mix": mix,
+             "generate": partial(close, measure=generation_metrics), "score": partial(close, measure=scored),
+             "pairs": pair, "features": store_features, "train": pack_all}
+    all_at_once = {"read": rendered, "mix": examples, "features": rendered}.get(path, scan_shards)
     with tempfile.TemporaryDirectory() as name:  # everything is imported
         make(small := Path(name), path, 100)
         works[path](small)
@@ -193,7 +213,9 @@ if __name__ == "__main__":
     parser.add_argument("--keep", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.path:
-        print(json.dumps(vars(run(args.path, Path(args.folder), args.keep))))
+        with contextlib.redirect_stdout(sys.stderr):
+            found = run(args.path, Path(args.folder), args.keep)
+        print(json.dumps(vars(found)))
     elif args.table:
         print(table(map(json.loads, Path(args.table).read_text().splitlines())), end="")
     else:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
 
 from rlhf_jax.data.prompt_text import normalised
 
@@ -13,6 +17,9 @@ SHINGLE, BANDS, ROWS = 3, 25, 5
 """Words of a shingle; bands, and hashes of each. A pair of similarity s is a candidate with probability
 1 - (1 - s**5)**25: 0.99995 at s = 0.8, 0.998 at 0.74, 0.06 at 0.3."""
 _WORDS = re.compile(r"\w+")
+_BLOCK = 4096
+"""Texts whose hashes are put together at one time."""
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -39,6 +46,8 @@ def near_duplicates(texts: Sequence[str], threshold: float,
                     tick: Callable[[int], None] = lambda done: None) -> dict[int, int]:
     """Place of each text that nearly repeats an earlier one -> place of that one, the most similar that is kept.
 
+    What is held of a text are 100 bytes, its bands; candidates are read again to be verified.
+
     Args:
       threshold: the least Jaccard similarity of the two texts' shingles.
       tick: is told how many texts were looked at.
@@ -47,22 +56,52 @@ def near_duplicates(texts: Sequence[str], threshold: float,
       ValueError: datasketch is not installed.
     """
     check_installed()
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
-    first = MinHash(num_perm=BANDS * ROWS, hashfunc=zlib.crc32)
-    kept: dict[int, frozenset[str]] = {}
+    bands = _shared_bands(_bands(texts, tick))
+    read = lru_cache(maxsize=4096)(lambda place: shingles(texts[place]))
+    kept: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     found: dict[int, int] = {}
-    for place, text in enumerate(texts):
-        mine = shingles(text)
-        sketch = first.copy()
-        sketch.update_batch([run.encode() for run in sorted(mine)])
-        similar = [(jaccard(mine, kept[other]), -other) for other in index.query(sketch)]
-        best = max(similar, default=(0.0, 0))
-        if similar and best[0] >= threshold:
+    for place in np.flatnonzero((bands >= 0).any(axis=1)).tolist():
+        mine = [(band, int(bands[place, band])) for band in np.flatnonzero(bands[place] >= 0).tolist()]
+        candidates = {other for band in mine for other in kept.get(band, ())}
+        best = max(((jaccard(read(place), read(other)), -other) for other in candidates), default=(-1.0, 0))
+        if best[0] >= threshold:
             found[place] = -best[1]
         else:
-            kept[place] = mine
-            index.insert(place, sketch, check_duplication=False)
-        tick(place + 1)
+            for band in mine:
+                kept[band].append(place)
     return found
+
+
+def _bands(texts: Sequence[str], tick: Callable[[int], None]) -> np.ndarray:
+    """[N, BANDS] uint32: texts may be alike that have a number in common."""
+    from datasketch import MinHash
+
+    first = MinHash(num_perm=BANDS * ROWS, hashfunc=zlib.crc32)
+    bands = np.empty((len(texts), BANDS), np.uint32)
+
+    def hashes(texts: Iterable[str]) -> np.ndarray:
+        sketches = []
+        for text in texts:
+            sketches.append(first.copy())
+            sketches[-1].update_batch([run.encode() for run in sorted(shingles(text))])
+        return np.stack([sketch.hashvalues for sketch in sketches]).astype(np.uint64)
+
+    for start in range(0, len(texts), _BLOCK):
+        some = range(start, min(start + _BLOCK, len(texts)))
+        values = hashes(texts[place] for place in some).reshape(-1, BANDS, ROWS)
+        mixed = np.zeros(values.shape[:2], np.uint64)
+        for row in range(ROWS):
+            mixed = (mixed ^ values[:, :, row]) * _MULTIPLIER
+            mixed ^= mixed >> np.uint64(29)
+        bands[start : start + len(some)] = mixed >> np.uint64(32)
+        tick(start + len(some))
+    return bands
+
+
+def _shared_bands(bands: np.ndarray) -> np.ndarray:
+    """[N, BANDS] int32: a number for what a text has in common with others, -1 where it has nothing."""
+    shared = np.full(bands.shape, -1, np.int32)
+    for band in range(bands.shape[1]):
+        _, inverse, counts = np.unique(bands[:, band], return_inverse=True, return_counts=True)
+        shared[:, band] = np.where(counts[inverse] > 1, inverse, -1)
+    return shared

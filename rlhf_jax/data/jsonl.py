@@ -110,10 +110,11 @@ def _parse_line(line: bytes) -> Mapping[str, Any] | BadRow:
 
 def read_jsonl(path: str | Path) -> list[Mapping[str, Any]]:
     """All rows of a file that one of our own stages wrote, so a bad line is an error: raises SourceError naming it."""
-    return [row for _, row in _own_rows(path)]
+    return [row for _, row in own_rows(path)]
 
 
-def _own_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def own_rows(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """As `read_jsonl`, one by one, each with the number of its line."""
     for number, row in scan_jsonl(path):
         if isinstance(row, BadRow):
             raise SourceError(f"{path}, line {number}: {row.message}") from row
@@ -132,7 +133,7 @@ def read_groups(path: str | Path) -> list[PromptGroup]:
 
 def scan_groups(path: str | Path) -> Iterator[PromptGroup]:
     """As `read_groups`, one by one."""
-    for number, row in _own_rows(path):
+    for number, row in own_rows(path):
         try:
             yield PromptGroup.from_json(row)
         except ValueError as error:

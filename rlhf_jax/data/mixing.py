@@ -1,106 +1,140 @@
 """Rows of several sources as one mix: what is left out and why, in which order, and on which side of a split.
 
-Everything follows from the rows themselves and a seed. Nothing depends on when or in how many goes it was done.
+Everything follows from the rows themselves and a seed. Nothing depends on when or in how many goes it was done. What is
+held of a row are hashes, by which rows are compared; what it says is read from where its source lies when it is needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from rlhf_jax.data.example import LABEL, Example
+from rlhf_jax.data.on_disk import hash64
 from rlhf_jax.data.prompt_text import BUCKETS, bucket, normalised, opening, plain_text
 
 TRAIN, VALID, TEST = "train", "valid", "test"
+ROW = np.dtype([("source", np.int32), ("place", np.int64), ("pair", np.int32), ("prompt", np.uint64),
+                ("said", np.uint64), ("labelled", np.uint64), ("opposite", np.uint64), ("opening", np.uint64),
+                ("bucket", np.uint8), ("order", np.uint64), ("margin", np.float64)])
+"""What a mix holds of a row: the number of its source, the place of its example there, and which of its pairs it is
+(0 where there is none); hashes of its normalised prompt (0 where there is none), of all that it says, of its prompt and
+answers in their order and in the opposite one, and of what decides the side of a split (see `prompt_text.opening`);
+that text's bucket; what rows are shuffled by; and the margin (NaN where there is none)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Entry:
-    """A row of a mix: an example with one pair at most, and the number of its source."""
+class Entries(Sequence[Example]):
+    """Rows of a mix: an example each, with one pair at most, read anew at each access.
 
-    source: int
-    example: Example
+    Attributes:
+      sources: the examples of each source, on disk where they are many. rows: [N] of ROW.
+    """
 
-    @cached_property
-    def prompt(self) -> str:
-        """The prompt as normalised text."""
-        return normalised(plain_text(self.example.prompt))
+    sources: Sequence[Sequence[Example]]
+    rows: np.ndarray
 
-    @cached_property
-    def answers(self) -> tuple[str, ...]:
-        """The responses as normalised text; of a pair chosen and rejected."""
-        return tuple(normalised(plain_text(response)) for response in self.example.responses)
+    @classmethod
+    def of(cls, sources: Sequence[Sequence[Example]], seed: int = 0) -> Entries:
+        """All examples of the sources, those with several pairs as several rows. seed: of the order."""
+        found = (_row(number, place, pair, single, seed) for number, examples in enumerate(sources)
+                 for place, example in enumerate(examples) for pair, single in enumerate(single_pairs(example)))
+        return cls(sources, np.fromiter(found, ROW))
 
-    @cached_property
-    def opening(self) -> str:
-        """What decides the side of a split, see `prompt_text.opening`."""
-        return opening(self.example)
+    def at(self, some: np.ndarray) -> Entries:
+        """Those at these places ([n] int), or where a mask [N] is True."""
+        return Entries(self.sources, self.rows[some])
 
-    @property
-    def label(self) -> float | None:
-        """Of unpaired data: 1 for a desirable response, 0 for another."""
-        return self.example.scores[0].get(LABEL) if self.example.scores else None
+    def __len__(self) -> int:
+        return len(self.rows)
 
-    @property
-    def margin(self) -> float | None:
-        return self.example.margins[0] if self.example.margins else None
+    def __getitem__(self, place: int) -> Example:  # type: ignore[override]
+        row = self.rows[place]
+        example = self.sources[row["source"]][int(row["place"])]
+        return single_pair(example, row["pair"]) if example.pairs else example
 
-    def order(self, seed: int) -> bytes:
-        """What entries are shuffled by."""
-        text = "\0".join((str(seed), self.prompt, *self.answers, str(self.label)))
-        return hashlib.sha1(text.encode()).digest()
+
+class Prompts(Sequence[str]):
+    """The normalised prompts of entries, each read when it is asked for."""
+
+    def __init__(self, entries: Entries):
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]
+        return normalised(plain_text(self._entries[place].prompt))
+
+
+def single_pair(example: Example, number: int) -> Example:
+    """The example with this one of its pairs alone."""
+    pair = example.pairs[number]
+    return dataclasses.replace(
+        example, responses=tuple(example.responses[i] for i in pair), pairs=((0, 1),),
+        scores=tuple(example.scores[i] for i in pair) if example.scores else (),
+        margins=(example.margins[number],) if example.margins else ())
 
 
 def single_pairs(example: Example) -> Iterator[Example]:
     """An example per pair; one without pairs as it is."""
     if not example.pairs:
         yield example
-    for number, pair in enumerate(example.pairs):
-        yield dataclasses.replace(
-            example, responses=tuple(example.responses[i] for i in pair), pairs=((0, 1),),
-            scores=tuple(example.scores[i] for i in pair) if example.scores else (),
-            margins=(example.margins[number],) if example.margins else ())
+    for number in range(len(example.pairs)):
+        yield single_pair(example, number)
 
 
-def repeated_rows(entries: Sequence[Entry]) -> set[int]:
-    """Places of the entries that say what an earlier one says, white space and case aside."""
-    seen: set[tuple[str, tuple[str, ...], float | None]] = set()
-    repeated = set()
-    for place, entry in enumerate(entries):
-        said = (entry.prompt, entry.answers, entry.label)
-        if said in seen:
-            repeated.add(place)
-        seen.add(said)
-    return repeated
+def _row(source: int, place: int, pair: int, example: Example, seed: int) -> tuple[int | float, ...]:
+    prompt, answers = (normalised(plain_text(example.prompt)),
+                       [normalised(plain_text(response)) for response in example.responses])
+    label = str(example.scores[0].get(LABEL) if example.scores else None)
+    first = opening(example)
+    order = hashlib.sha1("\0".join((str(seed), prompt, *answers, label)).encode("utf-8", "surrogatepass")).digest()
+    return (source, place, pair, hash64(prompt) if prompt else 0, hash64(prompt, *answers, label),
+            hash64(prompt, *answers), hash64(prompt, *reversed(answers)), hash64(first), bucket(first),
+            int.from_bytes(order[:8], "big"), example.margins[0] if example.margins else np.nan)
 
 
-def repeated_prompts(entries: Sequence[Entry]) -> set[int]:
-    """Places of all but the first entry of each prompt; texts without a prompt stay."""
-    first: dict[str, int] = {}
-    return {place for place, entry in enumerate(entries)
-            if entry.prompt and first.setdefault(entry.prompt, place) != place}
+def repeated_rows(rows: np.ndarray) -> np.ndarray:
+    """[N] whether a row says what an earlier one says, white space and case aside."""
+    return _again(rows["said"])
 
 
-def contradicted(entries: Sequence[Entry]) -> set[int]:
-    """Places of the pairs that another entry labels the other way round, or whose own chosen answer scores lower."""
-    pairs = {(entry.prompt, *entry.answers) for entry in entries}
-    return {place for place, entry in enumerate(entries)
-            if (entry.prompt, *reversed(entry.answers)) in pairs or (entry.margin is not None and entry.margin < 0)}
+def repeated_prompts(rows: np.ndarray) -> np.ndarray:
+    """[N] whether an earlier row has the prompt; texts without a prompt have none in common."""
+    return _again(rows["prompt"]) & (rows["prompt"] != 0)
 
 
-def beyond_cap(entries: Sequence[Entry], caps: Sequence[int | None]) -> set[int]:
-    """Places of the pairs that are more than the source's cap of one prompt; those with the largest margins stay."""
-    by_prompt: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for place, entry in enumerate(entries):
-        by_prompt[entry.source, entry.prompt].append(place)
-    beyond: set[int] = set()
-    for (source, _), places in by_prompt.items():
-        beyond.update(sorted(places, key=lambda place: -(entries[place].margin or 0.0))[caps[source]:]
-                      if caps[source] is not None else ())
-    return beyond
+def _again(values: np.ndarray) -> np.ndarray:
+    """[N] whether a value stands before."""
+    again = np.ones(len(values), bool)
+    again[np.unique(values, return_index=True)[1]] = False
+    return again
+
+
+def contradicted(rows: np.ndarray) -> np.ndarray:
+    """[N] whether another row labels the pair the other way round, or its own chosen answer scores lower."""
+    found: np.ndarray = np.isin(rows["opposite"], rows["labelled"]) | (rows["margin"] < 0)
+    return found
+
+
+def beyond_cap(rows: np.ndarray, caps: Sequence[int | None]) -> np.ndarray:
+    """[N] whether a row is more than its source's cap of one prompt; those with the largest margins stay."""
+    most = np.array([len(rows) if cap is None else cap for cap in caps])
+    return _ranks(rows[["source", "prompt"]], -np.nan_to_num(rows["margin"])) >= most[rows["source"]]
+
+
+def _ranks(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """[N] how many of its group come before each, by their values and, where those are equal, their places."""
+    group = np.unique(groups, return_inverse=True)[1]
+    order = np.lexsort((values, group))
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+    ranks = np.empty(len(groups), np.int64)
+    ranks[order] = np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
+    return ranks
 
 
 def quotas(available: Sequence[int], weights: Sequence[float], size: int) -> list[int]:
@@ -122,52 +156,42 @@ def quotas(available: Sequence[int], weights: Sequence[float], size: int) -> lis
     return shares
 
 
-def beyond_quotas(entries: Sequence[Entry], weights: Sequence[float], size: int, seed: int) -> set[int]:
-    """Places of the entries that a mix of `size` rows does not take: those that come last in the order of the seed."""
-    by_source: dict[int, list[int]] = {source: [] for source in range(len(weights))}
-    for place in sorted(range(len(entries)), key=lambda i: entries[i].order(seed)):
-        by_source[entries[place].source].append(place)
-    shares = quotas([len(places) for places in by_source.values()], weights, size)
-    return {place for source, places in by_source.items() for place in places[shares[source]:]}
+def beyond_quotas(rows: np.ndarray, weights: Sequence[float], size: int) -> np.ndarray:
+    """[N] whether a mix of `size` rows does not take a row: those of a source that come last in its order."""
+    shares = quotas(np.bincount(rows["source"], minlength=len(weights)).tolist(), weights, size)
+    return _ranks(rows["source"], rows["order"]) >= np.array(shares)[rows["source"]]
 
 
-def shuffled(entries: Iterable[Entry], seed: int) -> list[Entry]:
-    """The entries in an order that follows from what they say and the seed alone."""
-    return sorted(entries, key=lambda entry: entry.order(seed))
+def shuffled(rows: np.ndarray) -> np.ndarray:
+    """[N] places in an order that follows from what the rows say and the seed alone."""
+    return np.argsort(rows["order"], kind="stable")
 
 
-def side(entry: Entry, valid_percent: int, test_percent: int) -> str:
-    """The side of the split: by the hash of the opening, so that a prompt is on one side in every source."""
-    number = bucket(entry.opening)
-    if number >= BUCKETS - test_percent:
-        return TEST
-    return VALID if number >= BUCKETS - test_percent - valid_percent else TRAIN
+def sides(rows: np.ndarray, valid_percent: int, test_percent: int) -> np.ndarray:
+    """[N] the side of the split, by the hash of the opening, so that a prompt is on one side in every source."""
+    test = rows["bucket"] >= BUCKETS - test_percent
+    return np.where(test, TEST, np.where(rows["bucket"] >= BUCKETS - test_percent - valid_percent, VALID, TRAIN))
 
 
-def disjoint_batches(entries: Sequence[Entry], count: int, size: int) -> tuple[list[list[Entry]], list[Entry]]:
-    """`count` batches of `size` entries of which no two share an opening, and what is left.
+def disjoint_batches(rows: np.ndarray, count: int, size: int) -> np.ndarray:
+    """[N] int: which of `count` batches of `size` rows takes each row, no two sharing an opening; `count` for none.
 
-    All entries of an opening go into the first batch that has room for them, so that a batch may end a few rows short;
-    openings come in order of their first entry.
+    All rows of an opening go into the first batch that has room for them, so that a batch may end a few rows short;
+    openings come in order of their first row.
 
     Raises:
-      ValueError: there are not enough entries.
+      ValueError: there are not enough rows.
     """
-    sizes = Counter(entry.opening for entry in entries)
-    batch_of: dict[str, int] = {}
-    filled = [0] * count
-    for entry in entries:
-        if entry.opening not in batch_of:
-            room = (i for i in range(count) if filled[i] + sizes[entry.opening] <= size)
-            batch_of[entry.opening] = number = next(room, count)
-            if number < count:
-                filled[number] += sizes[entry.opening]
-    batches: list[list[Entry]] = [[] for _ in range(count + 1)]
-    for entry in entries:
-        batches[batch_of[entry.opening]].append(entry)
-    if len(entries) < count * size:
-        raise ValueError(f"{count} batches of {size:,} rows need {count * size:,}, and there are {len(entries):,} rows "
+    _, first, inverse, sizes = np.unique(rows["opening"], return_index=True, return_inverse=True, return_counts=True)
+    batch_of, filled = np.full(len(first), count), [0] * count
+    for number in np.argsort(first):
+        room = (i for i in range(count) if filled[i] + sizes[number] <= size)
+        batch_of[number] = batch = next(room, count)
+        if batch < count:
+            filled[batch] += int(sizes[number])
+    if len(rows) < count * size:
+        raise ValueError(f"{count} batches of {size:,} rows need {count * size:,}, and there are {len(rows):,} rows "
                          "to train on. Lower batches or batch_size")
-    if empty := [i + 1 for i in range(count) if not batches[i]]:
+    if empty := [i + 1 for i in range(count) if not filled[i]]:
         raise ValueError(f"batch {empty[0]} of {size:,} rows gets none: no prompt has so few. Raise batch_size")
-    return batches[:count], batches[count]
+    return batch_of[inverse]

@@ -6,15 +6,14 @@ they are. It needs no model and says what it goes by: each direction comes with 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.mixing import Entry
+from rlhf_jax.data.mixing import Entries, Prompts
 
 MOST, VOCABULARY, LEAST = 1500, 4096, 10
 """Points of a map; words that it goes by, the most frequent; prompts below which there is none."""
@@ -25,18 +24,15 @@ _SHOWN = 4
 """Words that stand at each end of a direction."""
 
 
-def prompt_map(entries: Iterable[Entry], sources: int) -> dict[str, Any] | None:
+def prompt_map(entries: Entries, sources: int) -> dict[str, Any] | None:
     """`points`: [x, y, number of the source] of up to MOST distinct prompts, of each source an equal share at most;
     `words`: of both directions the words at the low and the high end. None where there are too few prompts or words.
 
     Which prompts are taken follows from their texts alone, not from the order of the entries.
     """
-    by_source: list[set[str]] = [set() for _ in range(sources)]
-    for entry in entries:
-        if entry.prompt:
-            by_source[entry.source].add(entry.prompt)
-    taken = [(prompt, source) for source, prompts in enumerate(by_source)
-             for prompt in sorted(prompts, key=_order)[: max(1, MOST // sources)]]
+    asked = entries.at(entries.rows["prompt"] != 0)
+    taken = [(prompt, source) for source in range(sources)
+             for prompt in Prompts(_first_prompts(asked.at(asked.rows["source"] == source), max(1, MOST // sources)))]
     words = [set(_WORD.findall(prompt[:_READ])) for prompt, _ in taken]
     counts = Counter(word for some in words for word in some)
     usual = [word for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -52,8 +48,9 @@ def prompt_map(entries: Iterable[Entry], sources: int) -> dict[str, Any] | None:
             "words": ends}
 
 
-def _order(prompt: str) -> bytes:
-    return hashlib.sha1(prompt.encode("utf-8", "surrogatepass")).digest()
+def _first_prompts(entries: Entries, count: int) -> Entries:
+    """The rows of up to `count` distinct prompts, by their hashes."""
+    return entries.at(np.unique(entries.rows["prompt"], return_index=True)[1][:count])
 
 
 def _weighted(words: Sequence[set[str]], usual: Sequence[str], counts: Counter[str]) -> np.ndarray:

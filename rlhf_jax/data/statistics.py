@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.mixing import Entry
+from rlhf_jax.data.mixing import Entries
 from rlhf_jax.data.prompt_text import plain_text
 
 Lengths = Callable[[Sequence[str]], Sequence[int]]
@@ -32,24 +32,38 @@ def token_counter(tokenizer: Any) -> Lengths:
     return count
 
 
-def source_statistics(entries: Sequence[Entry], lengths: Lengths) -> dict[str, Any]:
+def text_lengths(entries: Entries, lengths: Lengths) -> np.ndarray:
+    """[N, 3] float32 lengths of each row's prompt, chosen and rejected; NaN where there is none.
+
+    `chosen` is the only response of rows without a pair.
+    """
+    found = np.full((len(entries), 3), np.nan, np.float32)
+    order = np.lexsort((entries.rows["place"], entries.rows["source"]))  # as they lie on disk
+    for start in range(0, len(entries), BLOCK):
+        some = order[start : start + BLOCK]
+        texts = [(row, column, plain_text(text)) for row, example in zip(some, entries.at(some), strict=True)
+                 for column, text in enumerate((example.prompt, *example.responses[:2]))]
+        distinct = list(dict.fromkeys(text for _, _, text in texts))
+        length = dict(zip(distinct, lengths(distinct), strict=True))
+        for row, column, text in texts:
+            found[row, column] = length[text]
+    return found
+
+
+def source_statistics(rows: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
     """Counts of rows, and means over them; None where there is nothing to count. `percentiles`: PERCENTILES of what
     there is.
 
-    `chosen` is the only response of rows without a pair. Rows whose prompt stands in several
-    count it in each, as in the paper's table.
+    Rows whose prompt stands in several count it in each, as in the paper's table.
+
+    Args:
+      rows: of `Entries`. lengths: theirs, from `text_lengths`.
     """
-    texts = {"prompt": [plain_text(entry.example.prompt) for entry in entries]}
-    for place, name in enumerate(("chosen", "rejected")):
-        said = [entry.example.responses[place : place + 1] for entry in entries]
-        texts[name] = [plain_text(responses[0]) for responses in said if responses]
-    distinct = list(dict.fromkeys(text for found in texts.values() for text in found))
-    length = dict(zip(distinct, lengths(distinct), strict=True))
-    counted = {name: np.asarray([length[text] for text in found], float) for name, found in texts.items()}
-    margins = np.asarray([entry.margin for entry in entries if entry.margin is not None], float)
+    counted = {name: _there(column) for name, column in zip(("prompt", "chosen", "rejected"), lengths.T, strict=True)}
+    margins = _there(rows["margin"])
     pairs = 0 < len(counted["rejected"]) == len(counted["chosen"])
     return {
-        "prompts": len({entry.prompt for entry in entries}), "rows": len(entries),
+        "prompts": len(np.unique(rows["prompt"])), "rows": len(rows),
         **{name: _mean(found) for name, found in counted.items()},
         "chosen_longer": _mean(counted["chosen"] > counted["rejected"]) if pairs else None,
         "margin": _mean(margins),
@@ -58,12 +72,15 @@ def source_statistics(entries: Sequence[Entry], lengths: Lengths) -> dict[str, A
     }
 
 
-def shared_prompts(entries: Sequence[Entry], sources: int) -> list[list[int]]:
+def shared_prompts(rows: np.ndarray, sources: int) -> list[list[int]]:
     """[sources, sources] of each two sources the distinct prompts that both hold; of one with itself, its own."""
-    prompts: list[set[str]] = [set() for _ in range(sources)]
-    for entry in entries:
-        prompts[entry.source].add(entry.prompt)
-    return [[len(one & other) for other in prompts] for one in prompts]
+    prompts = [np.unique(rows["prompt"][rows["source"] == number]) for number in range(sources)]
+    return [[len(np.intersect1d(one, other, assume_unique=True)) for other in prompts] for one in prompts]
+
+
+def _there(values: np.ndarray) -> np.ndarray:
+    """[n] float64: those that are numbers."""
+    return values[~np.isnan(values)].astype(np.float64)
 
 
 def _mean(values: np.ndarray) -> float | None:

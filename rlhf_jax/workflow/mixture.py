@@ -6,14 +6,19 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from rlhf_jax.config.mixes import DataCommand
 from rlhf_jax.data.decontaminate import Question, benchmark_index, contamination
 from rlhf_jax.data.duplicates import near_duplicates
 from rlhf_jax.data.example import Example
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.mixing import (
+    TEST,
     TRAIN,
-    Entry,
+    VALID,
+    Entries,
+    Prompts,
     beyond_cap,
     beyond_quotas,
     contradicted,
@@ -21,8 +26,7 @@ from rlhf_jax.data.mixing import (
     repeated_prompts,
     repeated_rows,
     shuffled,
-    side,
-    single_pairs,
+    sides,
 )
 from rlhf_jax.data.prompt_text import user_turns
 
@@ -38,7 +42,7 @@ class Mixture:
       found_in: a row per prompt that a benchmark asks too, with the benchmark's row and how many rows it cost.
     """
 
-    entries: list[Entry]
+    entries: Entries
     funnels: list[Funnel]
     found_in: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -50,27 +54,31 @@ class Mixture:
             total = total.merged(funnel)
         return total
 
-    def leave_out(self, places: set[int], reason: str) -> None:
-        """Takes the entries at these places out, and counts them."""
-        for place in places:
-            self.funnels[self.entries[place].source].dropped[reason] += 1
-        self.entries = [entry for place, entry in enumerate(self.entries) if place not in places]
+    def leave_out(self, some: np.ndarray, reason: str) -> None:
+        """Takes the entries out where the mask is True, and counts them."""
+        for number, count in self._by_source(some):
+            self.funnels[number].dropped[reason] += count
+        self.entries = self.entries.at(~some)
 
-    def note(self, places: set[int], note: str) -> None:
+    def note(self, some: np.ndarray, note: str) -> None:
         """Counts what is kept."""
-        for place in places:
-            self.funnels[self.entries[place].source].notes[note] += 1
+        for number, count in self._by_source(some):
+            self.funnels[number].notes[note] += count
+
+    def _by_source(self, some: np.ndarray) -> list[tuple[int, int]]:
+        """(source, how many of its entries the mask marks), of those with any."""
+        numbers, counts = np.unique(self.entries.rows["source"][some], return_counts=True)
+        return list(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
-def entries_of(sources: Sequence[tuple[Sequence[Example], Funnel]]) -> Mixture:
+def entries_of(sources: Sequence[tuple[Sequence[Example], Funnel]], seed: int) -> Mixture:
     """All examples of the sources, graded rows as single pairs, which the funnel then counts as rows."""
-    mixture = Mixture([], [funnel for _, funnel in sources])
-    for number, (examples, funnel) in enumerate(sources):
-        for example in examples:
-            singles = [Entry(number, single) for single in single_pairs(example)]
-            funnel.read += len(singles) - 1
-            funnel.notes.update({"more_pairs_of_a_row": len(singles) - 1} if len(singles) > 1 else {})
-            mixture.entries += singles
+    mixture = Mixture(Entries.of([examples for examples, _ in sources], seed), [funnel for _, funnel in sources])
+    counts = np.bincount(mixture.entries.rows["source"], minlength=len(sources)).tolist()
+    for (examples, funnel), count in zip(sources, counts, strict=True):
+        if more := count - len(examples):
+            funnel.read += more
+            funnel.notes["more_pairs_of_a_row"] += more
     return mixture
 
 
@@ -81,11 +89,11 @@ def sift(mixture: Mixture, options: DataCommand, tick: Tick = lambda done, total
       SourceError: a benchmark is missing or holds no questions.
       ValueError: nothing is left, or less than the mix asks for.
     """
-    mixture.leave_out(repeated_rows(mixture.entries), "repeated_row")
+    mixture.leave_out(repeated_rows(mixture.entries.rows), "repeated_row")
     if options.drop_duplicate_prompts:
-        mixture.leave_out(repeated_prompts(mixture.entries), "duplicate_prompt")
+        mixture.leave_out(repeated_prompts(mixture.entries.rows), "duplicate_prompt")
     if options.kind == "preference":
-        against = contradicted(mixture.entries)
+        against = contradicted(mixture.entries.rows)
         if options.contradictions == "drop":
             mixture.leave_out(against, "contradicting_pair")
         else:
@@ -95,64 +103,60 @@ def sift(mixture: Mixture, options: DataCommand, tick: Tick = lambda done, total
     if options.benchmark_files:
         _decontaminate(mixture, options)
     caps = [source.max_pairs_per_prompt for source in options.sources]
-    mixture.leave_out(beyond_cap(mixture.entries, caps), "beyond_max_pairs")
+    mixture.leave_out(beyond_cap(mixture.entries.rows, caps), "beyond_max_pairs")
     if options.size is not None:
         weights = [source.weight for source in options.sources]
-        mixture.leave_out(beyond_quotas(mixture.entries, weights, options.size, options.seed), "beyond_size")
-    mixture.entries = shuffled(mixture.entries, options.seed)
+        mixture.leave_out(beyond_quotas(mixture.entries.rows, weights, options.size), "beyond_size")
+    mixture.entries = mixture.entries.at(shuffled(mixture.entries.rows))
     if not mixture.entries:
         raise ValueError(f"no row is left:\n{mixture.funnel}")
 
 
-def _near_duplicates(entries: Sequence[Entry], threshold: float, tick: Tick) -> set[int]:
-    """Places of the entries whose prompt nearly repeats an earlier one that differs from it."""
-    prompts = list(dict.fromkeys(entry.prompt for entry in entries if entry.prompt))
-    found = near_duplicates(prompts, threshold, lambda done: tick(done, len(prompts)))
-    repeats = {prompts[place] for place in found}
-    return {place for place, entry in enumerate(entries) if entry.prompt in repeats}
+def _near_duplicates(entries: Entries, threshold: float, tick: Tick) -> np.ndarray:
+    """[N] whether the prompt nearly repeats an earlier one that differs from it."""
+    asked = entries.at(entries.rows["prompt"] != 0)
+    distinct = asked.at(np.sort(np.unique(asked.rows["prompt"], return_index=True)[1]))
+    found = near_duplicates(Prompts(distinct), threshold, lambda done: tick(done, len(distinct)))
+    return np.isin(entries.rows["prompt"], distinct.rows["prompt"][list(found)])
 
 
 def _decontaminate(mixture: Mixture, options: DataCommand) -> None:
-    index = benchmark_index(options.benchmark_files)
-    found: dict[tuple[int, str], dict[str, Any] | None] = {}
-    places = set()
-    for place, entry in enumerate(mixture.entries):
-        prompt = (entry.source, entry.prompt)
-        if prompt not in found:
-            found[prompt] = _found_in(entry, options, contamination(user_turns(entry.example.prompt), index))
-        if (row := found[prompt]) is not None:
-            row["rows"] += 1
-            places.add(place)
-    mixture.found_in = [row for row in found.values() if row is not None]
-    mixture.leave_out(places, "benchmark_prompt")
+    index, entries = benchmark_index(options.benchmark_files), mixture.entries
+    _, first, prompt, counts = np.unique(entries.rows[["source", "prompt"]], return_index=True, return_inverse=True,
+                                         return_counts=True)
+    asked = np.zeros(len(first), bool)
+    for number in np.argsort(first).tolist():
+        example = entries[first[number]]
+        if (found := contamination(user_turns(example.prompt), index)) is not None:
+            asked[number] = True
+            source = options.sources[entries.rows["source"][first[number]]].name
+            mixture.found_in.append(_found_in(example, source, int(counts[number]), *found))
+    mixture.leave_out(asked[prompt], "benchmark_prompt")
 
 
-def _found_in(entry: Entry, options: DataCommand, found: tuple[str, Question] | None) -> dict[str, Any] | None:
-    """What is kept about a prompt that a benchmark asks too; its rows are still to be counted."""
-    if found is None:
-        return None
-    shared, question = found
-    where = entry.example.origin
-    return {"source": options.sources[entry.source].name, "row_number": where.number if where else None, "rows": 0,
-            "prompt_id": entry.example.prompt_id, "prompt": entry.example.prompt, "shared": shared,
+def _found_in(example: Example, source: str, rows: int, shared: str, question: Question) -> dict[str, Any]:
+    """What is kept about a prompt that a benchmark asks too. rows: of the source that have it."""
+    return {"source": source, "row_number": example.origin.number if example.origin else None, "rows": rows,
+            "prompt_id": example.prompt_id, "prompt": example.prompt, "shared": shared,
             "benchmark": question.benchmark, "benchmark_row": question.row_number, "question": question.text}
 
 
-def sides(mixture: Mixture, options: DataCommand) -> dict[str, list[Entry]]:
+def divided(mixture: Mixture, options: DataCommand) -> dict[str, Entries]:
     """Name of each side or batch -> its entries, in order; those that no batch takes are counted.
 
     Raises:
       ValueError: nothing is left to train on, or less than the batches ask for.
     """
-    split: dict[str, list[Entry]] = {TRAIN: []}
-    for entry in mixture.entries:
-        split.setdefault(side(entry, options.valid_percent, options.test_percent), []).append(entry)
-    if not split[TRAIN]:
+    on = sides(mixture.entries.rows, options.valid_percent, options.test_percent)
+    if TRAIN not in on:
         raise ValueError(f"all {len(mixture.entries)} rows fall on the sides that are not trained on; lower "
                          "valid_percent and test_percent, or give more data")
+    split = {name: mixture.entries.at(on == name) for name in (TRAIN, VALID, TEST) if name in on}
     if options.batches and options.batch_size is not None:
-        batches, left = disjoint_batches(split.pop(TRAIN), options.batches, options.batch_size)
-        split = {f"batch-{number}": batch for number, batch in enumerate(batches, start=1)} | split
-        gone = set(map(id, left))
-        mixture.leave_out({place for place, entry in enumerate(mixture.entries) if id(entry) in gone}, "beyond_batches")
+        train = split.pop(TRAIN)
+        batch = disjoint_batches(train.rows, options.batches, options.batch_size)
+        split = {f"batch-{number + 1}": train.at(batch == number) for number in range(options.batches)} | split
+        gone = np.zeros(len(on), bool)
+        gone[on == TRAIN] = batch == options.batches
+        mixture.leave_out(gone, "beyond_batches")
     return split

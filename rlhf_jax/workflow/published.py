@@ -17,9 +17,9 @@ from rlhf_jax.data.decontaminate import benchmark_index, contamination
 from rlhf_jax.data.groups import text_group
 from rlhf_jax.data.jsonl import read_jsonl
 from rlhf_jax.data.load import load_examples
-from rlhf_jax.data.mixing import Entry, single_pairs
+from rlhf_jax.data.mixing import Entries
 from rlhf_jax.data.rows import ParseOptions
-from rlhf_jax.data.statistics import source_statistics, token_counter
+from rlhf_jax.data.statistics import source_statistics, text_lengths, token_counter
 from rlhf_jax.data.tokenizer import load_tokenizer
 from rlhf_jax.data.turns import parse_hh
 from rlhf_jax.evaluation import alpaca_eval
@@ -151,9 +151,10 @@ def _statistics(name: str, converter: str, pairs: int, means: tuple[float, ...],
     """Pairs, mean tokens of prompt, chosen and rejected, and the share of longer chosen ones."""
     def figures(folder: Path) -> Iterator[Figure]:
         examples, _ = load_examples(str(folder / f"preference/{name}.jsonl.gz"), "preference", converter=converter)
-        entries = [Entry(0, single) for example in examples for single in single_pairs(example)]
+        entries = Entries.of([examples])
         with tempfile.TemporaryDirectory() as place:
-            found = source_statistics(entries, token_counter(_tokenizer(folder / LLAMA_3, Path(place))))
+            lengths = text_lengths(entries, token_counter(_tokenizer(folder / LLAMA_3, Path(place))))
+        found = source_statistics(entries.rows, lengths)
         yield Figure(f"{name} pairs", found["rows"], pairs, 0)
         for part, mean in zip(("prompt", "chosen", "rejected"), means, strict=True):
             yield Figure(f"{name} tokens of {part}", found[part], mean, 0.0501)

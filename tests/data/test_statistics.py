@@ -1,18 +1,24 @@
 """Counts and lengths of a mix."""
 
+import numpy as np
 import pytest
 
 from rlhf_jax.data.example import Example
-from rlhf_jax.data.mixing import Entry
-from rlhf_jax.data.statistics import count_words, shared_prompts, source_statistics, statistics_table
+from rlhf_jax.data.mixing import Entries
+from rlhf_jax.data.statistics import count_words, shared_prompts, source_statistics, statistics_table, text_lengths
+
+
+def statistics(*examples):
+    entries = Entries.of([examples])
+    return source_statistics(entries.rows, text_lengths(entries, count_words))
 
 
 def test_numbers_by_hand():
-    entries = [Entry(0, Example("a b c", ("d e", "f"), ((0, 1),), (2.0,))),
-               Entry(0, Example([{"role": "user", "content": "A b"}, {"role": "assistant", "content": "x"},
-                                 {"role": "user", "content": "y"}], ("g", "h i j"), ((0, 1),), (1.0,))),
-               Entry(0, Example("a b c", ("d e", "f g h i"), ((0, 1),)))]
-    found = source_statistics(entries, count_words)
+    found = statistics(
+        Example("a b c", ("d e", "f"), ((0, 1),), (2.0,)),
+        Example([{"role": "user", "content": "A b"}, {"role": "assistant", "content": "x"},
+                 {"role": "user", "content": "y"}], ("g", "h i j"), ((0, 1),), (1.0,)),
+        Example("a b c", ("d e", "f g h i"), ((0, 1),)))
     assert found.pop("percentiles") == {  # of the lengths 3, 4, 3; 2, 1, 2; 1, 3, 4 and the margins 2, 1
         "prompt": [3.0, 3.0, 3.0, 3.5, 3.9], "chosen": [1.1, 1.5, 2.0, 2.0, 2.0],
         "rejected": [1.2, 2.0, 3.0, 3.5, 3.9], "margin": [1.05, 1.25, 1.5, 1.75, 1.95]}
@@ -22,17 +28,26 @@ def test_numbers_by_hand():
 
 
 def test_prompts_that_sources_share_are_counted_once_case_and_white_space_aside():
-    prompts = [(0, "a"), (0, "b"), (0, "A "), (1, "a"), (1, "c"), (2, "d")]
-    entries = [Entry(source, Example(prompt, ("x",))) for source, prompt in prompts]
-    assert shared_prompts(entries, 3) == [[2, 1, 0], [1, 2, 0], [0, 0, 1]]
+    sources = [[Example(prompt, ("x",)) for prompt in prompts] for prompts in (("a", "b", "A "), ("a", "c"), ("d",))]
+    assert shared_prompts(Entries.of(sources).rows, 3) == [[2, 1, 0], [1, 2, 0], [0, 0, 1]]
+
+
+def test_lengths_are_in_the_order_of_the_rows_however_many_are_read_at_once(monkeypatch):
+    graded = Example("a b", ("c", "d e", "f g h"), ((1, 0), (2, 0)))
+    entries = Entries.of([[graded, Example("x", ("y z",))], [Example("", ("once upon a time",))]])
+    entries = entries.at(np.array([3, 1, 0, 2]))
+    expected = [[0, 4, np.nan], [2, 3, 1], [2, 2, 1], [1, 2, np.nan]]
+    for block in (4096, 1):
+        monkeypatch.setattr("rlhf_jax.data.statistics.BLOCK", block)
+        np.testing.assert_array_equal(text_lengths(entries, count_words), expected)
 
 
 def test_rows_without_pairs_and_none_at_all():
-    sft = source_statistics([Entry(0, Example("a b", ("c",)))], count_words)
+    sft = statistics(Example("a b", ("c",)))
     assert (sft["chosen"], sft["rejected"], sft["chosen_longer"], sft["margin"]) == (1.0, None, None, None)
     assert list(sft["percentiles"]) == ["prompt", "chosen"]
-    assert source_statistics([], count_words)["prompt"] is None
-    assert source_statistics([], count_words)["percentiles"] == {}
+    assert statistics()["prompt"] is None
+    assert statistics()["percentiles"] == {}
     table = statistics_table([{"source": "x", "published": 115396, **sft}], "words")
     assert "| x | 1 | 1 | 115,396 | 2.0 | 1.0 |  |  |  |" in table
     assert "means in words" in table
