@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rlhf_jax.evaluation import PolicySummary, across_seeds
 from rlhf_jax.evaluation.frontier import EqualKl, Frontier, at_equal_kl, frontier
 from rlhf_jax.report.markdown import table
-from rlhf_jax.report.policies import CONTROLS, FAMILIES, ONLINE, STARTS, judge_of
+from rlhf_jax.report.policies import CONTROLS, ONLINE, STARTS, compared, judge_of, title_of
 
 HOW = ("Each method is read on its own curve of reward over divergence from the start, at the divergence of the one of "
        "the two that moved less: between policies that were measured the reward is taken as linear in the square root "
@@ -49,28 +49,19 @@ def against_controls(runs: Runs) -> tuple[EqualKl, ...]:
     return tuple(one for one in found if one is not None)
 
 
-def title_of(family: str) -> str:
-    """What a family is called; other names stand for themselves."""
-    return FAMILIES[family].title if family in FAMILIES else family
-
-
-def sentence(found: EqualKl) -> str:
-    """Who has more reward at equal divergence, by how much, and whether the seeds tell it."""
-    gap = found.difference
-    interval = "" if math.isnan(gap.low) else f" [{gap.low:+.2f}, {gap.high:+.2f}]"
-    words = ("better than" if gap.low > 0 else "worse than" if gap.high < 0 else
-             "not distinguishable from" if interval else "ahead of" if gap.value > 0 else "behind")
-    return f"{words} {title_of(found.against)} by {gap.value:+.2f}{interval} at {found.kl.value:.2f} nats"
-
-
 def headline_at_equal_kl(found: Sequence[EqualKl]) -> str:
     """The main sentence; empty without a comparison."""
     if not found:
         return ""
     seeds = found[0].difference.count
     intervals = "one seed, so no intervals" if seeds == 1 else f"95 % intervals over {seeds} seeds"
-    return (f"At equal divergence from the start, {title_of(found[0].ours)} is in {found[0].measure} reward "
-            f"{'; '.join(map(sentence, found))} ({intervals}).")
+    clauses, subject = [], None
+    for one in found:
+        gap = one.difference
+        clauses.append((f"{title_of(one.ours)} is " if one.ours != subject else "") +
+                       compared(one.against, gap.value, gap.low, gap.high, one.kl.value))
+        subject = one.ours
+    return (f"At equal divergence from the start and in {found[0].measure} reward, {'; '.join(clauses)}: {intervals}.")
 
 
 def equal_kl_table(found: Sequence[EqualKl]) -> str:

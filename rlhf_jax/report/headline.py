@@ -7,21 +7,19 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results, sentences_of
 from rlhf_jax.evaluation.frontier import AtEqualKl, at_equal_kl, frontier
-from rlhf_jax.evaluation.results import verdict
 from rlhf_jax.report.policies import (
     CONTROLS,
     FAMILIES,
     MATCHED,
     ONLINE,
     STARTS,
+    WORDS,
+    compared,
     difference,
     family_of,
     judge_of,
     last_of,
 )
-
-_WORDS = {"above": "better than", "below": "worse than", "level": "not distinguishable from"}
-"""Of a verdict."""
 
 
 def headline(results: Results) -> list[str]:
@@ -67,16 +65,12 @@ def _equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: st
 
 
 def _at_equal_kl(equal: Mapping[str, AtEqualKl], subject: PolicySummary, judge: str) -> list[str]:
-    told = []
-    for family, found in equal.items():
-        low, high = found.interval
-        told.append(f"{_WORDS[verdict(low, high)]} {FAMILIES[family].title} (difference {found.difference:+.2f} "
-                    f"[{low:+.2f}, {high:+.2f}] at {found.kl:.2f} nats)")
+    told = [compared(family, found.difference, *found.interval, found.kl) for family, found in equal.items()]
     if not told:
         return []
-    return [f"At equal divergence from the start, {family_of(subject).title} is in {judge} reward {'; '.join(told)}: "
-            "95 % intervals over the prompts of this run. A policy that moved further is not therefore better, and "
-            "what follows compares policies wherever they ended."]
+    return [f"At equal divergence from the start and in {judge} reward, {family_of(subject).title} is "
+            f"{'; '.join(told)}: 95 % intervals over the prompts of this run. A policy that moved further is not "
+            "therefore better, and what follows compares policies wherever they ended."]
 
 
 def _against_controls(results: Results, scored: Sequence[PolicySummary], subject: PolicySummary, judge: str,
@@ -97,7 +91,7 @@ def _against_controls(results: Results, scored: Sequence[PolicySummary], subject
 
 
 def _gap(gap: Difference, title: str) -> str:
-    return f"{_WORDS[gap.verdict]} {title} (difference {_signed(gap.estimate)})"
+    return f"{WORDS[gap.verdict]} {title} (difference {_signed(gap.estimate)})"
 
 
 def _online_or_not(gap: Difference, equal: AtEqualKl | None) -> str:

@@ -18,6 +18,7 @@ from rlhf_jax.evaluation import (
     PolicySummary,
     Results,
 )
+from rlhf_jax.evaluation.results import verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ STARTS, MATCHED, ONLINE = ("sft", "start"), ("matched_dpo", "matched_raft"), ("o
 """Families that play one part in a run, of which a run has one: by what was done to the start, and by `loop.method`."""
 CONTROLS = (*MATCHED, "offline_dpo", "raft", *STARTS)
 """What the online policy is held against, most telling first: the matched control has the same prompts and budget."""
+WORDS = {"above": "better than", "below": "worse than", "level": "not distinguishable from"}
+"""Of a verdict."""
 
 
 def family_of(policy: PolicySummary) -> PolicyFamily:
@@ -103,3 +106,16 @@ def written(estimate: Estimate, percent: bool, digits: int) -> tuple[str, str]:
     if math.isnan(estimate.low):
         return number, ""
     return number, f"{estimate.low * scale:.{digits}f} to {estimate.high * scale:.{digits}f}"
+
+
+def title_of(family: str) -> str:
+    """What a family is called; other names stand for themselves."""
+    return FAMILIES[family].title if family in FAMILIES else family
+
+
+def compared(against: str, difference: float, low: float, high: float, kl: float) -> str:
+    """What a method is beside another at equal divergence, with the numbers. low, high: NaN where there is no interval.
+    """
+    interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
+    words = WORDS[verdict(low, high)] if interval else "ahead of" if difference > 0 else "behind"
+    return f"{words} {title_of(against)} (difference {difference:+.2f}{interval} at {kl:.2f} nats)"

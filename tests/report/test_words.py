@@ -38,7 +38,7 @@ def test_the_winner_and_the_matched_control(results):
 def test_the_first_sentence_compares_at_equal_divergence(results):
     """Matched: 1.3 at 9.0 nats. Online there, linear in the root of the divergence between rounds 1 and 2: 1.435."""
     first = headline(results)[0]
-    assert first.startswith("At equal divergence from the start, online iterative DPO is in gold reward ")
+    assert first.startswith("At equal divergence from the start and in gold reward, online iterative DPO is ")
     share = (9.0**0.5 - 5.2**0.5) / (9.5**0.5 - 5.2**0.5)
     assert f"one-round DPO (difference {0.9 + share * 0.6 - 1.3:+.2f} [" in first
     assert "at 9.00 nats" in first
