@@ -56,7 +56,7 @@ def near_duplicates(texts: Sequence[str], threshold: float,
       ValueError: datasketch is not installed.
     """
     check_installed()
-    bands = _shared_bands(_bands(texts, tick))
+    bands = _shared(_bands(texts, tick))
     read = lru_cache(maxsize=4096)(lambda place: shingles(texts[place]))
     kept: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     found: dict[int, int] = {}
@@ -98,9 +98,9 @@ def _bands(texts: Sequence[str], tick: Callable[[int], None]) -> np.ndarray:
     return bands
 
 
-def _shared_bands(bands: np.ndarray) -> np.ndarray:
-    """[N, BANDS] int32: a number for what a text has in common with others, -1 where it has nothing."""
-    shared = np.full(bands.shape, -1, np.int32)
+def _shared(bands: np.ndarray) -> np.ndarray:
+    """[N, BANDS] int32, in the memory of `bands`: a number for what a text has in common with others, else -1."""
+    shared = bands.view(np.int32)
     for band in range(bands.shape[1]):
         _, inverse, counts = np.unique(bands[:, band], return_inverse=True, return_counts=True)
         shared[:, band] = np.where(counts[inverse] > 1, inverse, -1)

@@ -58,16 +58,16 @@ class Entries(Sequence[Example]):
 
 
 class Prompts(Sequence[str]):
-    """The normalised prompts of entries, each read when it is asked for."""
+    """The normalised prompts of the entries at some places ([n] int), each read when it is asked for."""
 
-    def __init__(self, entries: Entries):
-        self._entries = entries
+    def __init__(self, entries: Entries, places: np.ndarray):
+        self._entries, self._places = entries, places
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._places)
 
     def __getitem__(self, place: int) -> str:  # type: ignore[override]
-        return normalised(plain_text(self._entries[place].prompt))
+        return normalised(plain_text(self._entries[self._places[place]].prompt))
 
 
 def single_pair(example: Example, number: int) -> Example:
@@ -106,6 +106,12 @@ def repeated_rows(rows: np.ndarray) -> np.ndarray:
 def repeated_prompts(rows: np.ndarray) -> np.ndarray:
     """[N] whether an earlier row has the prompt; texts without a prompt have none in common."""
     return _again(rows["prompt"]) & (rows["prompt"] != 0)
+
+
+def first_of_prompts(rows: np.ndarray) -> np.ndarray:
+    """[n] places of the first row of each prompt that there is, by the prompts' hashes."""
+    prompts, first = np.unique(rows["prompt"], return_index=True)
+    return first[prompts != 0]
 
 
 def _again(values: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.mixing import Entries, Prompts
+from rlhf_jax.data.mixing import Entries, Prompts, first_of_prompts
 
 MOST, VOCABULARY, LEAST = 1500, 4096, 10
 """Points of a map; words that it goes by, the most frequent; prompts below which there is none."""
@@ -30,9 +30,9 @@ def prompt_map(entries: Entries, sources: int) -> dict[str, Any] | None:
 
     Which prompts are taken follows from their texts alone, not from the order of the entries.
     """
-    asked = entries.at(entries.rows["prompt"] != 0)
-    taken = [(prompt, source) for source in range(sources)
-             for prompt in Prompts(_first_prompts(asked.at(asked.rows["source"] == source), max(1, MOST // sources)))]
+    mine = [np.flatnonzero(entries.rows["source"] == source) for source in range(sources)]
+    taken = [(prompt, source) for source, places in enumerate(mine) for prompt in Prompts(
+        entries, places[first_of_prompts(entries.rows[places])[: max(1, MOST // sources)]])]
     words = [set(_WORD.findall(prompt[:_READ])) for prompt, _ in taken]
     counts = Counter(word for some in words for word in some)
     usual = [word for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -46,11 +46,6 @@ def prompt_map(entries: Entries, sources: int) -> dict[str, Any] | None:
     ends = [_ends(usual, weighted.T @ direction) for direction in found.T]
     return {"points": [[*map(float, place.round(4)), source] for place, (_, source) in zip(found, taken, strict=True)],
             "words": ends}
-
-
-def _first_prompts(entries: Entries, count: int) -> Entries:
-    """The rows of up to `count` distinct prompts, by their hashes."""
-    return entries.at(np.unique(entries.rows["prompt"], return_index=True)[1][:count])
 
 
 def _weighted(words: Sequence[set[str]], usual: Sequence[str], counts: Counter[str]) -> np.ndarray:

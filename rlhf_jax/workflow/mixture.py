@@ -23,6 +23,7 @@ from rlhf_jax.data.mixing import (
     beyond_quotas,
     contradicted,
     disjoint_batches,
+    first_of_prompts,
     repeated_prompts,
     repeated_rows,
     shuffled,
@@ -114,10 +115,10 @@ def sift(mixture: Mixture, options: DataCommand, tick: Tick = lambda done, total
 
 def _near_duplicates(entries: Entries, threshold: float, tick: Tick) -> np.ndarray:
     """[N] whether the prompt nearly repeats an earlier one that differs from it."""
-    asked = entries.at(entries.rows["prompt"] != 0)
-    distinct = asked.at(np.sort(np.unique(asked.rows["prompt"], return_index=True)[1]))
-    found = near_duplicates(Prompts(distinct), threshold, lambda done: tick(done, len(distinct)))
-    return np.isin(entries.rows["prompt"], distinct.rows["prompt"][list(found)])
+    first = np.sort(first_of_prompts(entries.rows))
+    found = near_duplicates(Prompts(entries, first), threshold, lambda done: tick(done, len(first)))
+    prompts = entries.rows["prompt"]
+    return np.isin(prompts, prompts[first[list(found)]])
 
 
 def _decontaminate(mixture: Mixture, options: DataCommand) -> None:

@@ -131,7 +131,7 @@ def test_a_graded_row_is_a_row_per_pair():
     entries = Entries.of([[Example("o", ("x",))], [graded, Example("q", ("y",))]])
     assert list(entries) == [Example("o", ("x",)), *single_pairs(graded), Example("q", ("y",))]
     assert list(entries.at(np.array([2, 0]))) == [list(single_pairs(graded))[1], Example("o", ("x",))]
-    assert list(Prompts(entries)) == ["o", "p", "p", "q"]
+    assert list(Prompts(entries, np.array([3, 0, 1]))) == ["q", "o", "p"]
     assert entries.rows["margin"].tolist()[1:3] == [1.0, 2.0]
     with pytest.raises(IndexError):
         entries[4]

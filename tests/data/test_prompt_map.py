@@ -41,7 +41,7 @@ def test_the_directions_are_those_of_the_largest_variance():
     """Against the singular values of the same table of words: the spread of the points is that of the two largest."""
     some = [*prompts(COOKING, 50), *prompts(CODE, 30, seed=1)]
     points = places(map_of(some), 0)
-    words = [set(re.findall("[a-z]{3,}", prompt)) for prompt in Prompts(Entries.of([some]))]
+    words = [set(re.findall("[a-z]{3,}", prompt)) for prompt in Prompts(Entries.of([some]), range(len(some)))]
     counts = Counter(word for one in words for word in one)
     usual = [word for word, count in counts.items() if 2 <= count <= len(some) / 2]
     largest = np.linalg.svd(_weighted(words, usual, counts), compute_uv=False)[:2]

@@ -17,8 +17,8 @@ def test_one_method_against_several_is_named_once():
                                  found("online", "offline_dpo", [-0.3, -0.31, -0.29], kl=0.5)])
     assert text == (
         "At equal divergence from the start and in gold reward, online iterative DPO is better than matched one-round "
-        "DPO (difference +0.30 [+0.28, +0.32] at 1.50 nats); worse than offline DPO (difference -0.30 [-0.32, -0.28] at "
-        "0.50 nats): 95 % intervals over 3 seeds.")
+        "DPO (difference +0.30 [+0.28, +0.32] at 1.50 nats); worse than offline DPO (difference -0.30 [-0.32, -0.28] "
+        "at 0.50 nats): 95 % intervals over 3 seeds.")
 
 
 def test_several_against_one_are_each_named():

@@ -167,7 +167,7 @@ def test_equal_divergence_stands_first_and_is_worked_by_hand(results):
     assert found["raft"].kl.value == 5.0
     text = write_seeds_markdown(aggregate(runs))
     assert text.index("At equal divergence") < text.index("minus the matched one-round DPO control")
-    assert "better than matched one-round DPO by +0.14 [+0.14, +0.14] at 9.00 nats" in text
+    assert "better than matched one-round DPO (difference +0.14 [+0.14, +0.14] at 9.00 nats)" in text
     assert "| online iterative DPO − matched one-round DPO | 9.00 | 1.44 | 1.30 | +0.14 (+0.14 to +0.14) |" in text
     for run in runs:
         for policy in run["policies"]:
