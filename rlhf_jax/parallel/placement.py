@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,7 +72,12 @@ def sampling_layout(config: DecoderConfig, dtype: Any, mesh: Mesh, sampling: Sam
     devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     memory = memory_of(devices[0]) if chip is None else chip.hbm_bytes
     tensor, why = choose_ways(config, sampling, dtype, devices, chip or chip_of(devices[0]), memory)
-    return SamplingLayout(make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), devices), why)
+    return SamplingLayout(_sampling_mesh(devices, tensor), why)
+
+
+def _sampling_mesh(devices: Sequence[Any], tensor: int) -> Mesh:
+    """Of one process's devices, which every process lays out alike."""
+    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=tensor), sorted(devices, key=lambda device: device.id))
 
 
 class HandOver(NamedTuple):
@@ -88,25 +94,36 @@ def reshard_for_sampling(params: Params, config: DecoderConfig, dtype: Any, mesh
     Args:
       params: global arrays, in any layout. mesh: of this process, as `sampling_layout` gives it.
     """
-    start = time.perf_counter()
-    everywhere = _everywhere(mesh, jax.tree.leaves(params)[0].sharding)
-    moved = jax.device_put(cast(params, dtype), param_shardings(config, everywhere, PRESETS["sampling"]))
-    if everywhere is not mesh:  # the same arrays, seen as this process's own
-        moved = jax.tree.map(lambda x, sharding: jax.make_array_from_single_device_arrays(
-            x.shape, sharding, [shard.data for shard in x.addressable_shards]),
-            moved, param_shardings(config, mesh, PRESETS["sampling"]))
+    start, here = time.perf_counter(), param_shardings(config, mesh, PRESETS["sampling"])
+    if jax.process_count() == 1:
+        moved = jax.device_put(cast(params, dtype), here)
+    else:
+        everywhere = side_by_side(jax.tree.leaves(params)[0].sharding.device_set, mesh.shape["tensor"])
+        moved = jax.device_put(cast(params, dtype), param_shardings(config, everywhere, PRESETS["sampling"]))
+        moved = jax.tree.map(_own, moved, here)
     jax.block_until_ready(moved)
     size = sum(shard.data.nbytes for x in jax.tree.leaves(moved) for shard in x.addressable_shards)
     return HandOver(moved, time.perf_counter() - start, size)
 
 
-def _by_process(device: Any) -> tuple[int, int]:
-    return device.process_index, device.id
+def side_by_side(devices: Iterable[Any], tensor: int) -> Mesh:
+    """The sampling meshes of all processes as one, along `data`.
+
+    A mesh made of all devices at once would not do: it lies along the network's lines, which cross processes, so that a
+    device would have another part of a weight than in its process's own mesh.
+    """
+    by_process: dict[int, list[Any]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    meshes = [_sampling_mesh(some, tensor) for _, some in sorted(by_process.items())]
+    first = meshes[0]
+    return Mesh(np.concatenate([mesh.devices for mesh in meshes]), first.axis_names, axis_types=first.axis_types)
 
 
-def _everywhere(mesh: Mesh, now: jax.sharding.Sharding) -> Mesh:
-    """The layout of `mesh` in every process at once: its `data` axis runs over all of them."""
-    if jax.process_count() == 1:
-        return mesh
-    devices: list[Any] = sorted(now.device_set, key=_by_process)
-    return make_mesh(MeshConfig(data=-1, fsdp=1, tensor=mesh.shape["tensor"]), devices)
+def _own(x: jax.Array, here: NamedSharding) -> jax.Array:
+    """A global array's parts in this process as an array of its own, whose devices must have the same parts of it."""
+    there, wanted = x.sharding.addressable_devices_indices_map(x.shape), here.addressable_devices_indices_map(x.shape)
+    if there != wanted:
+        raise RuntimeError(f"devices have {there} of an array {x.shape} and should have {wanted}: the meshes of all "
+                           "processes and of this one do not fit together. It is a fault of the program; report it")
+    return jax.make_array_from_single_device_arrays(x.shape, here, [shard.data for shard in x.addressable_shards])

@@ -47,6 +47,9 @@ class Answers:
             for path in sorted(self.folder.glob("answers-*.jsonl")):
                 self._look_into(path)
 
+    def __len__(self) -> int:
+        return len(self._found)
+
     def get(self, key: str) -> Mapping[str, Any] | None:
         return self._found.get(key)
 

@@ -18,7 +18,7 @@ from rlhf_jax.remote.addresses import Addresses
 from rlhf_jax.remote.answers import Answers, question_key
 from rlhf_jax.remote.budget import Budget, RemoteError, Stopped
 from rlhf_jax.remote.openai import Question
-from rlhf_jax.remote.token import read_token
+from rlhf_jax.remote.token import read_token, without_token
 
 T = TypeVar("T")
 Read: TypeAlias = Callable[[Mapping[str, Any]], T]
@@ -99,6 +99,7 @@ class Client:
         """
         self._answers.look()
         self.addresses.forgive()
+        self._in_a_row = 0
         keys = [question_key(self._name, question) for question in questions]
         readers = [read] * len(keys) if callable(read) else read
         distinct = {key: (question, reader) for key, question, reader in zip(keys, questions, readers, strict=True)}
@@ -187,16 +188,19 @@ class Client:
             if attempts:
                 self._keep(key, question, attempts, None)
             raise
-        self._keep(key, question, attempts, None)
+        self._keep(key, question, attempts, None, refused=not outcome.again)
         if outcome.down or self._in_a_row >= IN_A_ROW:
             raise RemoteError(f"{self.addresses} {outcome.words}; {attempts} attempt(s) at this question, and "
                               f"{self._in_a_row} questions in a row without an answer. The answers so far are "
                               f"kept in {self._answers.folder}: mend what is wrong and give the same command again")
         return outcome
 
-    def _keep(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:
+    def _keep(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None,
+              refused: bool = False) -> None:
+        """Writes down what came of a question. refused: a server that answers others does not answer this one."""
         with self._lock:
-            self._in_a_row = 0 if answer is not None else self._in_a_row + 1
+            works = answer is not None or (refused and len(self._answers) > 0)
+            self._in_a_row = 0 if works else self._in_a_row + 1
         self._budget.write_down(key, question, attempts, answer)
 
     def _post(self, url: str, question: Question) -> Mapping[str, Any] | _Failed:
@@ -219,10 +223,7 @@ class Client:
         except httpx2.TransportError as error:
             said = f"cannot be reached or broke off ({type(error).__name__}: {error})"
             return _Failed("unreachable", said, down=True)
-        text = content.decode(errors="replace")
-        if self._token:
-            text = text.replace(self._token, "[token]")
-        return self._answered(url, response, text)
+        return self._answered(url, response, without_token(content.decode(errors="replace"), self._token))
 
     def _answered(self, url: str, response: httpx2.Response, text: str) -> Mapping[str, Any] | _Failed:
         status, said = response.status_code, f"says {response.status_code}: {text[:300]!r}"

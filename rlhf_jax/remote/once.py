@@ -10,7 +10,7 @@ import httpx2
 
 from rlhf_jax.config.server import Access
 from rlhf_jax.remote.budget import RemoteError
-from rlhf_jax.remote.token import read_token
+from rlhf_jax.remote.token import read_token, without_token
 
 
 def ask_once(address: str, access: Access, body: Mapping[str, Any] | None = None, timeout: float | None = None
@@ -29,7 +29,7 @@ def ask_once(address: str, access: Access, body: Mapping[str, Any] | None = None
             response = http.get(address) if body is None else http.post(address, json=dict(body))
     except httpx2.HTTPError as error:
         raise RemoteError(f"{address} cannot be reached or broke off ({type(error).__name__}: {error})") from error
-    text = response.text.replace(token, "[token]") if token else response.text
+    text = without_token(response.text, token)
     if not response.is_success:
         raise RemoteError(f"{address} says {response.status_code}: {text[:300]!r}")
     try:

@@ -29,3 +29,12 @@ def read_token(access: Access) -> str | None:
         raise ValueError("the access token holds a space, a line break or another character that no header may hold; "
                          "the place must hold the token alone")
     return token
+
+
+SECRET = 8
+"""Characters that a secret token has at least; shorter ones are placeholders, such as EMPTY, and may be words."""
+
+
+def without_token(text: str, token: str | None) -> str:
+    """What a server said, without the token, should it have come back: such text is kept and shown."""
+    return text.replace(token, "[token]") if token and len(token) >= SECRET else text

@@ -8,7 +8,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,8 @@ def shape_settings(sampling: SamplingConfig) -> SamplingConfig:
     return dataclasses.replace(sampling, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, stop_strings=(), seed=0)
 
 
+DecodeText: TypeAlias = Callable[[Sequence[int], Sequence[int]], str]
+"""(prompt ids, response ids) -> text of the response."""
 LEAST_VIEW = 64
 """Looking less deep into a cache than this saves nothing worth another program."""
 LEAST_ROWS = {"cpu": 32, "gpu": 128}
@@ -81,12 +83,12 @@ class Sampler:
 
     Args:
       config: of the policy. sampling: settings. stop_ids: token ids that end a response.
-      mesh: slots are cut over its batch axes. decode_text: (prompt ids, response ids) -> text of the response.
+      mesh: slots are cut over its batch axes. decode_text: by the policy's tokenizer.
       dtype: of the computation.
     """
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
-                 decode_text: Callable[[Sequence[int], Sequence[int]], str], dtype: Any = jnp.float32):
+                 decode_text: DecodeText, dtype: Any = jnp.float32):
         if sampling.slots % batch_ways(mesh):
             raise ValueError(f"slots = {sampling.slots} must be a multiple of the {batch_ways(mesh)} ways the mesh "
                              "cuts a batch; raise slots")
@@ -194,12 +196,16 @@ class Sampler:
     def _ending(self) -> Ending:
         return Ending(self._stop, self.sampling.stop_strings, self.decode_text)
 
-    def with_settings(self, sampling: SamplingConfig) -> Sampler:
-        """The same compiled programs under other settings, which must agree in `shape_settings`."""
+    def with_settings(self, sampling: SamplingConfig, decode_text: DecodeText | None = None) -> Sampler:
+        """The same compiled programs under other settings, which must agree in `shape_settings`.
+
+        decode_text: of another policy, whose tokenizer may be another; None for the same.
+        """
         if shape_settings(sampling) != shape_settings(self.sampling):
             raise ValueError("these settings change the shapes of the compiled programs; make another Sampler")
         other = copy.copy(self)
         other.sampling, other._seed = sampling, jax.random.key(sampling.seed)
+        other.decode_text = decode_text or self.decode_text
         return other
 
     def seeded(self, seed: int) -> Sampler:

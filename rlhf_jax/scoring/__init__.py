@@ -1,6 +1,6 @@
 """Scoring: what gives a response a score. Reward and preference models, functions, judges and reward servers."""
 
-from rlhf_jax.scoring.base import Comparing, HasStates, InBothOrders, Scorer, averaged, rerender
+from rlhf_jax.scoring.base import Comparing, HasStates, InBothOrders, Scorer, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.ensemble import EnsembleScorer
 from rlhf_jax.scoring.function import FunctionScorer
@@ -28,7 +28,6 @@ __all__ = [
     "RewardServerScorer",
     "Scorer",
     "ServedModel",
-    "averaged",
     "comparison",
     "context_text",
     "knock_out",

@@ -65,6 +65,10 @@ class InBothOrders(Protocol):
         shown second; None where the comparison failed."""
         ...
 
+    def joined(self, both: tuple[float, float]) -> float:
+        """What a game's two numbers come to."""
+        ...
+
 
 @runtime_checkable
 class HasStates(Protocol):
@@ -73,11 +77,6 @@ class HasStates(Protocol):
     def states(self, groups: Sequence[PromptGroup]) -> list[list[np.ndarray | None]]:
         """Per group and response [2, D] float32, as `scoring.states.states_map`; None for one that was not read."""
         ...
-
-
-def averaged(orders: Sequence[tuple[float, float] | None]) -> list[float | None]:
-    """Of each game the mean of both orders."""
-    return [None if both is None else sum(both) / 2 for both in orders]
 
 
 def verdicts_of(scores: Sequence[Sequence[float | None]]) -> Verdicts:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from rlhf_jax.data.groups import PromptGroup, Text
 from rlhf_jax.data.rows import BadRow
 from rlhf_jax.remote import Client, Question, chat, chat_text, completion, completion_text
-from rlhf_jax.scoring.base import Progress, Verdicts, averaged, verdicts_of
+from rlhf_jax.scoring.base import Progress, Verdicts, verdicts_of
 from rlhf_jax.scoring.pairwise import check_texts_alone, context_text, last_text
 from rlhf_jax.scoring.rubric import Rubric
 from rlhf_jax.scoring.tournament import Method, tournament
@@ -111,7 +111,8 @@ class _Judge:
 
 
 class JudgeScorer(_Judge):
-    """P(first is better) from a judge that sees both orders: 1 or 0 where they agree, else between.
+    """P(first is better) from a judge that sees both orders: 1 or 0 where both say so, else a half (Zheng et al., arXiv
+    2306.05685: a win in one order alone is none).
 
     Scores of n responses come from a tournament, as those of a pairwise preference model.
     """
@@ -135,8 +136,13 @@ class JudgeScorer(_Judge):
         return both
 
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
-        """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
-        return averaged(self.orders(games, progress))
+        """P(first better than second) of each (prompt, first, second): 1, 0, or a half where the orders do not agree;
+        None on failure."""
+        return [None if both is None else self.joined(both) for both in self.orders(games, progress)]
+
+    def joined(self, both: tuple[float, float]) -> float:
+        """Of the verdicts in both orders: what both say, else a half."""
+        return both[0] if both[0] == both[1] else 0.5
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """Scores of all responses from the games of the configured tournament."""

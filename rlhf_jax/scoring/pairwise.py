@@ -25,7 +25,7 @@ from rlhf_jax.data.rrm import NEUTRAL
 from rlhf_jax.data.template_reading import unrendered
 from rlhf_jax.models import CheckpointError, DecoderConfig, Params, vocab_logits
 from rlhf_jax.parallel import bound
-from rlhf_jax.scoring.base import Progress, Verdicts, Weights, averaged
+from rlhf_jax.scoring.base import Progress, Verdicts, Weights
 from rlhf_jax.scoring.replies import reply_ids
 from rlhf_jax.scoring.tournament import Method, tournament
 from rlhf_jax.training.evaluate import PackedMap
@@ -193,7 +193,11 @@ class PairwiseScorer:
 
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
         """P(first better than second) of each (prompt, first, second), averaged over both orders; None on failure."""
-        return averaged(self.orders(games, progress))
+        return [None if both is None else self.joined(both) for both in self.orders(games, progress)]
+
+    def joined(self, both: tuple[float, float]) -> float:
+        """The mean of both orders."""
+        return sum(both) / 2
 
     @property
     def key(self) -> str:

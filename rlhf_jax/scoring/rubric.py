@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ import yaml
 from rlhf_jax.data.benchmark_files import filled
 
 PAIR_PLACES, SINGLE_PLACES = ("answer_a", "answer_b"), ("answer",)
-_KEYS = ("system", "user", "verdict", "a", "b", "tie")
+_TEXTS, _NUMBERS = ("system", "user", "verdict", "a", "b", "tie"), ("least", "most")
+_KEYS = (*_TEXTS, *_NUMBERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Rubric:
       system: the system's turn, empty for none.
       verdict: a regular expression with one group; what it finds last in the reply is the verdict.
       a, b, tie: of a comparison, what the verdict says if the first is better, the second is, or neither. Of a rating
-        the verdict is the number.
+        the verdict is the number, which lies between `least` and `most`.
     """
 
     user: str
@@ -35,6 +37,8 @@ class Rubric:
     a: str = "A"
     b: str = "B"
     tie: str = "C"
+    least: float = -sys.float_info.max
+    most: float = sys.float_info.max
 
     @property
     def compares(self) -> bool:
@@ -58,9 +62,10 @@ class Rubric:
         if self.compares:
             return {self.a: 1.0, self.b: 0.0, self.tie: 0.5}.get(said)
         try:
-            return float(said)
+            rating = float(said)
         except ValueError:
             return None
+        return rating if self.least <= rating <= self.most else None
 
 
 PAIRS = Rubric(
@@ -76,7 +81,7 @@ SINGLE = Rubric(
     user="An assistant answered the user below. How good is the answer? Look at whether it does what was asked, is "
          "right, and is clear; length is no merit. First give your reasons in a few sentences. Then end with a rating "
          "from 1 (useless) to 10 (nothing could be better) and nothing behind it, as in [[5]].\n\n<user>\n{question}\n"
-         "</user>\n\n<answer>\n{answer}\n</answer>")
+         "</user>\n\n<answer>\n{answer}\n</answer>", least=1, most=10)
 """Asks for a rating."""
 
 
@@ -101,8 +106,10 @@ def read_rubric(path: str | None, pairs: bool) -> Rubric:
 def _checked(content: Any, path: str, places: tuple[str, ...]) -> Rubric:
     if not isinstance(content, Mapping) or not isinstance(content.get("user"), str):
         raise ValueError(f"rubric = {path!r} holds no text `user`; it is a mapping with the keys {', '.join(_KEYS)}")
-    if odd := [key for key, value in content.items() if key not in _KEYS or not isinstance(value, str)]:
-        raise ValueError(f"rubric = {path!r}: {odd[0]!r} is no key of a rubric or no text; keys: {', '.join(_KEYS)}")
+    if odd := [key for key, value in content.items() if not (
+            isinstance(value, str) if key in _TEXTS else key in _NUMBERS and isinstance(value, int | float))]:
+        raise ValueError(f"rubric = {path!r}: {odd[0]!r} is no key of a rubric, or what it holds is no text "
+                         f"({', '.join(_NUMBERS)}: no number); keys: {', '.join(_KEYS)}")
     rubric = Rubric(**content)
     if missing := [place for place in ("question", *places) if f"{{{place}}}" not in rubric.user]:
         raise ValueError(f"rubric = {path!r}: its `user` has no {{{missing[0]}}}; with judges: "

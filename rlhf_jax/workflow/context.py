@@ -123,11 +123,12 @@ class Context:
         self.run.announce(f"{self.name}: continues after step {step:,} of {steps:,}")
 
     def sampler(self, checkpoint: Checkpoint, sampling: SamplingConfig, dtype: str) -> Sampler:
-        """A sampler for this model and these settings; programs are shared by all settings of one shape."""
+        """A sampler for this model and these settings; programs are shared by all settings and policies of one shape,
+        whose tokenizers may differ."""
         config = checkpoint.config
         key = (config, shape_settings(sampling), checkpoint.stop_ids, dtype)
         if key not in self.samplers:
             mesh = self.layout(checkpoint, sampling, dtype).mesh
             self.samplers[key] = Sampler(config, sampling, checkpoint.stop_ids, mesh, checkpoint.decode_text,
                                          jnp.dtype(dtype))
-        return self.samplers[key].with_settings(sampling)
+        return self.samplers[key].with_settings(sampling, checkpoint.decode_text)

@@ -143,6 +143,27 @@ def test_one_question_that_the_server_refuses_is_counted_and_not_repeated(serve,
     assert server.questions() == {"q0": 1, "q1": 1}
 
 
+def test_many_questions_that_a_working_server_refuses_do_not_end_the_run(serve, tmp_path):
+    """Nor the same command given again, when all that is left to ask are those."""
+    server = serve(lambda n, body: echo(n, body) if body["messages"][-1]["content"] == "q0" else (413, {}, "too long"))
+    for _ in range(2):
+        assert ask(server, tmp_path, count=12, concurrency=1) == (["re: q0", *[None] * 11], {"refused": 11})
+
+
+def test_a_server_that_refuses_everything_is_not_asked_everything(serve, tmp_path):
+    server = serve(lambda n, body: (400, {}, "no such parameter"))
+    with pytest.raises(RemoteError, match=r"no such parameter.*8 questions in a row"):
+        ask(server, tmp_path, count=100, concurrency=1)
+    assert len(server.asked) == 8
+
+
+def test_failures_of_one_call_are_not_held_against_the_next(serve, tmp_path):
+    server = serve(lambda n, body: b"nothing" if n < 7 else b"nothing" if n == 7 else echo(n, body))
+    client = Client(options(server, max_retries=0, concurrency=1), tmp_path)
+    assert client.ask(questions(7), chat_text, Counter()) == [None] * 7
+    assert client.ask(questions(3), chat_text, Counter()) == [None, "re: q1", "re: q2"]
+
+
 @pytest.mark.parametrize(("status", "words"), [(401, "token_env or token_file"), (404, "ends in /v1")])
 def test_a_refusal_of_everything_stops_at_once(serve, tmp_path, status, words):
     server = serve(lambda n, body: (status, {}, "no"))
@@ -226,6 +247,10 @@ def test_a_token_is_sent_and_written_nowhere(serve, tmp_path, monkeypatch):
     ask(server, tmp_path, count=1, token_env="JUDGE_TOKEN")
     assert server.asked[0][2]["Authorization"] == "Bearer s3cret-token"
     assert "s3cret" not in (tmp_path / "answers-00000.jsonl").read_text()
+    monkeypatch.setenv("JUDGE_TOKEN", "EMPTY")  # a placeholder, and a word like any other
+    server.behaviour = lambda n, body: {"choices": [{"message": {"content": "The list is EMPTY: [[B]]"}}]}
+    assert ask(server, tmp_path / "other", count=1, token_env="JUDGE_TOKEN")[0] == ["The list is EMPTY: [[B]]"]
+    monkeypatch.setenv("JUDGE_TOKEN", "s3cret-token")
     server.behaviour = lambda n, body: (403, {}, "bad token s3cret-token")
     with pytest.raises(RemoteError, match=r"bad token \[token\]"):
         ask(server, tmp_path, count=2, token_env="JUDGE_TOKEN")

@@ -191,7 +191,7 @@ def _compared(scorer: Comparing, games: Sequence[tuple[Text, Text, Text]]) -> li
     """What a scorer that compares says of each game, in both orders where it is asked in both."""
     if not isinstance(scorer, InBothOrders):
         return [{} if p is None else {"p": p} for p in map_over_processes(games, scorer.compare)]
-    return [{} if both is None else {"p": sum(both) / 2, FIRST: both[0], SECOND: both[1]}
+    return [{} if both is None else {"p": scorer.joined(both), FIRST: both[0], SECOND: both[1]}
             for both in map_over_processes(games, scorer.orders)]
 
 
