@@ -29,18 +29,18 @@ from rlhf_jax.plan.report import (
 )
 
 _LLAMA = "--config configs/llama3_8b"
-_SLOTS = {"v5p-16": 192, "v6e-16": 96, "v5e-64": 48, "8xH100": 288, "8xH200": 288, "4x8xH100": 288}
-_SHARE = 0.15
-"""Enough for responses of 350 tokens, of the 2,048 that lanes may write (benchmarks/pages.py)."""
+_SLOTS = {"v5p-16": 128, "v6e-16": 64, "v5e-64": 32, "8xH100": 192, "8xH200": 192, "4x8xH100": 192}
+_SHARE = 0.3
 
 
-def _paged(name: str, slots: int) -> str:
-    return f"--accelerator {name} --sampling.slots {slots} --sampling.cache_share {_SHARE}"
+def _paged(name: str, slots: int, share: float = _SHARE) -> str:
+    return f"--accelerator {name} --sampling.slots {slots} --sampling.cache_share {share}"
 
 
 _PAGED = {name: _paged(name, slots) for name, slots in _SLOTS.items()}
+"""Responses of 350 tokens, of the 2,048 that lanes may write."""
 _ONE = "--dpo.micro_rows 1 --dpo.remat full"
-"""The same for every number of chips, to show how one step divides."""
+"""The same for every number of chips, to show how one step divides; and in plans older than `auto`."""
 _SCALING = {8: "v5p-16", 16: "v5p-32", 32: "v5p-64", 64: "v5p-128", 128: "v5p-256", 256: "v5p-512"}
 _STRONG = f"{_LLAMA}/iterate.yaml --stages dpo --dpo.row_length 2048 {_ONE} --tries 0 " \
           "--assume.prompt_tokens 248 --assume.response_tokens 900"
@@ -64,11 +64,11 @@ PLANS = {
     "llama3_8b-reward": f"{_LLAMA}/reward.yaml --accelerator v5p-16 --examples 700000",
     "llama3_8b-pairwise": f"{_LLAMA}/pairwise.yaml --accelerator v5p-16 --examples 700000",
     "gemma2_9b-v6e-16":
-        f"--config configs/mesh/v6e-16.yaml --config configs/gemma2_9b/iterate.yaml {_paged('v6e-16', 48)}",
+        "--config configs/mesh/v6e-16.yaml --config configs/gemma2_9b/iterate.yaml --accelerator v6e-16",
     "qwen3_8b-v5e-64":
-        f"--config configs/mesh/v5e-64.yaml --config configs/qwen3_8b/iterate.yaml {_paged('v5e-64', 48)}",
+        f"--config configs/mesh/v5e-64.yaml --config configs/qwen3_8b/iterate.yaml {_paged('v5e-64', 48, 0.15)}",
     "llama3_70b-v5p-128":
-        f"--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml {_paged('v5p-128', 128)}",
+        f"--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml --accelerator v5p-128 {_ONE}",
     **{f"scaling-{chips:03}": f"{_STRONG} --accelerator {name} --mesh auto" for chips, name in _SCALING.items()},
     _HALVES: f"{_STRONG} --accelerator v5p-128 --mesh.data 2",
 }
@@ -158,9 +158,8 @@ responses lie in pages (`sampling.cache_share`): the same memory then holds seve
 reading of the weights, and of the responses the pages are read that are written. The kernel for that on TPUs
 (`sampling.tpu_pages`) is compiled here for each of them and is exact in Pallas's interpreter; no TPU has run it, and
 the roofline counts the bytes it reads, not the small products it is made of. A token then takes longer than one of 64
-lanes did, for many times as many. Lanes end at different times, so together they hold about half of what they will
-have written: at a share of 0.15, less than the mean response takes, no lane waits (`benchmarks/pages.py`, the sampler's
-own pages over made-up lengths). `sampling.weights_dtype: int8` halves what a token reads of the weights;
+lanes did, for eight times as many. A smaller share of the caches would be enough for the mean response; what is above
+it is room for lanes that would otherwise wait. `sampling.weights_dtype: int8` halves what a token reads of the weights;
 it is an option, since samples are then those of the rounded policy."""
 
 

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 _NAME = re.compile(r"\w+(\.\w+)*:\w+")
@@ -44,8 +45,11 @@ def load_function(path: str) -> Callable[..., Any]:
     return found
 
 
+@cache
 def function_key(function: Callable[..., Any]) -> str:
     """Stands for a function in a stage's inputs: sha256 of its name and its module's source.
+
+    The source is read once for a function: a file that is changed while a run goes on does not change what runs.
 
     Raises:
       ValueError: it was not written in Python, so nothing would tell one version from another.

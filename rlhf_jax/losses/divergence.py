@@ -1,7 +1,7 @@
 """f-divergence maps: what DPO applies to a log-ratio when the KL penalty is replaced by another f-divergence.
 
 All maps are of u = log policy(y|x) - log reference(y|x). Wang et al., arXiv 2309.16240, up to additive constants:
-only differences of mapped ratios enter the losses.
+the losses that take a map see differences of mapped ratios alone. Those that read one ratio by itself take none.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -73,6 +73,11 @@ class PreferenceLoss(Options):
         return (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
 
     @property
+    def functions(self) -> tuple[Callable[..., Array], ...]:
+        """The function behind each loss type, which for "module:function" is the one that is imported now."""
+        return tuple(find_loss(name).function for name in self.loss_types)
+
+    @property
     def weights(self) -> tuple[float, ...]:
         """One weight per loss type."""
         return (1.0,) * len(self.loss_types) if self.loss_weights is None else self.loss_weights
@@ -126,7 +131,7 @@ class Term(NamedTuple):
 
 def preference_loss(
     pair: PairLogps, spec: PreferenceLoss, mask: Array | None = None, margin: Array | None = None,
-    wins: tuple[Array, Array] | None = None
+    wins: tuple[Array, Array] | None = None, unweighted: PairLogps | None = None
 ) -> tuple[Term, ...]:
     """Computes every loss of `spec` on N pairs.
 
@@ -136,6 +141,8 @@ def preference_loss(
       mask: [N] bool, False for padded pairs, whose contents (NaN included) change neither values nor gradients.
       margin: [N] float32 reward(chosen) - reward(rejected), for the margin-aware losses.
       wins: two [N] float32, the probabilities that chosen and rejected win against an answer of the policy, for "sppo".
+      unweighted: the pairs again with all tokens counting the same, where those of `pair` do not (LD-DPO): what the
+        likelihood of the chosen completion ("sft", "raft") is taken of.
 
     Returns:
       One `Term` per loss type, in order. A pair weighs 1; in "sft" it weighs its chosen completion's token count.
@@ -163,7 +170,7 @@ def preference_loss(
     won = dict(zip(WINS, wins or (None, None), strict=True))
     check_pairs("preference_loss", pair, mask=mask, margin=margin, **won)
     mask = jnp.ones(pair.chosen.shape, bool) if mask is None else mask
-    pair = where_pairs(mask, pair)
+    pair, whole = where_pairs(mask, pair), where_pairs(mask, pair if unweighted is None else unweighted)
     inputs = {"mask": mask, "margin": None if margin is None else jnp.where(mask, margin, 0.0),
               **{name: None if win is None else jnp.where(mask, win, 0.5) for name, win in won.items()}}
     knobs = knob_values(spec)
@@ -171,7 +178,7 @@ def preference_loss(
     def term(name: str, coefficient: float) -> Term:
         loss = find_loss(name)
         keywords = {knob: knobs[knob] for knob in loss.knobs} | {key: inputs[key] for key in loss.inputs}
-        values = loss.function(pair, **keywords)
+        values = loss.function(whole if loss.likelihood else pair, **keywords)
         check_one_shape(f"loss_type {name!r}", chosen=pair.chosen, **{"what it returned": values})
         weights = pair.chosen_len if loss.per_token else jnp.ones_like(values)
         return Term(name, coefficient, jnp.where(mask, values, 0.0), jnp.where(mask, weights, 0.0))

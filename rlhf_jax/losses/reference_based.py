@@ -145,15 +145,15 @@ def exo_pair_loss(
 
 
 @of_pairs
-def nca_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
-    """Computes NCA, -log sigma(b s(a)) - 1/2 log sigma(-b s(a)) - 1/2 log sigma(-b s(d)); [N]. arXiv 2402.05369.
+def nca_pair_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
+    """Computes NCA, -log sigma(b a) - 1/2 log sigma(-b a) - 1/2 log sigma(-b d); [N]. arXiv 2402.05369.
 
     "Noise Contrastive Alignment of Language Models with Explicit Rewards" (2024).
 
     >>> nca_pair_loss(pair, beta=0.1)
     Array([1.3508, 1.4694], dtype=float32)
     """
-    chosen, rejected = _scores(pair, divergence)
+    chosen, rejected = log_ratios(pair)
     negatives = jax.nn.log_sigmoid(-beta * chosen) + jax.nn.log_sigmoid(-beta * rejected)
     return -jax.nn.log_sigmoid(beta * chosen) - 0.5 * negatives
 
@@ -177,37 +177,35 @@ def robust_loss(
 
 
 @of_pairs
-def bco_pair_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
-    """Computes BCO on pairs without reward shift, -log sigma(b s(a)) - log sigma(-b s(d)); [N]. arXiv 2404.04656.
+def bco_pair_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
+    """Computes BCO on pairs without reward shift, -log sigma(b a) - log sigma(-b d); [N]. arXiv 2404.04656.
 
     "Binary Classifier Optimization for Large Language Model Alignment" (2024).
 
     >>> bco_pair_loss(pair, beta=0.1)
     Array([1.3129, 1.5425], dtype=float32)
     """
-    chosen, rejected = _scores(pair, divergence)
+    chosen, rejected = log_ratios(pair)
     return -jax.nn.log_sigmoid(beta * chosen) - jax.nn.log_sigmoid(-beta * rejected)
 
 
 @of_pairs
-def sppo_hard_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
-    """Computes SPPO with hard win probabilities, (s(a) - 1/(2b))^2 + (s(d) + 1/(2b))^2; [N]. arXiv 2405.00675.
+def sppo_hard_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
+    """Computes SPPO with hard win probabilities, (a - 1/(2b))^2 + (d + 1/(2b))^2; [N]. arXiv 2405.00675.
 
     "Self-Play Preference Optimization for Language Model Alignment" (2024).
 
     >>> sppo_hard_loss(pair, beta=0.1)
     Array([36.25, 85.0], dtype=float32)
     """
-    chosen, rejected = _scores(pair, divergence)
+    chosen, rejected = log_ratios(pair)
     target = 1.0 / (2.0 * beta)
     return _square(chosen - target) + _square(rejected + target)
 
 
 @of_pairs
-def sppo_loss(
-    pair: PairLogps, chosen_win: Array, rejected_win: Array, *, beta: float = 0.1, divergence: Divergence = reverse_kl
-) -> Array:
-    """Computes SPPO, (s(a) - (p+ - 1/2)/b)^2 + (s(d) - (p- - 1/2)/b)^2; [N]. arXiv 2405.00675, algorithm 1.
+def sppo_loss(pair: PairLogps, chosen_win: Array, rejected_win: Array, *, beta: float = 0.1) -> Array:
+    """Computes SPPO, (a - (p+ - 1/2)/b)^2 + (d - (p- - 1/2)/b)^2; [N]. arXiv 2405.00675, algorithm 1.
 
     chosen_win, rejected_win: p+ and p- [N], how probably the chosen and the rejected completion win against an answer
     of the policy itself; 1 and 0 make it `sppo_hard_loss`. The paper's eta is 1/b.
@@ -217,7 +215,7 @@ def sppo_loss(
     >>> sppo_loss(pair, jnp.array([0.9, 0.6]), jnp.array([0.2, 0.5]), beta=0.1)
     Array([15.25, 10.0], dtype=float32)
     """
-    chosen, rejected = _scores(pair, divergence)
+    chosen, rejected = log_ratios(pair)
     return _square(chosen - (chosen_win - 0.5) / beta) + _square(rejected - (rejected_win - 0.5) / beta)
 
 
@@ -278,16 +276,16 @@ def apo_zero_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
 
 
 @of_pairs
-def apo_down_loss(pair: PairLogps, *, beta: float = 0.1, divergence: Divergence = reverse_kl) -> Array:
-    """Computes APO-down, sigma(b a) + (1 - sigma(bD)), a raw and D mapped; [N]. arXiv 2408.06266, eq. 8.
+def apo_down_loss(pair: PairLogps, *, beta: float = 0.1) -> Array:
+    """Computes APO-down, sigma(b a) + (1 - sigma(b(a - d))); [N]. arXiv 2408.06266, eq. 8.
 
     "Anchored Preference Optimization and Contrastive Revisions" (2024).
 
     >>> apo_down_loss(pair, beta=0.1)
     Array([0.9875, 1.0246], dtype=float32)
     """
-    chosen, _ = log_ratios(pair)
-    return jax.nn.sigmoid(beta * chosen) + jax.nn.sigmoid(-_logits(pair, beta, divergence))
+    chosen, rejected = log_ratios(pair)
+    return jax.nn.sigmoid(beta * chosen) + jax.nn.sigmoid(beta * (rejected - chosen))
 
 
 @of_pairs

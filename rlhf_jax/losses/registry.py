@@ -26,6 +26,7 @@ class Loss(NamedTuple):
         "rejected_win" (probabilities of winning); of single responses numbers of the whole batch: "baseline" (of
         answers to other prompts), "shift" (of the answers themselves).
       per_token: the mean over pairs is weighted by the chosen completion's length.
+      likelihood: it is the chosen completion's likelihood, of all its tokens alike.
       unit: what it is a loss of: a "pair", or a single "response" that is desirable or not.
     """
 
@@ -35,6 +36,7 @@ class Loss(NamedTuple):
     paper: str
     inputs: tuple[str, ...] = ()
     per_token: bool = False
+    likelihood: bool = False
     unit: Literal["pair", "response"] = "pair"
 
 
@@ -49,23 +51,23 @@ LOSSES: dict[str, Loss] = {
     "ipo": Loss(reference_based.ipo_loss, _BOTH, True, "2310.12036"),
     "ipo_sum": Loss(reference_based.ipo_sum_loss, _BOTH, True, "2310.12036"),
     "exo_pair": Loss(reference_based.exo_pair_loss, _BOTH, True, "2402.00856"),
-    "nca_pair": Loss(reference_based.nca_pair_loss, _MAPPED, True, "2402.05369"),
+    "nca_pair": Loss(reference_based.nca_pair_loss, ("beta",), True, "2402.05369"),
     "robust": Loss(reference_based.robust_loss, _BOTH, True, "2403.00409"),
-    "bco_pair": Loss(reference_based.bco_pair_loss, _MAPPED, True, "2404.04656"),
-    "sppo_hard": Loss(reference_based.sppo_hard_loss, _MAPPED, True, "2405.00675"),
-    "sppo": Loss(reference_based.sppo_loss, _MAPPED, True, "2405.00675", inputs=WINS),
+    "bco_pair": Loss(reference_based.bco_pair_loss, ("beta",), True, "2404.04656"),
+    "sppo_hard": Loss(reference_based.sppo_hard_loss, ("beta",), True, "2405.00675"),
+    "sppo": Loss(reference_based.sppo_loss, ("beta",), True, "2405.00675", inputs=WINS),
     "aot": Loss(reference_based.aot_loss, _SMOOTHED, True, "2406.05882", inputs=("mask",)),
     "aot_unpaired": Loss(reference_based.aot_unpaired_loss, _SMOOTHED, True, "2406.05882", inputs=("mask",)),
     "apo_zero": Loss(reference_based.apo_zero_loss, ("beta",), True, "2408.06266"),
-    "apo_down": Loss(reference_based.apo_down_loss, _MAPPED, True, "2408.06266"),
+    "apo_down": Loss(reference_based.apo_down_loss, ("beta",), True, "2408.06266"),
     "discopop": Loss(reference_based.discopop_loss, (*_MAPPED, "discopop_tau"), True, "2406.08414"),
-    "sft": Loss(reference_free.sft_loss, (), False, "2203.02155", per_token=True),
+    "sft": Loss(reference_free.sft_loss, (), False, "2203.02155", per_token=True, likelihood=True),
     "sigmoid_norm": Loss(reference_based.sigmoid_norm_loss, _BOTH, True, "2411.15124"),
     "simpo": Loss(reference_free.simpo_loss, (*_SMOOTHED, "simpo_gamma"), False, "2405.14734"),
     "cpo": Loss(reference_free.cpo_loss, _SMOOTHED, False, "2401.08417"),
     "orpo": Loss(reference_free.orpo_loss, ("beta",), False, "2403.07691"),
     "alphapo": Loss(reference_free.alphapo_loss, (*_SMOOTHED, "simpo_gamma", "alphapo_alpha"), False, "2501.03884"),
-    "raft": Loss(reference_free.raft_loss, (), False, "2304.06767"),
+    "raft": Loss(reference_free.raft_loss, (), False, "2304.06767", likelihood=True),
     "rev_kl": Loss(margin_aware.rev_kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
     "kl": Loss(margin_aware.kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
     "tv": Loss(margin_aware.tv_loss, ("beta",), True, "2405.07863", inputs=("margin",)),

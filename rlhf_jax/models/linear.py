@@ -14,7 +14,7 @@ def dense(x: Array, weight: Array | LoraWeight | Int8Weight, inputs: int = 1) ->
     """Contracts the last `inputs` axes of x with the first `inputs` axes of the weight; low-rank update included."""
     if isinstance(weight, LoraWeight):
         seen = x if weight.dropout is None else weight.dropout(x)
-        low = jnp.tensordot(seen, weight.a, axes=inputs) * weight.scale.astype(x.dtype)
+        low = (jnp.tensordot(seen, weight.a, axes=inputs) * weight.scale).astype(x.dtype)  # the scale as it is exported
         return jnp.tensordot(x, weight.base, axes=inputs) + jnp.tensordot(low, weight.b, axes=1)
     if isinstance(weight, Int8Weight):
         return jnp.tensordot(x, weight.values.astype(x.dtype), axes=inputs) * weight.scale.astype(x.dtype)

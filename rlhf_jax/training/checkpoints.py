@@ -31,10 +31,20 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState
                 ) -> tuple[TrainState, list[dict[str, Any]], list[dict[str, float]]]:
-        """What `save` was given at `step`; the state with the shapes, dtypes and shardings of `like`."""
+        """What `save` was given at `step`; the state with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          ValueError: the checkpoint holds another tree than `like`.
+        """
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _tree(like))
-        out = self._manager.restore(step, args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), log=ocp.args.JsonRestore()))
+        try:
+            out = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(target), log=ocp.args.JsonRestore()))
+        except ValueError as error:
+            raise ValueError(f"the checkpoint of step {step} in {self._manager.directory} holds another state than "
+                             "this training keeps, as one of another version of the program does "
+                             f"({str(error)[:300]}). Go on with the version that wrote it, or delete that folder to "
+                             "train this stage anew") from error
         return TrainState(**out["state"]), list(out["log"]["log_history"]), list(out["log"]["unlogged"])
 
     def close(self) -> None:

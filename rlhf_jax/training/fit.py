@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,14 @@ class StepProgram:
     frozen_shardings: Any
 
 
-def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: Mesh) -> StepProgram:
-    """The step of a fit; `model` may hold arrays or their shapes."""
+def step_program(model: Model, objective: Objective, config: TrainConfig, mesh: Mesh, shape: Hashable = None
+                 ) -> StepProgram:
+    """The step of a fit; `model` may hold arrays or their shapes. shape: of the batches, see `make_train_step`."""
     optimizer = make_optimizer(config, model.specs)
     shardings = state_shardings(optimizer, model.trained, spec_shardings(model.specs, mesh), mesh)
     frozen_shardings = spec_shardings(model.frozen_specs, mesh) if model.frozen else replicated(mesh)
     step = make_train_step(objective, optimizer, mesh, shardings, assemble=model.assemble, drop=model.drop,
-                           seed=config.seed, frozen_shardings=frozen_shardings, dtype=config.dtype)
+                           seed=config.seed, frozen_shardings=frozen_shardings, dtype=config.dtype, shape=shape)
     return StepProgram(step, optimizer, shardings, frozen_shardings)
 
 
@@ -200,7 +201,7 @@ def fit(
       NonFiniteLoss: at the first step whose loss is not a finite number.
       Preempted: if the platform wants the machine back; a checkpoint of the last step is in `folder` then.
     """
-    program = step_program(model, objective, config, mesh)
+    program = step_program(model, objective, config, mesh, (plan.accumulation, plan.micro_rows, plan.shape))
     dtype = jnp.dtype(config.dtype)
     frozen = jax.device_put(cast(model.frozen, dtype), program.frozen_shardings) if model.frozen else {}
     log: list[dict[str, Any]] = []

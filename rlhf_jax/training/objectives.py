@@ -35,12 +35,14 @@ class Metrics(NamedTuple):
 
 class Pairs(NamedTuple):
     """logps: arrays [N]. mask: [N] bool, False for padding. margin: [N] float32 reward gaps, 0 where there is none.
-    wins: two [N], how probably chosen and rejected win; None where the loss reads none."""
+    wins: two [N], how probably chosen and rejected win; None where the loss reads none.
+    unweighted: as logps, with all tokens counting the same; None where they do."""
 
     logps: PairLogps
     mask: Array
     margin: Array
     wins: tuple[Array, Array] | None = None
+    unweighted: PairLogps | None = None
 
 
 class Objective(Protocol):
@@ -172,6 +174,11 @@ def token_metrics(stats: TokenStats, mask: Array) -> dict[str, tuple[Array, Arra
     return {"entropy": masked_mean(stats.entropy, mask), "mean_token_accuracy": masked_mean(stats.greedy, mask)}
 
 
+def _of_tokens(totals: Array, sizes: Array, mask: Array) -> tuple[Array, Array]:
+    """A mean over the tokens of one side of the pairs: sums over each completion [N], their sizes, and which count."""
+    return (jnp.sum(jnp.where(mask, totals.astype(jnp.float32), 0.0)), jnp.sum(jnp.where(mask, sizes, 0.0)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Sft:
     """Supervised fine-tuning: mean negative log-likelihood over all trained-on tokens of the global batch."""
@@ -232,6 +239,8 @@ class Preference:
       xpo_alpha: XPO (arXiv 2405.21046, algorithm 1): adds alpha x the mean of log policy(y) over the responses y of the
         batch that the other policy gave, so that the policy moves away from them.
       win_rate: name of the number that is a response's probability of winning, for a loss that reads it.
+      functions: behind the names of the losses, so that what is compiled for one version of a user's own loss does not
+        serve the next.
     """
 
     compute: Compute
@@ -240,6 +249,10 @@ class Preference:
     use_weighting: bool = False
     xpo_alpha: float = 0.0
     win_rate: str = ""
+    functions: tuple[Any, ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "functions", self.loss.functions)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -261,19 +274,22 @@ class Preference:
         logps, _ = outputs
         lengths = slot_sums(jnp.ones_like(logps), batch)
 
-        def sums(values: Array) -> tuple[Array, Array]:
-            if self.ld_alpha is None:
-                return gather_pairs(slot_sums(values, batch), batch)
-            return ld_sums(values, lengths, batch, self.ld_alpha)
+        def plain(values: Array) -> tuple[Array, Array]:
+            return gather_pairs(slot_sums(values, batch), batch)
 
-        logps = PairLogps(*sums(logps), *sums(batch.reference_logps), *gather_pairs(lengths, batch))
+        sizes = gather_pairs(lengths, batch)
+        unweighted = PairLogps(*plain(logps), *plain(batch.reference_logps), *sizes)
         wins = gather_pairs(batch.slot_values[..., 0], batch) if self.loss.needs_wins else None
-        return Pairs(logps, batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1), wins)
+        rest = batch.pair_mask.reshape(-1), batch.pair_margin.reshape(-1), wins
+        if self.ld_alpha is None:
+            return Pairs(unweighted, *rest)
+        ours, theirs = (ld_sums(x, lengths, batch, self.ld_alpha) for x in (logps, batch.reference_logps))
+        return Pairs(PairLogps(*ours, *theirs, *sizes), *rest, unweighted)
 
     def collected_terms(self, collected: Pairs) -> tuple[Term, ...]:
         """The loss of any number of pairs, those of one batch or of many."""
         return losses.preference_loss(collected.logps, self.loss, mask=collected.mask, margin=collected.margin,
-                                      wins=collected.wins)
+                                      wins=collected.wins, unweighted=collected.unweighted)
 
     def collected_metrics(self, collected: Pairs) -> Mapping[str, tuple[Array, Array]]:
         """None: all of this family's are means."""
@@ -291,14 +307,18 @@ class Preference:
             weight_chosen, weight_rejected = gather_pairs(losses.wpo_weight(adjusted), batch)
             terms = tuple(term._replace(values=term.values * weight_chosen * weight_rejected) for term in terms)
         chosen, rejected = losses.implicit_rewards(pair, self.loss.beta)
-        mean_logits = slot_sums(stats.mean_logit, batch) / jnp.maximum(lengths, 1.0)
-        logits = gather_pairs(mean_logits, batch)
-        means = token_metrics(stats, batch.target_mask) | {
+        means = {"entropy": masked_mean(stats.entropy, batch.target_mask),
+                 "mean_token_accuracy": _of_tokens(gather_pairs(slot_sums(stats.greedy, batch), batch)[0],
+                                                   pair.chosen_len, mask)}
+        mean_logits = gather_pairs(slot_sums(stats.mean_logit, batch), batch)
+        means |= {
             "rewards/chosen": masked_mean(chosen, mask), "rewards/rejected": masked_mean(rejected, mask),
             "rewards/accuracies": masked_mean(chosen > rejected, mask),
             "rewards/margins": masked_mean(chosen - rejected, mask),
             "logps/chosen": masked_mean(pair.chosen, mask), "logps/rejected": masked_mean(pair.rejected, mask),
-            "logits/chosen": masked_mean(logits[0], mask), "logits/rejected": masked_mean(logits[1], mask),
+            **{f"logits/{side}": _of_tokens(total, size, mask)
+               for side, total, size in zip(
+                   ("chosen", "rejected"), mean_logits, (pair.chosen_len, pair.rejected_len), strict=True)},
         }
         if self.xpo_alpha:
             sums, theirs = slot_sums(logps, batch), batch.slot_mask & (batch.slot_values[..., -1] == 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -151,22 +151,26 @@ def make_train_step(
     seed: int = 0,
     frozen_shardings: Any = None,
     dtype: Any = jnp.float32,
+    shape: Hashable = None,
 ) -> jax.stages.Wrapped:
     """Compiles (state, frozen, batch, micro_batches, learning_rate) -> (state, metrics). The old state is donated.
 
     Equal arguments give the same program: trainings of one process that differ in their data, length and learning rate
-    compile once. drop: dropout while training, drawn from `seed` and the number of the step.
+    compile once. drop: dropout while training, drawn from `seed` and the number of the step. shape: of the batches, if
+    it is to have a program of its own, which is let go by itself when others come.
     Metrics are global means ready to log: `loss`, `grad_norm`, `learning_rate`, `num_tokens` and the objective's own.
     """
     places, tree = jax.tree.flatten((shardings, frozen_shardings))
-    return _train_program(objective, optimizer, mesh, tuple(places), tree, assemble, drop,
-                          0 if drop is None else seed, jnp.dtype(dtype))
+    random = None if drop is None else (seed, jax.random.key_impl(jax.random.key(seed)))
+    return _train_program(objective, optimizer, mesh, tuple(places), tree, assemble, drop, random, jnp.dtype(dtype),
+                          shape)
 
 
-@lru_cache(maxsize=16)  # an objective that was dropped takes its program along when others come
+@lru_cache(maxsize=16)
 def _train_program(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, places: tuple[Any, ...],
-                   tree: jax.tree_util.PyTreeDef, assemble: Assemble, drop: Drop | None, seed: int, dtype: Any
-                   ) -> jax.stages.Wrapped:
+                   tree: jax.tree_util.PyTreeDef, assemble: Assemble, drop: Drop | None,
+                   random: tuple[int, Hashable] | None, dtype: Any, shape: Hashable) -> jax.stages.Wrapped:
+    del shape
     shardings, frozen_shardings = jax.tree.unflatten(tree, places)
     everywhere = replicated(mesh)
     grads_of = auto_inside(make_grads(objective, assemble, dtype, drop), mesh,
@@ -174,7 +178,7 @@ def _train_program(objective: Objective, optimizer: optax.GradientTransformation
 
     def step(state: TrainState, frozen: Any, batch: PackedBatch, micro_batches: Array, learning_rate: Array
              ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if drop is not None else None
+        key = None if random is None else jax.random.fold_in(jax.random.key(random[0], impl=random[1]), state.step)
         grads, loss, metrics = grads_of(state.params, frozen, batch, micro_batches, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda param, update: param - learning_rate * update, state.params, updates)

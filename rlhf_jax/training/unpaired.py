@@ -22,11 +22,16 @@ class Unpaired:
 
     A branch with a label is learned from. One that is mismatched, an answer to another prompt, is only held against the
     reference: KTO's baseline is the mean of their log-ratios over the global batch, through which no gradient passes.
+    functions: as those of `Preference`.
     """
 
     compute: Compute
     loss: PreferenceLoss
     needs_reference: bool = True
+    functions: tuple[Any, ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "functions", self.loss.functions)
 
     @property
     def reads(self) -> tuple[str, ...]:

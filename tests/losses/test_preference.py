@@ -127,15 +127,32 @@ def test_values_and_gradients_are_finite_at_any_log_ratio(name, divergence, coef
             assert np.isfinite(array).all()
 
 
-@pytest.mark.parametrize("loss", ["ipo", "ipo_sum", "sppo_hard"])
+@pytest.mark.parametrize("loss", ["ipo", "ipo_sum"])
 def test_squares_are_squares_below_their_cap(loss):
     u = np.linspace(-38, 3, 9)
     ones, zeros = np.ones(9, np.float32), np.zeros(9, np.float32)
     (term,) = preference_loss(PairLogps(u.astype(np.float32), zeros, zeros, zeros, ones, ones),
                               PreferenceLoss(loss, f_divergence_type="forward_kl"))
     s = -np.exp(-u)
-    expected = (s + 1 - 5) ** 2 if loss != "sppo_hard" else (s - 5) ** 2 + (-1 + 5) ** 2
-    np.testing.assert_allclose(term.values, expected, rtol=2e-5)
+    np.testing.assert_allclose(term.values, (s + 1 - 5) ** 2, rtol=2e-5)
+
+
+@pytest.mark.parametrize("loss", ["nca_pair", "bco_pair", "sppo_hard", "sppo", "apo_down", "apo_zero", "aot"])
+def test_a_loss_that_reads_one_ratio_by_itself_takes_no_divergence(loss):
+    """As in TRL 1.16: a map is known up to a constant, which only a difference does not see."""
+    with pytest.raises(ValueError, match="f_divergence_type='forward_kl' has no effect"):
+        PreferenceLoss(loss, f_divergence_type="forward_kl")
+
+
+@pytest.mark.parametrize("loss", ["sft", "raft"])
+def test_a_likelihood_is_of_all_tokens_alike(loss, appendix_a):
+    weighted = appendix_a()
+    whole = weighted._replace(chosen=weighted.chosen * 1.5 - 1.0)
+    mixed = preference_loss(weighted, PreferenceLoss(("sigmoid", loss)), unweighted=whole)
+    (alone,), (sigmoid,) = (preference_loss(pair, PreferenceLoss(name)) for pair, name in (
+        (whole, loss), (weighted, "sigmoid")))
+    np.testing.assert_array_equal(mixed[0].values, sigmoid.values)
+    np.testing.assert_array_equal(mixed[1].values, alone.values)
 
 
 @pytest.mark.longer

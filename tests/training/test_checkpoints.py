@@ -1,6 +1,7 @@
 """Checkpoints are of weights, not of meshes: saved on eight devices, restored to the bit on any others."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +11,7 @@ from rlhf_jax.models import init_params, param_specs
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.training.checkpoints import Checkpoints, restore_params, saved_params
 from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.step import init_state, state_shardings
+from rlhf_jax.training.step import TrainState, init_state, state_shardings
 
 
 def state_on(config, shape, devices, seed):
@@ -18,6 +19,17 @@ def state_on(config, shape, devices, seed):
     optimizer = make_optimizer(TrainConfig(), param_specs(config))
     params = init_params(jax.random.key(seed), config)
     return init_state(optimizer, params, state_shardings(optimizer, params, param_shardings(config, mesh), mesh))
+
+
+def test_a_state_of_another_kind_says_what_to_do(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, TrainState(np.int32(3), {"w": np.ones(2)}, [np.ones(2), np.ones(2)]), [], [])
+    checkpoints.close()
+    like = jax.tree.map(jnp.asarray, TrainState(np.int32(0), {"w": np.ones(2)}, [np.ones(2)]))
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(ValueError, match=r"(?s)checkpoint of step 3 in .* holds another state .* delete that folder"):
+        checkpoints.restore(3, like)
+    checkpoints.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 import dataclasses
+import importlib
 import itertools
 import json
 import logging
 import math
+import sys
 from contextlib import contextmanager
 
 import jax
@@ -18,6 +20,7 @@ from rlhf_jax.parallel import Preempted, make_mesh, param_shardings, spec_shardi
 from rlhf_jax.training.evaluate import make_evaluator
 from rlhf_jax.training.fit import Model, NonFiniteLoss, fit, make_plan, write_trainer_state
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
+from rlhf_jax.training.step import _train_program
 from rlhf_jax.workflow.reference import reference_logps
 from rlhf_jax.workflow.stages.train import compute_of
 
@@ -453,6 +456,34 @@ def test_another_loss_takes_a_step_of_its_own(train, make_groups, make_reference
             compute, PreferenceLoss(beta=beta))))[1]
 
     assert [run(0.1), run(0.3), run(0.1)] == [1, 1, 0]
+
+
+def test_a_loss_of_the_users_that_has_changed_is_compiled_anew(
+        train, make_groups, make_reference, tmp_path, monkeypatch):
+    jax.clear_caches()
+    data = make_groups(16, 1)
+    reference = make_reference(data)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # both versions are written within a second
+
+    def losses_of(constant):
+        (tmp_path / "changing_loss.py").write_text(
+            f"def loss(pair, beta):\n    return {constant} + beta * (pair.rejected - pair.chosen)\n")
+        sys.modules.pop("changing_loss", None)
+        importlib.invalidate_caches()
+        found = train(data=data, reference=reference, eval_groups=data[:4], eval_reference=reference[:4],
+                      objective=lambda compute: Preference(compute, PreferenceLoss("changing_loss:loss")))
+        return [row.get("loss", row.get("eval_loss")) for row in found.log_history]
+
+    before, after = losses_of(0.0), losses_of(100.0)
+    np.testing.assert_allclose(np.array(after) - before, 100.0, rtol=1e-4)
+
+
+def test_each_shape_of_batches_has_a_step_of_its_own_that_is_let_go_by_itself(train, make_groups):
+    _train_program.cache_clear()
+    for row_length in (24, 32, 24):
+        train(dataclasses.replace(BASE, row_length=row_length, max_steps=1), data=make_groups(16, 1))
+    assert (_train_program.cache_info().currsize, _train_program.cache_info().hits) == (2, 1)
 
 
 def test_trainer_state_is_huggingfaces(train, groups, lone_mesh, tmp_path):

@@ -134,7 +134,7 @@ def distance(ours, theirs, start):
 SAME = {
     "sft": ["loss", "grad_norm", "mean_token_accuracy", "entropy"],
     "dpo": ["loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies",
-            "logps/chosen", "logps/rejected"],
+            "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected", "entropy", "mean_token_accuracy"],
     "reward": ["loss", "grad_norm", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"],
 }
 """Metrics of one name and meaning on both sides."""
