@@ -66,7 +66,8 @@ class BenchmarkCommand(Options):
         style control alone.
       annotations: judgements in the official file, instead of a judge; they are only scored.
       judge: who judges.
-      label: what the model is called in the official files; None for the name of its folder or file.
+      label: what the model is called in the official files; None for the name of its folder or file. Of mt_bench's
+        annotations, which may be of several models: whose are scored.
       version: of Arena-Hard.
       style_tokenizer: folder of the tokenizer that counts tokens for style control; None for the counts in the files.
       max_samples: questions, from the start, for a trial; None for all.
@@ -109,7 +110,8 @@ class BenchmarkCommand(Options):
             self._refuse("outputs" if self.annotations is None else "annotations", "no policy answers",
                          answering=Answering(), chat_template_path=None, dtype="float32")
         if self.annotations is not None:
-            self._refuse("annotations", "nothing is written under a name", label=None)
+            if self.name != "mt_bench":
+                self._refuse("annotations", "nothing is written under a name", label=None)
             if self.outputs is None:
                 self._refuse("annotations alone", "style control needs outputs", style_tokenizer=None)
         if not isinstance(self.judge, OfficialJudging):

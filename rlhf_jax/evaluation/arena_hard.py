@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from rlhf_jax.evaluation.logistic import fit_logistic, refitted_estimate
 from rlhf_jax.evaluation.statistics import Estimate, by_cluster, resampled_estimate
@@ -99,7 +100,9 @@ def style_controlled(played: Sequence[Battle], model: Mapping[str, Sequence[floa
     """The probability of beating the baseline with an answer of equal style, with an interval over questions.
 
     logit P = theta + style . z with z the standardised differences over these battles (v0.1: an L2 penalty as
-    scikit-learn's default, every battle twice; v2: none).
+    scikit-learn's default, every battle twice; v2: none), read where the difference is zero. (The official table is
+    fitted to the battles of many models at once and reads all of them at their mean difference. With one model z = 0 is
+    its own mean, which would control nothing.)
 
     Args:
       model, baseline: uid -> tokens, headers, lists, bold texts of their answers.
@@ -114,18 +117,20 @@ def style_controlled(played: Sequence[Battle], model: Mapping[str, Sequence[floa
     outcome, weight = (np.array([b[i] for b in played], float) for i in (1, 2))
     repeated = np.repeat(gaps, weight.astype(int), axis=0)
     centre, spread = repeated.mean(0), repeated.std(0, ddof=0 if version == "v0.1" else 1)
-    style = (gaps - centre) / np.where(spread > 0, spread, 1)
+    scale = np.where(spread > 0, spread, 1)
+    style, equal = (gaps - centre) / scale, -centre / scale
     names = {uid: i for i, uid in enumerate(dict.fromkeys(b.uid for b in played))}
     question = np.array([names[b.uid] for b in played])
 
     def probability(times: np.ndarray) -> float:
         weights = weight * times[question]
         if version == "v2.0":
-            theta = fit_logistic(np.column_stack([np.ones(len(style)), style]), outcome, weights)[0]
+            fitted = fit_logistic(np.column_stack([np.ones(len(style)), style]), outcome, weights)
+            theta, effect = fitted[0], fitted[1:]
         else:  # the model's and the baseline's column, in units of log 10
             sides = np.full((len(style), 1), np.log(10))
             fitted = fit_logistic(np.column_stack([sides, -sides, style]), outcome, 2 * weights, penalty=1.0)
-            theta = np.log(10) * (fitted[0] - fitted[1])
-        return float(1 / (1 + np.exp(-theta)))
+            theta, effect = np.log(10) * (fitted[0] - fitted[1]), fitted[2:]
+        return float(scipy.special.expit(theta + effect @ equal))
 
     return refitted_estimate(probability, len(names), seed)

@@ -38,7 +38,8 @@ def judge_prompt(category: str, turn: int) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], categories: Mapping[Any, str], seed: int = 0) -> dict[str, Estimate]:
-    """Mean rating of all turns, of each turn and of each category; intervals over questions, whose turns go together.
+    """Mean rating of all turns, of each turn and of each category, and by how much the second turn's is above the
+    first's (`turn_2_minus_1`); intervals over questions, whose turns go together.
 
     Args:
       rows: judgements with `question_id`, `turn` and `score`.
@@ -56,5 +57,10 @@ def summary(rows: Sequence[Mapping[str, Any]], categories: Mapping[Any, str], se
         found[f"turn_{turn}"] = [row for row in rated if row["turn"] == turn]
     for category in dict.fromkeys(categories.values()):
         found[f"category/{category}"] = [row for row in rated if categories[row["question_id"]] == category]
-    return {name: mean_estimate(np.array([row["score"] for row in some], float), seed,
-                                clusters=[row["question_id"] for row in some]) for name, some in found.items() if some}
+    means = {name: mean_estimate(np.array([row["score"] for row in some], float), seed,
+                                 clusters=[row["question_id"] for row in some]) for name, some in found.items() if some}
+    first, second = ({row["question_id"]: row["score"] for row in found[f"turn_{turn}"]} for turn in (1, 2))
+    if both := [uid for uid in first if uid in second]:
+        ahead = np.array([second[uid] - first[uid] for uid in both], float)
+        means["turn_2_minus_1"] = mean_estimate(ahead, seed, clusters=both)
+    return means

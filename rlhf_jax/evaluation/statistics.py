@@ -48,12 +48,25 @@ class Estimate:
 
 FEW_UNITS = 5
 """Below this many units no resample of them reaches as far as the interval must."""
+FEW_OUTCOMES = 100
+"""Below this many outcomes of 0 or 1 the interval of their share is Wilson's."""
 
 
 def normal_interval(value: float, standard_error: float, confidence: float = 0.95) -> tuple[float, float]:
     """Low and high end of a normal interval; nan where the standard error is."""
     reach = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * standard_error
     return value - reach, value + reach
+
+
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Low and high end for the share of `count` independent outcomes: in [0, 1], and apart where all are equal.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
+    centre, reach = share + z**2 / (2 * count), z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    low, high = ((centre + sign * reach) / (1 + z**2 / count) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
@@ -70,9 +83,13 @@ def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, re
     Raises:
       ValueError: there are no values, or one is not finite.
     """
-    values = _finite(values)
+    return _mean(_finite(values), seed, confidence, resamples, clusters)
+
+
+def _mean(values: np.ndarray, seed: int, confidence: float, resamples: int, clusters: Sequence[Hashable] | None,
+          outcomes: bool = True) -> Estimate:
     totals = by_cluster(np.column_stack([np.ones_like(values), values]), clusters)
-    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples)
+    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples, outcomes)
 
 
 def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
@@ -92,17 +109,19 @@ def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.n
 
 
 def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int], float], seed: int = 0,
-                       confidence: float = 0.95, resamples: int = 2000) -> Estimate:
+                       confidence: float = 0.95, resamples: int = 2000, outcomes: bool = True) -> Estimate:
     """A function of sums over units with a bootstrap interval over units, widened for few of them.
 
     The interval lies between percentiles of the resamples, further out than `confidence` says by what Student's t
     exceeds the normal distribution and by what a resample varies less than a sample. (Plain percentiles of 8 to 16
     units cover the truth 84 to 92 times in 100 where they should 95 times, and BCa's hardly more often.) Of fewer than
-    `FEW_UNITS` units it is Student's t interval, which may leave the range of the data.
+    `FEW_UNITS` units it is Student's t interval, which may leave the range of the data; none if they are all equal. The
+    share of outcomes that are 0 or 1, one a unit, has Wilson's interval if they are few or all equal.
 
     Args:
       totals: [units, M], what each unit (prompt) adds to M sums.
       statistic: (sums [M], number of units) to the number; a ratio of two sums, for example.
+      outcomes: such a share may be one; False for differences.
 
     Raises:
       ValueError: there are no units, or a number is not finite.
@@ -115,8 +134,13 @@ def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int],
     value = float(statistic(totals.sum(axis=0), count))
     if count == 1:
         return Estimate(value, math.nan, math.nan, math.nan, 1)
-    if (totals == totals[0]).all():
-        return Estimate(value, 0.0, value, value, count)
+    equal = bool((totals == totals[0]).all())
+    if outcomes and _is_share(totals, value) and (equal or count < FEW_OUTCOMES):
+        low, high = wilson_interval(value, count, confidence)
+        return Estimate(value, math.sqrt(value * (1 - value) / (count - 1)), low, high, count)
+    if equal:
+        return Estimate(value, 0.0, value, value, count) if count >= FEW_UNITS else Estimate(
+            value, 0.0, math.nan, math.nan, count)
     # A resample is how often each unit was drawn; the sums of those rows follow without gathering them.
     rng = np.random.default_rng(seed)
     times = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples))
@@ -131,6 +155,12 @@ def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int],
     return Estimate(value, error, float(low), float(high), count)
 
 
+def _is_share(totals: np.ndarray, value: float) -> bool:
+    """Whether a value is the share of ones among outcomes, of which each unit has one."""
+    return bool(totals.shape[1] == 2 and (totals[:, 0] == 1).all() and np.isin(totals[:, 1], (0.0, 1.0)).all()
+                and math.isclose(value, totals[:, 1].mean()))
+
+
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: float = 0.95,
                       resamples: int = 2000, clusters: Sequence[Hashable] | None = None) -> Estimate:
     """The mean of a - b over the same rows in the same order, as `mean_estimate`; [rows] and [rows] to Estimate.
@@ -143,7 +173,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: flo
     a, b = _finite(a), _finite(b)
     if a.shape != b.shape:
         raise ValueError(f"a paired difference needs the same prompts on both sides, got {a.shape} and {b.shape}")
-    return mean_estimate(a - b, seed, confidence, resamples, clusters)
+    return _mean(a - b, seed, confidence, resamples, clusters, outcomes=False)
 
 
 def across_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:

@@ -34,6 +34,10 @@ _UNFIT = (400, 413, 422)
 """Statuses by which a server says: not now; and: not this question."""
 
 
+LOST = ("overloaded", "unreachable", "timeout", "server_error", "not_asked")
+"""Reasons of failures that are the server's or the network's, not the question's: asked again, it may be answered."""
+
+
 class _Failed(NamedTuple):
     """A question that got no answer. down: it is the server that failed, not the question."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -81,24 +82,28 @@ class _Judge:
         self._replies.release()
 
     def _verdicts(self, asked: Sequence[dict[str, str] | None], progress: Progress | None) -> list[float | None]:
-        """The rubric's verdict on each; None for what could not be asked, was not answered, or has no verdict.
+        """The rubric's verdict on each; NaN for a reply without one, None for what could not be asked or got no reply.
 
         Raises:
           ValueError: the judge never keeps to the format.
         """
         questions = [self._rubric.conversation(**values) for values in asked if values is not None]
         replies = self._replies.ask(questions, self.failures, progress)
-        found = [None if reply is None else self._rubric.outcome(reply) for reply in replies]
+        found = [None if reply is None else self._outcome(reply) for reply in replies]
         given = [reply for reply in replies if reply is not None]
-        if len(given) >= NEVER and all(outcome is None for outcome in found):
+        undecided = sum(outcome is not None and math.isnan(outcome) for outcome in found)
+        if len(given) >= NEVER and undecided == len(given):
             raise ValueError(f"the judge {self._replies.model!r} never answered in the format that its rubric asks for "
                              f"({self._rubric.verdict}): {len(given)} replies hold no verdict, the first begins "
                              f"{given[0][:200]!r}. Change the rubric, or use a judge that follows it")
-        self.failures["no_verdict"] += sum(reply is not None and outcome is None
-                                           for reply, outcome in zip(replies, found, strict=True))
+        self.failures["no_verdict"] += undecided
         self.failures = +self.failures
         verdicts = iter(found)
         return [None if values is None else next(verdicts) for values in asked]
+
+    def _outcome(self, reply: str) -> float:
+        outcome = self._rubric.outcome(reply)
+        return math.nan if outcome is None else outcome
 
     def _values(self, prompt: Text, answers: dict[str, Text]) -> dict[str, str] | None:
         """What a question says; None, counted, where a text cannot stand in it."""
@@ -123,7 +128,17 @@ class JudgeScorer(_Judge):
 
     def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
                ) -> list[tuple[float, float] | None]:
-        """The judge's verdict on each game in both orders, as P(first is better); None on failure."""
+        """The judge's verdict on each game in both orders, as P(first is better); None where it could not be asked or
+        did not answer.
+
+        Where a reply holds no verdict the game is even, as RewardBench has it for judges: to leave it out would raise
+        the accuracy of a judge that decides only what is easy.
+        """
+        return [both if both is None or not _undecided(both) else (0.5, 0.5) for both in self._both(games, progress)]
+
+    def _both(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None
+              ) -> list[tuple[float, float] | None]:
+        """As `orders`, with NaN for a reply without verdict."""
         asked = []
         for prompt, first, second in games:
             values = self._values(prompt, {"answer_a": first, "answer_b": second})
@@ -132,13 +147,14 @@ class JudgeScorer(_Judge):
         found = self._verdicts(asked, progress)
         both = [None if one is None or other is None else (one, 1 - other)
                 for one, other in zip(found[::2], found[1::2], strict=True)]
-        self.disagreements += sum(orders is not None and orders[0] != orders[1] for orders in both)
+        self.disagreements += sum(orders is not None and not _undecided(orders) and orders[0] != orders[1]
+                                  for orders in both)
         return both
 
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
         """P(first better than second) of each (prompt, first, second): 1, 0, or a half where the orders do not agree;
-        None on failure."""
-        return [None if both is None else self.joined(both) for both in self.orders(games, progress)]
+        None on failure, a reply without verdict among them."""
+        return [None if both is None or _undecided(both) else self.joined(both) for both in self._both(games, progress)]
 
     def joined(self, both: tuple[float, float]) -> float:
         """Of the verdicts in both orders: what both say, else a half."""
@@ -154,9 +170,14 @@ class RatingScorer(_Judge):
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:
         """A response without a rating gets None."""
-        found = iter(self._verdicts([self._values(group.prompt, {"answer": response.text})
-                                     for group in groups for response in group.responses], progress))
+        said = self._verdicts([self._values(group.prompt, {"answer": response.text})
+                               for group in groups for response in group.responses], progress)
+        found = iter(None if rating is None or math.isnan(rating) else rating for rating in said)
         return verdicts_of([[next(found) for _ in group.responses] for group in groups])
+
+
+def _undecided(both: tuple[float, float]) -> bool:
+    return any(map(math.isnan, both))
 
 
 def question_text(prompt: Text) -> str:

@@ -123,6 +123,10 @@ def test_a_trial_takes_the_first_questions_of_full_files(alpaca, outputs, serve,
     (lambda rows: [{"text": "x"}], "has no 'preference'"),
     (lambda rows: [{**rows[0], "preference": 7}, *rows[1:]], "preference 7.0 is none"),
     (lambda rows: [], "holds no rows"),
+    (lambda rows: [*({**row, "index": i} for i, row in enumerate(rows)), {**rows[0], "index": 0}],
+     "holds the index '0' twice"),
+    (lambda rows: [{**row, "index": 5 - i} for i, row in enumerate(rows)], "row of index 0 asks 'Write about number 5"),
+    (lambda rows: [{"index": 0, "preference": 1.0}, *rows[1:]], "row 1 holds no answer of the model"),
 ])
 def test_annotations_of_other_prompts_are_refused(alpaca, rlhf_jax, tmp_path, change, words):
     rows = [{"instruction": text, "output_2": "x", "preference": 1.0} for text in ASKED]
@@ -260,6 +264,22 @@ def test_arena_hard_v2_has_a_baseline_and_a_score_for_each_category(rlhf_jax, tm
         "hard_prompt": (1.0, "o3-mini-2025-01-31"), "creative_writing": (0.5, "gemini-2.0-flash-001")}
 
 
+@pytest.mark.parametrize("preference", [1.0, 2.0])
+def test_raw_figures_stand_where_nothing_can_be_controlled(alpaca, shared, rlhf_jax, tmp_path, preference):
+    (alpaca / "instruction_difficulty.csv").write_text(",instruction_difficulty\n" + "".join(
+        f"{i},{(-1) ** i * 0.5}\n" for i in range(6)))
+    (alpaca / "df_gamed.csv").write_text("index,preference,std_delta_len\n" + "".join(
+        f"{i},{1.4 + i % 2 / 5},{(i % 3 - 1) / 2}\n" for i in range(6)))
+    (tmp_path / "a.json").write_text(json.dumps(
+        [{"instruction": text, "output_2": "x" * i, "preference": preference} for i, text in enumerate(ASKED)]))
+    status, out, err = rlhf_jax("benchmark", "--name", "alpaca_eval", "--data_dir", alpaca, "--annotations",
+                                tmp_path / "a.json", "--output_dir", tmp_path / "out")
+    assert status == 0, err
+    found = printed(out)
+    assert (found["win_rate"], found["length_controlled_winrate"]) == (100 * (preference - 1), None)
+    assert "no finite solution" in found["not_controlled"]
+
+
 # MT-Bench
 
 
@@ -332,10 +352,35 @@ def test_mt_bench_refuses_a_scorer_and_a_score_without_its_ratings(mt, serve, rl
     assert status == 1
     assert re.search(r"never answered in the format: a reply holds a rating like \[\[5\]\] \(its first reply begins "
                      "'Good!'", err)
+    ill = serve(lambda n, body: (500, {}, "oops") if "81" in body["messages"][1]["content"] else "[[5]]")
+    for _ in range(2):  # the second command asks again what got no reply
+        status, _, err = rlhf_jax(*command, *judge(ill), "--output_dir", tmp_path / "d")
+        assert status == 1
+        assert "2 questions got no reply from the judge ({'server_error': 2})" in err
+        assert "same command again to ask these alone" in err
+    before, ill.behaviour = len(ill.asked), lambda n, body: "[[5]]"
+    status, out, err = rlhf_jax(*command, *judge(ill), "--output_dir", tmp_path / "d")
+    assert status == 0, err
+    assert (printed(out)["score"]["value"], len(ill.asked) - before) == (5.0, 2)
     half = serve(lambda n, body: "[[5]]" if "81" in body["messages"][1]["content"] else "Good!")
     status, _, err = rlhf_jax(*command, *judge(half), "--output_dir", tmp_path / "c")
     assert status == 1
     assert "4 of 6 judgements hold no rating" in err
+
+
+def test_of_a_file_with_several_models_one_is_chosen(mt, rlhf_jax, tmp_path):
+    path = write_lines(tmp_path / "gpt-4_single.jsonl", [
+        {"question_id": i, "turn": turn, "score": score + turn, "model": model} for model, score in (("a", 3), ("b", 6))
+        for i in (81, 101, 141) for turn in (1, 2)])
+    command = [*MT, "--data_dir", mt, "--annotations", path]
+    status, _, err = rlhf_jax(*command, "--output_dir", tmp_path / "1")
+    assert status == 1
+    assert "holds judgements of 2 models; say whose are scored with label: a, b" in err
+    status, _, err = rlhf_jax(*command, "--label", "c", "--output_dir", tmp_path / "2")
+    assert "holds no judgements of label = 'c'; it has a, b" in err
+    status, out, err = rlhf_jax(*command, "--label", "b", "--output_dir", tmp_path / "3")
+    assert status == 0, err
+    assert (printed(out)["score"]["value"], printed(out)["turn_2_minus_1"]["value"]) == (7.5, 1.0)
 
 
 def test_the_official_questions_and_prompts_render(shared):

@@ -183,12 +183,13 @@ def test_style_control_takes_out_what_length_did(version):
     raw = arena_hard.win_probability(played)
     controlled = arena_hard.style_controlled(played, model, baseline, version)
     assert raw.value > 0.6
-    # standardised features have mean zero, so the intercept is taken at the mean gap, as upstream does
-    assert controlled.value == pytest.approx(1 / (1 + np.exp(-_mean_odds(played, model, baseline, version))), abs=0.02)
+    odds = _odds_at_equal_style(played, model, baseline, version)
+    assert controlled.value == pytest.approx(1 / (1 + np.exp(-odds)), abs=0.02)
     assert controlled.low < controlled.value < controlled.high
+    assert abs(controlled.value - 0.5) < 0.1 < raw.value - 0.5  # at equal length the judge's own is a half
 
 
-def _mean_odds(played, model, baseline, version):
+def _odds_at_equal_style(played, model, baseline, version):
     gaps = arena_hard.style_difference(*(np.array([side[b.uid] for b in played], float) for side in (model, baseline)),
                                        version)
     z = (gaps - gaps.mean(0)) / np.where(gaps.std(0) > 0, gaps.std(0), 1)
@@ -198,7 +199,8 @@ def _mean_odds(played, model, baseline, version):
         odds = at[0] + z @ at[1:]
         return np.sum(np.logaddexp(0, odds) - outcome * odds) + 1e-6 * at @ at
 
-    return scipy.optimize.minimize(loss, np.zeros(5)).x[0]
+    found = scipy.optimize.minimize(loss, np.zeros(5)).x
+    return found[0] - found[1:] @ (gaps.mean(0) / np.where(gaps.std(0) > 0, gaps.std(0), 1))
 
 
 def test_style_features_by_hand():
@@ -236,7 +238,8 @@ def test_a_summary_by_hand_and_its_refusal():
                                                                             (91, 2, 2))]
     found = mt_bench.summary(rows, {81: "writing", 91: "math"})
     assert {name: estimate.value for name, estimate in found.items()} == {
-        "score": 5.0, "turn_1": 6.0, "turn_2": 4.0, "category/writing": 7.0, "category/math": 3.0}
+        "score": 5.0, "turn_1": 6.0, "turn_2": 4.0, "turn_2_minus_1": -2.0, "category/writing": 7.0,
+        "category/math": 3.0}
     assert found["score"].count == 2
     rows[0]["score"] = -1.0
     with pytest.raises(ValueError, match=r"1 of 4 judgements hold no rating"):

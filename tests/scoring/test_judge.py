@@ -7,12 +7,15 @@ import pytest
 from rlhf_jax.config.build import build
 from rlhf_jax.config.scorer import JudgeScoring, Judging, RewardServerScoring
 from rlhf_jax.config.server import Access, Server
+from rlhf_jax.data.example import Example
+from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import text_group
 from rlhf_jax.remote import RemoteError
 from rlhf_jax.scoring import Comparing
 from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.scoring.rubric import PAIRS, SINGLE, Rubric, read_rubric
 from rlhf_jax.workflow.kinds import open_scorer
+from rlhf_jax.workflow.stages.evaluate import evaluate_scorer
 
 
 def group(prompt, *texts, name="p"):
@@ -42,7 +45,7 @@ def longer_wins(number, body):
     return f"Hm. [[{'A' if len(first) > len(second) else 'B' if len(second) > len(first) else 'C'}]]"
 
 
-def test_both_orders_are_asked_and_averaged(judge):
+def test_both_orders_are_asked(judge):
     scorer, server = judge(longer_wins)
     assert isinstance(scorer, Comparing)
     assert scorer.compare([("q", "aaa", "b"), ("q", "a", "bbb"), ("q", "a", "b")]) == [1.0, 0.0, 0.5]
@@ -55,6 +58,17 @@ def test_a_judge_that_prefers_a_place_says_nothing(judge):
     scorer, _ = judge(lambda n, body: "[[A]]")
     assert scorer.compare([("q", "aaa", "b")]) == [0.5]
     assert scorer.disagreements == 1
+
+
+def test_a_win_in_one_order_and_a_tie_in_the_other_is_no_win(judge):
+    def hesitant(number, body):
+        said = longer_wins(number, body)
+        return "[[C]]" if said.endswith("[[B]]") else said
+
+    scorer, _ = judge(hesitant)
+    assert scorer.compare([("q", "aaa", "b"), ("q", "a", "bbb"), ("q", "a", "b")]) == [0.5, 0.5, 0.5]
+    assert scorer.orders([("q", "aaa", "b")]) == [(1.0, 0.5)]
+    assert scorer.disagreements == 3
 
 
 def test_scores_of_n_come_from_a_tournament(judge):
@@ -72,6 +86,24 @@ def test_a_reply_without_verdict_is_a_failure_and_no_score(judge):
     scorer, _ = judge(undecided)
     assert scorer.compare([("q", "aaa", "b"), ("q", "bad", "b")]) == [1.0, None]
     assert scorer.failures == {"no_verdict": 2}
+    assert scorer.orders([("q", "aaa", "b"), ("q", "bad", "b")]) == [(1.0, 1.0), (0.5, 0.5)]  # as RewardBench has it
+    assert scorer.disagreements == 0
+
+
+def test_a_judge_that_decides_what_is_easy_alone_has_half_of_the_rest(judge):
+    hard = [Example("q", (f"bad {i}", "b"), ((0, 1),), prompt_id=f"hard {i}") for i in range(3)]
+    easy = [Example("q", ("aaa", "b"), ((0, 1),), prompt_id="easy")]
+    scorer, _ = judge(lambda n, body: "Both." if "bad" in body["messages"][-1]["content"] else longer_wins(n, body))
+    report, _ = evaluate_scorer(scorer, easy + hard, Funnel(), 0)
+    assert report.preference.estimates["accuracy"].value == (1 + 3 * 0.5) / 4
+    assert report.failures == {"no_verdict": 6}
+
+
+@pytest.mark.parametrize("said", ["[[nan]]", "[[1e999]]", "[[100]]", "[[-3]]", "in [[2023]]", "[[0]]"])
+def test_a_rating_off_the_scale_is_none(judge, said):
+    scorer, _ = judge(lambda n, body: said if "poor" in body["messages"][-1]["content"] else "[[7]]", judges="single")
+    assert scores(scorer, group("q", "splendid", "poor")) == [7.0, None]
+    assert scorer.failures == {"no_verdict": 1}
 
 
 def test_a_judge_that_never_keeps_to_the_format_is_named(judge):

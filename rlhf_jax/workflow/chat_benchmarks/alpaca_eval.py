@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -150,15 +151,26 @@ class AlpacaEval:
 
     def _annotations(self, path: Path) -> Rows:
         rows = read_official(path, "preference")
+        if odd := [i for i, row in enumerate(rows) if not isinstance(row.get("output_2", row.get("output")), str)]:
+            raise SourceError(f"{path}, row {odd[0] + 1} holds no answer of the model: neither 'output_2' nor 'output'")
         if all("index" in row for row in rows):
-            found: dict[str, Any] = {str(row["index"]): row for row in rows}
+            indices = [str(row["index"]) for row in rows]
+            if twice := [index for index, count in Counter(indices).items() if count > 1]:
+                raise SourceError(f"{path} holds the index {twice[0]!r} twice")
+            found: dict[str, Any] = dict(zip(indices, rows, strict=True))
         else:
             read_official(path, "instruction", "output_2")
             found = by_instruction([(row["instruction"], row) for row in rows], self.questions)
-        return [*of_these(found, self.questions, path, self.limit is not None).values()]
+        chosen = of_these(found, self.questions, path, self.limit is not None)
+        for question in self.questions:
+            said = chosen[question.uid].get("instruction", question.turns[0])
+            if said != question.turns[0]:
+                raise SourceError(f"{path}: the row of index {question.uid} asks {said[:60]!r}, and the benchmark's "
+                                  f"instruction is {question.turns[0][:60]!r}")
+        return [*chosen.values()]
 
-    def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
-        del answers
+    def score(self, annotations: Path, answers: Answers | None, seed: int, model: str | None = None) -> dict[str, Any]:
+        del answers, model
         rows = self._annotations(annotations)
         preferences = [row["preference"] for row in rows]
         ours = [len(row["output_2"] if "output_2" in row else row["output"]) for row in rows]
@@ -170,7 +182,11 @@ class AlpacaEval:
         if regulariser is None:
             return {**found, "length_controlled_winrate": None, "missing": [names[0] for names in _LENGTH]}
         difficulty, rest = regulariser
-        fit = length_controlled(preferences, ours, theirs, [difficulty[int(q.uid)] for q in self.questions], rest, seed)
+        try:
+            fit = length_controlled(preferences, ours, theirs, [difficulty[int(q.uid)] for q in self.questions], rest,
+                                    seed)
+        except ValueError as error:  # nothing to control where all is lost or won
+            return {**found, "length_controlled_winrate": None, "not_controlled": str(error)}
         return {**found, "length_controlled_winrate": fit.win_rate.value, "lc_standard_error": fit.spread,
                 "length_controlled_interval": fit.win_rate.to_json(),
                 "weights": {"length": fit.w_length, "difficulty": fit.w_difficulty, "bias": fit.w_bias}}

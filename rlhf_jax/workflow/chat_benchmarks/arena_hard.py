@@ -24,7 +24,7 @@ from rlhf_jax.data.benchmark_files import (
     read_arena_questions,
 )
 from rlhf_jax.data.jsonl import SourceError
-from rlhf_jax.evaluation.arena_hard import Version, battles, style_controlled, verdict, win_probability
+from rlhf_jax.evaluation.arena_hard import Battle, Version, battles, style_controlled, verdict, win_probability
 from rlhf_jax.evaluation.style import markdown_counts, style_of
 from rlhf_jax.remote import chat_text
 from rlhf_jax.workflow.chat_benchmarks.base import (
@@ -178,7 +178,8 @@ class ArenaHard:
                 replies[i] += f"\n{more or ''}"
         return [(verdict(reply, self.version).label, reply) for reply in replies]
 
-    def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
+    def score(self, annotations: Path, answers: Answers | None, seed: int, model: str | None = None) -> dict[str, Any]:
+        del model
         found = {}
         labels = of_these(read_arena_labels(annotations), self.questions, annotations, self.limit is not None)
         styles = None if answers is None else self._styles(answers)
@@ -188,9 +189,18 @@ class ArenaHard:
             found[category] = {
                 "score": win_probability(played, seed).to_json(), "baseline": BASELINES[self.version][category],
                 "games_without_verdict": sum(label is None for pair in some.values() for label in pair),
-                "style_controlled": None if styles is None else style_controlled(
-                    played, *styles, self.version, seed).to_json()}
+                **self._controlled(played, styles, seed)}
         return {"version": self.version, "categories": found, "style_tokens": self.tokens_key or "of the files"}
+
+    def _controlled(self, played: Sequence[Battle], styles: tuple[dict[str, Any], dict[str, Any]] | None, seed: int
+                    ) -> dict[str, Any]:
+        """The score with style control; why there is none where all games are lost or won."""
+        if styles is None:
+            return {"style_controlled": None}
+        try:
+            return {"style_controlled": style_controlled(played, *styles, self.version, seed).to_json()}
+        except ValueError as error:
+            return {"style_controlled": None, "not_controlled": str(error)}
 
     def _styles(self, answers: Answers) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """uid -> tokens, headers, lists, bold texts, of model and baseline; None where no tokens are counted."""

@@ -110,8 +110,9 @@ class ChatBenchmark(Protocol):
         """Raises ValueError where the judge said nothing that can be read."""
         ...
 
-    def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
-        """The benchmark's figures. answers: of the model, for figures that need more than the judgements.
+    def score(self, annotations: Path, answers: Answers | None, seed: int, model: str | None = None) -> dict[str, Any]:
+        """The benchmark's figures. answers: of the model, for figures that need more than the judgements. model: of
+        which, where a file may hold judgements of several.
 
         Raises:
           SourceError: `annotations` is no file of judgements of these questions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,10 +121,11 @@ class MtBench:
             values |= {"ref_answer_1": first, "ref_answer_2": second}
         return filled(self._prompts[judge_prompt(question.category, turn)]["prompt_template"], **values)
 
-    def score(self, annotations: Path, answers: Answers | None, seed: int) -> dict[str, Any]:
+    def score(self, annotations: Path, answers: Answers | None, seed: int, model: str | None = None) -> dict[str, Any]:
         del answers
         rows = [{**row, "question_id": str(row["question_id"])}
                 for row in read_official(annotations, "question_id", "turn", "score")]
+        rows = _of_one_model(rows, model, annotations)
         known = {q.uid for q in self.questions}
         rows = [row for row in rows if row["question_id"] in known or self.limit is None]
         for turn in (1, 2):
@@ -132,3 +134,14 @@ class MtBench:
         found = summary(rows, {q.uid: q.category for q in self.questions}, seed)
         return {**{name: estimate.to_json() for name, estimate in found.items()},
                 "without_rating": sum(row["score"] == NO_RATING for row in rows)}
+
+
+def _of_one_model(rows: Sequence[dict[str, Any]], model: str | None, path: Path) -> list[dict[str, Any]]:
+    """The judgements of one model, of a file that may hold those of several, as FastChat writes it."""
+    models = sorted({str(row["model"]) for row in rows if "model" in row})
+    if model is not None and model not in models:
+        raise SourceError(f"{path} holds no judgements of label = {model!r}; it has {', '.join(models) or 'no models'}")
+    if model is None and len(models) > 1:
+        raise SourceError(f"{path} holds judgements of {len(models)} models; say whose are scored with label: "
+                          f"{', '.join(models)}")
+    return [*rows] if model is None else [row for row in rows if row.get("model") == model]

@@ -46,7 +46,9 @@ def run_benchmark(command: BenchmarkCommand, context: Context) -> Mapping[str, A
         annotations = OfficialFile(found.folder / benchmark.annotations_name(label, judge.name), found.key)
     assert annotations is not None
     return context.do("score", BenchmarkScoreStage(benchmark=benchmark, annotations=annotations, outputs=outputs,
-                                                   model=label, seed=command.seed)).report
+                                                   model=label, seed=command.seed,
+                                                   chosen=None if command.annotations is None else command.label)
+                      ).report
 
 
 def opened(command: BenchmarkCommand, context: Context) -> tuple[ChatBenchmark, Checkpoint | None, Judge | None]:

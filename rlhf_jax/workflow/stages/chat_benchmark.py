@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf_jax.data.benchmark_files import Answer
 from rlhf_jax.parallel import gather_counts, is_main_process
+from rlhf_jax.remote import LOST, RemoteError
 from rlhf_jax.scoring import last_text
 from rlhf_jax.workflow.chat_benchmarks import ChatBenchmark, Judge, OfficialJudge, write_rows
 from rlhf_jax.workflow.context import Context
@@ -75,16 +76,22 @@ class JudgementStage(Stage):
             judge = dataclasses.replace(judge, progress=context.progress)
         answers = self.benchmark.read_answers(self.outputs.checked())
         judged = self.benchmark.judge(answers, self.model, judge)
+        failures = gather_counts(self.judge.failures - before)
+        if lost := {reason: count for reason, count in failures.items() if reason in LOST}:
+            raise RemoteError(f"{sum(lost.values())} questions got no reply from the judge ({lost}), and judgements "
+                              "without them would lack them for good. The replies so far are kept: give the same "
+                              "command again to ask these alone")
         if is_main_process():
             write_rows(folder / self.benchmark.annotations_name(self.model, self.judge.name), judged.rows)
-        return {**judged.report, "failures": gather_counts(self.judge.failures - before)}
+        return {**judged.report, "failures": failures}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkScoreStage(Stage):
     """The benchmark's figures: `metrics.json`, and `leaderboard.csv` where there is an official one.
 
-    outputs: the model's answers, for figures that need more than the judgements.
+    outputs: the model's answers, for figures that need more than the judgements. chosen: whose judgements are scored,
+    of a file that holds those of several models.
     """
 
     benchmark: ChatBenchmark
@@ -92,11 +99,12 @@ class BenchmarkScoreStage(Stage):
     outputs: OfficialFile | None
     model: str
     seed: int
+    chosen: str | None = None
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context
         answers = None if self.outputs is None else self.benchmark.read_answers(self.outputs.checked())
-        found = self.benchmark.score(self.annotations.checked(), answers, self.seed)
+        found = self.benchmark.score(self.annotations.checked(), answers, self.seed, self.chosen)
         if is_main_process():
             write_json_atomic(folder / METRICS, found)
             if "win_rate" in found:
