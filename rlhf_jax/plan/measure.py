@@ -200,7 +200,7 @@ def plan_stage(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices
 
 
 def meshes_to_try(stages: Sequence[Shape], accelerator: Accelerator) -> list[MeshConfig]:
-    """Sensible meshes: fsdp alone, with tensor inside a host, with data across slices or hosts."""
+    """Sensible meshes: fsdp alone, with tensor over up to a host's devices, with data across slices or hosts."""
     heads = min(stage.config.kv_heads for stage in stages)
     found = []
     for data in dict.fromkeys((1, accelerator.slices, 2)):
