@@ -30,7 +30,8 @@ class Chip:
       hbm_bandwidth: bytes per second. link: one direction of one link of the torus, or of all NVLinks together.
       across: to chips of another slice (data-centre network) or another host (InfiniBand), per chip.
       begin, hop: seconds that a collective takes before its first step, and each step however little it sends.
-      per_host: chips one host drives; `whole_host` where a slice is no larger than that. cores: what a name such as v5p-16 counts, per chip.
+      per_host: chips one host drives. whole_host: a slice of so many has one host, which drives them all.
+      cores: what a name such as v5p-16 counts, per chip.
       wrap: the torus closes along a dimension of a multiple of this; 0 where there is no torus.
     """
 

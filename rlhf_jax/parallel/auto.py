@@ -55,8 +55,8 @@ def room_here(devices: Sequence[Any]) -> Room:
 
 
 def choose_mesh(room: Room, need: Need) -> Choice:
-    """Picks the mesh: fsdp alone while the batch has rows for all devices; tensor only for want of rows, and over no more
-    devices than a host has; data across slices as long as one slice holds the training state."""
+    """Picks the mesh: fsdp alone while the batch has rows for all devices; tensor only for want of rows, and over no
+    more devices than a host has; data across slices as long as one slice holds the training state."""
     inner = room.devices // room.slices
     state = STATE_BYTES * need.params
     data, reasons = 1, []

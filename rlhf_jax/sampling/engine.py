@@ -53,6 +53,11 @@ LEAST_ROWS = {"cpu": 32, "gpu": 128}
 """Nor does computing fewer lanes, by platform: a GPU then waits for its weights. Others compute all lanes."""
 
 
+def prefill_rows(slots: int, ways: int) -> int:
+    """Prompts that are read at a time: a quarter of the slots, and as many for each of the ways a batch is cut."""
+    return -(-max(1, slots // 4) // ways) * ways
+
+
 def prompt_hash(prompt_id: str) -> int:
     """uint32 that stands for a prompt in the random keys."""
     return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:4], "big")
@@ -97,7 +102,7 @@ class Sampler:
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes_each
         self._ways = batch_ways(mesh)
-        self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
+        self.prefill_rows = prefill_rows(sampling.slots, self._ways)
         self._seed = jax.random.key(sampling.seed)
         paged = paged_attention(mesh, config, sampling, self._cache_dtype)
         self.paged, self._apart = paged is not None, paged is not None and paged.apart
