@@ -58,6 +58,14 @@ def prefill_rows(slots: int, ways: int) -> int:
     return -(-max(1, slots // 4) // ways) * ways
 
 
+def check_slots(sampling: SamplingConfig, mesh: Mesh) -> None:
+    """Raises ValueError unless the mesh cuts the slots evenly."""
+    ways = batch_ways(mesh)
+    if sampling.slots % ways:
+        raise ValueError(f"slots = {sampling.slots} must be a multiple of the {ways} ways the mesh cuts a batch; take "
+                         f"{-(-sampling.slots // ways) * ways}")
+
+
 def prompt_hash(prompt_id: str) -> int:
     """uint32 that stands for a prompt in the random keys."""
     return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:4], "big")
@@ -94,9 +102,7 @@ class Sampler:
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
                  decode_text: DecodeText, dtype: Any = jnp.float32):
-        if sampling.slots % batch_ways(mesh):
-            raise ValueError(f"slots = {sampling.slots} must be a multiple of the {batch_ways(mesh)} ways the mesh "
-                             "cuts a batch; raise slots")
+        check_slots(sampling, mesh)
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
         self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
