@@ -104,7 +104,8 @@ class Sampler:
                  decode_text: DecodeText, dtype: Any = jnp.float32):
         check_slots(sampling, mesh)
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
-        self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
+        self._stop_ids = tuple(stop_ids)
+        self._set_ending()
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes_each
         self._ways = batch_ways(mesh)
@@ -203,9 +204,13 @@ class Sampler:
     def _finished(self, params: Params, made: Params) -> Params:
         return made if self._apart else with_part(params, made)
 
+    def _set_ending(self) -> None:
+        ending = Ending.by(self._stop_ids, self.sampling.stop_strings, self.decode_text)
+        self._stop, self._stop_strings = np.asarray(ending.stop_ids or [-1], np.int32), ending.stop_strings
+
     @property
     def _ending(self) -> Ending:
-        return Ending(self._stop, self.sampling.stop_strings, self.decode_text)
+        return Ending(self._stop, self._stop_strings, self.decode_text)
 
     def with_settings(self, sampling: SamplingConfig, decode_text: DecodeText | None = None) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`.
@@ -217,6 +222,7 @@ class Sampler:
         other = copy.copy(self)
         other.sampling, other._seed = sampling, jax.random.key(sampling.seed)
         other.decode_text = decode_text or self.decode_text
+        other._set_ending()
         return other
 
     def seeded(self, seed: int) -> Sampler:
@@ -351,7 +357,7 @@ class Sampler:
         active, counts = jax.device_get((state.active, state.count))
         at_work = [(place, slot, lane) for place, slot in enumerate(slots) if slot is not None
                    for lane in slot.running if began[place, lane]]
-        asked = [x for x in at_work if self.sampling.stop_strings or not active[x[0], x[2]]]
+        asked = [x for x in at_work if self._stop_strings or not active[x[0], x[2]]]
         if asked:
             out, logps = jax.device_get((state.out, state.logps))
         ended = list[_Ended]()
