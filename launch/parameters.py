@@ -54,16 +54,38 @@ def folder(value: str) -> str:
     return "" if value.startswith("/") else "must be an absolute path on storage that every process sees"
 
 
+_OF_THE_SHELL = {"!", "time", "{", "[[", "if", "for", "while", "until", "case", "select", "function", "coproc", "exec",
+                 "eval", "source", ".", "cd", "export"}
+"""Words that only a shell understands at the beginning of a command: no program is called so, or none that would do."""
+
+
 def one_command(value: str) -> str:
-    """A single command: it takes the shell's place, so that the notice of a preemption (SIGTERM) reaches it."""
+    """A single command: it takes the shell's place, so that the notice of a preemption (SIGTERM) reaches it.
+
+    NAME=value before it is of its environment.
+    """
+    lexer = shlex.shlex(value, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
     try:
-        words = list(shlex.shlex(value, posix=True, punctuation_chars=True))
+        words = list(lexer)
     except ValueError as error:
         return f"is no shell command ({error})"
     if not words:
         return "must not be empty"
-    several = "\n" in value or any(set(word) <= set(";&|") for word in words)
-    return "must be a single command; put several into a script of your own" if several else ""
+    if "\n" in value or any(word and set(word) <= set(";&|") for word in words):
+        return "must be a single command; put several into a script of your own"
+    program = next((word for word in words if not re.match(r"[A-Za-z_]\w*=", word)), None)
+    if program is None:
+        return "sets variables and names no program; write NAME=value before a command"
+    if program in _OF_THE_SHELL or program.startswith("("):
+        return (f"begins with {program}, which only a shell can run, and the command takes the shell's place; leave it "
+                "out, or put it into a script of your own")
+    return ""
+
+
+def in_the_shells_place(command: str) -> str:
+    """A shell's text that goes on as this command, with the environment that is set before it."""
+    return f"exec env {command}"
 
 
 def read(launcher: str, checks: Mapping[str, Check], file: Path, replaced: Sequence[str] = ()) -> Parameters:

@@ -54,7 +54,7 @@ def stop(words: str) -> None:
 
 def shell_command(given: parameters.Parameters) -> str:
     """COMMAND in the shell's place: else the shell would get the notice of a preemption, and keep it to itself."""
-    return f"exec {given['COMMAND']}"
+    return parameters.in_the_shells_place(given["COMMAND"])
 
 
 def jobset(verb: str, given: parameters.Parameters) -> str:

@@ -22,7 +22,7 @@ CHECKS = {
     "PARTITION": parameters.optional,
     "ACCOUNT": parameters.optional,
 }
-PASSED_ON = ("COMMAND", "RUN_FOLDER", "SETUP", "GPUS_PER_NODE")
+PASSED_ON = ("COMMAND", "RUN_FOLDER", "SETUP", "GPUS_PER_NODE", "TASKS_PER_NODE")
 """What run.sbatch reads from its environment; sbatch hands the environment on."""
 
 
@@ -49,9 +49,9 @@ def main() -> None:
     """Prints or runs the one sbatch command."""
     options = parameters.command_line("launch.slurm", __doc__, {})
     given = parameters.read("launch.slurm", CHECKS, options.parameters or HERE / "parameters.env", options.replaced)
-    if int(given["GPUS_PER_NODE"]) and given["GPUS_PER_NODE"] != given["TASKS_PER_NODE"]:
-        print("launch.slurm: TASKS_PER_NODE must equal GPUS_PER_NODE, because under SLURM JAX gives every process the "
-              f"one GPU of its local rank; given were {given['TASKS_PER_NODE']} and {given['GPUS_PER_NODE']}",
+    if int(given["GPUS_PER_NODE"]) % int(given["TASKS_PER_NODE"]):
+        print("launch.slurm: TASKS_PER_NODE must divide GPUS_PER_NODE, since the tasks of a node share its GPUs evenly; "
+              f"given were {given['TASKS_PER_NODE']} and {given['GPUS_PER_NODE']}. One task with all of them is best",
               file=sys.stderr)
         raise SystemExit(2)
     environment = {name: given[name] for name in PASSED_ON}

@@ -23,7 +23,7 @@ if ! running && ! ended_already; then
   rm -f "$state/status"
   : > "$state/log"
   echo "$LAUNCH" > "$state/launch"
-  setsid nohup bash -c 'bash -c "exec $COMMAND"; echo $? > "$0"' "$state/status" > "$state/log" 2>&1 < /dev/null &
+  setsid nohup bash -c 'bash -c "exec env $COMMAND"; echo $? > "$0"' "$state/status" > "$state/log" 2>&1 < /dev/null &
   echo $! > "$state/process"
 fi
 tail --lines=+1 --follow --pid="$(cat "$state/process")" "$state/log"

@@ -30,7 +30,8 @@ class Chip:
       hbm_bandwidth: bytes per second. link: one direction of one link of the torus, or of all NVLinks together.
       across: to chips of another slice (data-centre network) or another host (InfiniBand), per chip.
       begin, hop: seconds that a collective takes before its first step, and each step however little it sends.
-      per_host: chips one host drives. cores: what a name such as v5p-16 counts, per chip.
+      per_host: chips one host drives. whole_host: a slice of so many has one host, which drives them all.
+      cores: what a name such as v5p-16 counts, per chip.
       wrap: the torus closes along a dimension of a multiple of this; 0 where there is no torus.
     """
 
@@ -46,6 +47,7 @@ class Chip:
     per_host: int
     cores: int = 1
     wrap: int = 0
+    whole_host: int = 0
 
     def wait(self, ways: int) -> float:
         """Seconds that a collective over so many devices takes if it sends nothing: there and back along each
@@ -72,14 +74,17 @@ CHIPS = {
     # of 4. Links: six of 50 GB/s (Jouppi et al., arXiv 2304.01433). Data-centre network: not published, as v5p.
     "v4": Chip("v4", "tpu", 30.75 * _GIB, 275e12, 1.2e12, 50e9, 6.25e9, 0.0, 1e-6, 4, cores=2, wrap=4),
     # docs.cloud.google.com/tpu/docs/v5e and the comparison in .../v6e: 197 TFLOP/s, 16 GB at 819 GB/s, four ports,
-    # 400 GB/s in both directions together; pod of 256 has 6.4 Tbit/s of data-centre network.
-    "v5e": Chip("v5e", "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, 3.125e9, 0.0, 1e-6, 4, wrap=16),
+    # 400 GB/s in both directions together; pod of 256 has 6.4 Tbit/s of data-centre network. Machines have 1, 4 or 8
+    # chips: v5e-8 is one of 8, larger slices are of machines of 4; so are those of v6e.
+    "v5e": Chip("v5e", "tpu", 15.75 * _GIB, 197e12, 819e9, 50e9, 3.125e9, 0.0, 1e-6, 4, wrap=16,
+                whole_host=8),
     # docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GiB at 2,765 GB/s, 1,200 GB/s in both directions over six
     # links, 50 Gbit/s of data-centre network per chip.
     "v5p": Chip("v5p", "tpu", 95.73 * _GIB, 459e12, 2.765e12, 100e9, 6.25e9, 0.0, 1e-6, 4, cores=2, wrap=4),
     # docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB at 1,640 GB/s, four ports, 800 GB/s in both directions; pod
     # of 256 has 25.6 Tbit/s of data-centre network.
-    "v6e": Chip("v6e", "tpu", 31.24 * _GIB, 918e12, 1.64e12, 100e9, 12.5e9, 0.0, 1e-6, 4, wrap=16),
+    "v6e": Chip("v6e", "tpu", 31.24 * _GIB, 918e12, 1.64e12, 100e9, 12.5e9, 0.0, 1e-6, 4, wrap=16,
+                whole_host=8),
     # NVIDIA H100 and H200 (SXM) data sheets: 989.4 TFLOP/s dense, 80 GB at 3.35 TB/s, 141 GB at 4.8 TB/s, NVLink
     # 900 GB/s in both directions; DGX H100 and H200: one 400 Gbit/s ConnectX-7 port a GPU.
     "H100": Chip("H100", "gpu", 80e9, 989.4e12, 3.35e12, 450e9, 50e9, 6.6e-6, 0.6e-6, 8),
@@ -119,7 +124,8 @@ class Accelerator:
 
     @property
     def per_host(self) -> int:
-        return min(self.chip.per_host, self.per_slice)
+        """Chips that one process drives."""
+        return self.per_slice if self.per_slice == self.chip.whole_host else min(self.chip.per_host, self.per_slice)
 
     @property
     def links(self) -> int:

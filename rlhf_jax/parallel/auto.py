@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -43,19 +44,19 @@ def room_of(accelerator: Accelerator) -> Room:
 
 
 def room_here(devices: Sequence[Any]) -> Room:
-    """The same of devices that are present; GPUs count their hosts as slices."""
-    hosts: dict[int, int] = {}
-    for device in devices:
-        hosts[device.process_index] = hosts.get(device.process_index, 0) + 1
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if devices[0].platform == "gpu":
-        slices = len(hosts)
-    return Room(len(devices), max(hosts.values()), slices, memory_of(devices[0]))
+    """The same of devices that are present; GPUs count their hosts as slices.
+
+    A TPU's or CPU's host is a process. Of GPUs, of which a process may have one or all of a host, JAX tells which share
+    a host (as `slice_index`), so that the number of processes changes nothing.
+    """
+    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+    hosts = slices if devices[0].platform == "gpu" else Counter(device.process_index for device in devices)
+    return Room(len(devices), max(hosts.values()), len(slices), memory_of(devices[0]))
 
 
 def choose_mesh(room: Room, need: Need) -> Choice:
-    """Picks the mesh: fsdp alone while the batch has rows for all devices; tensor only inside a host and only for want
-    of rows; data across slices as long as one slice holds the training state."""
+    """Picks the mesh: fsdp alone while the batch has rows for all devices; tensor only for want of rows, and over no
+    more devices than a host has; data across slices as long as one slice holds the training state."""
     inner = room.devices // room.slices
     state = STATE_BYTES * need.params
     data, reasons = 1, []

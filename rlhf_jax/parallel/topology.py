@@ -108,8 +108,8 @@ def _tpu_devices(accelerator: Accelerator) -> Sequence[Any]:
         options["num_slices"] = accelerator.slices
     if accelerator.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # one device per chip, as v4 runs
-    if accelerator.per_slice == 1:
-        options["chips_per_host_bounds"] = (1, 1, 1)
+    if accelerator.per_slice == accelerator.per_host:  # libtpu's own guess is machines of four
+        options["chips_per_host_bounds"] = tuple(map(int, f"{accelerator.topology}x1".split("x")[:3]))
     with captured_stderr():  # what libtpu says while it starts helps nobody
         return topologies.get_topology_desc(accelerator.topology_name, "tpu", **options).devices
 

@@ -193,14 +193,20 @@ def plan_stage(stage: Shape, mesh: MeshConfig, accelerator: Accelerator, devices
 
     def attempt(change: Change) -> StagePlan:
         found = measure(change.stage, change.mesh, accelerator, devices, compile_with)
-        return dataclasses.replace(found, change=change.words, more_calls=at_a_time(stage) / at_a_time(change.stage))
+        more = at_a_time(stage, _ways(first)) / at_a_time(change.stage, _ways(found))
+        return dataclasses.replace(found, change=change.words, more_calls=more)
 
     better = smallest_change(stage, mesh, accelerator, tries, attempt, lambda found: found.fits)
     return first if better is None else dataclasses.replace(better[1], needed=first.needed or first.peak)
 
 
+def _ways(plan: StagePlan) -> int:
+    """Pieces that the mesh cuts a batch into."""
+    return plan.mesh["data"] * plan.mesh["fsdp"]
+
+
 def meshes_to_try(stages: Sequence[Shape], accelerator: Accelerator) -> list[MeshConfig]:
-    """Sensible meshes: fsdp alone, with tensor inside a host, with data across slices or hosts."""
+    """Sensible meshes: fsdp alone, with tensor over up to a host's devices, with data across slices or hosts."""
     heads = min(stage.config.kv_heads for stage in stages)
     found = []
     for data in dict.fromkeys((1, accelerator.slices, 2)):

@@ -228,7 +228,7 @@ def _of_training(task: Task, stage: TrainShape, meshes: Sequence[MeshConfig], ac
                 asked_for = mesh == meshes[0] and (own.micro_rows, own.remat, own.row_length) == tuple(keys.values())
                 if asked_for or step_bytes(need, laid.shape, micro_rows, remat).total > _ROOM * chip.hbm_bytes:
                     continue
-                found = Candidate(Task(stage.trained_with(**keys), task.groups), mesh, keys)
+                found = Candidate(dataclasses.replace(task, stage=stage.trained_with(**keys)), mesh, keys)
                 yield step_seconds(need, laid.shape, micro_rows, remat, chip), found
 
 
@@ -253,7 +253,8 @@ def _of_decoding(task: Task, stage: SampleShape, mesh: MeshConfig, accelerator: 
                 continue
             read = token_bytes(stage.config, _at_depth(changed), stage.dtype, ways, 1)
             keys = {"slots": slots, "cache_share": share}
-            yield sum(read) / changed.sampling.in_flight, Candidate(Task(changed, task.groups), mesh, keys)
+            yield sum(read) / changed.sampling.in_flight, Candidate(
+                dataclasses.replace(task, stage=changed), mesh, keys)
 
 
 def _at_depth(stage: SampleShape) -> SamplingConfig:

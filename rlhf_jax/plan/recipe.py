@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.config.commands import GenerateCommand, RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.data import RenderOptions
@@ -33,24 +34,39 @@ from rlhf_jax.plan.shapes import (
     score_shape,
     train_shape,
 )
+from rlhf_jax.sampling import prefill_rows
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.kinds import kind_of, trainable_kind
+from rlhf_jax.workflow.meshes import Trains, quoting, trainings
 
-DATA_FACTOR = {"fresh": lambda rounds, window: rounds, "accumulate": lambda rounds, window: rounds * (rounds + 1) / 2,
-               "window": lambda rounds, window: sum(min(i, window) for i in range(1, rounds + 1))}
-"""Data policy -> rounds' worth of pairs that are trained on in all."""
+
+class Shards(NamedTuple):
+    """How prompts are handed to hosts: in shards of `size` of the `prompts` of a round."""
+
+    prompts: float
+    size: int
+
+    def largest_share(self, hosts: int) -> float:
+        """Share of the work that the host with most shards does; the others wait for it."""
+        each = math.ceil(math.ceil(self.prompts / self.size) / hosts)
+        return min(1.0, each * self.size / self.prompts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A stage and how many groups (examples, pairs or prompts) the whole run puts through it, epochs included."""
+    """A stage and how many groups (examples, pairs or prompts) the whole run puts through it, epochs included.
+
+    shards: how hosts share them where each works by itself; None for evenly.
+    """
 
     stage: Shape
     groups: float
+    shards: Shards | None = None
 
     def calls(self, ways: int, hosts: int = 1) -> int:
         """How often its program runs. ways: pieces the mesh cuts a batch into; hosts: meshes that share the work."""
-        return math.ceil(self._calls(ways) / hosts)
+        share = 1 / hosts if self.shards is None else self.shards.largest_share(hosts)
+        return math.ceil(self._calls(ways) * share)
 
     def _calls(self, ways: int) -> int:
         stage = self.stage
@@ -59,7 +75,7 @@ class Task:
         if isinstance(stage, PassShape):
             return math.ceil(self.groups / stage.groups_per_row / (stage.rows * ways))
         if stage.name == "prefill":
-            return math.ceil(self.groups / max(1, stage.sampling.slots // 4))
+            return math.ceil(self.groups / prefill_rows(stage.sampling.slots, ways))
         s = stage.sampling
         tokens = self.groups * s.num_generations * stage.assume.response_tokens
         return math.ceil(tokens / (s.in_flight * s.block))
@@ -94,44 +110,31 @@ def tasks_of(command: Any, model: str, assume: Assumptions, examples: int) -> li
     match command:
         case ExperimentConfig():
             return _experiment(command, config, assume, examples)
-        case SftCommand(data=data):
-            return [_training("sft", config, command.options, data.render, assume, count(data))]
-        case RewardCommand(data=data):
-            return [_reward(config, command.options, data.render, assume, count(data))]
+        case SftCommand(data=data) | RewardCommand(data=data):
+            return [_training(one, config, assume, [count(data)]) for one in trainings(command, config.max_position)]
         case DpoCommand(data=data):
-            train = _training("dpo", config, command.options, data.render, assume, count(data),
-                              responses=command.options.responses)
-            return _with_reference(train, count(data))
+            (one,) = trainings(command, config.max_position)
+            return _with_reference(_training(one, config, assume, [count(data)]), count(data))
         case GenerateCommand(data=data) if command.sampling.engine is None:
-            return _sampling(config, command.sampling, command.dtype, data.render, assume, count(data))
+            return _sampling(config, command.sampling, command.dtype, data.render, assume, count(data),
+                             Shards(count(data), command.shard_size))
         case ScoreCommand():
-            return _scoring(config, command.scorer, 8, assume, examples)
+            shards = Shards(examples, command.shard_size) if command.input is None else None
+            return _scoring(config, command.scorer, 8, assume, examples, shards)
     raise ValueError(f"a {type(command).__name__} compiles nothing that needs a plan; give the config of iterate, sft, "
                      "reward, dpo, generate or score")
 
 
-def _training(name: str, config: DecoderConfig, options: Any, render: RenderOptions, assume: Assumptions,
-              count: float, responses: int = 1, fits: int = 1) -> Task:
-    shape, train = train_shape(name, config, options, render, assume, responses), options.train
-    groups = count * train.num_train_epochs if train.max_steps is None else (
-        fits * train.max_steps * train.train_batch_size)
-    return Task(shape, groups)
-
-
-def _reward(config: DecoderConfig, options: RewardOptions, render: RenderOptions, assume: Assumptions, count: float
-            ) -> Task:
-    kind = trainable_kind(options)
-    name = "reward" if kind.responses > 1 else options.kind
-    return _training(name, kind.shape(options, config), options, render, _quoting(assume, kind.quoted, None),
-                     count * kind.examples_per_pair(options), kind.responses)
-
-
-def _quoting(assume: Assumptions, quoted: int, response_tokens: int | None) -> Assumptions:
-    """The lengths of rows whose prompt holds so many answers; what is answered then takes a letter and a stop token."""
-    if not quoted:
-        return assume
-    return dataclasses.replace(assume, prompt_tokens=assume.prompt_tokens + quoted * assume.response_tokens,
-                               response_tokens=response_tokens or 2)
+def _training(training: Trains, config: DecoderConfig, assume: Assumptions, fits: Sequence[float]) -> Task:
+    """fits: examples of each time that it is done."""
+    options = training.options
+    if isinstance(options, RewardOptions):
+        kind = trainable_kind(options)
+        config, fits = kind.shape(options, config), [examples * kind.examples_per_pair(options) for examples in fits]
+    train = options.train
+    groups = sum(fits) * train.num_train_epochs if train.max_steps is None else (
+        len(fits) * train.max_steps * train.train_batch_size)
+    return Task(train_shape(training, config, assume), groups)
 
 
 def _with_reference(train: Task, pairs: float) -> list[Task]:
@@ -143,63 +146,83 @@ def _with_reference(train: Task, pairs: float) -> list[Task]:
 
 
 def _sampling(config: DecoderConfig, sampling: SamplingConfig, dtype: str, render: RenderOptions, assume: Assumptions,
-              prompts: float) -> list[Task]:
+              prompts: float, shards: Shards) -> list[Task]:
     if sampling.engine is not None:
         return []  # not by our programs
-    return [Task(shape, prompts) for shape in sample_shapes(config, sampling, dtype, render, assume)]
+    return [Task(shape, prompts, shards) for shape in sample_shapes(config, sampling, dtype, render, assume)]
 
 
-def _scoring(config: DecoderConfig, scorer: ScorerOptions, responses: int, assume: Assumptions, prompts: float
-             ) -> list[Task]:
+def _scoring(config: DecoderConfig, scorer: ScorerOptions, responses: int, assume: Assumptions, prompts: float,
+             shards: Shards | None) -> list[Task]:
     if isinstance(scorer, CombineScoring):
-        return [] if scorer.scorer is None else _scoring(config, scorer.scorer, responses, assume, prompts)
+        return [] if scorer.scorer is None else _scoring(config, scorer.scorer, responses, assume, prompts, shards)
     kind = kind_of(scorer)
     if kind.passes is None or isinstance(
             scorer, FunctionScoring | JudgeScoring | LocalJudgeScoring | RewardServerScoring):
         return []
     passes = kind.passes(scorer, responses)
-    lengths = _quoting(assume, passes.quoted, passes.response_tokens)
+    lengths = quoting(assume, passes.quoted, passes.response_tokens)
     shape = score_shape(kind.shape(config), scorer.kind, scorer.model.max_length, passes.answers, lengths,
                         scorer.model.dtype)
-    return [Task(shape, prompts * passes.questions * passes.answers / shape.responses)]
+    return [Task(shape, prompts * passes.questions * passes.answers / shape.responses, shards)]
 
 
 def _experiment(c: ExperimentConfig, config: DecoderConfig, assume: Assumptions, examples: int) -> list[Task]:
+    found = {one.name: one for one in trainings(c, config.max_position)}
     tasks = []
     if c.sft is not None:
-        tasks.append(_training("sft", config, c.sft.train, c.sft.data.render, assume,
-                               c.sft.data.rows.max_samples or examples))
+        tasks.append(_training(found["sft"], config, assume, [c.sft.data.rows.max_samples or examples]))
+    labelled = 0 if c.reward is None else c.reward.data.rows.max_samples or examples
     if c.reward is not None:
-        tasks.append(_reward(config, c.reward.train, c.reward.data.render, assume,
-                             c.reward.data.rows.max_samples or examples))
+        (reward,) = (one for one in found.values() if one.options is c.reward.train)
+        tasks.append(_training(reward, config, assume, [labelled]))
     each = c.loop.prompts_per_round or examples
-    prompts = each * c.loop.rounds
+    prompts = each * c.loop.rounds * (1 + ("matched_dpo" in c.baselines) + ("raft" in c.baselines))
+    shards = Shards(each, c.loop.shard_size)
     for sampling in c.loop.divided(c.sampling):
         if sampling is not None:
-            tasks += _sampling(config, sampling, c.dpo.train.dtype, c.prompts.render, assume, prompts)
+            tasks += _sampling(config, sampling, c.dpo.train.dtype, c.prompts.render, assume, prompts, shards)
     scorer = c.scorer or _trained_scorer(c)
     name = getattr(getattr(getattr(scorer, "scorer", scorer), "model", None), "model_name_or_path", None)
     shape = shape_of(name) if name is not None and (Path(name).expanduser() / "config.json").is_file() else config
-    tasks += _scoring(shape, scorer, c.sampling.num_generations, assume, prompts)
-    limits = dataclasses.replace(c.prompts.render, max_length=_pair_length(c, config))
-    trained = each * DATA_FACTOR[c.loop.data_policy](c.loop.rounds, c.loop.window)
-    if c.loop.method == "raft":
-        return [*tasks, _training("raft", config, c.raft, limits, assume, trained, fits=c.loop.rounds)]
-    train = _training("dpo", config, c.dpo, limits, assume, trained, responses=c.dpo.responses,
-                      fits=c.loop.rounds)
-    return [*tasks, *_with_reference(train, trained)]
+    tasks += _scoring(shape, scorer, c.sampling.num_generations, assume, prompts, shards)
+    fits = _fits(c, each, labelled)
+    if "dpo" in found:
+        tasks += _with_reference(_training(found["dpo"], config, assume, fits["dpo"]), sum(fits["dpo"]))
+    if "raft" in found:
+        tasks.append(_training(found["raft"], config, assume, fits["raft"]))
+    return tasks
+
+
+def _fits(c: ExperimentConfig, each: int, labelled: int) -> dict[str, list[float]]:
+    """Method -> groups of each training by it, those of baselines behind those of the rounds."""
+    kept = {"fresh": 1, "accumulate": c.loop.rounds, "window": c.loop.window}[c.loop.data_policy]
+    rounds = [float(each * min(number, kept)) for number in range(1, c.loop.rounds + 1)]
+    fits: dict[str, list[float]] = {"dpo": [], "raft": []}
+    fits[c.loop.method] += rounds
+    if "matched_dpo" in c.baselines:
+        fits[c.loop.method].append(float(each * c.loop.rounds))
+    if "offline_dpo" in c.baselines:
+        fits["dpo"].append(float(labelled))
+    if "raft" in c.baselines:
+        fits["raft"] += rounds
+    return fits
+
+
+def scope_of(command: Any) -> list[str]:
+    """What of a run the tasks leave out, and what they hold beside its rounds, in sentences."""
+    if not isinstance(command, ExperimentConfig):
+        return []
+    names = [name for name in ("evaluation", "selection") if getattr(command, name) is not None]
+    told = [f"not counted: what {' and '.join(names)} sample and score"] if names else []
+    return [*told, *([f"the baselines {', '.join(command.baselines)} are counted with the rounds"]
+                     if command.baselines else [])]
 
 
 def _trained_scorer(c: ExperimentConfig) -> ScorerOptions:
     assert c.reward is not None
     return trainable_kind(c.reward.train).served(c.reward.train, ScorerModel(
         "trained in this run", max_length=c.reward.data.render.max_length))
-
-
-def _pair_length(c: ExperimentConfig, config: DecoderConfig) -> int:
-    """Tokens of the longest prompt with the longest sampled answer."""
-    prompt = c.prompts.render.max_prompt_length or c.sampling.prompt_length or c.sampling.max_new_tokens
-    return min(prompt + c.sampling.max_new_tokens, config.max_position)
 
 
 def stages_named(tasks: list[Task], names: tuple[str, ...]) -> list[Task]:

@@ -11,7 +11,7 @@ from rlhf_jax.parallel.accelerators import Accelerator, find_accelerator
 from rlhf_jax.parallel.auto import Choice, Need, Room, choose_mesh, room_of
 from rlhf_jax.plan.measure import StagePlan, meshes_to_try, plan_all, runs_apart
 from rlhf_jax.plan.optimise import Optimised, optimise
-from rlhf_jax.plan.recipe import Task, smallest_batch, stages_named, tasks_of
+from rlhf_jax.plan.recipe import Task, scope_of, smallest_batch, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, mesh_words
 from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, Shape, TrainShape
 
@@ -19,28 +19,28 @@ from rlhf_jax.plan.shapes import Assumptions, PassShape, SampleShape, Shape, Tra
 def make_reports(command: Any, model: str, accelerator: str, names: tuple[str, ...], *, assume: Assumptions,
                  examples: int, tries: int, sweep: bool) -> list[Report]:
     """One report for the config's mesh; or one for each sensible mesh."""
-    tasks = stages_named(tasks_of(command, model, assume, examples), names)
-    found = find_accelerator(accelerator)
-    chosen = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, room_of(found))
+    every, found = tasks_of(command, model, assume, examples), find_accelerator(accelerator)
+    chosen = chosen_mesh(getattr(command, "mesh", MeshConfig()), every, room_of(found))  # for all, as the run has it
+    tasks = stages_named(every, names)
     meshes = meshes_to_try([task.stage for task in tasks], found) if sweep else [chosen.mesh]
     reports: list[Report] = []
     for mesh in meshes:
         known = [(task.stage, plan) for report in reports[:1] for task, plan in zip(tasks, report.stages, strict=True)
                  if runs_apart(plan.stage, found)]
         reports.append(report_of(tasks, mesh, found, model, chosen.why if mesh == chosen.mesh else "", assume, tries,
-                                 known=known))
+                                 known=known, scope=scope_of(command)))
     return reports
 
 
 def make_optimised(command: Any, model: str, accelerator: str, names: tuple[str, ...], *, assume: Assumptions,
                    examples: int, tries: int) -> tuple[Optimised, Report]:
     """What was compiled for each stage and which of it was chosen, and the report of the chosen stages."""
-    tasks = stages_named(tasks_of(command, model, assume, examples), names)
-    found = find_accelerator(accelerator)
-    asked = chosen_mesh(getattr(command, "mesh", MeshConfig()), tasks, room_of(found)).mesh
+    every, found = tasks_of(command, model, assume, examples), find_accelerator(accelerator)
+    asked = chosen_mesh(getattr(command, "mesh", MeshConfig()), every, room_of(found)).mesh
+    tasks = stages_named(every, names)
     best = optimise(tasks, asked, found, tries, assume.efficiency)
     return best, report_of([one.candidate.task for one in best.chosen], best.mesh, found, model, "", assume, tries,
-                           plan=lambda *_: [one.plan for one in best.chosen])
+                           plan=lambda *_: [one.plan for one in best.chosen], scope=scope_of(command))
 
 
 def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], room: Room) -> Choice:
@@ -53,8 +53,9 @@ def chosen_mesh(mesh: MeshConfig | str, tasks: Sequence[Task], room: Room) -> Ch
 
 def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator, model: str, why: str,
               assume: Assumptions, tries: int, known: Sequence[tuple[Shape, StagePlan]] = (),
-              plan: Callable[..., list[StagePlan]] = plan_all) -> Report:
-    """All stages on one mesh. known: of those that do not depend on it, what came out before."""
+              plan: Callable[..., list[StagePlan]] = plan_all, scope: Sequence[str] = ()) -> Report:
+    """All stages on one mesh. known: of those that do not depend on it, what came out before. scope: what of the run
+    is counted."""
     stages = plan([task.stage for task in tasks], mesh, accelerator, tries, known)
     config = tasks[0].stage.config
     calls = dict[str, list[int]]()
@@ -63,7 +64,7 @@ def report_of(tasks: Sequence[Task], mesh: MeshConfig, accelerator: Accelerator,
     title = f"{config.family}, {count_params(config):,} parameters ({model})"
     sizes = dict(zip(AXES, mesh.shape(accelerator.devices), strict=True))
     return Report(title, f"{accelerator.name}: {accelerator.describe()}", why or mesh_words(sizes),
-                  tuple(assumed(tasks, stages, accelerator, assume)), tuple(stages), calls, assume.efficiency)
+                  (*assumed(tasks, stages, accelerator, assume), *scope), tuple(stages), calls, assume.efficiency)
 
 
 def assumed(tasks: Sequence[Task], stages: Sequence[StagePlan], accelerator: Accelerator, assume: Assumptions

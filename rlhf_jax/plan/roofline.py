@@ -26,6 +26,7 @@ from rlhf_jax.parallel.accelerators import Accelerator
 from rlhf_jax.parallel.decoding import token_bytes
 from rlhf_jax.plan.hlo import Collective
 from rlhf_jax.plan.shapes import PassShape, SampleShape, Shape, TrainShape
+from rlhf_jax.sampling import prefill_rows
 from rlhf_jax.sampling.pages import PAGE
 from rlhf_jax.training.attention import platform_of
 
@@ -152,7 +153,7 @@ def _pass_work(stage: PassShape, mesh: Mesh, kernels: int) -> Work:
 
 
 def _prefill_work(stage: SampleShape, mesh: Mesh) -> Work:
-    config, rows = stage.config, max(1, stage.sampling.slots // 4)
+    config, rows = stage.config, prefill_rows(stage.sampling.slots, batch_ways(mesh))
     useful = forward_flops(config, rows * stage.assume.prompt_tokens, context=stage.assume.prompt_tokens / 2)
     executed = forward_flops(config, rows * stage.prompt_length, context=stage.prompt_length)
     width = jnp.dtype(stage.dtype).itemsize

@@ -13,11 +13,9 @@ from rlhf_jax.config.training import Remat
 from rlhf_jax.data.packing import RowShape, power_of_two, row_length_for
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.parallel.micro_batches import pass_rows
-from rlhf_jax.sampling import rounded_up
+from rlhf_jax.sampling import prefill_rows, rounded_up
+from rlhf_jax.workflow.meshes import DEFAULT_LENGTH, Trains, groups_per_row, longest, quoting
 from rlhf_jax.workflow.stages.train import Trained
-
-DEFAULT_LENGTH = 2048
-"""Tokens of the longest example where a config sets no limit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +32,7 @@ class TrainShape:
 
     @property
     def groups_per_row(self) -> float:
-        if self.assume.groups_per_row is not None:
-            return self.assume.groups_per_row
-        return max(1.0, self.row_length // self.assume.group_tokens(self.responses))
+        return groups_per_row(self.assume, self.row_length, self.responses)
 
     def rows(self) -> int:
         """Rows of a global batch."""
@@ -93,9 +89,7 @@ class PassShape:
 
     @property
     def groups_per_row(self) -> float:
-        if self.assume.groups_per_row is not None:
-            return self.assume.groups_per_row
-        return max(1.0, self.tokens // self.assume.group_tokens(self.responses))
+        return groups_per_row(self.assume, self.tokens, self.responses)
 
     def shape(self) -> RowShape:
         groups = math.ceil(self.groups_per_row)
@@ -123,35 +117,22 @@ class SampleShape:
 Shape = TrainShape | PassShape | SampleShape
 
 
-def at_a_time(stage: Shape) -> int:
+def at_a_time(stage: Shape, ways: int) -> int:
     """What one call of a stage's program takes on, to compare a changed stage with the one it was: lanes, prompts or
-    rows; an optimizer step takes its whole batch whatever its micro-batches."""
+    rows; an optimizer step takes its whole batch whatever its micro-batches. ways: the mesh cuts a batch into."""
     match stage:
         case TrainShape():
             return 1
         case PassShape():
             return stage.rows
     s = stage.sampling
-    return s.in_flight if stage.name == "decode" else max(1, s.slots // 4)
+    return s.in_flight if stage.name == "decode" else prefill_rows(s.slots, ways)
 
 
-def longest(render: RenderOptions | None, config: DecoderConfig) -> int:
-    """Tokens of the longest prompt and response together."""
-    return min((render.max_length if render else None) or DEFAULT_LENGTH, config.max_position)
-
-
-def longest_group(render: RenderOptions | None, config: DecoderConfig, responses: int) -> int:
-    """Tokens of the longest group: one prompt and its responses, each within `max_length` together with it."""
-    each = longest(render, config)
-    prompt = min((render.max_prompt_length if render else None) or each // 2, each - 1)
-    return prompt + responses * (each - prompt)
-
-
-def train_shape(name: str, config: DecoderConfig, options: Any, render: RenderOptions | None, assume: Assumptions,
-                responses: int) -> TrainShape:
-    """A training stage over groups of so many responses, within these limits; a pair is one group of two."""
-    rows = options.train.row_length or row_length_for(longest_group(render, config, responses))
-    return TrainShape(name, config, options, rows, responses, assume)
+def train_shape(training: Trains, config: DecoderConfig, assume: Assumptions) -> TrainShape:
+    """A training's stage, of a model of this shape; a pair is one group of two."""
+    return TrainShape(training.name, config, training.options, training.row_length(config.max_position),
+                      training.responses, quoting(assume, training.quoted))
 
 
 def reference_shape(train: TrainShape) -> PassShape:
@@ -173,7 +154,7 @@ def score_shape(config: DecoderConfig, output: str, max_length: int | None, resp
 def sample_shapes(config: DecoderConfig, sampling: SamplingConfig, dtype: str, render: RenderOptions | None,
                   assume: Assumptions) -> tuple[SampleShape, SampleShape]:
     """Prefill and decode; prompts as long as the data's limit allows."""
-    limit = (render.max_prompt_length if render else None) or longest(render, config) // 2
+    limit = (render.max_prompt_length if render else None) or longest(render, config.max_position) // 2
     capacity = sampling.prompt_length or rounded_up(min(limit, config.max_position - sampling.max_new_tokens))
     prefill = SampleShape("prefill", config, sampling, dtype, capacity, assume)
     return prefill, dataclasses.replace(prefill, name="decode")

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ContinuationText:
+    """Text of a response by a tokenizer: its leading space as in the running text, special tokens left out."""
+
+    tokenizer: Any
+
+    def __call__(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
+        before = self._decoded(list(prompt_ids)[-8:])
+        both = self._decoded([*list(prompt_ids)[-8:], *ids])
+        return both[len(before):] if both.startswith(before) else self._decoded(list(ids))
+
+    def left_out(self, strings: Sequence[str]) -> dict[str, int]:
+        """Those of the strings that are a special token, which no text shows, with its id."""
+        ids = {string: self.tokenizer.convert_tokens_to_ids(string) for string in strings}
+        return {string: token for string, token in ids.items() if token is not None
+                and self.tokenizer.convert_ids_to_tokens(token) == string and not self._decoded([token])}
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 class Ending(NamedTuple):
@@ -21,6 +43,14 @@ class Ending(NamedTuple):
     stop_ids: Collection[int]
     stop_strings: Sequence[str]
     decode_text: Callable[[Sequence[int], Sequence[int]], str]
+
+    @classmethod
+    def by(cls, stop_ids: Collection[int], stop_strings: Sequence[str],
+           decode_text: Callable[[Sequence[int], Sequence[int]], str]) -> Ending:
+        """By these ids and strings; strings that are special tokens of a policy's tokenizer end a response by id."""
+        special = decode_text.left_out(stop_strings) if isinstance(decode_text, ContinuationText) else {}
+        return cls(sorted({*stop_ids, *special.values()}), [text for text in stop_strings if text not in special],
+                   decode_text)
 
     def response(self, ids: np.ndarray, logps: np.ndarray, prompt: PromptGroup) -> Response:
         """What was sampled as a response: cut at a stop string, its text without the stop token.

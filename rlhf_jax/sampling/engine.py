@@ -53,6 +53,19 @@ LEAST_ROWS = {"cpu": 32, "gpu": 128}
 """Nor does computing fewer lanes, by platform: a GPU then waits for its weights. Others compute all lanes."""
 
 
+def prefill_rows(slots: int, ways: int) -> int:
+    """Prompts that are read at a time: a quarter of the slots, and as many for each of the ways a batch is cut."""
+    return -(-max(1, slots // 4) // ways) * ways
+
+
+def check_slots(sampling: SamplingConfig, mesh: Mesh) -> None:
+    """Raises ValueError unless the mesh cuts the slots evenly."""
+    ways = batch_ways(mesh)
+    if sampling.slots % ways:
+        raise ValueError(f"slots = {sampling.slots} must be a multiple of the {ways} ways the mesh cuts a batch; take "
+                         f"{-(-sampling.slots // ways) * ways}")
+
+
 def prompt_hash(prompt_id: str) -> int:
     """uint32 that stands for a prompt in the random keys."""
     return int.from_bytes(hashlib.sha256(prompt_id.encode()).digest()[:4], "big")
@@ -89,15 +102,14 @@ class Sampler:
 
     def __init__(self, config: DecoderConfig, sampling: SamplingConfig, stop_ids: Sequence[int], mesh: Mesh,
                  decode_text: DecodeText, dtype: Any = jnp.float32):
-        if sampling.slots % batch_ways(mesh):
-            raise ValueError(f"slots = {sampling.slots} must be a multiple of the {batch_ways(mesh)} ways the mesh "
-                             "cuts a batch; raise slots")
+        check_slots(sampling, mesh)
         self.config, self.sampling, self.decode_text = config, sampling, decode_text
-        self._stop = np.asarray(sorted(set(stop_ids)) or [-1], np.int32)
+        self._stop_ids = tuple(stop_ids)
+        self._set_ending()
         self.mesh, self._cache_dtype = mesh, stored_dtype(sampling.cache_dtype, dtype)
         self._lanes = sampling.lanes_each
         self._ways = batch_ways(mesh)
-        self.prefill_rows = -(-max(1, sampling.slots // 4) // self._ways) * self._ways  # as many on each device
+        self.prefill_rows = prefill_rows(sampling.slots, self._ways)
         self._seed = jax.random.key(sampling.seed)
         paged = paged_attention(mesh, config, sampling, self._cache_dtype)
         self.paged, self._apart = paged is not None, paged is not None and paged.apart
@@ -192,9 +204,13 @@ class Sampler:
     def _finished(self, params: Params, made: Params) -> Params:
         return made if self._apart else with_part(params, made)
 
+    def _set_ending(self) -> None:
+        ending = Ending.by(self._stop_ids, self.sampling.stop_strings, self.decode_text)
+        self._stop, self._stop_strings = np.asarray(ending.stop_ids or [-1], np.int32), ending.stop_strings
+
     @property
     def _ending(self) -> Ending:
-        return Ending(self._stop, self.sampling.stop_strings, self.decode_text)
+        return Ending(self._stop, self._stop_strings, self.decode_text)
 
     def with_settings(self, sampling: SamplingConfig, decode_text: DecodeText | None = None) -> Sampler:
         """The same compiled programs under other settings, which must agree in `shape_settings`.
@@ -206,6 +222,7 @@ class Sampler:
         other = copy.copy(self)
         other.sampling, other._seed = sampling, jax.random.key(sampling.seed)
         other.decode_text = decode_text or self.decode_text
+        other._set_ending()
         return other
 
     def seeded(self, seed: int) -> Sampler:
@@ -340,7 +357,7 @@ class Sampler:
         active, counts = jax.device_get((state.active, state.count))
         at_work = [(place, slot, lane) for place, slot in enumerate(slots) if slot is not None
                    for lane in slot.running if began[place, lane]]
-        asked = [x for x in at_work if self.sampling.stop_strings or not active[x[0], x[2]]]
+        asked = [x for x in at_work if self._stop_strings or not active[x[0], x[2]]]
         if asked:
             out, logps = jax.device_get((state.out, state.logps))
         ended = list[_Ended]()

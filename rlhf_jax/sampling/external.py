@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,16 +59,15 @@ def engine_seed(seed: int, prompt_id: str, first: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{first}/{prompt_id}".encode()).digest()[:4], "big") % _SEEDS
 
 
-def ask_for(prompt: PromptGroup, share: _Share, sampling: SamplingConfig, model: str, stop_ids: Collection[int]
-            ) -> Question:
+def ask_for(prompt: PromptGroup, share: _Share, sampling: SamplingConfig, model: str, ending: Ending) -> Question:
     """What an engine is asked. Every setting is said, since engines take those that are not from the model's folder."""
-    stops = {"stop": list(sampling.stop_strings)} if sampling.stop_strings else {}
+    stops = {"stop": list(ending.stop_strings)} if ending.stop_strings else {}
     seed = engine_seed(sampling.seed, prompt.prompt_id, share.first)
     return completion(
         model, prompt.prompt_ids.tolist(), n=share.asked, seed=seed,
         max_tokens=sampling.max_new_tokens, temperature=share.temperature, top_k=sampling.top_k or -1,
         top_p=sampling.top_p, min_p=sampling.min_p, repetition_penalty=1.0, presence_penalty=0.0,
-        frequency_penalty=0.0, stop_token_ids=sorted(stop_ids), **stops, logprobs=0, return_token_ids=True)
+        frequency_penalty=0.0, stop_token_ids=sorted(ending.stop_ids), **stops, logprobs=0, return_token_ids=True)
 
 
 def read_samples(answer: Mapping[str, Any], prompt_ids: np.ndarray, count: int) -> list[Sampled]:
@@ -144,7 +143,7 @@ class ExternalSampler:
 
     def questions(self, prompt: PromptGroup) -> list[Question]:
         """What is asked of a prompt, one question a temperature."""
-        return [ask_for(prompt, share, self.sampling, self.model, self._ending.stop_ids) for share in self._shares]
+        return [ask_for(prompt, share, self.sampling, self.model, self._ending) for share in self._shares]
 
     def read(self, prompt: PromptGroup, answer: Mapping[str, Any]) -> PromptGroup:
         """The prompt with what was answered to its only question. Raises as `read_samples` and `response` do."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from rlhf_jax.models.folder import CONFIG, holds_tokenizer, is_adapter, own_temp
 from rlhf_jax.models.lora import lora_specs
 from rlhf_jax.models.peft import Adapter, has_magnitudes
 from rlhf_jax.parallel import param_shardings, spec_shardings
+from rlhf_jax.sampling.ending import ContinuationText
 from rlhf_jax.workflow.reward_model import reward_config
 from rlhf_jax.workflow.stage import check_made, fingerprint, hash_path
 
@@ -211,7 +212,7 @@ class Checkpoint:
 
     @property
     def decode_text(self) -> Callable[[Sequence[int], Sequence[int]], str]:
-        return partial(continuation_text, self.tokenizer)
+        return ContinuationText(self.tokenizer)
 
 
 def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> None:
@@ -226,10 +227,3 @@ def check_vocabularies(first: Checkpoint, second: Checkpoint, because: str) -> N
         raise ValueError(f"{first.folder} and {second.folder} have different vocabularies: {len(differ):,} tokens "
                          f"differ, such as {differ[0]!r} (ids {ours.get(differ[0])} and {theirs.get(differ[0])}). "
                          f"{because}")
-
-
-def continuation_text(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """Text of a response, its leading space as in the running text, special tokens left out."""
-    before = tokenizer.decode(list(prompt_ids)[-8:], skip_special_tokens=True)
-    both = tokenizer.decode([*list(prompt_ids)[-8:], *ids], skip_special_tokens=True)
-    return both[len(before):] if both.startswith(before) else tokenizer.decode(list(ids), skip_special_tokens=True)

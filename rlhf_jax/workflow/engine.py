@@ -52,7 +52,7 @@ class EngineSource:
         assert sampling.engine is not None
         self.mesh, self._sampling = context.layout(policy, sampling, dtype).mesh, sampling
         self._policy, self._engine, self._params, self._dtype = policy, sampling.engine, params, dtype
-        self._ending = Ending(policy.stop_ids, sampling.stop_strings, policy.decode_text)
+        self._ending = Ending.by(policy.stop_ids, sampling.stop_strings, policy.decode_text)
         check = drawn_map(Compute(policy.config, mesh=self.mesh), self.mesh, sampling.filters)
         self._gate = EngineGate(check, sampling, dtype, policy)
         self._sampler = ExternalSampler(sampling, policy.config.vocab_size, self._ending)

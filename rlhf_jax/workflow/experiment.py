@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_jax.config.data import DataOptions, PreferenceData, RowOptions
 from rlhf_jax.config.run import ExperimentConfig, RewardSection, ScorerData, ScratchOptions, SelectionSection
+from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.config.scorer import ScorerModel
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
@@ -31,7 +32,7 @@ from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
 from rlhf_jax.workflow.stages.pairs import LabelledPairsStage
 from rlhf_jax.workflow.stages.reward import RewardStage
-from rlhf_jax.workflow.stages.sample import with_capacity
+from rlhf_jax.workflow.stages.sample import check_room
 from rlhf_jax.workflow.stages.scratch import ScratchStage
 from rlhf_jax.workflow.stages.sft import SftStage
 from rlhf_jax.workflow.stages.world import WorldStage
@@ -115,11 +116,16 @@ class Experiment:
         for asked in (prompts,) if self._directed is None else (prompts, self._directed):
             for number in range(1, c.loop.rounds + 1):
                 round_prompts(asked, c.loop, number)
-            with_capacity(c.sampling, asked, base.config.max_position)
+            for sampling in c.loop.divided(c.sampling):
+                if sampling is not None:
+                    self._check_room("sampling", base, asked, sampling)
         if c.sft is None:
             check_whole(base, c.sampling)
         if c.selection is not None:
             self._check_selection(c.selection, prompts, base)
+        if c.evaluation is not None:
+            tested = self._asked("evaluation", c.evaluation.data, base)
+            self._check_room("evaluation.sampling", base, tested, c.evaluation.sampling)
         for options in (c.scorer, c.gold, None if c.selection is None else c.selection.judge):
             if options is not None:
                 open_scorer(options, self.context.local_mesh, "", self.context.run.store)  # loads no weights yet
@@ -129,6 +135,14 @@ class Experiment:
             check_sources(self.located(rows))
         return prompts, base
 
+    def _check_room(self, section: str, base: Checkpoint, prompts: Sequence[PromptGroup], sampling: SamplingConfig
+                    ) -> None:
+        """Raises ValueError, with the name of the section, where sampling by it could not begin."""
+        try:
+            check_room(self.context, base, prompts, sampling, self.config.dpo.train.dtype)
+        except ValueError as error:
+            raise ValueError(f"{section}: {error}") from error
+
     def _check_selection(self, section: SelectionSection, prompts: Sequence[PromptGroup], base: Checkpoint) -> None:
         """Raises ValueError where prompts are shared, or a limit of the divergence could not be looked at."""
         others = {"prompts": prompts}
@@ -136,7 +150,7 @@ class Experiment:
             others["evaluation.data"] = self._asked("evaluation", self.config.evaluation.data, base)
         validation = self._asked("selection", section.data, base)
         check_disjoint(validation, others)
-        with_capacity(section.sampling, validation, base.config.max_position)
+        self._check_room("selection.sampling", base, validation, section.sampling)
         if section.kl_limit is not None and not any(section.sampling.unchanged):
             raise ValueError(f"selection.kl_limit = {section.kl_limit} needs answers of the policy's own distribution; "
                              "sample them at temperature 1.0, or at several, such as [1.0, 0.7], without top_k, top_p "

@@ -22,7 +22,7 @@ from rlhf_jax.workflow.iterate import shards_of
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.products import JUDGED
 from rlhf_jax.workflow.stages.judge import JudgeStage
-from rlhf_jax.workflow.stages.sample import SampleStage
+from rlhf_jax.workflow.stages.sample import SampleStage, check_room
 
 EVALUATION_SHARD = 128
 """Prompts in one shard of evaluation samples: what one process makes at a time."""
@@ -87,6 +87,8 @@ def policies_asked(command: CompareCommand, context: Context) -> tuple[Checkpoin
     prompts, own = rows(checkpoint=baseline, benchmarks=command.data.benchmarks,
                         announce=context.run.announce), rows(checkpoint=policy)
     _check_same_prompts(baseline, policy, prompts.read(), own.read())
+    for one in (baseline, policy):
+        check_room(context, one, prompts.read(), command.sampling, command.dtype)
     return baseline, policy, prompts
 
 

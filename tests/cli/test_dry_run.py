@@ -24,7 +24,8 @@ def begun(verb, world, sampled):
                     "--sampling.max_new_tokens", "8"],
         "export": base,
         "iterate": [*base, *SCORER, "--prompts.dataset_name", world / "prompts.jsonl",
-                    "--sampling.max_new_tokens", "8", "--evaluation.data.dataset_name", world / "eval_prompts.jsonl"],
+                    "--sampling.max_new_tokens", "8", "--evaluation.data.dataset_name", world / "eval_prompts.jsonl",
+                    "--evaluation.sampling.max_new_tokens", "8"],
     }[verb]
 
 
@@ -59,6 +60,9 @@ def test_a_dry_run_of_every_verb_shows_what_it_would_work_on_and_keeps_nothing(v
      "set prompts.dataset_name and evaluation.data.dataset_name to"),
     ("iterate", ["--evaluation.data.dataset_name", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     ("iterate", ["--sampling.max_new_tokens", "250"], "passes the model's 256 positions"),
+    ("iterate", ["--evaluation.sampling.max_new_tokens", "250"], "evaluation.sampling: the longest prompt"),
+    ("iterate", ["--evaluation.sampling.slots", "7"], "slots = 7 must be a multiple of the 8 ways"),
+    ("iterate", ["--sampling.slots", "12"], "cuts a batch; take 16"),
     ("iterate", ["--report_to", "wandb"], "pip install"),
     ("iterate", ["--loop.rounds", "9"], "asks for prompts"),
     ("sft", ["--report_to", "wandb"], "pip install"),
@@ -69,6 +73,9 @@ def test_a_dry_run_of_every_verb_shows_what_it_would_work_on_and_keeps_nothing(v
     ("reward", ["--use_margin", "true"], "have no margins"),
     ("dpo", ["--reference_model", "nowhere"], "'nowhere' is no folder"),
     ("generate", ["--max_new_tokens", "250"], "passes the model's 256 positions"),
+    ("generate", ["--slots", "7"], "slots = 7 must be a multiple of the 8 ways"),
+    ("compare", ["--sampling.max_new_tokens", "250"], "passes the model's 256 positions"),
+    ("compare", ["--sampling.slots", "7"], "slots = 7 must be a multiple of the 8 ways"),
     ("score", ["--function", "nowhere:judge"], "cannot be imported"),
     ("score", ["--input", "nowhere"], "holds no shard"),
     ("pairs", ["--scorer", "gold"], "no response has a score 'gold'"),

@@ -45,7 +45,7 @@ def test_the_command_takes_the_shells_place_on_shared_storage(launch, verb):
     assert main["image"] == "registry/rlhf:1"
     assert main["command"] == ["bash", "-c"]
     # $$(...) is how Kubernetes is kept from filling in a variable of its own
-    assert main["args"] == ['exec rlhf-jax sft --a "$$(hostname)" --b \'x: {y}\' #']
+    assert main["args"] == ['exec env rlhf-jax sft --a "$$(hostname)" --b \'x: {y}\' #']
     assert {"name": "RUN_FOLDER", "value": "/data/runs/a"} in main["env"]
     assert {"name": "shared", "mountPath": "/data"} in main["volumeMounts"]
     assert {"name": "shared", "persistentVolumeClaim": {"claimName": "lustre"}} in pod["volumes"]
@@ -101,7 +101,7 @@ def test_xpk(launch):
     words = shlex.split(launched.stdout)
     assert words[:3] == ["xpk", "workload", "create"]
     flags = dict(word.removeprefix("--").split("=", 1) for word in words[3:])
-    assert flags["command"].startswith("exec rlhf-jax iterate")
+    assert flags["command"].startswith("exec env rlhf-jax iterate")
     assert flags["restart-on-exit-codes"] == "75"
     assert flags["env"] == "RUN_FOLDER=/mnt/shared/runs/my-run"
     assert (flags["num-slices"], flags["cluster"], flags["tpu-type"]) == ("2", "big", "v5litepod-16")

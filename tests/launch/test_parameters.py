@@ -1,6 +1,11 @@
 """What is wrong with a parameter is said with its name, what was given, and what to do."""
 
+import os
+import subprocess
+
 import pytest
+
+from launch.parameters import in_the_shells_place, one_command
 
 LAUNCHERS = [("slurm", []), ("gke", ["tpu"]), ("gke", ["gpu"]), ("gke", ["xpk"]), ("tpu_vm", ["run"])]
 
@@ -26,6 +31,10 @@ def test_a_missing_parameter(launch, tmp_path, launcher, verb):
     ("COMMAND=rlhf-jax sft && rlhf-jax dpo", ["COMMAND", "single command", "script"]),
     ("COMMAND=rlhf-jax sft 'unfinished", ["COMMAND", "no shell command"]),
     ("COMMAND=", ["COMMAND", "must not be empty"]),
+    ("COMMAND=(rlhf-jax sft)", ["COMMAND begins with (", "only a shell can run"]),
+    ("COMMAND=! rlhf-jax sft", ["COMMAND begins with !", "only a shell can run"]),
+    ("COMMAND=A=1 time rlhf-jax sft", ["COMMAND begins with time", "a script of your own"]),
+    ("COMMAND=NCCL_DEBUG=INFO", ["COMMAND sets variables and names no program"]),
     ("RUN_FOLDERS=/a", ["the command line", "'RUN_FOLDERS'", "did you mean RUN_FOLDER?"]),
     ("--replace", ["unrecognized arguments"]),
     ("RUN_FOLDER", ["'RUN_FOLDER' is no parameter", "NAME=value"]),
@@ -60,3 +69,16 @@ def test_without_the_platforms_tool(launch, tmp_path, launcher, args, tool):
     assert launched.returncode == 2
     assert f"{tool} is not installed here" in launched.stderr
     assert "--dry-run" in launched.stderr
+
+
+@pytest.mark.parametrize("command", [
+    "rlhf-jax sft", "NCCL_DEBUG=INFO A='b c' rlhf-jax sft", "rlhf-jax sft --name ''", "A=$RUN_FOLDER rlhf-jax sft 2>&1",
+    "$HOME/bin/rlhf-jax sft --name $(hostname)"])
+def test_what_env_can_run_is_a_command(command):
+    assert one_command(command) == ""
+
+
+def test_a_variable_before_the_command_is_of_its_environment_and_the_shell_is_gone():
+    told = in_the_shells_place("GREETING='good day' bash -c 'echo $GREETING of $PPID'")
+    shell = subprocess.run(["bash", "-c", told], capture_output=True, text=True, check=True)
+    assert shell.stdout == f"good day of {os.getpid()}\n"

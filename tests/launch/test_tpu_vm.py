@@ -151,6 +151,12 @@ def test_worker_runs_the_command_and_ends_with_its_status(worker, tmp_path):
     assert first.returncode == 75
 
 
+def test_worker_sets_what_stands_before_the_command(worker):
+    run = worker("GREETING='good day' bash -c 'echo $GREETING; exit 3'", 1)
+    assert run.communicate(timeout=300)[0] == "good day\n"
+    assert run.returncode == 3
+
+
 @pytest.mark.longer
 def test_worker_outlives_its_connection(worker, tmp_path):
     command = (f"bash -c 'echo once >> {tmp_path}/starts; echo at work; "

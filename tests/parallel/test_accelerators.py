@@ -10,6 +10,11 @@ from rlhf_jax.parallel.accelerators import CHIPS, find_accelerator, known_names,
     ("v5e-16", 16, "4x4", 4),  # v5e and v6e count chips
     ("v5litepod-16", 16, "4x4", 4),
     ("v6e-256", 256, "16x16", 64),
+    ("v5e-4", 4, "2x2", 1),
+    ("v5e-8", 8, "2x4", 1),  # one machine with eight chips
+    ("v6e-8", 8, "2x4", 1),
+    ("2xv6e-8", 16, "2x4", 2),
+    ("v5p-8", 4, "2x2x1", 1),
     ("2xv5e-256", 512, "16x16", 128),
     ("8xH100", 8, "", 1),
     ("4x8xH100", 32, "", 4),

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import pytest
 
@@ -40,3 +42,31 @@ def test_tensor_divides_the_heads():
 
 def test_the_devices_that_are_here():
     assert room_here(jax.devices()) == Room(8, 8, 1, None)
+
+
+@dataclasses.dataclass
+class Card:
+    """A GPU of a cluster. slice_index: its host's number, as JAX tells it."""
+
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+
+    def memory_stats(self):
+        return {"bytes_limit": 80e9}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 8])
+@pytest.mark.parametrize("rows", [128, 26, 4])
+def test_four_hosts_of_eight_gpus_are_laid_out_alike_in_however_many_processes(processes, rows):
+    cards = [Card(card * processes // 8, card // 8) for card in range(32)]
+    assert len({card.process_index for card in cards}) == 4 * processes
+    room = room_here(cards)
+    assert room == room_of(find_accelerator("4x8xH100"))._replace(hbm_bytes=80e9)
+    assert choose_mesh(room, Need(LLAMA, rows, heads=32)).mesh.data == 4
+
+
+def test_a_process_is_a_host_of_a_tpu():
+    chips = [Card(chip // 4, chip // 16, "tpu", "TPU v5 lite") for chip in range(32)]
+    assert room_here(chips) == room_of(find_accelerator("2xv5e-16"))

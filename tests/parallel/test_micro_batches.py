@@ -157,15 +157,18 @@ def test_inner_widths_are_cut_by_tensor_and_tokens_by_context(llama):
 
 def test_the_stage_and_the_plan_divide_alike(llama, monkeypatch):
     """The stage asks the devices that are here, the plan the accelerator's table: the same function answers both."""
+    from rlhf_jax.config.data import RenderOptions
     from rlhf_jax.config.plan import Assumptions
     from rlhf_jax.config.preference import PreferenceOptions
     from rlhf_jax.data.loader import BatchPlan
     from rlhf_jax.plan.programs import settled as planned
     from rlhf_jax.plan.shapes import train_shape
     from rlhf_jax.training import fit
+    from rlhf_jax.workflow.meshes import Trains
 
     mesh = make_mesh(MeshConfig(), jax.devices()[:8])
-    stage = train_shape("dpo", llama.config, PreferenceOptions(train=OPEN), None, Assumptions(), 2)
+    training = Trains("dpo", PreferenceOptions(train=OPEN), RenderOptions(), 2)
+    stage = train_shape(training, llama.config, Assumptions())
     in_plan, why = planned(stage, mesh, CHIPS["v5p"])
     monkeypatch.setattr(fit, "memory_of", lambda device: CHIPS["v5p"].hbm_bytes)
     monkeypatch.setattr(fit, "chip_of", lambda device: CHIPS["v5p"])

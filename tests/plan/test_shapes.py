@@ -3,30 +3,39 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import pytest
+import yaml
 
+from rlhf_jax.cli.plan import read
 from rlhf_jax.config.build import build as build_options
 from rlhf_jax.config.commands import RewardCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.mesh import AXES, MeshConfig
+from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
-from rlhf_jax.config.run import ExperimentConfig, SftSection
+from rlhf_jax.config.run import EvaluationSection, ExperimentConfig, SftSection
 from rlhf_jax.data.packing import power_of_two
 from rlhf_jax.models import config_to_hf, count_params
+from rlhf_jax.models.flops import forward_flops
 from rlhf_jax.parallel import make_mesh, param_shardings
 from rlhf_jax.parallel.accelerators import find_accelerator
+from rlhf_jax.parallel.auto import room_of
 from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.plan.hlo import Module
 from rlhf_jax.plan.measure import StagePlan, measure, meshes_to_try, plan_stage, resident_bytes
 from rlhf_jax.plan.programs import build
-from rlhf_jax.plan.recipe import stages_named, tasks_of
+from rlhf_jax.plan.recipe import Shards, scope_of, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
-from rlhf_jax.plan.reports import make_reports, report_of
-from rlhf_jax.plan.shapes import Assumptions, TrainShape
+from rlhf_jax.plan.reports import chosen_mesh, make_reports, report_of
+from rlhf_jax.plan.roofline import work_of
+from rlhf_jax.plan.shapes import Assumptions, TrainShape, at_a_time
+from rlhf_jax.workflow.meshes import resolved
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 MESH_OF_ONE = dict.fromkeys(AXES, 1)
 CPU = find_accelerator("cpu-8")
 SHORT = Assumptions(prompt_tokens=20, response_tokens=30)
@@ -58,6 +67,13 @@ def experiment():
 @pytest.fixture(scope="module")
 def reports(experiment, model):
     return make_reports(experiment, model, "cpu-8", (), assume=SHORT, examples=1000, tries=0, sweep=False)
+
+
+def read_command(config, *changed):
+    """(command, the folder of its shape) of a config that lies in configs/."""
+    words = ["--config", str(CONFIGS / config), "--accelerator", "v5p-16", *changed]
+    _, command, folder = read(PlanOptions, "plan", words)
+    return command, folder
 
 
 def tasks(experiment, model):
@@ -135,7 +151,7 @@ def test_how_often_each_program_runs(experiment, model):
     found = {name: task.calls(8) for name, task in tasks(experiment, model).items()}
     assert found["sft"] == math.ceil(1000 / 32)
     assert found["dpo"] == math.ceil(2 * 2 * 100 / 32)  # two rounds, two epochs
-    assert found["prefill"] == math.ceil(200 / 4)
+    assert found["prefill"] == math.ceil(200 / 8)  # a quarter of 16 slots, and at least one for each of 8 ways
     assert found["decode"] == math.ceil(200 * 4 * 30 / (16 * 4 * 8))
     groups = 256 // (20 + 2 * 30)
     assert found["reference"] == math.ceil(200 / groups / 8)
@@ -144,6 +160,63 @@ def test_how_often_each_program_runs(experiment, model):
         PreferenceOptions, {**TRAIN, "num_train_epochs": 2, "max_steps": 5}))
     found = {name: task.calls(8) for name, task in tasks(limited, model).items()}
     assert (found["sft"], found["dpo"], found["reference"]) == (7, 2 * 5, math.ceil(200 / groups / 8))
+
+
+@pytest.mark.parametrize(("hosts", "most"), [(1, 20_000), (4, 5 * 1024), (16, 2 * 1024), (32, 1024)])
+def test_the_host_with_most_shards_is_waited_for(experiment, model, hosts, most):
+    """20,000 prompts are 20 shards of 1,024: of 16 hosts four have two, and the others wait."""
+    loop = dataclasses.replace(experiment.loop, prompts_per_round=20_000, shard_size=1024)
+    found = tasks(dataclasses.replace(experiment, loop=loop), model)
+    for name in ("decode", "score"):
+        assert found[name].calls(1, hosts) == pytest.approx(found[name].calls(1) * most / 20_000, rel=0.01)
+
+
+@pytest.mark.parametrize("recipe", ["llama3_8b", "llama3_70b", "qwen3_8b", "gemma2_9b"])
+@pytest.mark.parametrize("hosts", [2, 4, 16, 32])
+def test_the_recipes_shards_divide_evenly(recipe, hosts):
+    loop = read_command(f"{recipe}/iterate.yaml")[0].loop
+    assert Shards(loop.prompts_per_round, loop.shard_size).largest_share(hosts) == 1 / hosts
+
+
+@pytest.mark.parametrize("slots", [8, 16, 40])
+def test_a_prefill_reads_as_many_prompts_in_the_plan_as_in_the_sampler(experiment, model, slots):
+    sampling = dataclasses.replace(experiment.sampling, slots=slots)
+    task = tasks(dataclasses.replace(experiment, sampling=sampling), model)["prefill"]
+    mesh = make_mesh(MeshConfig())
+    rows = build(task.stage, mesh).args[2].tokens.shape[0]
+    assert rows == at_a_time(task.stage, 8)
+    assert task.calls(8) == math.ceil(200 / rows)
+    assert work_of(task.stage, mesh, 0).useful == pytest.approx(
+        forward_flops(task.stage.config, rows * SHORT.prompt_tokens, context=SHORT.prompt_tokens / 2).total)
+
+
+def test_baselines_are_counted_and_what_is_not_is_said(experiment, model):
+    evaluated = dataclasses.replace(experiment, evaluation=build_options(EvaluationSection, {"data": {}}))
+    assert scope_of(evaluated) == ["not counted: what evaluation sample and score"]
+    plain, both = (tasks(dataclasses.replace(experiment, baselines=names), model) for names in (
+        (), ("matched_dpo", "raft", "offline_dpo")))
+    assert both["decode"].groups == 3 * plain["decode"].groups == 600
+    assert both["score"].groups == 3 * plain["score"].groups
+    assert both["reference"].groups == 200 + 200 + 1000
+    assert both["dpo"].groups == 2 * (200 + 200 + 1000)
+    assert both["raft"].groups == 200
+    assert "raft" not in plain
+    assert "offline_dpo are counted" in scope_of(dataclasses.replace(experiment, baselines=("offline_dpo",)))[0]
+
+
+@pytest.mark.parametrize("accelerator", ["v5e-64", "v5e-256", "2xv5e-256", "v5p-16", "4x8xH100"])
+@pytest.mark.parametrize("changed", [[], ["--baselines", "[raft]", "--raft.train_batch_size", "8"],
+                                     ["--loop.method", "raft"]])
+def test_a_run_and_its_plan_choose_the_same_mesh(accelerator, changed, monkeypatch):
+    command, folder = read_command("llama3_8b/iterate.yaml", *changed)
+    room = room_of(find_accelerator(accelerator))
+    monkeypatch.setattr("rlhf_jax.workflow.meshes.room_here", lambda devices: room)
+    run = dataclasses.replace(command, model_name_or_path=folder)
+    planned = chosen_mesh("auto", tasks_of(command, folder, Assumptions(), 1000), room)
+    assert resolved("auto", run) == planned
+    preset = Path(CONFIGS / "mesh" / f"{accelerator}.yaml")
+    if not changed and accelerator != "4x8xH100":  # whose 32 ways are nearly fed by 26 rows
+        assert MeshConfig(**yaml.safe_load(preset.read_text())["mesh"]) == planned.mesh
 
 
 @pytest.mark.parametrize(("policy", "rounds"), [("fresh", 3), ("accumulate", 6), ("window", 5)])

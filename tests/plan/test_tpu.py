@@ -56,7 +56,7 @@ def test_all_stages_of_a_small_model_on_eight_chips(small, tmp_path):
         assert stage.whole_tree == 0, name
     assert stages["dpo"].mesh["fsdp"] == 8
     decode = stages["decode"]
-    assert (decode.mesh["data"] * decode.mesh["tensor"], decode.hosts) == (4, 2)  # on each host by itself
+    assert (decode.mesh["data"] * decode.mesh["tensor"], decode.hosts) == (8, 1)  # one machine has all eight
     # small arrays are padded to tiles
     assert stages["dpo"].arguments == pytest.approx(stages["dpo"].formula_arguments, rel=0.1)
     assert stages["dpo"].kernels >= 3  # splash: forward, and the two of its backward pass
@@ -91,6 +91,32 @@ def test_llama3_8b_dpo_at_the_papers_batch_fits_eight_v5p_chips(tmp_path):
     weights = 7 / 8 * 2 * 8_030_261_248
     assert "micro_rows 4, remat dots" in stage.why
     assert 3 * weights < stage.received < 6 * weights
+
+
+HOSTS = """
+from collections import Counter
+
+from rlhf_jax.parallel import make_mesh, topology
+from rlhf_jax.config.mesh import MeshConfig
+
+topology.prepare()
+from rlhf_jax.parallel.accelerators import find_accelerator
+
+for name in ("v5e-1", "v5e-4", "v5e-8", "2xv6e-8", "v5e-16", "v5p-8", "v5p-16"):
+    found = find_accelerator(name)
+    hosts = Counter(device.process_index for device in topology.devices_of(found))
+    assert set(hosts.values()) == {found.per_host}, (name, hosts)
+lines = make_mesh(MeshConfig(1, 16, 1, 4), topology.devices_of(find_accelerator("v5p-128"))).devices.reshape(16, 4)
+for line in lines:
+    assert len({device.process_index for device in line}) == 2
+    assert len({tuple(device.coords[1:]) for device in line}) == 1
+"""
+
+
+def test_machines_have_as_many_chips_as_the_compiler_says_and_tensor_lies_along_a_line():
+    done = subprocess.run([sys.executable, "-c", HOSTS], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          check=False, env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"})
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 GATHER = """

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from rlhf_jax.sampling.ending import ContinuationText
+
 TINY = Path(__file__).with_name("tiny.py")
 
 
@@ -38,3 +40,25 @@ def prompts(tiny):
 def sampled(tiny, config, params, prompts):
     """What the reference setting (all lanes, four slots, blocks of five) samples."""
     return tiny.run(tiny.make_sampler(config), params, prompts)
+
+
+class Words:
+    """A tokenizer of the words w0, w1 ..., of which `special` is left out of text."""
+
+    def __init__(self, special):
+        self.special = special
+
+    def convert_tokens_to_ids(self, text):
+        return int(text[1:]) if text[1:].isdigit() else None
+
+    def convert_ids_to_tokens(self, token):
+        return f"w{token}"
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(f"w{i} " for i in ids if i not in (2, self.special) or not skip_special_tokens)
+
+
+@pytest.fixture
+def special_words():
+    """special_words(7): text as by a tokenizer that has w7 as a special token, beside the stop token."""
+    return lambda special: ContinuationText(Words(special))

@@ -165,6 +165,34 @@ def test_a_stop_string_cuts_at_the_first_token_that_completes_it(tiny, config, p
     assert all(a.ids.tolist() == b.ids.tolist() and a.finish_reason == b.finish_reason for a, b in others)
 
 
+def test_a_stop_string_that_is_a_special_token_ends_a_response_as_eos_does(tiny, config, params, prompts, sampled,
+                                                                          special_words):
+    whole = sampled["p2"].responses[1].ids
+    special = int(whole[2])
+    text = special_words(special)
+    found = tiny.run(tiny.make_sampler(config, decode_text=text, stop_strings=(f"w{special}", "never said")), params,
+                     prompts)
+    for name, group in sampled.items():
+        for ours, theirs in zip(found[name].responses, group.responses, strict=True):
+            ids = theirs.ids.tolist()
+            end = ids.index(special) + 1 if special in ids else len(ids)
+            assert ours.ids.tolist() == ids[:end]
+            assert ours.finish_reason == (STOP if special in ids else theirs.finish_reason)
+            assert ours.text == text([], ids[:end])
+    assert found["p2"].responses[1].text == tiny.words([], whole[: whole.tolist().index(special)].tolist())
+
+
+def test_what_ends_a_response_follows_its_settings_and_its_tokenizer(tiny, config, special_words):
+    sampler = tiny.make_sampler(config, decode_text=special_words(7))
+    with_seven = dataclasses.replace(sampler.sampling, stop_strings=("w7", "w8"))
+    sampler.sampling = dataclasses.replace(with_seven, stop_strings=())
+    assert 7 in sampler.with_settings(with_seven)._ending.stop_ids
+    assert list(sampler.with_settings(with_seven)._ending.stop_strings) == ["w8"]
+    other = sampler.with_settings(with_seven, special_words(8))._ending
+    assert (7 in other.stop_ids, 8 in other.stop_ids, list(other.stop_strings)) == (False, True, ["w7"])
+    assert 7 not in sampler._ending.stop_ids
+
+
 @pytest.mark.longer
 def test_a_lane_whose_text_has_a_stop_string_ends_with_the_block(tiny, config, params, prompts):
     """Without any stop id all lanes would run to the budget: 60 blocks of one token for two prompts in one slot."""

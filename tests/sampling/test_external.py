@@ -5,7 +5,7 @@ import pytest
 
 from rlhf_jax.config.engine import EngineOptions
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.data.groups import PromptGroup
+from rlhf_jax.data.groups import STOP, PromptGroup
 from rlhf_jax.sampling.ending import Ending
 from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler, Sampled, engine_seed, read_samples
 
@@ -38,6 +38,17 @@ def test_everything_that_a_sample_depends_on_is_said_in_ids():
         "model": "m", "prompt": [1, 7, 9], "n": 2, "seed": engine_seed(3, "p", 0), "max_tokens": 4, "temperature": 1.0,
         "top_k": -1, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.0, "presence_penalty": 0.0,
         "frequency_penalty": 0.0, "stop_token_ids": [2, 5], "stop": ["\n"], "logprobs": 0, "return_token_ids": True}
+
+
+def test_a_stop_string_that_is_a_special_token_is_asked_for_by_its_id(special_words):
+    settings = SamplingConfig(num_generations=1, max_new_tokens=4, engine=ENGINE, stop_strings=("w6", "w8"))
+    asked = ExternalSampler(settings, 50, Ending.by(STOPS, settings.stop_strings, special_words(6)))
+    (question,) = asked.questions(PROMPT)
+    assert (question.body["stop_token_ids"], question.body["stop"]) == ([2, 5, 6], ["w8"])
+    made = asked.response(Sampled(np.array([4, 6], np.int32), np.zeros(2, np.float32), "stop"), PROMPT)
+    assert (made.text, made.finish_reason) == ("w4 ", STOP)
+    only = Ending.by(STOPS, ("w6",), special_words(6))
+    assert "stop" not in ExternalSampler(settings, 50, only).questions(PROMPT)[0].body
 
 
 def test_a_temperature_is_a_question_and_greedy_samples_are_one():

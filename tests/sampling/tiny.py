@@ -74,7 +74,7 @@ def _programs(config, stop_ids, mesh, slots, lanes, block, max_new_tokens):
     return Sampler(config, shape, stop_ids, mesh, words)
 
 
-def make_sampler(config, stop_ids=(STOP_ID,), mesh=None, **settings):
+def make_sampler(config, stop_ids=(STOP_ID,), mesh=None, decode_text=words, **settings):
     """A sampler that shares its compiled programs with all those of the same shapes, whatever their other settings."""
     settings = {"num_generations": 4, "max_new_tokens": 12, "slots": 4, "block": 5, "seed": 3, **settings}
     sampling = SamplingConfig(**settings)
@@ -82,7 +82,8 @@ def make_sampler(config, stop_ids=(STOP_ID,), mesh=None, **settings):
     shared = _programs(config, stops, mesh or one_device(), sampling.slots, sampling.lanes or sampling.num_generations,
                        sampling.block, sampling.max_new_tokens)
     sampler = copy.copy(shared)
-    sampler.sampling, sampler._seed = sampling, jax.random.key(sampling.seed)
+    sampler.sampling, sampler._seed, sampler.decode_text = sampling, jax.random.key(sampling.seed), decode_text
+    sampler._set_ending()
     return sampler
 
 

@@ -47,3 +47,18 @@ def test_a_run_needs_rows_for_its_smallest_batch():
         "output_dir": "o", "scratch": {"tokenizer": "t"}, "scorer": {"kind": "function", "function": "m:f"},
         "sft": {"data": {}, "train": {"train_batch_size": 16}}, "dpo": {"train_batch_size": 8}})
     assert need_of(run) == Need(0, 8)
+
+
+def test_a_section_that_nothing_reads_asks_for_nothing(model):
+    """The raft section's batch is 32 unless it is given."""
+    run = {"output_dir": "o", "model_name_or_path": model, "scorer": {"kind": "function", "function": "m:f"},
+           "dpo": {"train_batch_size": 256}}
+    assert need_of(build(ExperimentConfig, run)).rows == 256
+    assert need_of(build(ExperimentConfig, {**run, "baselines": ["raft"]})).rows == 32
+    assert need_of(build(ExperimentConfig, {**run, "loop": {"method": "raft"}})).rows == 32
+
+
+@pytest.mark.parametrize(("row_length", "rows"), [(512, 64), (1024, 64), (1100, 32), (5500, 7)])
+def test_rows_are_packed(model, row_length, rows):
+    """By an average prompt of 200 tokens and response of 350."""
+    assert need_of(sft(model, train_batch_size=64, row_length=row_length)).rows == rows

@@ -212,16 +212,14 @@ class HarnessModel(TemplateLM):
     def _sampler(self, how: _Generation, copies: int, longest: int) -> Sampler:
         """A sampler for prompts of up to `longest` tokens; programs are shared by all settings of one shape."""
         subject = self.subject
-        stops = {self.tokenizer.convert_tokens_to_ids(text) for text in how.until
-                 if text in self.tokenizer.all_special_tokens or text in self.tokenizer.get_added_vocab()}
         settings = SamplingConfig(num_generations=copies, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p,
                                   min_p=how.min_p, max_new_tokens=how.max_new_tokens, slots=subject.slots,
                                   stop_strings=tuple(text for text in how.until if text), seed=subject.seed)
         settings = dataclasses.replace(settings, prompt_length=settings.capacity(longest, self.max_length))
-        key = shape_settings(settings), frozenset(stops)
+        key = shape_settings(settings)
         if key not in self._samplers:
-            self._samplers[key] = Sampler(subject.config, settings, [*subject.stop_ids, *sorted(stops)], subject.mesh,
-                                          subject.decode_text, subject.dtype)
+            self._samplers[key] = Sampler(subject.config, settings, subject.stop_ids, subject.mesh, subject.decode_text,
+                                          subject.dtype)
         return self._samplers[key].with_settings(settings)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -19,7 +19,7 @@ from rlhf_jax.data.groups import LENGTH, PromptGroup
 from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import Notice, gather
-from rlhf_jax.sampling import LogpTolerance, Sampler, logp_tolerance
+from rlhf_jax.sampling import LogpTolerance, Sampler, check_slots, logp_tolerance
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
@@ -82,7 +82,7 @@ class SampleStage(Stage):
     def preview(self, context: Context) -> Preview:
         check_whole(self.policy, self.sampling)
         prompts = self.prompts.read()
-        with_capacity(self.sampling, prompts, self.policy.config.max_position)
+        check_room(context, self.policy, prompts, self.sampling, self.dtype)
         return Preview(self.policy, self.prompts, prompts)
 
     def _write_shards(self, folder: Path, context: Context, source: Source, prompts: Sequence[PromptGroup]
@@ -170,6 +170,18 @@ def with_capacity(sampling: SamplingConfig, prompts: Sequence[PromptGroup], posi
     """
     capacity = sampling.capacity(max(len(p.prompt_ids) for p in prompts), positions)
     return dataclasses.replace(sampling, prompt_length=capacity)
+
+
+def check_room(context: Context, policy: Checkpoint, prompts: Sequence[PromptGroup], sampling: SamplingConfig,
+               dtype: str) -> None:
+    """What a stage that samples would find out when it begins, long before.
+
+    Raises ValueError where a prompt and its response pass the model's positions, or the devices of a process do not
+    divide the slots.
+    """
+    settings = with_capacity(sampling, prompts, policy.config.max_position)
+    if settings.engine is None:
+        check_slots(settings, context.layout(policy, settings, dtype).mesh)
 
 
 def generation_metrics(groups: Iterable[PromptGroup]) -> dict[str, float]:
