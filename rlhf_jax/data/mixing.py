@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf_jax.data.example import LABEL, Example
 from rlhf_jax.data.on_disk import hash64
-from rlhf_jax.data.prompt_text import BUCKETS, bucket, normalised, opening, plain_text
+from rlhf_jax.data.prompt_text import BUCKETS, bucket, normalised, opening, plain_text, user_turns
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 ROW = np.dtype([("source", np.int32), ("place", np.int64), ("pair", np.int32), ("prompt", np.uint64),
@@ -58,7 +58,7 @@ class Entries(Sequence[Example]):
 
 
 class Prompts(Sequence[str]):
-    """The normalised prompts of the entries at some places ([n] int), each read when it is asked for."""
+    """What users say in the prompts of the entries at some places ([n] int), normalised, each read when asked for."""
 
     def __init__(self, entries: Entries, places: np.ndarray):
         self._entries, self._places = entries, places
@@ -67,7 +67,7 @@ class Prompts(Sequence[str]):
         return len(self._places)
 
     def __getitem__(self, place: int) -> str:  # type: ignore[override]
-        return normalised(plain_text(self._entries[self._places[place]].prompt))
+        return normalised("\n\n".join(user_turns(self._entries[self._places[place]].prompt)))
 
 
 def single_pair(example: Example, number: int) -> Example:

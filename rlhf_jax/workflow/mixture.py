@@ -114,9 +114,10 @@ def sift(mixture: Mixture, options: DataCommand, tick: Tick = lambda done, total
 
 
 def _near_duplicates(entries: Entries, threshold: float, tick: Tick) -> np.ndarray:
-    """[N] whether the prompt nearly repeats an earlier one that differs from it."""
+    """[N] whether users say nearly what they say in an earlier prompt that begins otherwise."""
     first = np.sort(first_of_prompts(entries.rows))
-    found = near_duplicates(Prompts(entries, first), threshold, lambda done: tick(done, len(first)))
+    found = near_duplicates(Prompts(entries, first), threshold, entries.rows["opening"][first],
+                            lambda done: tick(done, len(first)))
     prompts = entries.rows["prompt"]
     return np.isin(prompts, prompts[first[list(found)]])
 

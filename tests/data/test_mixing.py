@@ -132,6 +132,8 @@ def test_a_graded_row_is_a_row_per_pair():
     assert list(entries) == [Example("o", ("x",)), *single_pairs(graded), Example("q", ("y",))]
     assert list(entries.at(np.array([2, 0]))) == [list(single_pairs(graded))[1], Example("o", ("x",))]
     assert list(Prompts(entries, np.array([3, 0, 1]))) == ["q", "o", "p"]
+    system = [{"role": "system", "content": "be brief"}]
+    assert list(Prompts(Entries.of([[pair([*system, *chat("A  b", "c", "d")])]]), np.array([0]))) == ["a b d"]
     assert entries.rows["margin"].tolist()[1:3] == [1.0, 2.0]
     with pytest.raises(IndexError):
         entries[4]

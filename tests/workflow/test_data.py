@@ -148,6 +148,25 @@ def test_near_duplicates_of_another_prompt_are_left_out_with_all_their_rows(mix)
     assert len(rows_of(mix([rows], "far", near_duplicates=0.99))) == 4
 
 
+QUESTIONS = ("Who wrote the Iliad", "How do bees find home", "Why is ice lighter than water", "What did Euler prove")
+
+
+@pytest.mark.parametrize("rows", [
+    [{"prompt": [{"role": "system", "content": "be kind and brief and true " * 20}, {"role": "user", "content": q}]}
+     for q in QUESTIONS],
+    [{"prompt": [{"role": role, "content": f"{role} says {i} to the question of the trees" if i else QUESTIONS[0]}
+                 for i in range(2 * turns + 1) for role in [("user", "assistant")[i % 2]]]} for turns in range(9)],
+    [{"prompt": [{"role": "system", "content": f"you are number {i}"}, {"role": "user", "content": QUESTIONS[0]}]}
+     for i in range(4)],
+    [{"prompt": [{"role": "user", "content": q}, {"role": "assistant", "content": "I do not know that. " * 20},
+                 {"role": "user", "content": "Why?"}]} for q in QUESTIONS],
+], ids=["one system message", "steps of a trajectory", "several system messages", "the same answer"])
+def test_prompts_are_near_duplicates_by_what_users_say_alone(mix, rows):
+    pytest.importorskip("datasketch")
+    stage = mix([rows], kind="prompt", near_duplicates=0.8)
+    assert len(rows_of(stage)) == len(rows)
+
+
 def test_what_is_missing_is_said_before_any_source_is_read(mix, monkeypatch):
     monkeypatch.setattr(stage_module, "read_data", None)
     with pytest.raises(SourceError, match=r"there is no file '/none\.jsonl'"):
