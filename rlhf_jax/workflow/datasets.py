@@ -20,6 +20,7 @@ from rlhf_jax.data.jsonl import SourceError, scan_groups
 from rlhf_jax.data.limits import TOO_LONG
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.on_disk import OnDisk
+from rlhf_jax.data.prompt_text import asked
 from rlhf_jax.data.render_all import render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
@@ -168,7 +169,7 @@ class RenderedRows:
         """Says what became of the rows, and which of their prompts a benchmark asks too."""
         self.announce(str(funnel))
         if self.benchmarks:
-            found = contaminated((example.prompt for example in examples), benchmark_index(as_sources(self.benchmarks)))
+            found = contaminated(map(asked, examples), benchmark_index(as_sources(self.benchmarks)))
             self.announce(found.warning or f"none of {found.prompts:,} prompts is asked by the benchmarks")
 
     def read(self) -> Sequence[PromptGroup]:

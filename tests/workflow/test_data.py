@@ -148,6 +148,20 @@ def test_near_duplicates_of_another_prompt_are_left_out_with_all_their_rows(mix)
     assert len(rows_of(mix([rows], "far", near_duplicates=0.99))) == 4
 
 
+def test_benchmarks_are_looked_for_in_all_that_is_asked_and_in_texts(mix, tmp_path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"instruction": LONG}))
+    said = ("Hi", "Yes?", LONG, "So.")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    conversations = [{"messages": turns}, {"messages": [*turns[:2], {"role": "user", "content": "Bye"}, turns[3]]},
+                     {"messages": [turns[0], {"role": "assistant", "content": LONG}]}]
+    texts = [{"text": f"Q: {LONG}? A: So."}, {"text": "once upon a time"}, {"text": "the end"}]
+    stage = mix([conversations, texts], kind="sft", benchmarks=[str(tmp_path / "bench.jsonl")])
+    assert [source["dropped"] for source in stage.report["sources"]] == [{"benchmark_prompt": 1}] * 2
+    assert [(found["row_number"], found["rows"]) for found in read_jsonl(stage.folder / "decontaminated.jsonl")] == [
+        (1, 1), (1, 1)]
+    assert len(rows_of(stage)) == 4
+
+
 QUESTIONS = ("Who wrote the Iliad", "How do bees find home", "Why is ice lighter than water", "What did Euler prove")
 
 
