@@ -1,6 +1,8 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 
@@ -36,6 +38,13 @@ def test_nothing_is_left_of_the_file(tmp_path, monkeypatch):
     del some
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
+
+
+def test_the_end_of_the_interpreter_is_quiet():
+    program = ("import os\nfrom rlhf_jax.data import on_disk\nsome = on_disk.OnDisk([1])\n"
+               "os.close = None\non_disk.os = None\n")
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_what_it_holds_does_not_grow_with_the_values():

@@ -25,6 +25,64 @@ def reason(row, kind, **options):
     return caught.value.reason
 
 
+@pytest.mark.parametrize("drop_system", [False, True])
+@pytest.mark.parametrize("content", ["", " \n", None, [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_that_says_nothing_is_none(role, content, drop_system):
+    options, blank = ParseOptions(drop_system=drop_system), {"role": role, "content": content}
+    example = parse_row({"messages": [blank, user("a"), bot("b")], "id": 1}, "sft", options)
+    assert example == parse_row({"messages": [user("a"), bot("b")], "id": 1}, "sft", options)
+    for row, kind in (({"prompt": [blank, user("a")], "chosen": "b", "rejected": "c"}, "preference"),
+                      ({"prompt": [blank, user("a")]}, "prompt"), ({"prompt": "a", "system": " "}, "prompt")):
+        found = parse_row({**row, "id": 1}, kind, options)
+        assert (found.prompt, found.notes) == ("a" if "system" in row else [user("a")], {})
+    assert parse_row({"text": "t", "system": " "}, "sft", options).notes == {}
+
+
+def test_a_system_message_with_something_else_in_it_or_nothing_behind_it_is_refused():
+    assert reason({"messages": [{"role": "system", "content": ""}]}, "sft") == "last_turn_not_assistant"
+    said = [{"role": "system", "content": "", "documents": [{"text": "d"}]}, user("a"), bot("b")]
+    assert reason({"messages": said}, "sft") == "empty_prompt"
+
+
+EMPTY_ROUND = [user(" "), bot("")]
+
+
+@pytest.mark.parametrize(("row", "kind"), [
+    ({"messages": [user("a"), bot("b"), *EMPTY_ROUND, user("c"), bot("d")]}, "sft"),
+    ({"messages": [*EMPTY_ROUND, *EMPTY_ROUND, user("a"), bot("b"), user("c"), bot("d"), *EMPTY_ROUND]}, "sft"),
+    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": ""},
+                        {"from": "gpt", "value": None}, user("c"), bot("d")]}, "sft"),
+    ({"prompt": "a", "completion": [bot("b"), *EMPTY_ROUND, user("c"), bot("d")]}, "sft"),
+    ({"prompt": [user("a"), bot("b"), *EMPTY_ROUND, user("c")], "chosen": "d", "rejected": "e"}, "preference"),
+    ({"chosen": [user("a"), bot("b"), *EMPTY_ROUND, user("c"), bot("d")],
+      "rejected": [*EMPTY_ROUND, user("a"), bot("b"), user("c"), bot("e")]}, "preference"),
+    ({"prompt": [*EMPTY_ROUND, user("a"), bot("b"), user("c")]}, "prompt"),
+])
+def test_rounds_in_which_nobody_says_anything_are_left_out_with_a_note(row, kind):
+    example = parse_row(row, kind)
+    assert example.notes == {"dropped_empty_rounds": 1}
+    prompt = [user(example.prompt)] if isinstance(example.prompt, str) else example.prompt
+    said = [*prompt, *(example.responses[0] if example.responses and kind == "sft" else [])]
+    assert [m["content"] for m in said] == (["a", "b", "c", "d"] if kind == "sft" else ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("turns", "key"), [
+    ((user("a"), bot(""), user("c"), bot("d")), "empty_prompt"),
+    ((user("a"), bot("b"), user(""), bot("d")), "empty_prompt"),
+    ((user("a"), bot("b"), user("c"), bot("")), "empty_response"),
+    (EMPTY_ROUND, "empty_response"),
+])
+def test_rounds_of_which_somebody_says_something_stay_and_are_refused(turns, key):
+    assert reason({"messages": turns}, "sft") == key
+
+
+def test_rounds_that_call_tools_stay():
+    calls = {**bot(""), "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    row = {"messages": [user("a"), calls, {"role": "tool", "content": "3"}, bot("b")]}
+    assert (len(parse_row(row, "sft").responses[0]), parse_row(row, "sft").notes) == (3, {})
+
+
 HH = "\n\nHuman: sky?\n\nAssistant: It is "
 PAIRS = {
     "explicit strings": ({"prompt": "sky?", "chosen": "blue", "rejected": "black"}, "sky?", ("blue", "black")),

@@ -162,6 +162,20 @@ def test_benchmarks_are_looked_for_in_all_that_is_asked_and_in_texts(mix, tmp_pa
     assert len(rows_of(stage)) == 4
 
 
+def test_the_folder_of_a_mix_is_read_back_by_its_sides_and_batches(mix, tmp_path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"instruction": "question 0"}))
+    stage = mix([(many(60), {"max_bad_rows": 1.0})], benchmarks=[str(tmp_path / "bench.jsonl")], shard_size=10,
+                valid_percent=20)
+    for source in (stage.folder, stage.folder / "*", stage.folder / "*.jsonl"):
+        for side in ("train", "valid"):
+            assert len(load_examples(str(source), "preference", split=side)[0]) == stage.report["rows"][side]
+    again = mix([([], {"name": str(stage.folder), "split": "train"})], "again")
+    assert again.report["rows"] == {"train": stage.report["rows"]["train"]}
+    batches = mix([many(60)], "batches", batches=2, batch_size=20)
+    rows = load_examples(str(batches.folder), "preference", split="batch-2")[0]
+    assert {row.prompt for row in rows} == {row["prompt"] for row in rows_of(batches, "batch-2")}
+
+
 QUESTIONS = ("Who wrote the Iliad", "How do bees find home", "Why is ice lighter than water", "What did Euler prove")
 
 
