@@ -18,8 +18,8 @@ import numpy as np
 from rlhf_jax.config.data import Overlong
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import template_variables
-from rlhf_jax.data.example import Example
-from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
+from rlhf_jax.data.example import Example, with_responses
+from rlhf_jax.data.groups import LENGTH, Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
 from rlhf_jax.data.spoken import spoken_ids
 from rlhf_jax.data.system_prompt import with_system_prompt
@@ -169,16 +169,36 @@ def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str
         else:
             rendered = [_response(renderer, prompt, prompt_ids, response, variables) for response in example.responses]
     prompt_ids, rendered, notes = renderer.limits.fit(prompt_ids, rendered, renderer.tokenizer.bos_token_id)
-    for chosen, rejected in example.pairs:
-        if rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist():
-            raise BadRow("identical_after_truncation", "chosen and rejected have the same token ids; allow longer "
-                                                       "responses")
+    example, rendered, about = _told_apart(example, rendered)
     scores = example.scores or ({},) * len(rendered)
     responses = tuple(dataclasses.replace(r, text=text, scores=numbers)
                       for r, text, numbers in zip(rendered, example.responses, scores, strict=True))
     group = PromptGroup(example.prompt_id, np.asarray(prompt_ids, np.int32), responses,
                         prompt if chat else example.prompt, example.pairs, example.margins, example.extra)
-    return group, [*unread, *notes]
+    return group, [*unread, *notes, *about]
+
+
+def _told_apart(example: Example, rendered: list[Response]) -> tuple[Example, list[Response], list[str]]:
+    """Without the pairs whose responses have the same ids and the responses that are then in none, and notes of them.
+
+    Raises:
+      BadRow: identical_after_truncation or identical_tokens, where no pair is left.
+    """
+    same = [rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist() for chosen, rejected in example.pairs]
+    if not any(same):
+        return example, rendered, []
+    if all(same):
+        if any(rendered[place].finish_reason == LENGTH for pair in example.pairs for place in pair):
+            raise BadRow("identical_after_truncation", "chosen and rejected have the same token ids once they are cut; "
+                                                       "allow longer responses")
+        raise BadRow("identical_tokens", "chosen and rejected have the same token ids: they differ in nothing that the "
+                                         "chat template and the tokenizer keep; leave out the row")
+    whole = [number for number, alike in enumerate(same) if not alike]
+    pairs = tuple(example.pairs[number] for number in whole)
+    margins = tuple(example.margins[number] for number in whole) if example.margins else ()
+    kept = sorted({place for pair in pairs for place in pair})
+    apart = with_responses(dataclasses.replace(example, pairs=pairs, margins=margins), kept)
+    return apart, [rendered[place] for place in kept], ["left_out_identical_pairs"] * sum(same)
 
 
 def _check_read(renderer: Renderer, prompt: Text, responses: Sequence[Text], variables: dict[str, Any]) -> list[str]:

@@ -36,7 +36,8 @@ _HUB_NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\w[\w./-]*))?")
 _ABOUT = ("dataset_infos.json", "dataset_info.json")
 """Files of a hub snapshot that tell of the data and hold none."""
 _RECORD = "stage.json"
-_BESIDE = (_RECORD, "inputs.json", "statistics.json", "decontaminated.jsonl", "quarantine-*.jsonl")
+_BESIDE = (_RECORD, "inputs.json", "statistics.json", "decontaminated.jsonl", "quarantine-*.jsonl", "*.md",
+           "report.html", "figures")
 """What says that one of our stages wrote a folder, and files that `data` writes there beside its rows."""
 _SPLIT_WORDS = ("train", "valid", "validation", "val", "dev", "test", "eval")
 

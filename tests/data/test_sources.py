@@ -116,7 +116,8 @@ def test_a_split_is_never_mixed_with_one_whose_name_begins_alike(tmp_path, endin
             list(read_rows(source))
 
 
-BESIDE = ("decontaminated.jsonl", "quarantine-0000.jsonl", "inputs.json", "statistics.json", "stage.json")
+BESIDE = ("decontaminated.jsonl", "quarantine-0000.jsonl", "inputs.json", "statistics.json", "stage.json",
+          "statistics.md", "report.html")
 
 
 @pytest.mark.parametrize("pattern", ["", "*.jsonl", "*"])
@@ -128,6 +129,10 @@ def test_what_a_stage_writes_beside_its_rows_is_not_read_with_them(tmp_path, pat
         assert [row["f"] for _, row in read_rows(source, split=split)] == [f"{split}-00000.jsonl"]
     with pytest.raises(SourceError, match="splits batch-1, batch-10, train; say which"):
         list(read_rows(source))
+    (tmp_path / "figures").mkdir()
+    for name in ("batch-1-00000.jsonl", "batch-10-00000.jsonl"):
+        (tmp_path / name).unlink()
+    assert [row["f"] for _, row in read_rows(source)] == ["train-00000.jsonl"]
 
 
 def test_files_of_such_names_are_read_where_they_are_asked_for_or_no_stage_wrote_them(tmp_path):
