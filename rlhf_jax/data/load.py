@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters import CONVERTERS, Converter, find_converter
 from rlhf_jax.data.funnel import Funnel, Quarantine
@@ -180,6 +180,7 @@ def _prompt_name(row: Row | BadRow) -> tuple[str, ...] | None:
 
 
 def _parsed(row: Row | BadRow, kind: Kind, options: ParseOptions | None) -> Example | BadRow:
+    row = row.row if isinstance(row, PromptAlone) and kind == "prompt" else row
     if isinstance(row, BadRow):
         return row
     try:

@@ -179,7 +179,7 @@ def _parse_prompt(row: Mapping[str, Any], options: ParseOptions) -> Example:
         return Example(_prompt({"prompt": _prompt_within(_conversation(row, options), options.prompts_from)}))
     given = any(column in row for column in PROMPT_COLUMNS)
     if "chosen" in row and "rejected" in row and not (given and isinstance(row["chosen"], str)):
-        prompt = _parse_preference(row, options).prompt  # message answers make a string prompt a chat prompt
+        prompt, _ = _explicit_or_whole(row)  # message answers make a string prompt a chat prompt
         return Example([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     if given:
         return Example(_prompt(row))
@@ -225,9 +225,7 @@ def _parse_sft(row: Mapping[str, Any], options: ParseOptions) -> Example:
 def _parse_preference(row: Mapping[str, Any], options: ParseOptions) -> Example:
     if "chosen" not in row and "responses" in row:
         return _pair_graded(_parse_graded(row, options), row, options)
-    chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
-    given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
-    prompt, sides = _explicit_or_whole(given, chosen, rejected)
+    prompt, sides = _explicit_or_whole(row)
     if sides[0] == sides[1] and not options.to_judge:
         raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same; there is nothing to prefer")
     return Example(prompt, sides, pairs=((0, 1),), margins=_margins(row))
@@ -242,8 +240,10 @@ def _answer(value: Any, column: str) -> Text | None:
     return None
 
 
-def _explicit_or_whole(given: Text | None, chosen: Any, rejected: Any) -> tuple[Text, tuple[Text, Text]]:
+def _explicit_or_whole(row: Mapping[str, Any]) -> tuple[Text, tuple[Text, Text]]:
     """Prompt and the two responses, from an explicit prompt or from two whole conversations."""
+    chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
+    given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
     first = None if given is None else _answer(chosen, "chosen")
     second = None if given is None else _answer(rejected, "rejected")
     if given is not None and first is not None and second is not None:

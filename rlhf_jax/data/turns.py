@@ -151,15 +151,13 @@ def as_dialogue(value: Any, column: str) -> list[Message]:
     """A whole conversation that ends with the assistant, from messages or an HH-RLHF string.
 
     Raises:
-      BadRow: as `as_messages` and `parse_hh`; not_alternating, last_turn_not_assistant, empty_prompt, empty_response.
+      BadRow: as `as_messages` and `parse_hh`; not_alternating, last_turn_not_assistant, empty_prompt.
     """
     messages = parse_hh(value, column) if isinstance(value, str) else as_messages(value, column)
     check_alternation(messages, column)
     if messages[-1]["role"] != "assistant":
         raise BadRow("last_turn_not_assistant", f"column {column!r} ends with a {messages[-1]['role']} turn; a "
                                                 "conversation to learn from ends with the assistant")
-    if is_empty(messages[-1:]):
-        raise BadRow("empty_response", f"column {column!r} ends with an empty assistant turn")
     if is_empty(messages[:-1]):
         raise BadRow("empty_prompt", f"column {column!r} has an empty turn before the last one, or only one turn")
     return messages
@@ -168,14 +166,11 @@ def as_dialogue(value: Any, column: str) -> list[Message]:
 def split_pair(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
     """Prompt, chosen and rejected response of two whole conversations: the RLHFlow validity filter.
 
-    Both must have the same number of turns, the same text in all but the last, and different last turns.
+    Both must have the same number of turns, and the same text in all but the last.
 
     Raises:
-      BadRow: identical_chosen_rejected, unequal_turns, differs_before_last_turn.
+      BadRow: unequal_turns, differs_before_last_turn.
     """
-    if chosen == rejected:
-        raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same conversation; there is "
-                                                  "nothing to prefer")
     if len(chosen) != len(rejected):
         raise BadRow("unequal_turns", f"'chosen' has {len(chosen)} turns and 'rejected' {len(rejected)}; a pair "
                                       "differs in its last turn alone")

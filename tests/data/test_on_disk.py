@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.on_disk import OnDisk, Seen
 
 
@@ -65,6 +65,8 @@ def test_no_room_is_said(monkeypatch):
 
 
 def test_the_fault_of_a_row_comes_back_as_it_was():
+    alone = pickle.loads(pickle.dumps(PromptAlone("no_pair", "equal scores", {"prompt": "p"})))
+    assert (alone.reason, alone.message, alone.row) == ("no_pair", "equal scores", {"prompt": "p"})
     found = pickle.loads(pickle.dumps(BadRow("no_pair", "equal scores")))
     assert (found.reason, found.message, str(found)) == ("no_pair", "equal scores", "equal scores [no_pair]")
 

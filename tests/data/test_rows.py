@@ -71,7 +71,7 @@ def test_rounds_in_which_nobody_says_anything_are_left_out_with_a_note(row, kind
     ((user("a"), bot(""), user("c"), bot("d")), "empty_prompt"),
     ((user("a"), bot("b"), user(""), bot("d")), "empty_prompt"),
     ((user("a"), bot("b"), user("c"), bot("")), "empty_response"),
-    (EMPTY_ROUND, "empty_response"),
+    (EMPTY_ROUND, "empty_prompt"),
 ])
 def test_rounds_of_which_somebody_says_something_stay_and_are_refused(turns, key):
     assert reason({"messages": turns}, "sft") == key
@@ -81,6 +81,27 @@ def test_rounds_that_call_tools_stay():
     calls = {**bot(""), "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     row = {"messages": [user("a"), calls, {"role": "tool", "content": "3"}, bot("b")]}
     assert (len(parse_row(row, "sft").responses[0]), parse_row(row, "sft").notes) == (3, {})
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "a"),
+    ({"prompt": "a", "chosen": "", "rejected": "b", "margin": "nan"}, "a"),
+    ({"prompt": "a", "chosen": [bot("b")], "rejected": [bot("b")]}, [user("a")]),
+    ({"chosen": [user("a"), bot("b")], "rejected": [user("a"), bot("b")]}, [user("a")]),
+    ({"chosen": [user("a"), bot("b")], "rejected": [user("a"), bot(" ")], "score_chosen": "?", "score_rejected": 1},
+     [user("a")]),
+    ({"chosen": "\n\nHuman: a\n\nAssistant: ", "rejected": "\n\nHuman: a\n\nAssistant:"}, [user("a")]),
+])
+def test_a_prompt_is_good_whatever_its_answers(row, expected):
+    assert parse_row(row, "prompt").prompt == expected
+    assert reason(row, "preference") in ("identical_chosen_rejected", "empty_response", "non_finite_score",
+                                         "not_a_number")
+
+
+def test_pairs_that_are_judged_may_be_the_same_or_empty_in_every_layout():
+    for row in ({"prompt": "a", "chosen": "b", "rejected": "b"},
+                {"chosen": [user("a"), bot("")], "rejected": [user("a"), bot("")]}):
+        assert parse_row(row, "preference", ParseOptions(to_judge=True)).pairs == ((0, 1),)
 
 
 HH = "\n\nHuman: sky?\n\nAssistant: It is "

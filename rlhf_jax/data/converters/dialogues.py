@@ -33,10 +33,11 @@ def sharegpt(row: Row) -> Row:
 def capybara(row: Row) -> Row:
     """Capybara (distilabel): whole multi-turn `chosen` and `rejected`; equal ratings make no pair (RLHFlow's rule)."""
     chosen, rejected = (finite_number(row[f"rating_{side}"], f"rating_{side}") for side in ("chosen", "rejected"))
-    if chosen == rejected:
-        raise equal_ratings(chosen)
     repeated = ("prompt", "conversation", "original_response", "rating_chosen", "rating_rejected")
-    return {**others(row, *repeated), "margin": chosen - rejected}
+    pair = {**others(row, *repeated), "margin": chosen - rejected}
+    if chosen == rejected:
+        raise equal_ratings(chosen, pair)
+    return pair
 
 
 def ultrainteract(row: Row) -> Row:
