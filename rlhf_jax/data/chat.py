@@ -7,6 +7,7 @@ off unless scores are read there, and masks come from lengths, never from token 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from rlhf_jax.config.data import Overlong
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import template_variables
 from rlhf_jax.data.example import Example, with_responses
-from rlhf_jax.data.groups import LENGTH, Message, PromptGroup, Response, Text
+from rlhf_jax.data.groups import LENGTH, SYSTEM_ROLES, Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
 from rlhf_jax.data.spoken import spoken_ids
 from rlhf_jax.data.system_prompt import with_system_prompt
@@ -228,7 +229,20 @@ def _template_ids(renderer: Renderer, variables: dict[str, Any], messages: list[
     try:
         return template_ids(renderer.tokenizer, messages, generation=generation, **variables)
     except TemplateRefused as error:
-        raise BadRow("template_refused", str(error)) from error
+        raise _refusal(renderer, variables, messages, generation, error) from error
+
+
+def _refusal(renderer: Renderer, variables: dict[str, Any], messages: list[Message], generation: bool,
+             error: TemplateRefused) -> BadRow:
+    """Why a template takes no messages: their system message, if it takes them without one."""
+    role = messages[0]["role"] if messages else ""
+    if role in SYSTEM_ROLES:
+        with contextlib.suppress(TemplateRefused):
+            template_ids(renderer.tokenizer, messages[1:], generation=generation, **variables)
+            return BadRow(f"{role}_not_rendered", f"{error}. Without its {role} message the conversation is rendered: "
+                                                  "use a template that takes one (chat_template_path), set "
+                                                  "drop_system, or write it into the first user turn")
+    return BadRow("template_refused", str(error))
 
 
 def _prompt_ids(renderer: Renderer, prompt: Text, variables: dict[str, Any]) -> list[int]:

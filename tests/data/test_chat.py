@@ -10,7 +10,7 @@ from rlhf_jax.data.groups import LENGTH
 from rlhf_jax.data.jsonl import read_jsonl
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.render_all import render_all
-from rlhf_jax.data.rows import BadRow, Example, parse_row
+from rlhf_jax.data.rows import BadRow, Example, ParseOptions, parse_row
 
 
 def user(text):
@@ -304,6 +304,30 @@ def test_a_row_that_cannot_be_rendered_is_a_bad_row_with_its_number(chatml, tmp_
         examples, funnel = load_examples(str(path), "sft", max_bad_rows=budget, quarantine_path=quarantine)
         with pytest.raises(TooManyBadRows, match="row 2: the chat template does not write 'tool_calls'"):
             render_all(examples, Renderer(chatml), funnel)
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_that_a_template_refuses_is_named(make_tokenizer, role):
+    tokenizer = make_tokenizer("gemma")
+    tokenizer.add_special_tokens({"extra_special_tokens": MARKERS["gemma"]})
+    spoken = [{"role": role, "content": "s"}, user("a"), bot("b")]
+    for row, kind in (({"messages": spoken}, "sft"), ({"prompt": spoken[:2]}, "prompt")):
+        assert reason(Renderer(tokenizer), parse_row(row, kind)) == f"{role}_not_rendered"
+        assert Renderer(tokenizer).render(parse_row(row, kind, ParseOptions(drop_system=True)))
+    with pytest.raises(BadRow, match=f"no turns of the role {role}.*set drop_system, or write it into the first user"):
+        Renderer(tokenizer).render(parse_row({"messages": spoken}, "sft"))
+    refusing = Renderer(make_tokenizer("{{ raise_exception('no') }}"))
+    assert reason(refusing, parse_row({"messages": spoken}, "sft")) == "template_refused"
+
+
+def test_what_is_trained_on_is_the_same_behind_a_folded_system_message(make_tokenizer):
+    renderer = Renderer(make_tokenizer("mistral"))
+    turns = [user("a"), bot("b"), user("c"), bot("d e")]
+    plain, folded = (renderer.render(parse_row({"messages": [*system, *turns]}, "sft"))
+                     for system in ([], [{"role": "system", "content": "s"}]))
+    assert decode(renderer, folded.prompt_ids) == "<s>[INST] s\n\na [/INST]"
+    assert folded.responses[0].ids.tolist() == plain.responses[0].ids.tolist()
+    assert folded.responses[0].loss_mask.tolist() == plain.responses[0].loss_mask.tolist()
 
 
 def test_errors_inside_a_template_are_the_rows_fault(make_tokenizer):
