@@ -76,8 +76,8 @@ class DataCommand(Options):
       kind: layout of the rows.
       contradictions: what becomes of pairs that another row, or their own score, labels the other way round.
       drop_duplicate_prompts: keep one row of each prompt.
-      near_duplicates: rows are left out whose prompt shares this much of its three-word runs (Jaccard) with an earlier
-        other prompt; null to keep them. Needs the extra `data`.
+      near_duplicates: rows are left out whose users share this much of their three-word runs (Jaccard) with those of an
+        earlier prompt that begins otherwise; null to keep them. Needs the extra `data`.
       benchmarks: files of questions; rows whose prompt shares 13 words in a row with one of them are left out.
       size: rows of the mix, in the proportion of the sources' weights; null for all rows.
       valid_percent: percentage of prompts that go to valid-*.jsonl, by their hash.

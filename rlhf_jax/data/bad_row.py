@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -20,6 +21,21 @@ class BadRow(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.reason, self.message)
+
+
+class PromptAlone(BadRow):
+    """A row of whose answers none is preferred or judged; where prompts are read, it is as good as any.
+
+    Attributes:
+      row: with the prompt, as a converter would make it.
+    """
+
+    def __init__(self, reason: str, message: str, row: Mapping[str, Any]):
+        super().__init__(reason, message)
+        self.row = row
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, self.message, self.row)
 
 
 def checked_text(text: str, column: str) -> str:

@@ -7,6 +7,7 @@ off unless scores are read there, and masks come from lengths, never from token 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ import numpy as np
 from rlhf_jax.config.data import Overlong
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import template_variables
-from rlhf_jax.data.example import Example
-from rlhf_jax.data.groups import Message, PromptGroup, Response, Text
+from rlhf_jax.data.example import Example, with_responses
+from rlhf_jax.data.groups import LENGTH, SYSTEM_ROLES, Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
 from rlhf_jax.data.spoken import spoken_ids
 from rlhf_jax.data.system_prompt import with_system_prompt
@@ -169,16 +170,36 @@ def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str
         else:
             rendered = [_response(renderer, prompt, prompt_ids, response, variables) for response in example.responses]
     prompt_ids, rendered, notes = renderer.limits.fit(prompt_ids, rendered, renderer.tokenizer.bos_token_id)
-    for chosen, rejected in example.pairs:
-        if rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist():
-            raise BadRow("identical_after_truncation", "chosen and rejected have the same token ids; allow longer "
-                                                       "responses")
+    example, rendered, about = _told_apart(example, rendered)
     scores = example.scores or ({},) * len(rendered)
     responses = tuple(dataclasses.replace(r, text=text, scores=numbers)
                       for r, text, numbers in zip(rendered, example.responses, scores, strict=True))
     group = PromptGroup(example.prompt_id, np.asarray(prompt_ids, np.int32), responses,
                         prompt if chat else example.prompt, example.pairs, example.margins, example.extra)
-    return group, [*unread, *notes]
+    return group, [*unread, *notes, *about]
+
+
+def _told_apart(example: Example, rendered: list[Response]) -> tuple[Example, list[Response], list[str]]:
+    """Without the pairs whose responses have the same ids and the responses that are then in none, and notes of them.
+
+    Raises:
+      BadRow: identical_after_truncation or identical_tokens, where no pair is left.
+    """
+    same = [rendered[chosen].ids.tolist() == rendered[rejected].ids.tolist() for chosen, rejected in example.pairs]
+    if not any(same):
+        return example, rendered, []
+    if all(same):
+        if any(rendered[place].finish_reason == LENGTH for pair in example.pairs for place in pair):
+            raise BadRow("identical_after_truncation", "chosen and rejected have the same token ids once they are cut; "
+                                                       "allow longer responses")
+        raise BadRow("identical_tokens", "chosen and rejected have the same token ids: they differ in nothing that the "
+                                         "chat template and the tokenizer keep; leave out the row")
+    whole = [number for number, alike in enumerate(same) if not alike]
+    pairs = tuple(example.pairs[number] for number in whole)
+    margins = tuple(example.margins[number] for number in whole) if example.margins else ()
+    kept = sorted({place for pair in pairs for place in pair})
+    apart = with_responses(dataclasses.replace(example, pairs=pairs, margins=margins), kept)
+    return apart, [rendered[place] for place in kept], ["left_out_identical_pairs"] * sum(same)
 
 
 def _check_read(renderer: Renderer, prompt: Text, responses: Sequence[Text], variables: dict[str, Any]) -> list[str]:
@@ -208,7 +229,20 @@ def _template_ids(renderer: Renderer, variables: dict[str, Any], messages: list[
     try:
         return template_ids(renderer.tokenizer, messages, generation=generation, **variables)
     except TemplateRefused as error:
-        raise BadRow("template_refused", str(error)) from error
+        raise _refusal(renderer, variables, messages, generation, error) from error
+
+
+def _refusal(renderer: Renderer, variables: dict[str, Any], messages: list[Message], generation: bool,
+             error: TemplateRefused) -> BadRow:
+    """Why a template takes no messages: their system message, if it takes them without one."""
+    role = messages[0]["role"] if messages else ""
+    if role in SYSTEM_ROLES:
+        with contextlib.suppress(TemplateRefused):
+            template_ids(renderer.tokenizer, messages[1:], generation=generation, **variables)
+            return BadRow(f"{role}_not_rendered", f"{error}. Without its {role} message the conversation is rendered: "
+                                                  "use a template that takes one (chat_template_path), set "
+                                                  "drop_system, or write it into the first user turn")
+    return BadRow("template_refused", str(error))
 
 
 def _prompt_ids(renderer: Renderer, prompt: Text, variables: dict[str, Any]) -> list[int]:

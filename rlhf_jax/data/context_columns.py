@@ -43,7 +43,7 @@ def with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
     """
     for column in SYSTEM_COLUMNS:
         text = row.get(column)
-        if text is None or text == "":
+        if _is_blank(text):
             continue
         if not isinstance(text, str):
             raise BadRow("not_text_content", f"column {column!r} holds {short(text)}; a system message is text")
@@ -61,7 +61,16 @@ def with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
 def without_system(prompt: Text, row: Mapping[str, Any]) -> tuple[Text, bool]:
     """The prompt without its system or developer message, and whether it or a column of the row had one."""
     first = not isinstance(prompt, str) and prompt[0]["role"] in SYSTEM_ROLES
-    return prompt[1:] if first else prompt, first or any(row.get(column) for column in SYSTEM_COLUMNS)
+    return prompt[1:] if first else prompt, first or has_system(row)
+
+
+def has_system(row: Mapping[str, Any]) -> bool:
+    """Whether a column of the row holds a system message; one of white space is none."""
+    return not all(_is_blank(row.get(column)) for column in SYSTEM_COLUMNS)
+
+
+def _is_blank(text: Any) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
 
 
 def template_variables(row: Mapping[str, Any]) -> dict[str, Any]:

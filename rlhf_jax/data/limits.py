@@ -11,8 +11,8 @@ from rlhf_jax.data.example import Example
 from rlhf_jax.data.groups import LENGTH, Response, Text
 
 TOO_LONG = ("prompt_too_long", "response_too_long")
-LEFT_OUT = (*TOO_LONG, "identical_after_truncation", "nothing_left_after_truncation")
-"""Reasons for which the limits, and no fault of the row, leave it out."""
+LEFT_OUT = (*TOO_LONG, "identical_after_truncation", "identical_tokens", "nothing_left_after_truncation")
+"""Reasons for which the limits or the tokenizer, and no fault of the row, leave it out."""
 _SLACK = 4
 """A normalizer may make text shorter, but not by this factor."""
 

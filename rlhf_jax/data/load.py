@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters import CONVERTERS, Converter, find_converter
 from rlhf_jax.data.funnel import Funnel, Quarantine
@@ -62,7 +62,7 @@ def load_examples(
       columns: name of a column as it is wanted -> what it is called in the rows; before the converter.
       max_bad_rows: budget of unusable rows, a number (int) or a share (float).
       quarantine_path: JSONL file for the unusable rows, with their row numbers; written also when there are none.
-      drop_duplicate_prompts: keep the first row of each prompt (same text up to white space).
+      drop_duplicate_prompts: keep the first row of each prompt (same text up to white space), and all without one.
       max_samples: so many examples at most; rows behind them are not read.
 
     Raises:
@@ -103,7 +103,7 @@ def _used(rows: Iterable[Located], kind: Kind, options: ParseOptions | None, fun
                 quarantine.hint = _fitting(where.row, kind, options)
             funnel.refuse(where, example)
             continue
-        if prompts is not None and not prompts.add(canonical_prompt(example.prompt)):
+        if prompts is not None and example.prompt and not prompts.add(canonical_prompt(example.prompt)):
             funnel.dropped["duplicate_prompt"] += 1
             continue
         funnel.notes.update(example.notes)
@@ -180,6 +180,7 @@ def _prompt_name(row: Row | BadRow) -> tuple[str, ...] | None:
 
 
 def _parsed(row: Row | BadRow, kind: Kind, options: ParseOptions | None) -> Example | BadRow:
+    row = row.row if isinstance(row, PromptAlone) and kind == "prompt" else row
     if isinstance(row, BadRow):
         return row
     try:

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rlhf_jax.data.context_columns import template_variables
 from rlhf_jax.data.example import LABEL, Example
 from rlhf_jax.data.on_disk import hash64
-from rlhf_jax.data.prompt_text import BUCKETS, bucket, normalised, opening, plain_text
+from rlhf_jax.data.prompt_text import BUCKETS, asked, bucket, compared, normalised, opening, user_turns
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 ROW = np.dtype([("source", np.int32), ("place", np.int64), ("pair", np.int32), ("prompt", np.uint64),
-                ("said", np.uint64), ("labelled", np.uint64), ("opposite", np.uint64), ("opening", np.uint64),
-                ("bucket", np.uint8), ("order", np.uint64), ("margin", np.float64)])
+                ("asked", np.uint64), ("said", np.uint64), ("labelled", np.uint64), ("opposite", np.uint64),
+                ("opening", np.uint64), ("bucket", np.uint8), ("order", np.uint64), ("margin", np.float64)])
 """What a mix holds of a row: the number of its source, the place of its example there, and which of its pairs it is
-(0 where there is none); hashes of its normalised prompt (0 where there is none), of all that it says, of its prompt and
-answers in their order and in the opposite one, and of what decides the side of a split (see `prompt_text.opening`);
-that text's bucket; what rows are shuffled by; and the margin (NaN where there is none)."""
+(0 where there is none); hashes of its prompt (0 where there is none), of what its users ask (see `prompt_text.asked`),
+of all that it says and shows a model, of its prompt and answers in their order and in the opposite one, and of what
+decides the side of a split (see `prompt_text.opening`); that text's bucket; what rows are shuffled by; and the margin
+(NaN where there is none)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ class Entries(Sequence[Example]):
 
 
 class Prompts(Sequence[str]):
-    """The normalised prompts of the entries at some places ([n] int), each read when it is asked for."""
+    """What users say in the prompts of the entries at some places ([n] int), normalised, each read when asked for."""
 
     def __init__(self, entries: Entries, places: np.ndarray):
         self._entries, self._places = entries, places
@@ -67,7 +70,7 @@ class Prompts(Sequence[str]):
         return len(self._places)
 
     def __getitem__(self, place: int) -> str:  # type: ignore[override]
-        return normalised(plain_text(self._entries[self._places[place]].prompt))
+        return normalised("\n\n".join(user_turns(self._entries[self._places[place]].prompt)))
 
 
 def single_pair(example: Example, number: int) -> Example:
@@ -88,18 +91,22 @@ def single_pairs(example: Example) -> Iterator[Example]:
 
 
 def _row(source: int, place: int, pair: int, example: Example, seed: int) -> tuple[int | float, ...]:
-    prompt, answers = (normalised(plain_text(example.prompt)),
-                       [normalised(plain_text(response)) for response in example.responses])
+    prompt, answers = (compared(example.prompt, "user"),
+                       [compared(response, "assistant") for response in example.responses])
     label = str(example.scores[0].get(LABEL) if example.scores else None)
+    shown = template_variables(example.extra)
+    beside = [json.dumps(shown, ensure_ascii=False, sort_keys=True)] if shown else []
     first = opening(example)
-    order = hashlib.sha1("\0".join((str(seed), prompt, *answers, label)).encode("utf-8", "surrogatepass")).digest()
-    return (source, place, pair, hash64(prompt) if prompt else 0, hash64(prompt, *answers, label),
-            hash64(prompt, *answers), hash64(prompt, *reversed(answers)), hash64(first), bucket(first),
+    said = "\0".join((str(seed), prompt, *answers, label, *beside))
+    order = hashlib.sha1(said.encode("utf-8", "surrogatepass")).digest()
+    return (source, place, pair, hash64(prompt) if prompt else 0, hash64(*map(normalised, user_turns(asked(example)))),
+            hash64(prompt, *answers, label, *beside), hash64(prompt, *answers, *beside),
+            hash64(prompt, *reversed(answers), *beside), hash64(first), bucket(first),
             int.from_bytes(order[:8], "big"), example.margins[0] if example.margins else np.nan)
 
 
 def repeated_rows(rows: np.ndarray) -> np.ndarray:
-    """[N] whether a row says what an earlier one says, white space and case aside."""
+    """[N] whether a row says and shows what an earlier one does, white space and case of its texts aside."""
     return _again(rows["said"])
 
 
@@ -123,8 +130,8 @@ def _again(values: np.ndarray) -> np.ndarray:
 
 def contradicted(rows: np.ndarray) -> np.ndarray:
     """[N] whether another row labels the pair the other way round, or its own chosen answer scores lower."""
-    found: np.ndarray = np.isin(rows["opposite"], rows["labelled"]) | (rows["margin"] < 0)
-    return found
+    found: np.ndarray = np.isin(rows["opposite"], rows["labelled"]) & (rows["opposite"] != rows["labelled"])
+    return found | (rows["margin"] < 0)
 
 
 def beyond_cap(rows: np.ndarray, caps: Sequence[int | None]) -> np.ndarray:

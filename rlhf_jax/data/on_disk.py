@@ -21,11 +21,12 @@ class _File:
     """A file in TMPDIR without a name, so that nothing is left of it however the program ends."""
 
     def __init__(self) -> None:
+        self._close = os.close  # at the end of the interpreter `os` may be gone before this is
         self.number, path = tempfile.mkstemp(prefix="rlhf_jax-")
         os.unlink(path)
 
     def __del__(self) -> None:
-        os.close(self.number)
+        self._close(self.number)
 
     def write(self, data: bytes | bytearray) -> None:
         """Raises OSError where there is no room."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 
 from rlhf_jax.data.example import Example
-from rlhf_jax.data.groups import Text
+from rlhf_jax.data.groups import Message, Text
 
 BUCKETS = 100
 
@@ -19,6 +20,28 @@ def plain_text(text: Text) -> str:
 def user_turns(prompt: Text) -> list[str]:
     """What the user said, turn by turn; plain text is one turn."""
     return [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt if m["role"] == "user"]
+
+
+def asked(example: Example) -> Text:
+    """The user's messages in the prompt and in the responses; where nobody asks, the text itself."""
+    said = _messages(example.prompt, "user") if example.prompt else []
+    said = [*said, *(message for response in example.responses for message in _messages(response, "assistant"))]
+    asking = [message for message in said if message["role"] == "user"]
+    return asking or plain_text(example.responses[0] if example.responses else "")
+
+
+def compared(text: Text, role: str) -> str:
+    """What a text says and shows, by which rows are compared: case and white space aside in the words alone.
+
+    Plain text is the same as one message of `role`.
+    """
+    messages = [{**message, "content": normalised(message["content"])} for message in _messages(text, role)]
+    plain = messages == [{"role": role, "content": messages[0]["content"]}]
+    return messages[0]["content"] if plain else json.dumps(messages, ensure_ascii=False, sort_keys=True)
+
+
+def _messages(text: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 
 @functools.lru_cache(maxsize=4096)  # an answer is in many pairs, one behind the other

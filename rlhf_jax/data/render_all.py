@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from rlhf_jax.config.data import Overlong
 from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.chat import Renderer
-from rlhf_jax.data.example import Example, turn_by_turn
+from rlhf_jax.data.example import Example, turn_by_turn, with_responses
 from rlhf_jax.data.funnel import Funnel
+from rlhf_jax.data.graded import without_unpaired
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.limits import LEFT_OUT, TOO_LONG
 from rlhf_jax.data.on_disk import OnDisk
@@ -57,12 +58,20 @@ def rendered(renderer: Renderer, example: Example) -> tuple[list[PromptGroup], l
     """The group of an example, or one per turn of the assistant's where the template rewrites earlier turns.
 
     Qwen3's takes the thoughts out of all turns but the last. Each turn is then learned as it would be written: behind
-    the conversation before it, as the template shows that conversation then.
+    the conversation before it, as the template shows that conversation then. Of a row of several answers or pairs those
+    are left out that cannot be rendered or are too long (see `fitting`).
     """
     try:
         group, notes = renderer.render_noted(example)
         return [group], notes
     except BadRow as error:
+        if renderer.overlong == "error" and error.reason in TOO_LONG:
+            raise
+        several = len(example.pairs or example.responses) > 1
+        fits, out = _without_bad_answers(example, renderer) if several else (example, [])
+        if fits is not example:
+            group, notes = renderer.render_noted(fits)
+            return [group], [*notes, *["left_out_responses"] * len(out)]
         turns = turn_by_turn(example) if error.reason == "template_not_prefix_preserving" else []
         if not turns:
             raise
@@ -80,3 +89,31 @@ def rendered(renderer: Renderer, example: Example) -> tuple[list[PromptGroup], l
     if left_out is not None and not groups:
         raise left_out
     return groups, notes
+
+
+def fitting(example: Example, renderer: Renderer) -> tuple[Example, list[dict[str, Any]]]:
+    """The example without the responses that cannot be rendered or are too long; itself where no other is left.
+
+    Of an example with pairs a pair must be left. Returned too: prompt id, place and reason of each such response; of an
+    example that stays as it is, of those that are too long.
+    """
+    try:
+        renderer.render(example)
+        return example, []
+    except BadRow:
+        return _without_bad_answers(example, renderer)
+
+
+def _without_bad_answers(example: Example, renderer: Renderer) -> tuple[Example, list[dict[str, Any]]]:
+    """As `fitting`, of an example that cannot be rendered."""
+    kept, out = [], []
+    for place in range(len(example.responses)):
+        try:
+            renderer.render(with_responses(example, [place]))
+            kept.append(place)
+        except BadRow as error:
+            out.append({"prompt_id": example.prompt_id, "response": place, "reason": error.reason})
+    fits = with_responses(example, kept)
+    if not out or not fits.responses or bool(fits.pairs) != bool(example.pairs):
+        return example, [row for row in out if row["reason"] in TOO_LONG]
+    return (without_unpaired(fits) if fits.pairs else fits), out

@@ -28,7 +28,14 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.bad_row import BadRow, checked_text
-from rlhf_jax.data.context_columns import SYSTEM_COLUMNS, check_media, template_variables, with_system, without_system
+from rlhf_jax.data.context_columns import (
+    SYSTEM_COLUMNS,
+    check_media,
+    has_system,
+    template_variables,
+    with_system,
+    without_system,
+)
 from rlhf_jax.data.example import LABEL, Example, Kind, NotedRow, ParseOptions
 from rlhf_jax.data.graded import finite_number, graded_example, paired, pairs_from_scores
 from rlhf_jax.data.group_rows import GROUP_COLUMN, example_of_group
@@ -36,12 +43,21 @@ from rlhf_jax.data.groups import Message, Text
 from rlhf_jax.data.json_values import count_non_finite, writable
 from rlhf_jax.data.message_fields import TRAIN
 from rlhf_jax.data.steps import BETWEEN, LABELS, STEPS, row_labels, row_steps
-from rlhf_jax.data.turns import as_dialogue, as_messages, as_text, check_alternation, is_empty, split_pair
+from rlhf_jax.data.turns import (
+    as_dialogue,
+    as_messages,
+    as_text,
+    check_alternation,
+    is_empty,
+    split_pair,
+    without_empty_rounds,
+)
 
 __all__ = ["BadRow", "Example", "Kind", "ParseOptions", "canonical_prompt", "pairs_from_scores", "parse_row"]
 
 PROMPT_COLUMNS = ("prompt", "context_messages", "conversations")
 ID_COLUMNS = ("prompt_id", "id", "index")
+_CONVERSATIONS = (*PROMPT_COLUMNS, "messages", "completion", "chosen", "rejected")
 SCORE_COLUMNS = (("chosen_score", "rejected_score"), ("score_chosen", "score_rejected"))
 _USED = {
     "prompt": (*PROMPT_COLUMNS, "messages"),
@@ -70,6 +86,10 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
     row = {column: value for column, value in row.items() if value is not None}
     check_media(row)
     ours = GROUP_COLUMN in row
+    if not ours:
+        whole = row
+        row = {c: without_empty_rounds(v) if c in _CONVERSATIONS else v for c, v in row.items()}
+        notes["dropped_empty_rounds"] += any(row[c] != whole[c] for c in _CONVERSATIONS if c in row)
     example = _parse_group(row, kind, options) if ours else _PARSERS[kind](row, options)
     whole_text = kind in ("sft", "answered") and example.prompt == "" and "text" in row
     if is_empty(example.prompt) and not (example.prompt == "" and (options.allow_empty_prompt or whole_text)):
@@ -91,7 +111,7 @@ def parse_row(row: Mapping[str, Any], kind: Kind, options: ParseOptions | None =
 
 
 def _with_system(prompt: Text, row: Mapping[str, Any]) -> Text:
-    if prompt == "" and any(row.get(column) for column in SYSTEM_COLUMNS):
+    if prompt == "" and has_system(row):
         raise BadRow("system_beside_text", "the row has a system column beside whole text, in which nobody speaks; "
                                            "write it into the text, or give messages")
     return with_system(prompt, row)
@@ -159,7 +179,7 @@ def _parse_prompt(row: Mapping[str, Any], options: ParseOptions) -> Example:
         return Example(_prompt({"prompt": _prompt_within(_conversation(row, options), options.prompts_from)}))
     given = any(column in row for column in PROMPT_COLUMNS)
     if "chosen" in row and "rejected" in row and not (given and isinstance(row["chosen"], str)):
-        prompt = _parse_preference(row, options).prompt  # message answers make a string prompt a chat prompt
+        prompt, _ = _explicit_or_whole(row)  # message answers make a string prompt a chat prompt
         return Example([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
     if given:
         return Example(_prompt(row))
@@ -205,9 +225,7 @@ def _parse_sft(row: Mapping[str, Any], options: ParseOptions) -> Example:
 def _parse_preference(row: Mapping[str, Any], options: ParseOptions) -> Example:
     if "chosen" not in row and "responses" in row:
         return _pair_graded(_parse_graded(row, options), row, options)
-    chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
-    given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
-    prompt, sides = _explicit_or_whole(given, chosen, rejected)
+    prompt, sides = _explicit_or_whole(row)
     if sides[0] == sides[1] and not options.to_judge:
         raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same; there is nothing to prefer")
     return Example(prompt, sides, pairs=((0, 1),), margins=_margins(row))
@@ -222,8 +240,10 @@ def _answer(value: Any, column: str) -> Text | None:
     return None
 
 
-def _explicit_or_whole(given: Text | None, chosen: Any, rejected: Any) -> tuple[Text, tuple[Text, Text]]:
+def _explicit_or_whole(row: Mapping[str, Any]) -> tuple[Text, tuple[Text, Text]]:
     """Prompt and the two responses, from an explicit prompt or from two whole conversations."""
+    chosen, rejected = _need(row, "chosen"), _need(row, "rejected")
+    given = _prompt(row) if any(column in row for column in PROMPT_COLUMNS) else None
     first = None if given is None else _answer(chosen, "chosen")
     second = None if given is None else _answer(rejected, "rejected")
     if given is not None and first is not None and second is not None:

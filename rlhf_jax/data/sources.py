@@ -19,6 +19,7 @@ import glob
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,15 @@ from rlhf_jax.data.json_values import without_padding
 from rlhf_jax.data.jsonl import SourceError
 
 _SLICE = re.compile(r"^(?P<base>.*?)\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\]$")
-_HUB_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}\.")
+_SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.|^(batch-\d+)-\d{5}\.")
+"""A shard as the hub names it, of older data sets with a hash, or one of the batches that `data` writes."""
 _HUB_NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\w[\w./-]*))?")
 _ABOUT = ("dataset_infos.json", "dataset_info.json")
 """Files of a hub snapshot that tell of the data and hold none."""
+_RECORD = "stage.json"
+_BESIDE = (_RECORD, "inputs.json", "statistics.json", "decontaminated.jsonl", "quarantine-*.jsonl", "*.md",
+           "report.html", "figures")
+"""What says that one of our stages wrote a folder, and files that `data` writes there beside its rows."""
 _SPLIT_WORDS = ("train", "valid", "validation", "val", "dev", "test", "eval")
 
 
@@ -127,7 +133,8 @@ def list_files(source: str, split: str | None = None) -> list[Path] | None:
 
     In a folder, `split` keeps the files whose name begins with it; of `train_sft-00000-of-00002.parquet`, as the hub
     names them, the split is `train_sft`. Where no file name begins with a split word, all are one `train` split. A
-    folder without data files of its own whose files lie in `data/` is read there.
+    folder without data files of its own whose files lie in `data/` is read there. What a stage wrote beside its rows is
+    not read with them.
 
     Raises:
       SourceError: there is no such file, or the split is not there, or is needed and not given.
@@ -138,7 +145,7 @@ def list_files(source: str, split: str | None = None) -> list[Path] | None:
     if path.is_file() or file_format(path) or glob.has_magic(source) or source.startswith(("/", ".", "~")):
         if not path.is_file() and not glob.has_magic(source):
             raise SourceError(f"there is no file {source!r}; the working folder is {Path.cwd()}")
-        found = [path] if path.is_file() else [Path(f) for f in sorted(glob.glob(str(path), recursive=True))]
+        found = [path] if path.is_file() else _matching(str(path))
         if not found:
             raise SourceError(f"no file matches {source!r}")
         return _split_files(found, source, split) if len(found) > 1 else _check_single(found, source, split)
@@ -146,8 +153,19 @@ def list_files(source: str, split: str | None = None) -> list[Path] | None:
 
 
 def _data_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.glob("*")
-                  if file_format(f) and f.is_file() and not f.name.startswith(".") and f.name not in _ABOUT)
+    return sorted(f for f in folder.glob("*") if file_format(f) and f.is_file() and not f.name.startswith(".")
+                  and f.name not in _ABOUT and not _lies_beside(f))
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The files of a glob; those that lie beside rows are left out, unless it names nothing else."""
+    found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    return [file for file in found if not _lies_beside(file)] or found
+
+
+def _lies_beside(file: Path) -> bool:
+    """Whether a stage wrote the file beside its rows: what it left out, or what it says of them."""
+    return any(fnmatch(file.name, name) for name in _BESIDE) and (file.parent / _RECORD).is_file()
 
 
 def _check_single(files: list[Path], source: str, split: str | None) -> list[Path]:
@@ -160,7 +178,7 @@ def _split_files(files: list[Path], source: str, split: str | None) -> list[Path
     if not files:
         raise SourceError(f"{source!r} holds no data file, nor does a folder data/ in it; known endings are "
                           f"{', '.join(FILE_READERS)}, text ones also .gz. Name the folder that holds them")
-    shards = {file: match[1] for file in files if (match := _HUB_SHARD.match(file.name))}
+    shards = {file: match[1] or match[2] for file in files if (match := _SHARD.match(file.name))}
     words = {file: re.split(r"[._-]", file.name)[0] for file in files} | shards
     named = sorted({word for word in words.values() if word in _SPLIT_WORDS} | set(shards.values()))
     if split is None and len(named) > 1:

@@ -38,14 +38,18 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
     ),
     "mistral": (
-        "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-        "{{ ' ' + message['content'] | trim + eos_token }}"
-        "{% else %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}{% endif %}{% endfor %}"
+        "{% if bos_token %}{{ bos_token }}{% endif %}{% set before = namespace(text='') %}"
+        "{% for message in messages %}{% if message['role'] in ('system', 'developer') %}"
+        "{% set before.text = message['content'] | trim + '\n\n' %}"
+        "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + eos_token }}"
+        "{% else %}{{ '[INST] ' + before.text + message['content'] | trim + ' [/INST]' }}"
+        "{% set before.text = '' %}{% endif %}{% endfor %}"
     ),
     "gemma": (
         "{% if bos_token %}{{ bos_token }}{% endif %}"
-        "{% for message in messages %}{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
+        "{% for message in messages %}{% if message['role'] in ('system', 'developer') %}"
+        "{{ raise_exception('Gemma has no turns of the role ' + message['role']) }}{% endif %}"
+        "{% if message['role'] == 'assistant' %}{% set role = 'model' %}"
         "{% else %}{% set role = message['role'] %}{% endif %}"
         "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
@@ -57,7 +61,8 @@ TEMPLATES = {
         "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
     ),
 }
-"""Chat templates by name. `plain` needs no special token but EOS, so it suits base models."""
+"""Chat templates by name. `plain` needs no special token but EOS, so it suits base models. Mistral's models know no
+system turn, and read the message before the first user's words; Gemma's (1 and 2) know none, and refuse it."""
 _OURS = {*TEMPLATES.values(), CHAT_TEMPLATE}
 
 

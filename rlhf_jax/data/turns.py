@@ -37,6 +37,8 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 def as_messages(value: Any, column: str) -> list[Message]:
     """The chat messages in a cell: a list of {role, content} or ShareGPT {from, value}, or one such object.
 
+    A system message that says nothing is none.
+
     Raises:
       BadRow: not_messages, unknown_role, not_text_content, lone_surrogate, and those of `message_fields`.
     """
@@ -44,7 +46,34 @@ def as_messages(value: Any, column: str) -> list[Message]:
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes) or not turns:
         raise BadRow("not_messages", f"column {column!r} holds {short(value)}, not a list of chat messages; "
                                      'give [{"role": "user", "content": "..."}, ...]')
-    return [_as_message(turn, column) for turn in turns]
+    messages = [_as_message(turn, column) for turn in turns]
+    return [m for m in messages if m["role"] not in SYSTEM_ROLES or m["content"].strip() or len(m) > 2] or messages
+
+
+def without_empty_rounds(cell: Any) -> Any:
+    """The turns of a cell without rounds in which neither the user nor the assistant says anything.
+
+    Whatever else it is, and turns of which nothing would be left, stay as they are.
+    """
+    if not isinstance(cell, list | tuple) or not all(isinstance(turn, Mapping) for turn in cell):
+        return cell
+    said = [_speaker(turn) for turn in cell]
+    kept, place = [], 0
+    while place < len(cell):
+        if said[place : place + 2] == [("user", False), ("assistant", False)]:
+            place += 2
+        else:
+            kept.append(cell[place])
+            place += 1
+    left = any(role == "user" for role, _ in map(_speaker, kept))
+    return kept if left and len(kept) < len(cell) else cell
+
+
+def _speaker(turn: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The role of a raw turn, by our name where it is known, and whether it says or calls anything."""
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    known = ROLES.get(role, role) if isinstance(role, str) else role
+    return known, bool(content.strip() if isinstance(content, str) else content) or bool(turn.get("tool_calls"))
 
 
 def _as_message(turn: Any, column: str) -> Message:
@@ -59,7 +88,7 @@ def _as_message(turn: Any, column: str) -> Message:
     fields = message_fields(said, ROLES[role], column)
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
-    if content is None and "tool_calls" in fields:
+    if content is None and ("tool_calls" in fields or ROLES[role] in SYSTEM_ROLES):
         content = ""
     if not isinstance(content, str):
         raise BadRow("not_text_content", f"column {column!r} has a message whose content is {short(content)}; "
@@ -122,15 +151,13 @@ def as_dialogue(value: Any, column: str) -> list[Message]:
     """A whole conversation that ends with the assistant, from messages or an HH-RLHF string.
 
     Raises:
-      BadRow: as `as_messages` and `parse_hh`; not_alternating, last_turn_not_assistant, empty_prompt, empty_response.
+      BadRow: as `as_messages` and `parse_hh`; not_alternating, last_turn_not_assistant, empty_prompt.
     """
     messages = parse_hh(value, column) if isinstance(value, str) else as_messages(value, column)
     check_alternation(messages, column)
     if messages[-1]["role"] != "assistant":
         raise BadRow("last_turn_not_assistant", f"column {column!r} ends with a {messages[-1]['role']} turn; a "
                                                 "conversation to learn from ends with the assistant")
-    if is_empty(messages[-1:]):
-        raise BadRow("empty_response", f"column {column!r} ends with an empty assistant turn")
     if is_empty(messages[:-1]):
         raise BadRow("empty_prompt", f"column {column!r} has an empty turn before the last one, or only one turn")
     return messages
@@ -139,14 +166,11 @@ def as_dialogue(value: Any, column: str) -> list[Message]:
 def split_pair(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
     """Prompt, chosen and rejected response of two whole conversations: the RLHFlow validity filter.
 
-    Both must have the same number of turns, the same text in all but the last, and different last turns.
+    Both must have the same number of turns, and the same text in all but the last.
 
     Raises:
-      BadRow: identical_chosen_rejected, unequal_turns, differs_before_last_turn.
+      BadRow: unequal_turns, differs_before_last_turn.
     """
-    if chosen == rejected:
-        raise BadRow("identical_chosen_rejected", "'chosen' and 'rejected' are the same conversation; there is "
-                                                  "nothing to prefer")
     if len(chosen) != len(rejected):
         raise BadRow("unequal_turns", f"'chosen' has {len(chosen)} turns and 'rejected' {len(rejected)}; a pair "
                                       "differs in its last turn alone")

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions, Sources, as_sources
-from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.decontaminate import benchmark_index, contaminated
-from rlhf_jax.data.example import with_responses
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.jsonl import SourceError, scan_groups
-from rlhf_jax.data.limits import TOO_LONG
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.on_disk import OnDisk
-from rlhf_jax.data.render_all import render_all
+from rlhf_jax.data.prompt_text import asked
+from rlhf_jax.data.render_all import fitting, render_all
 from rlhf_jax.data.rows import Example, Kind, ParseOptions
 from rlhf_jax.data.sources import read_rows, source_paths
 from rlhf_jax.data.tokenizer import load_template
@@ -168,7 +166,7 @@ class RenderedRows:
         """Says what became of the rows, and which of their prompts a benchmark asks too."""
         self.announce(str(funnel))
         if self.benchmarks:
-            found = contaminated((example.prompt for example in examples), benchmark_index(as_sources(self.benchmarks)))
+            found = contaminated(map(asked, examples), benchmark_index(as_sources(self.benchmarks)))
             self.announce(found.warning or f"none of {found.prompts:,} prompts is asked by the benchmarks")
 
     def read(self) -> Sequence[PromptGroup]:
@@ -181,7 +179,7 @@ class RenderedRows:
 
 
 class FittingRows(RenderedRows):
-    """As `RenderedRows`, but answers that are too long are left out alone, and not the whole row with the others.
+    """As `RenderedRows`, but it is kept which answers were too long and left out of a row, and why.
 
     Where rows are cut to the limits, or one that is too long is an error, it is as there.
     """
@@ -208,25 +206,6 @@ class FittingRows(RenderedRows):
     def left_out(self) -> OnDisk[dict[str, Any]]:
         """Prompt id, place and reason of each answer that was left out, once the rows are read."""
         return OnDisk()
-
-
-def fitting(example: Example, renderer: Renderer) -> tuple[Example, list[dict[str, Any]]]:
-    """The example without the responses that are too long, and which they are; itself where nothing would be left."""
-    try:
-        renderer.render(example)
-        return example, []
-    except BadRow as error:
-        if error.reason not in TOO_LONG:
-            return example, []
-    kept, out = [], []
-    for place in range(len(example.responses)):
-        try:
-            renderer.render(with_responses(example, [place]))
-            kept.append(place)
-        except BadRow as error:
-            out.append({"prompt_id": example.prompt_id, "response": place, "reason": error.reason})
-    fits = with_responses(example, kept)
-    return fits if fits.responses and bool(fits.pairs) == bool(example.pairs) else example, out
 
 
 def read_data(rows: RowOptions, kind: Kind, quarantine: Path | None = None, graded: GradedOptions = GradedOptions(), *,

@@ -29,7 +29,7 @@ from rlhf_jax.data.mixing import (
     shuffled,
     sides,
 )
-from rlhf_jax.data.prompt_text import user_turns
+from rlhf_jax.data.prompt_text import asked, user_turns
 
 Tick = Callable[[int, int], None]
 
@@ -114,29 +114,30 @@ def sift(mixture: Mixture, options: DataCommand, tick: Tick = lambda done, total
 
 
 def _near_duplicates(entries: Entries, threshold: float, tick: Tick) -> np.ndarray:
-    """[N] whether the prompt nearly repeats an earlier one that differs from it."""
+    """[N] whether users say nearly what they say in an earlier prompt that begins otherwise."""
     first = np.sort(first_of_prompts(entries.rows))
-    found = near_duplicates(Prompts(entries, first), threshold, lambda done: tick(done, len(first)))
+    found = near_duplicates(Prompts(entries, first), threshold, entries.rows["opening"][first],
+                            lambda done: tick(done, len(first)))
     prompts = entries.rows["prompt"]
     return np.isin(prompts, prompts[first[list(found)]])
 
 
 def _decontaminate(mixture: Mixture, options: DataCommand) -> None:
     index, entries = benchmark_index(options.benchmark_files), mixture.entries
-    _, first, prompt, counts = np.unique(entries.rows[["source", "prompt"]], return_index=True, return_inverse=True,
-                                         return_counts=True)
-    asked = np.zeros(len(first), bool)
+    _, first, same, counts = np.unique(entries.rows[["source", "asked"]], return_index=True, return_inverse=True,
+                                       return_counts=True)
+    known = np.zeros(len(first), bool)
     for number in np.argsort(first).tolist():
         example = entries[first[number]]
-        if (found := contamination(user_turns(example.prompt), index)) is not None:
-            asked[number] = True
+        if (found := contamination(user_turns(asked(example)), index)) is not None:
+            known[number] = True
             source = options.sources[entries.rows["source"][first[number]]].name
             mixture.found_in.append(_found_in(example, source, int(counts[number]), *found))
-    mixture.leave_out(asked[prompt], "benchmark_prompt")
+    mixture.leave_out(known[same], "benchmark_prompt")
 
 
 def _found_in(example: Example, source: str, rows: int, shared: str, question: Question) -> dict[str, Any]:
-    """What is kept about a prompt that a benchmark asks too. rows: of the source that have it."""
+    """What is kept about a prompt that a benchmark asks too. rows: of the source that ask the same."""
     return {"source": source, "row_number": example.origin.number if example.origin else None, "rows": rows,
             "prompt_id": example.prompt_id, "prompt": example.prompt, "shared": shared,
             "benchmark": question.benchmark, "benchmark_row": question.row_number, "question": question.text}

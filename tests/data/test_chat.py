@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from rlhf_jax.data.groups import LENGTH
 from rlhf_jax.data.jsonl import read_jsonl
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.render_all import render_all
-from rlhf_jax.data.rows import BadRow, Example, parse_row
+from rlhf_jax.data.rows import BadRow, Example, ParseOptions, parse_row
 
 
 def user(text):
@@ -305,6 +306,30 @@ def test_a_row_that_cannot_be_rendered_is_a_bad_row_with_its_number(chatml, tmp_
             render_all(examples, Renderer(chatml), funnel)
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_that_a_template_refuses_is_named(make_tokenizer, role):
+    tokenizer = make_tokenizer("gemma")
+    tokenizer.add_special_tokens({"extra_special_tokens": MARKERS["gemma"]})
+    spoken = [{"role": role, "content": "s"}, user("a"), bot("b")]
+    for row, kind in (({"messages": spoken}, "sft"), ({"prompt": spoken[:2]}, "prompt")):
+        assert reason(Renderer(tokenizer), parse_row(row, kind)) == f"{role}_not_rendered"
+        assert Renderer(tokenizer).render(parse_row(row, kind, ParseOptions(drop_system=True)))
+    with pytest.raises(BadRow, match=f"no turns of the role {role}.*set drop_system, or write it into the first user"):
+        Renderer(tokenizer).render(parse_row({"messages": spoken}, "sft"))
+    refusing = Renderer(make_tokenizer("{{ raise_exception('no') }}"))
+    assert reason(refusing, parse_row({"messages": spoken}, "sft")) == "template_refused"
+
+
+def test_what_is_trained_on_is_the_same_behind_a_folded_system_message(make_tokenizer):
+    renderer = Renderer(make_tokenizer("mistral"))
+    turns = [user("a"), bot("b"), user("c"), bot("d e")]
+    plain, folded = (renderer.render(parse_row({"messages": [*system, *turns]}, "sft"))
+                     for system in ([], [{"role": "system", "content": "s"}]))
+    assert decode(renderer, folded.prompt_ids) == "<s>[INST] s\n\na [/INST]"
+    assert folded.responses[0].ids.tolist() == plain.responses[0].ids.tolist()
+    assert folded.responses[0].loss_mask.tolist() == plain.responses[0].loss_mask.tolist()
+
+
 def test_errors_inside_a_template_are_the_rows_fault(make_tokenizer):
     template = "{% for m in messages %}{{ m.content + eos_token + (tools[0].name + '' if tools else '') }}{% endfor %}"
     renderer = Renderer(make_tokenizer(template))
@@ -349,6 +374,58 @@ def test_too_long(plain_text, options, key):
 def test_pairs_must_still_differ_after_truncation(plain_text):
     renderer = Renderer(plain_text, max_length=5, overlong="truncate_response")
     assert reason(renderer, Example("a", ("bcdX", "bcdY"), pairs=((0, 1),))) == "identical_after_truncation"
+
+
+def test_texts_that_differ_in_nothing_that_is_kept_are_named_so(chatml):
+    for answers in ((" b", "b"), ([bot("b")], [bot("b\n")])):
+        assert reason(Renderer(chatml), Example([user("a")], answers, pairs=((0, 1),))) == "identical_tokens"
+    long = Renderer(chatml, max_length=500, overlong="truncate_response")
+    assert reason(long, Example([user("a")], (" b", "b"), pairs=((0, 1),))) == "identical_tokens"
+
+
+def test_of_several_pairs_those_that_are_the_same_are_left_out_alone(plain_text):
+    renderer = Renderer(plain_text, max_length=6, overlong="truncate_response")
+    example = Example("a", ("bcdeX", "bcdeY", "q", "bcdeZ"), ((0, 1), (0, 2), (2, 3)), (1.0, 2.0, 3.0),
+                      tuple({"data": float(i)} for i in range(4)), extra={"response_models": list("klmn")})
+    group, notes = renderer.render_noted(example)
+    assert notes == [*["truncated_response"] * 3, "left_out_identical_pairs"]
+    assert [r.text for r in group.responses] == ["bcdeX", "q", "bcdeZ"]
+    assert (group.pairs, group.margins, group.extra["response_models"]) == (((0, 1), (1, 2)), (2.0, 3.0), list("kmn"))
+    assert [r.scores["data"] for r in group.responses] == [0.0, 2.0, 3.0]
+    assert reason(renderer, Example("a", ("bcdeX", "bcdeY", "bcdeZ"), ((0, 1), (1, 2)))) == "identical_after_truncation"
+
+
+LONG = "d" * 50
+FOUR = ("b", LONG, "c", "e")
+
+
+@pytest.mark.parametrize(("answers", "overlong", "kept"), [
+    (FOUR, "drop", "bce"), (("b", "", "c", "e"), "drop", "bce"), (("b", "", "c", "e"), "error", "bce"),
+    (("b", "", "c", LONG), "drop", "bc"), (("", LONG, "c", "e"), "drop", "ce"),
+])
+def test_one_bad_answer_is_left_out_of_a_graded_row_alone(plain_text, answers, overlong, kept):
+    pairs = tuple((i, j) for i in range(4) for j in range(i))
+    example = Example("a", answers, pairs, tuple(float(i - j) for i, j in pairs))
+    for some in (example, dataclasses.replace(example, pairs=(), margins=())):
+        funnel = Funnel(read=1)
+        (group,) = render_all([some], Renderer(plain_text, max_length=12, overlong=overlong), funnel)
+        assert [r.text for r in group.responses] == list(kept)
+        assert funnel.to_json() == {"read": 1, "valid": 1, "kept": 1, "invalid": {}, "dropped": {},
+                                    "notes": {"left_out_responses": 4 - len(kept)}}
+        assert len(group.pairs) == len(group.margins) == (len(kept) * (len(kept) - 1) // 2 if some.pairs else 0)
+
+
+@pytest.mark.parametrize("pairs", [((0, 1),), ((0, 1), (2, 1))])
+def test_rows_whose_pairs_all_have_a_bad_side_are_left_out_whole(plain_text, pairs):
+    funnel = Funnel(read=2)
+    some = [Example("a", ("b", LONG, "c"), pairs), Example("a", ("b", "c"))]
+    render_all(some, Renderer(plain_text, max_length=12, overlong="drop"), funnel)
+    assert (funnel.kept, funnel.dropped, funnel.notes) == (1, {"response_too_long": 1}, {})
+
+
+def test_answers_that_are_too_long_end_a_command_that_asks_for_it(plain_text):
+    with pytest.raises(BadRow, match="Raise the limit"):
+        render_all([Example("a", FOUR, ((0, 1), (0, 2)))], Renderer(plain_text, max_length=12), Funnel(read=1))
 
 
 def test_nothing_of_the_assistants_own_left(chatml):

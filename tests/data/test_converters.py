@@ -258,6 +258,28 @@ def test_equal_ratings_make_no_pair(tmp_path, name, row, equal, chosen, margin):
     assert funnel.dropped == {"equal_ratings": 1}
 
 
+ALONE = {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "q"}}
+
+
+@pytest.mark.parametrize(("name", "row", "prompt"), [
+    ("argilla_math", {**ROWS["argilla_math"], "rejected_rating": 5}, [user(ROWS["argilla_math"]["instruction"])]),
+    ("orca_pairs", {**ROWS["orca"], "rating": [9.0, 9.0]}, [user(ROWS["orca"]["input"])]),
+    ("capybara", {**ROWS["capybara"], "rating_rejected": 5}, [user("a"), bot("b"), user("c")]),
+    ("shp", {**ROWS["shp"], "score_ratio": 1.1}, ROWS["shp"]["history"]),
+    ("pku_saferlhf", {**ROWS["pku"], "better_response_id": 0}, ROWS["pku"]["prompt"]),
+    ("helpsteer2_preference", {**ROWS["helpsteer2_preference"], "preference_strength": 0},
+     ROWS["helpsteer2_preference"]["prompt"]),
+    ("oasst", ALONE, [user("q")]), ("oasst_ranked", ALONE, [user("q")]),
+])
+def test_a_prompt_stays_where_no_answer_is_preferred(tmp_path, name, row, prompt):
+    (example,), funnel = read(tmp_path, [row], name, "prompt")
+    system = [m for m in example.prompt if not isinstance(m, str) and m["role"] == "system"]
+    assert example.prompt == (prompt if isinstance(prompt, str) else [*system, *prompt])
+    assert (funnel.kept, funnel.dropped, funnel.invalid) == (1, {}, {})
+    with pytest.raises(ValueError, match=r"no row of .* can be used as preference data|1 of .* rows cannot be used"):
+        read(tmp_path, [row], name)
+
+
 def test_capybara_keeps_all_turns_and_orca_its_system_message():
     assert converted("capybara", "preference", ROWS["capybara"]).prompt == [user("a"), bot("b"), user("c")]
     intel = {"system": "Be brief.", "question": "q", "chosen": "a", "rejected": "b"}

@@ -7,9 +7,14 @@ import pytest
 from rlhf_jax.data.decontaminate import benchmark_index, contaminated, contamination, word_runs
 from rlhf_jax.data.jsonl import SourceError
 from rlhf_jax.data.load import load_examples
-from rlhf_jax.data.prompt_text import user_turns
+from rlhf_jax.data.prompt_text import asked, user_turns
+from rlhf_jax.data.rows import parse_row
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+
+
+def chat(*turns):
+    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
 def index_of(tmp_path, *rows):
@@ -52,6 +57,16 @@ def test_prompts_that_a_benchmark_asks_are_counted_and_said(tmp_path):
     assert "row 1" in found.warning
     assert contaminated(prompts[:1], index) == (1, 0, None)
     assert contaminated(prompts[:1], index).warning == ""
+
+
+@pytest.mark.parametrize(("row", "turns"), [
+    ({"messages": chat("a", "b", "c", "d")}, ["a", "c"]),
+    ({"prompt": "a", "completion": chat("", "b", "c", "d")[1:]}, ["a", "c"]),
+    ({"prompt": "a", "completion": "a"}, ["a"]),
+    ({"text": "once upon a time"}, ["once upon a time"]),
+])
+def test_what_is_asked_stands_in_prompts_responses_and_texts(row, turns):
+    assert user_turns(asked(parse_row(row, "sft"))) == turns
 
 
 @pytest.fixture(scope="module")

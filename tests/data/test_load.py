@@ -84,6 +84,18 @@ def test_duplicate_prompts_can_be_dropped(source):
     assert funnel.kept == 1
 
 
+def test_texts_without_a_prompt_are_no_duplicates_of_each_other(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (
+        {"text": "one"}, {"text": "two"}, {"prompt": "p", "completion": "c"}, {"prompt": " p", "completion": "d"})))
+    examples, funnel = load_examples(str(path), "sft", drop_duplicate_prompts=True)
+    assert [example.responses[0] for example in examples] == ["one", "two", "c"]
+    assert funnel.dropped == {"duplicate_prompt": 1}
+    path.write_text('{"prompt": ""}\n' * 2)
+    empty = ParseOptions(allow_empty_prompt=True)
+    assert len(load_examples(str(path), "prompt", options=empty, drop_duplicate_prompts=True)[0]) == 2
+
+
 def test_converters(source):
     both = [{"prompt": "x"}, {"prompt": "y"}]
     examples, funnel = load_examples(source + "[:1]", "prompt", converter=lambda row: both)

@@ -1,5 +1,7 @@
 """Which rows a mix takes, in which order, on which side."""
 
+import dataclasses
+import json
 import random
 
 import numpy as np
@@ -108,6 +110,42 @@ def test_rows_that_say_the_same_are_repeated_whatever_their_case_and_spaces():
     assert marked(repeated_prompts(texts)) == set()
 
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": "A"}}}]}
+OTHER = {**CALL, "tool_calls": [{"function": {"name": "f", "arguments": {"x": "a"}}}]}
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    (pair("p", [CALL], "no"), pair("p", [OTHER], "no")),
+    (pair([*chat("p"), CALL, *chat("more")], "yes", "no"), pair([*chat("p"), OTHER, *chat("more")], "yes", "no")),
+    (pair("p"), dataclasses.replace(pair("p"), extra={"tools": [{"name": "f"}]})),
+    (pair("p"), dataclasses.replace(pair("p"), extra={"chat_template_kwargs": {"thinking": False}})),
+    (Example(chat("p"), (chat("p", "a")[1:],)), Example(chat("p"), ([{**chat("p", "a")[1], "train": False}],))),
+    (pair(chat("p", "a", "b")), pair("p\n\na\n\nb")),
+])
+def test_rows_are_compared_by_all_that_a_model_is_shown(one, other):
+    both = rows(one, (1, other), (2, one))
+    assert marked(repeated_rows(both)) == {2}
+    assert len(set(both["order"].tolist())) == 2
+    swapped = [dataclasses.replace(e, responses=e.responses[::-1]) for e in (one, other)]
+    assert not contradicted(rows(one, (1, swapped[1]))).any()
+    assert len(one.responses) == 1 or marked(contradicted(rows(one, (1, swapped[0])))) == {0, 1}
+
+
+def test_the_same_in_another_form_is_the_same():
+    listed, written = ({"tools": tools} for tools in (TOOLS, json.dumps(TOOLS)))
+    some = rows(dataclasses.replace(pair("P  q", chat("", "good")[1:]), extra=listed),
+                dataclasses.replace(pair(chat("p q")), extra=written), pair("p q"),
+                dataclasses.replace(pair("p q"), extra={"tools": [], "country": "Chad"}))
+    assert marked(repeated_rows(some)) == {1, 3}
+    assert marked(repeated_prompts(some)) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("answers", [([CALL], [OTHER]), ("Yes", " yes"), ([CALL], [{**CALL, "reasoning": "so"}])])
+def test_no_pair_contradicts_itself(answers):
+    assert marked(contradicted(rows(pair("p", *answers), pair("q", *answers)))) == set()
+
+
 def test_a_label_is_part_of_what_a_row_says():
     liked, not_liked, again = (Example("p", ("a",), scores=({"label": label},)) for label in (1.0, 0.0, 1.0))
     assert marked(repeated_rows(rows(liked, not_liked, again))) == {2}
@@ -132,6 +170,8 @@ def test_a_graded_row_is_a_row_per_pair():
     assert list(entries) == [Example("o", ("x",)), *single_pairs(graded), Example("q", ("y",))]
     assert list(entries.at(np.array([2, 0]))) == [list(single_pairs(graded))[1], Example("o", ("x",))]
     assert list(Prompts(entries, np.array([3, 0, 1]))) == ["q", "o", "p"]
+    system = [{"role": "system", "content": "be brief"}]
+    assert list(Prompts(Entries.of([[pair([*system, *chat("A  b", "c", "d")])]]), np.array([0]))) == ["a b d"]
     assert entries.rows["margin"].tolist()[1:3] == [1.0, 2.0]
     with pytest.raises(IndexError):
         entries[4]
@@ -185,9 +225,6 @@ def test_batches_share_no_prompt():
 def test_batches_are_filled_in_the_order_of_the_first_rows():
     some = rows(*(pair(prompt, str(i)) for i, prompt in enumerate("bbacca")))
     assert disjoint_batches(some, 2, 3).tolist() == [0, 0, 1, 2, 2, 1]
-
-
-TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 @pytest.mark.parametrize(("kind", "row"), [

@@ -1,13 +1,15 @@
 import errno
 import os
 import pickle
+import subprocess
+import sys
 import tempfile
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.on_disk import OnDisk, Seen
 
 
@@ -38,6 +40,13 @@ def test_nothing_is_left_of_the_file(tmp_path, monkeypatch):
         os.fstat(number)
 
 
+def test_the_end_of_the_interpreter_is_quiet():
+    program = ("import os\nfrom rlhf_jax.data import on_disk\nsome = on_disk.OnDisk([1])\n"
+               "os.close = None\non_disk.os = None\n")
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_what_it_holds_does_not_grow_with_the_values():
     tracemalloc.start()
     some = OnDisk(bytes(10_000) for _ in range(3000))
@@ -56,6 +65,8 @@ def test_no_room_is_said(monkeypatch):
 
 
 def test_the_fault_of_a_row_comes_back_as_it_was():
+    alone = pickle.loads(pickle.dumps(PromptAlone("no_pair", "equal scores", {"prompt": "p"})))
+    assert (alone.reason, alone.message, alone.row) == ("no_pair", "equal scores", {"prompt": "p"})
     found = pickle.loads(pickle.dumps(BadRow("no_pair", "equal scores")))
     assert (found.reason, found.message, str(found)) == ("no_pair", "equal scores", "equal scores [no_pair]")
 

@@ -25,6 +25,85 @@ def reason(row, kind, **options):
     return caught.value.reason
 
 
+@pytest.mark.parametrize("drop_system", [False, True])
+@pytest.mark.parametrize("content", ["", " \n", None, [{"type": "text", "text": ""}]])
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_message_that_says_nothing_is_none(role, content, drop_system):
+    options, blank = ParseOptions(drop_system=drop_system), {"role": role, "content": content}
+    example = parse_row({"messages": [blank, user("a"), bot("b")], "id": 1}, "sft", options)
+    assert example == parse_row({"messages": [user("a"), bot("b")], "id": 1}, "sft", options)
+    for row, kind in (({"prompt": [blank, user("a")], "chosen": "b", "rejected": "c"}, "preference"),
+                      ({"prompt": [blank, user("a")]}, "prompt"), ({"prompt": "a", "system": " "}, "prompt")):
+        found = parse_row({**row, "id": 1}, kind, options)
+        assert (found.prompt, found.notes) == ("a" if "system" in row else [user("a")], {})
+    assert parse_row({"text": "t", "system": " "}, "sft", options).notes == {}
+
+
+def test_a_system_message_with_something_else_in_it_or_nothing_behind_it_is_refused():
+    assert reason({"messages": [{"role": "system", "content": ""}]}, "sft") == "last_turn_not_assistant"
+    said = [{"role": "system", "content": "", "documents": [{"text": "d"}]}, user("a"), bot("b")]
+    assert reason({"messages": said}, "sft") == "empty_prompt"
+
+
+EMPTY_ROUND = [user(" "), bot("")]
+
+
+@pytest.mark.parametrize(("row", "kind"), [
+    ({"messages": [user("a"), bot("b"), *EMPTY_ROUND, user("c"), bot("d")]}, "sft"),
+    ({"messages": [*EMPTY_ROUND, *EMPTY_ROUND, user("a"), bot("b"), user("c"), bot("d"), *EMPTY_ROUND]}, "sft"),
+    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": ""},
+                        {"from": "gpt", "value": None}, user("c"), bot("d")]}, "sft"),
+    ({"prompt": "a", "completion": [bot("b"), *EMPTY_ROUND, user("c"), bot("d")]}, "sft"),
+    ({"prompt": [user("a"), bot("b"), *EMPTY_ROUND, user("c")], "chosen": "d", "rejected": "e"}, "preference"),
+    ({"chosen": [user("a"), bot("b"), *EMPTY_ROUND, user("c"), bot("d")],
+      "rejected": [*EMPTY_ROUND, user("a"), bot("b"), user("c"), bot("e")]}, "preference"),
+    ({"prompt": [*EMPTY_ROUND, user("a"), bot("b"), user("c")]}, "prompt"),
+])
+def test_rounds_in_which_nobody_says_anything_are_left_out_with_a_note(row, kind):
+    example = parse_row(row, kind)
+    assert example.notes == {"dropped_empty_rounds": 1}
+    prompt = [user(example.prompt)] if isinstance(example.prompt, str) else example.prompt
+    said = [*prompt, *(example.responses[0] if example.responses and kind == "sft" else [])]
+    assert [m["content"] for m in said] == (["a", "b", "c", "d"] if kind == "sft" else ["a", "b", "c"])
+
+
+@pytest.mark.parametrize(("turns", "key"), [
+    ((user("a"), bot(""), user("c"), bot("d")), "empty_prompt"),
+    ((user("a"), bot("b"), user(""), bot("d")), "empty_prompt"),
+    ((user("a"), bot("b"), user("c"), bot("")), "empty_response"),
+    (EMPTY_ROUND, "empty_prompt"),
+])
+def test_rounds_of_which_somebody_says_something_stay_and_are_refused(turns, key):
+    assert reason({"messages": turns}, "sft") == key
+
+
+def test_rounds_that_call_tools_stay():
+    calls = {**bot(""), "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    row = {"messages": [user("a"), calls, {"role": "tool", "content": "3"}, bot("b")]}
+    assert (len(parse_row(row, "sft").responses[0]), parse_row(row, "sft").notes) == (3, {})
+
+
+@pytest.mark.parametrize(("row", "expected"), [
+    ({"prompt": "a", "chosen": "b", "rejected": "b"}, "a"),
+    ({"prompt": "a", "chosen": "", "rejected": "b", "margin": "nan"}, "a"),
+    ({"prompt": "a", "chosen": [bot("b")], "rejected": [bot("b")]}, [user("a")]),
+    ({"chosen": [user("a"), bot("b")], "rejected": [user("a"), bot("b")]}, [user("a")]),
+    ({"chosen": [user("a"), bot("b")], "rejected": [user("a"), bot(" ")], "score_chosen": "?", "score_rejected": 1},
+     [user("a")]),
+    ({"chosen": "\n\nHuman: a\n\nAssistant: ", "rejected": "\n\nHuman: a\n\nAssistant:"}, [user("a")]),
+])
+def test_a_prompt_is_good_whatever_its_answers(row, expected):
+    assert parse_row(row, "prompt").prompt == expected
+    assert reason(row, "preference") in ("identical_chosen_rejected", "empty_response", "non_finite_score",
+                                         "not_a_number")
+
+
+def test_pairs_that_are_judged_may_be_the_same_or_empty_in_every_layout():
+    for row in ({"prompt": "a", "chosen": "b", "rejected": "b"},
+                {"chosen": [user("a"), bot("")], "rejected": [user("a"), bot("")]}):
+        assert parse_row(row, "preference", ParseOptions(to_judge=True)).pairs == ((0, 1),)
+
+
 HH = "\n\nHuman: sky?\n\nAssistant: It is "
 PAIRS = {
     "explicit strings": ({"prompt": "sky?", "chosen": "blue", "rejected": "black"}, "sky?", ("blue", "black")),

@@ -104,6 +104,49 @@ def test_the_layout_of_a_hub_snapshot(tmp_path):
         list(read_rows(str(tmp_path), split="train"))
 
 
+@pytest.mark.parametrize("ending", ["", "-a3ecf92756993583"])
+def test_a_split_is_never_mixed_with_one_whose_name_begins_alike(tmp_path, ending):
+    for name in ("train", "train_sft", "train_sft_2"):
+        for shard in (0, 1):
+            (tmp_path / f"{name}-0000{shard}-of-00002{ending}.jsonl").write_text(json.dumps({"f": name}) + "\n")
+    for source in (str(tmp_path), str(tmp_path / "*.jsonl")):
+        for split in ("train", "train_sft", "train_sft_2"):
+            assert [row["f"] for _, row in read_rows(source, split=split)] == [split] * 2
+        with pytest.raises(SourceError, match="splits train, train_sft, train_sft_2; say which"):
+            list(read_rows(source))
+
+
+BESIDE = ("decontaminated.jsonl", "quarantine-0000.jsonl", "inputs.json", "statistics.json", "stage.json",
+          "statistics.md", "report.html")
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jsonl", "*"])
+def test_what_a_stage_writes_beside_its_rows_is_not_read_with_them(tmp_path, pattern):
+    for name in (*BESIDE, "train-00000.jsonl", "batch-1-00000.jsonl", "batch-10-00000.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"f": name}) + "\n")
+    source = str(tmp_path / pattern)
+    for split in ("train", "batch-1", "batch-10"):
+        assert [row["f"] for _, row in read_rows(source, split=split)] == [f"{split}-00000.jsonl"]
+    with pytest.raises(SourceError, match="splits batch-1, batch-10, train; say which"):
+        list(read_rows(source))
+    (tmp_path / "figures").mkdir()
+    for name in ("batch-1-00000.jsonl", "batch-10-00000.jsonl"):
+        (tmp_path / name).unlink()
+    assert [row["f"] for _, row in read_rows(source)] == ["train-00000.jsonl"]
+
+
+def test_files_of_such_names_are_read_where_they_are_asked_for_or_no_stage_wrote_them(tmp_path):
+    for name in ("decontaminated.jsonl", "quarantine-0000.jsonl", "quarantine-0001.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"f": name}) + "\n")
+    assert len(list(read_rows(str(tmp_path)))) == 3
+    (tmp_path / "stage.json").write_text("{}")
+    assert [row["f"] for _, row in read_rows(str(tmp_path / "quarantine-*"))] == [
+        "quarantine-0000.jsonl", "quarantine-0001.jsonl"]
+    assert [row["f"] for _, row in read_rows(str(tmp_path / "decontaminated.jsonl"))] == ["decontaminated.jsonl"]
+    with pytest.raises(SourceError, match="holds no data file"):
+        list(read_rows(str(tmp_path)))
+
+
 def test_a_snapshot_of_train_and_test(tmp_path):
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):

@@ -56,6 +56,21 @@ def test_our_templates_are_rendered_as_transformers_does(name, make_tokenizer, a
     check_same(make_tokenizer(name))
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_mistrals_system_message_stands_before_the_first_users_words(role, make_tokenizer):
+    system, later = {"role": role, "content": " be brief\n"}, [{"role": "assistant", "content": "yo"}, *USER]
+    expected = "<s>[INST] be brief\n\nhi [/INST] yo</s>[INST] hi [/INST]"
+    assert rendered(make_tokenizer("mistral"), [system, *USER, *later], {}) == expected
+    assert rendered(make_tokenizer("mistral"), [*USER, *later], {}) == expected.replace("be brief\n\n", "")
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_gemma_refuses_a_system_message(role, make_tokenizer):
+    with pytest.raises(TemplateRefused, match=f"Gemma has no turns of the role {role}"):
+        rendered(make_tokenizer("gemma"), [{"role": role, "content": "be brief"}, *USER], {})
+    assert rendered(make_tokenizer("gemma"), USER, {}) == "<s><start_of_turn>user\nhi<end_of_turn>\n"
+
+
 @pytest.mark.parametrize("name", ["llama-3", "llama-3.1", "smollm2"])
 def test_real_templates_are_rendered_as_transformers_does(name, shared, make_tokenizer):
     config = json.loads((shared / "tokenizers" / name / "tokenizer_config.json").read_text())

@@ -148,6 +148,53 @@ def test_near_duplicates_of_another_prompt_are_left_out_with_all_their_rows(mix)
     assert len(rows_of(mix([rows], "far", near_duplicates=0.99))) == 4
 
 
+def test_benchmarks_are_looked_for_in_all_that_is_asked_and_in_texts(mix, tmp_path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"instruction": LONG}))
+    said = ("Hi", "Yes?", LONG, "So.")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    conversations = [{"messages": turns}, {"messages": [*turns[:2], {"role": "user", "content": "Bye"}, turns[3]]},
+                     {"messages": [turns[0], {"role": "assistant", "content": LONG}]}]
+    texts = [{"text": f"Q: {LONG}? A: So."}, {"text": "once upon a time"}, {"text": "the end"}]
+    stage = mix([conversations, texts], kind="sft", benchmarks=[str(tmp_path / "bench.jsonl")])
+    assert [source["dropped"] for source in stage.report["sources"]] == [{"benchmark_prompt": 1}] * 2
+    assert [(found["row_number"], found["rows"]) for found in read_jsonl(stage.folder / "decontaminated.jsonl")] == [
+        (1, 1), (1, 1)]
+    assert len(rows_of(stage)) == 4
+
+
+def test_the_folder_of_a_mix_is_read_back_by_its_sides_and_batches(mix, tmp_path):
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"instruction": "question 0"}))
+    stage = mix([(many(60), {"max_bad_rows": 1.0})], benchmarks=[str(tmp_path / "bench.jsonl")], shard_size=10,
+                valid_percent=20)
+    for source in (stage.folder, stage.folder / "*", stage.folder / "*.jsonl"):
+        for side in ("train", "valid"):
+            assert len(load_examples(str(source), "preference", split=side)[0]) == stage.report["rows"][side]
+    again = mix([([], {"name": str(stage.folder), "split": "train"})], "again")
+    assert again.report["rows"] == {"train": stage.report["rows"]["train"]}
+    batches = mix([many(60)], "batches", batches=2, batch_size=20)
+    rows = load_examples(str(batches.folder), "preference", split="batch-2")[0]
+    assert {row.prompt for row in rows} == {row["prompt"] for row in rows_of(batches, "batch-2")}
+
+
+QUESTIONS = ("Who wrote the Iliad", "How do bees find home", "Why is ice lighter than water", "What did Euler prove")
+
+
+@pytest.mark.parametrize("rows", [
+    [{"prompt": [{"role": "system", "content": "be kind and brief and true " * 20}, {"role": "user", "content": q}]}
+     for q in QUESTIONS],
+    [{"prompt": [{"role": role, "content": f"{role} says {i} to the question of the trees" if i else QUESTIONS[0]}
+                 for i in range(2 * turns + 1) for role in [("user", "assistant")[i % 2]]]} for turns in range(9)],
+    [{"prompt": [{"role": "system", "content": f"you are number {i}"}, {"role": "user", "content": QUESTIONS[0]}]}
+     for i in range(4)],
+    [{"prompt": [{"role": "user", "content": q}, {"role": "assistant", "content": "I do not know that. " * 20},
+                 {"role": "user", "content": "Why?"}]} for q in QUESTIONS],
+], ids=["one system message", "steps of a trajectory", "several system messages", "the same answer"])
+def test_prompts_are_near_duplicates_by_what_users_say_alone(mix, rows):
+    pytest.importorskip("datasketch")
+    stage = mix([rows], kind="prompt", near_duplicates=0.8)
+    assert len(rows_of(stage)) == len(rows)
+
+
 def test_what_is_missing_is_said_before_any_source_is_read(mix, monkeypatch):
     monkeypatch.setattr(stage_module, "read_data", None)
     with pytest.raises(SourceError, match=r"there is no file '/none\.jsonl'"):

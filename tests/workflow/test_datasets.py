@@ -10,7 +10,7 @@ from rlhf_jax.config.loop import LoopOptions
 from rlhf_jax.config.run import ExperimentConfig
 from rlhf_jax.config.scorer import BradleyTerryScoring
 from rlhf_jax.workflow.checkpoint import Checkpoint, check_vocabularies
-from rlhf_jax.workflow.datasets import read_data
+from rlhf_jax.workflow.datasets import RenderedRows, read_data
 from rlhf_jax.workflow.experiment import Experiment
 from rlhf_jax.workflow.iterate import round_prompts
 from rlhf_jax.workflow.kinds import open_scorer
@@ -55,6 +55,19 @@ def test_rounds_share_no_prompt_however_often_the_file_repeats_it(source, start,
     assert first | second == {" ".join(text.split()) for text in TEXTS}
     assert not first & second
     assert experiment.funnels["prompts"].dropped == {"duplicate_prompt": 2}
+
+
+def test_later_turns_and_texts_are_held_against_benchmarks_too(start, tmp_path):
+    asked = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    said = ("Hi", "Yes?", asked, "So.")
+    turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    rows = [{"messages": turns}, {"text": f"Question: {asked}"}, {"prompt": "Hi", "completion": asked}]
+    for name, some in (("rows", rows), ("bench", [{"question": asked}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    told = []
+    RenderedRows(checkpoint=start, kind="sft", rows=RowOptions(str(tmp_path / "rows.jsonl")), render=RenderOptions(),
+                 announce=told.append, benchmarks=str(tmp_path / "bench.jsonl")).read()
+    assert "2 of 3 prompts are asked by a benchmark too" in told[-1]
 
 
 def test_a_model_with_fewer_rows_than_tokens_is_refused_wherever_it_is_opened(make_model, lone_mesh, tmp_path):

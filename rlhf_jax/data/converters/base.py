@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.example import NotedRow
 
 Row = Mapping[str, Any]
@@ -90,6 +90,6 @@ def others(row: Row, *used: str) -> dict[str, Any]:
     return {column: value for column, value in row.items() if column not in used}
 
 
-def equal_ratings(ratings: Any) -> BadRow:
-    """A pair of which neither answer is the better one."""
-    return BadRow("equal_ratings", f"both answers have the rating {ratings}; neither is preferred")
+def equal_ratings(ratings: Any, row: Row) -> PromptAlone:
+    """A pair of which neither answer is the better one. row: with its prompt, as it would be made."""
+    return PromptAlone("equal_ratings", f"both answers have the rating {ratings}; neither is preferred", row)

@@ -6,7 +6,7 @@ from rlhf_jax.data.converters.base import Row, equal_ratings, others
 from rlhf_jax.data.example import NotedRow
 from rlhf_jax.data.graded import finite_number
 from rlhf_jax.data.groups import SYSTEM_ROLES
-from rlhf_jax.data.turns import as_dialogue, as_messages, parse_hh
+from rlhf_jax.data.turns import as_messages, parse_hh
 
 
 def hh_rlhf(row: Row) -> Row:
@@ -33,11 +33,11 @@ def sharegpt(row: Row) -> Row:
 def capybara(row: Row) -> Row:
     """Capybara (distilabel): whole multi-turn `chosen` and `rejected`; equal ratings make no pair (RLHFlow's rule)."""
     chosen, rejected = (finite_number(row[f"rating_{side}"], f"rating_{side}") for side in ("chosen", "rejected"))
-    if chosen == rejected:
-        raise equal_ratings(chosen)
     repeated = ("prompt", "conversation", "original_response", "rating_chosen", "rating_rejected")
-    return {**others(row, *repeated), "chosen": as_dialogue(row["chosen"], "chosen"),
-            "rejected": as_dialogue(row["rejected"], "rejected"), "margin": chosen - rejected}
+    pair = {**others(row, *repeated), "margin": chosen - rejected}
+    if chosen == rejected:
+        raise equal_ratings(chosen, pair)
+    return pair
 
 
 def ultrainteract(row: Row) -> Row:

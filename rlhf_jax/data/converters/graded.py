@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.context_columns import SYSTEM_COLUMNS
 from rlhf_jax.data.converters.base import Row, others
 from rlhf_jax.data.example import NotedRow
@@ -149,5 +149,5 @@ def _rated(row: Row, answers: Sequence[Row], *used: str) -> Row:
     """The row with those of its answers that have a score."""
     graded = [answer for answer in answers if answer["score"] is not None]
     if not graded:
-        raise BadRow("no_responses", "none of the answers has a score")
+        raise PromptAlone("no_responses", "none of the answers has a score", others(row, *used))
     return NotedRow({**others(row, *used), "responses": graded}, left_out_responses=len(answers) - len(graded))

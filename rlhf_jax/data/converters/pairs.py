@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import BadRow, PromptAlone
 from rlhf_jax.data.converters.base import Row, equal_ratings, others, turns
 from rlhf_jax.data.converters.graded import helpsteer_prompt
 from rlhf_jax.data.converters.instructions import INSTRUCTION, LAYOUT, instruction
@@ -26,11 +26,13 @@ def shp(row: Row, *, min_ratio: float) -> Row:
     min_ratio: the rule of RLHFlow keeps ratios above 2. Its cap of pairs per prompt follows in the table.
     """
     ratio = finite_number(row["score_ratio"], "score_ratio")
-    if ratio <= min_ratio:
-        raise BadRow("small_score_ratio", f"the votes have the ratio {ratio}; more than {min_ratio} is asked for")
     better, worse = ("A", "B") if _first_of_two(row["labels"], "labels") else ("B", "A")
-    return {"prompt": row["history"], "chosen": row[f"human_ref_{better}"], "rejected": row[f"human_ref_{worse}"],
+    pair = {"prompt": row["history"], "chosen": row[f"human_ref_{better}"], "rejected": row[f"human_ref_{worse}"],
             "margin": ratio, "domain": row.get("domain")}
+    if ratio <= min_ratio:
+        raise PromptAlone("small_score_ratio", f"the votes have the ratio {ratio}; more than {min_ratio} is asked for",
+                          pair)
+    return pair
 
 
 def _first_of_two(label: object, column: str) -> bool:
@@ -50,21 +52,22 @@ def pku_saferlhf(row: Row, *, disagreeing: str) -> Row:
     safe = [bool(row[f"is_response_{i}_safe"]) for i in (0, 1)]
     helpful = int(_first_of_two(row["better_response_id"], "better_response_id"))
     chosen = helpful if safe[0] == safe[1] else safe.index(True)
-    if chosen != helpful and disagreeing == "drop":
-        raise BadRow("labels_disagree", "the more helpful answer is the unsafe one")
     kept = others(row, "response_0", "response_1", "better_response_id", "safer_response_id")
+    if chosen != helpful and disagreeing == "drop":
+        raise PromptAlone("labels_disagree", "the more helpful answer is the unsafe one", kept)
     return {**kept, "chosen": row[f"response_{chosen}"], "rejected": row[f"response_{1 - chosen}"]}
 
 
 def argilla_math(row: Row) -> Row:
     """Argilla's math preferences (distilabel): `chosen_response`, `rejected_response` and their ratings."""
     ratings = {side: finite_number(row[f"{side}_rating"], f"{side}_rating") for side in ("chosen", "rejected")}
-    if ratings["chosen"] == ratings["rejected"]:
-        raise equal_ratings(ratings["chosen"])
     used = [f"{side}_{what}" for side in ratings for what in ("response", "rating")]
-    return {**others(row, "instruction", *used), "prompt": turns(row["instruction"]),
+    pair = {**others(row, "instruction", *used), "prompt": turns(row["instruction"]),
             "chosen": row["chosen_response"], "rejected": row["rejected_response"],
             "margin": ratings["chosen"] - ratings["rejected"]}
+    if ratings["chosen"] == ratings["rejected"]:
+        raise equal_ratings(ratings["chosen"], pair)
+    return pair
 
 
 def orca_pairs(row: Row) -> Row:
@@ -77,18 +80,19 @@ def orca_pairs(row: Row) -> Row:
         return pair
     first, second = (finite_number(rating, "rating") for rating in ratings)
     if first == second:
-        raise equal_ratings(first)
+        raise equal_ratings(first, pair)
     return {**pair, "margin": abs(first - second)}
 
 
 def helpsteer2_preference(row: Row) -> Row:
     """HelpSteer2's preference file: `preference_strength` from -3 (response 1 much better) to 3; 0 makes no pair."""
     strength = finite_number(row["preference_strength"], "preference_strength")
-    if strength == 0:
-        raise equal_ratings(strength)
     better, worse = ("response_1", "response_2") if strength < 0 else ("response_2", "response_1")
-    return {"prompt": helpsteer_prompt(row["prompt"]), "chosen": row[better], "rejected": row[worse],
+    pair = {"prompt": helpsteer_prompt(row["prompt"]), "chosen": row[better], "rejected": row[worse],
             "margin": abs(strength)}
+    if strength == 0:
+        raise equal_ratings(strength, pair)
+    return pair
 
 
 def summarize(row: Row) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow
+from rlhf_jax.data.bad_row import PromptAlone
 from rlhf_jax.data.converters.base import Row
 from rlhf_jax.data.groups import Message
 
@@ -21,7 +21,7 @@ def oasst(row: Row) -> Row:
     while messages and messages[-1]["role"] != "assistant":
         messages.pop()
     if not messages:
-        raise BadRow("no_responses", "nobody answered in this tree")
+        raise PromptAlone("no_responses", "nobody answered in this tree", _question(row))
     return {"id": row["message_tree_id"], "messages": messages}
 
 
@@ -30,8 +30,12 @@ def oasst_ranked(row: Row) -> list[Row]:
     graded = [{"id": f"{row['message_tree_id']}/{number}", "prompt": messages, "responses": answers}
               for number, (messages, answers) in enumerate(_ranked(row["prompt"], []))]
     if not graded:
-        raise BadRow("no_pair", "no turn of this tree has two ranked answers")
+        raise PromptAlone("no_pair", "no turn of this tree has two ranked answers", _question(row))
     return list(graded)
+
+
+def _question(row: Row) -> Row:
+    return {"id": row["message_tree_id"], "prompt": [_message(row["prompt"])]}
 
 
 def _ranked(node: Row, before: list[Message]) -> Iterator[tuple[list[Message], list[dict[str, Any]]]]:
