@@ -145,7 +145,7 @@ def test_a_preference_model_is_asked_in_both_orders(world):
     (lambda m, j: m.score([("a", "b")], kind="pairwise"), "compares answers"),
     (lambda m, j: j.score([[*MESSAGES, *MESSAGES]]), r"conversations\[0\]: .*turns must alternate"),
     (lambda m, j: j.score([("a", "b")], kind="function"), "kind = 'function' is no kind of model"),
-    (lambda m, j: rlhf_jax.load("nowhere"), "no folder on this machine and no hub name"),
+    (lambda m, j: rlhf_jax.load("nowhere"), "neither a folder on this machine nor a hub name"),
     (lambda m, j: rlhf_jax.load(m.checkpoint.folder, mesh={"data": 3}), "asks for 3 devices"),
     (lambda m, j: rlhf_jax.load(m.checkpoint.folder, dtype="fp16"), "dtype = 'fp16'; choose from float32, bfloat16"),
     (lambda m, j: rlhf_jax.run("smaple"), "no verb 'smaple'"),
