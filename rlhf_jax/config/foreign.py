@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_jax.config.lora import MODULES
+
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
     "reward_model_path": "model_name_or_path", "choose_type": "rule", "len_penalty": "length_penalty",
@@ -13,6 +15,10 @@ ALIASES = {
     "ref_model_path": "reference_model", "ref_model": "reference_model",
 }
 """Old or foreign names of keys and what they are called here; accepted, and said."""
+
+SAME_VALUES: dict[str, dict[str, Any]] = {"lora_target_modules": {"all-linear": list(MODULES)},
+                                          "loss_type": {"dpo": "sigmoid"}}
+"""Key -> a foreign name of one of its values -> that value; accepted."""
 
 _MESH, _SPLIT = "sharding follows from mesh", "use eval_dataset_name"
 REFUSED = {

@@ -82,8 +82,20 @@ def test_an_unknown_nested_key_in_yaml_names_the_nearest_key(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["--train_batch_size", "many"], "int"),
-    (["--lr_scheduler_type", "cosin"], "cosine"),
+    (["--train_batch_size", "many"], "train_batch_size = 'many'; it must be a whole number\n"),
+    (["--max_length", "None"], "max_length = 'None'; it must be a whole number or null\n"),
+    (["--max_samples", "1.5"], "max_samples = 1.5; it must be a whole number or null\n"),
+    (["--micro_rows", "few"], "micro_rows = 'few'; it must be a whole number or auto\n"),
+    (["--max_bad_rows", "few"], "max_bad_rows = 'few'; it must be a number\n"),
+    (["--use_peft", "3"], "use_peft = 3; it must be true or false\n"),
+    (["--split", "[a]"], "split = ['a']; it must be text or null\n"),
+    (["--output_dir", "5"], "output_dir = 5; it must be text, which 5 is in quotes of its own (--key '\"5\"')\n"),
+    (["--dataset_name", "[1]"], "dataset_name = [1]; it must be text or a list of names\n"),
+    (["--columns", "[a]"], "columns = ['a']; it must be a mapping of names to names\n"),
+    (["--mesh", "four"], "mesh = 'four'; it must be auto, or keys of its own, such as mesh.data\n"),
+    (["--lora_target_modules", "q_proj,v_proj"],
+     "lora_target_modules = 'q_proj,v_proj'; give a list: [q_proj, v_proj]\n"),
+    (["--lr_scheduler_type", "cosin"], "lr_scheduler_type = 'cosin'; it must be one of cosine, linear,"),
     (["--train_batch_size", "0"], "at least 1"),
     (["--packing", "true"], "always packed"),
     (["--gradient_accumulation_steps", "4"], "train_batch_size"),
@@ -123,6 +135,12 @@ def test_options_without_effect_or_in_conflict_are_errors(args, words, capsys):
 def test_a_kind_and_what_it_needs_are_words(scorer, said, tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**RUN, "scorer": scorer}))
     assert said in refused(ExperimentConfig, ["--config", str(tmp_path / "x.yaml")], capsys)
+
+
+def test_other_names_of_a_value_are_taken():
+    peft = ["--use_peft", "true", "--lora_target_modules"]
+    assert parse(SftCommand, "sft", [*SFT, *peft, "all-linear"]) == parse(SftCommand, "sft", [*SFT, *peft[:2]])
+    assert parse(DpoCommand, "dpo", [*SFT, "--loss_type", "dpo"]) == parse(DpoCommand, "dpo", SFT)
 
 
 def test_old_names_are_accepted_and_said(capsys):
