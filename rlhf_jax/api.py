@@ -301,8 +301,8 @@ def _built(options: type[T], given: Mapping[str, Any]) -> T:
     try:
         return build(options, tree)
     except UnknownKeys as error:
-        said = "; ".join(f"{key}: {_nested(key) if '.' in key and key in tree else instead(key, options)}"
-                         for key in error.names)
+        said = "; ".join(f"{key}: {_nested(key) if '.' in key and key in tree else instead(key, value, options)}"
+                         for key, value in error.given.items())
         raise ValueError(f"no such key: {said}") from error
 
 

@@ -15,7 +15,7 @@ from rlhf_jax import __version__
 from rlhf_jax.cli.config_file import read_config
 from rlhf_jax.cli.help import print_help
 from rlhf_jax.cli.parser import show
-from rlhf_jax.cli.verbs import ELSEWHERE, VERBS, named
+from rlhf_jax.cli.verbs import ABSENT, ELSEWHERE, VERBS, named
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         hint = f"It is called {ELSEWHERE[verb]} here. " if verb in ELSEWHERE else hint
+        hint = f"It is not here; {ABSENT[verb]}. " if verb in ABSENT else hint
         print(f"rlhf-jax: no verb {verb!r}. {hint}Known are: {', '.join(VERBS)}", file=sys.stderr)
         raise SystemExit(2)
     if asked := next((word for word in rest if word in ("-h", "--help") or word.endswith(".help")), None):

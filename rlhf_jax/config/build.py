@@ -22,11 +22,11 @@ _PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 class UnknownKeys(ValueError):
-    """Keys that no option has. names: dotted."""
+    """Keys that no option has. given: dotted name -> value."""
 
-    def __init__(self, names: list[str]):
-        self.names = names
-        super().__init__(f"no such key: {', '.join(names)}")
+    def __init__(self, given: dict[str, Any]):
+        self.given = given
+        super().__init__(f"no such key: {', '.join(given)}")
 
 
 class _Values(ArgumentParser):
@@ -44,7 +44,7 @@ def build(options: type[T], tree: Mapping[str, Any]) -> T:
       UnknownKeys: for keys that the options, of the chosen kinds, do not have.
       ValueError: for a value of another type, out of its range, in conflict or without effect; required keys missing.
     """
-    if unknown := [*_unknown(options, tree)]:
+    if unknown := dict(_unknown(options, tree)):
         raise UnknownKeys(unknown)
     return _build(options, _given(options, tree), "")
 
@@ -137,8 +137,8 @@ def _as_tree(options: Any) -> dict[str, Any]:
     return tree
 
 
-def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of what a mapping gives and the options, of the chosen kinds, do not take."""
+def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of what a mapping gives and the options, of the chosen kinds, do not take."""
     taken: set[str] = set()
     for field in declared(options):
         inside = _own(field, tree) if field.flat else tree.get(field.name)
@@ -155,7 +155,7 @@ def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterat
             if field.item and isinstance(inside, str | list | tuple):
                 for number, item in enumerate(_items(field, inside)):
                     yield from _unknown(field.item, item, f"{prefix}{field.name}[{number}].")
-    yield from (prefix + key for key in tree if key not in taken)
+    yield from ((prefix + key, value) for key, value in tree.items() if key not in taken)
 
 
 def _value(field: Declared, value: Any, where: str) -> Any:
