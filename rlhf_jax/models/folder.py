@@ -79,8 +79,9 @@ def find_model(name_or_path: str | Path, weights: bool = True) -> Path:
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
-        if not ((folder / CONFIG).is_file() or is_adapter(folder)) and (folder / "model" / CONFIG).is_file():
-            raise CheckpointError(f"{folder} is an output folder; its model is {folder / 'model'}")
+        inside = next((folder / name for name in ("model", "policy") if (folder / name / CONFIG).is_file()), None)
+        if inside is not None and not ((folder / CONFIG).is_file() or is_adapter(folder)):
+            raise CheckpointError(f"{folder} is an output folder; its model is {inside}")
         return folder
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", str(name_or_path))
     if match is None:

@@ -293,14 +293,14 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch, tmp
         find_model("nobody/nothing")
 
 
-@pytest.mark.parametrize("inside", ["config.json", "adapter_config.json"])
-def test_an_output_folder_says_where_its_model_is(tmp_path, inside):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=f"{tmp_path} is an output folder; its model is {tmp_path}/model"):
+@pytest.mark.parametrize(("name", "own"), [("model", "config.json"), ("policy", "adapter_config.json")])
+def test_an_output_folder_says_where_its_model_is(tmp_path, name, own):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{tmp_path} is an output folder; its model is {tmp_path}/{name}"):
         find_model(tmp_path)
-    assert find_model(tmp_path / "model") == tmp_path / "model"
-    (tmp_path / inside).write_text("{}")
+    assert find_model(tmp_path / name) == tmp_path / name
+    (tmp_path / own).write_text("{}")
     assert find_model(tmp_path) == tmp_path
 
 
