@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from rlhf_jax import __version__
 from rlhf_jax.cli.config_file import read_config
 from rlhf_jax.cli.help import print_help
 from rlhf_jax.cli.parser import show
 from rlhf_jax.cli.verbs import ABSENT, ELSEWHERE, VERBS, named
+from rlhf_jax.version import __version__
 
 
 def main() -> None:
