@@ -10,12 +10,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rlhf_jax.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from rlhf_jax.api import Model, load, run
     from rlhf_jax.data.groups import PromptGroup, Response
     from rlhf_jax.data.jsonl import read_groups, write_groups
 
-__version__ = "0.2.0"
 __all__ = ["Model", "PromptGroup", "Response", "load", "read_groups", "run", "write_groups"]
 
 _PLACES = {"Model": "api", "PromptGroup": "data.groups", "Response": "data.groups", "load": "api",

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jax.sharding import Mesh
 
+from rlhf_jax import arguments
 from rlhf_jax.cli.parser import instead
 from rlhf_jax.cli.verbs import VERBS, named
 from rlhf_jax.config.build import UnknownKeys, build
@@ -46,6 +47,7 @@ from rlhf_jax.workflow.verbs import STAGES
 
 Conversation = str | list[Message] | tuple[Text, Text]
 """Whole text, messages that end with the assistant's, or (prompt, response)."""
+T = TypeVar("T")
 
 
 def load(name_or_path: str | Path, *, mesh: Mesh | Mapping[str, int] | None = None, dtype: Dtype = "float32",
@@ -60,11 +62,13 @@ def load(name_or_path: str | Path, *, mesh: Mesh | Mapping[str, int] | None = No
       text_as_chat: string prompts become user messages instead of plain text.
 
     Raises:
-      ValueError: there is no such model, or its files are not what its config.json says.
+      ValueError: there is no such model or dtype, or its files are not what its config.json says.
     """
+    if dtype not in get_args(Dtype):
+        raise ValueError(f"dtype = {dtype!r}; choose from {', '.join(get_args(Dtype))}")
     checkpoint = Checkpoint.find(name_or_path, chat_template_path)
     render = RenderOptions(max_length=None, overlong="error", text_as_chat=text_as_chat)
-    devices = mesh if isinstance(mesh, Mesh) else make_mesh(build(MeshConfig, mesh or {}))
+    devices = mesh if isinstance(mesh, Mesh) else make_mesh(_built(MeshConfig, mesh or {}))
     _ = checkpoint.config
     return Model(checkpoint, devices, dtype, render)
 
@@ -111,7 +115,7 @@ class Model:
         """
         return dataclasses.replace(self, weights=params)
 
-    def groups(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[PromptGroup]:
+    def groups(self, prompts: Iterable[Text], responses: Iterable[Text]) -> list[PromptGroup]:
         """Each prompt with its response as token ids, for `losses` and loops of one's own.
 
         A template that rewrites earlier turns makes several groups of one response, `ID/0`, `ID/2` ..., one per turn.
@@ -119,9 +123,9 @@ class Model:
         Args:
           prompts, responses: N of each; a string is plain text, a list is chat messages.
         """
-        return [group for some in self._rendered(prompts, responses) for group in some]
+        return [group for some in self._rendered("groups", prompts, responses) for group in some]
 
-    def logps(self, prompts: Sequence[Text], responses: Sequence[Text]) -> np.ndarray:
+    def logps(self, prompts: Iterable[Text], responses: Iterable[Text]) -> np.ndarray:
         """[N] float64 log-probability of each response after its prompt, in nats: the sum over its own tokens.
 
         Args:
@@ -129,7 +133,7 @@ class Model:
         """
         return np.array([values.sum(dtype=np.float64) for values in self.token_logps(prompts, responses)])
 
-    def token_logps(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[np.ndarray]:
+    def token_logps(self, prompts: Iterable[Text], responses: Iterable[Text]) -> list[np.ndarray]:
         """Per response the float32 log-probabilities of its own tokens, stop token included.
 
         Args:
@@ -139,13 +143,13 @@ class Model:
           ValueError: one of them cannot be rendered, says which and why; or the model is a reward model.
         """
         self.checkpoint.as_policy()
-        rows = self._rendered(prompts, responses)
+        rows = self._rendered("logps", prompts, responses)
         groups = [group for row in rows for group in row]
         logps = logps_map(Compute(self.config, mesh=self.mesh), self.mesh)
         found = iter(logps(self.params, groups) if groups else [])
         return [np.concatenate([next(found)[0] for _ in row]) for row in rows]
 
-    def generate(self, prompts: Sequence[Text], n: int = 1, **sampling: Any) -> list[PromptGroup]:
+    def generate(self, prompts: Iterable[Text], n: int = 1, **sampling: Any) -> list[PromptGroup]:
         """Draws n responses to each prompt: `group.responses[i].text`, `.ids`, `.logps`, `.finish_reason`.
 
         The samples are those of `rlhf-jax generate` under the same settings and seed.
@@ -158,7 +162,8 @@ class Model:
         Raises:
           ValueError: a prompt cannot be rendered or has no room, a key is unknown, or the model is a reward model.
         """
-        policy, settings = self.checkpoint.as_policy(), build(SamplingConfig, {"num_generations": n, **sampling})
+        prompts = arguments.texts("prompts", prompts, 'generate(["the cat"])')
+        policy, settings = self.checkpoint.as_policy(), _built(SamplingConfig, {"num_generations": n, **sampling})
         if settings.engine is not None:
             raise ValueError("engine: a stage hands weights over to an engine and checks what it gives; use rlhf-jax "
                              "generate, or run(\"generate\", ...)")
@@ -176,7 +181,7 @@ class Model:
         done = dict(self._samplers[shape].with_settings(settings).generate(params, groups))
         return [done[i] for i in range(len(groups))]
 
-    def score(self, conversations: Sequence[Conversation], **scorer: Any) -> list[float | None]:
+    def score(self, conversations: Iterable[Conversation], **scorer: Any) -> list[float | None]:
         """A reward model's score of each conversation; None where it has none, as for one that is too long.
 
         Args:
@@ -186,14 +191,15 @@ class Model:
         Raises:
           ValueError: a conversation is none, a key is unknown, or the model gives no scores (see `prefers`).
         """
+        given = arguments.conversations(conversations)
         if isinstance(self._scorer("score", scorer), Comparing):
             raise ValueError("a preference model compares answers to one prompt and gives a lone one no score; use "
                              "prefers, or scored for groups of answers")
-        groups = [_conversation(i, one) for i, one in enumerate(conversations)]
+        groups = [_conversation(i, one) for i, one in enumerate(given)]
         scored = self.scored(groups, name="score", **scorer)
         return [group.responses[0].scores.get("score") for group in scored]
 
-    def scored(self, groups: Sequence[PromptGroup], name: str = "proxy", **scorer: Any) -> list[PromptGroup]:
+    def scored(self, groups: Iterable[PromptGroup], name: str = "proxy", **scorer: Any) -> list[PromptGroup]:
         """The groups with a score for each response, in `response.scores[name]`, as `rlhf-jax score` gives them.
 
         A response that cannot be scored has none.
@@ -203,10 +209,11 @@ class Model:
           name: of the score.
           scorer: output, score_at, max_length ...: the keys of `rlhf-jax score` for this kind of model.
         """
+        groups = arguments.groups(groups)
         return [group.with_scores(name, scores) for group, scores in zip(
             groups, self._scorer(name, scorer).score(groups), strict=True)]
 
-    def prefers(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text], **scorer: Any
+    def prefers(self, prompts: Iterable[Text], first: Iterable[Text], second: Iterable[Text], **scorer: Any
                 ) -> list[float | None]:
         """P(first response is better than the second) of each prompt; None where that could not be told.
 
@@ -216,14 +223,22 @@ class Model:
           prompts, first, second: N of each; a string is plain text, a list is chat messages.
           scorer: as for `score`.
         """
+        given = {what: arguments.texts(what, some, 'prefers(["the cat"], [" sat."], [" flew."])') for what, some in
+                 (("prompts", prompts), ("first", first), ("second", second))}
+        if len({*map(len, given.values())}) > 1:
+            counts = ", ".join(f"{len(some)} {what}" for what, some in given.items())
+            raise ValueError(f"{counts}; give as many of each")
         asked = self._scorer("score", scorer)
         if isinstance(asked, Comparing):
-            return asked.compare(list(zip(prompts, first, second, strict=True)))
-        sides = zip(self.score(list(zip(prompts, first, strict=True)), **scorer),
-                    self.score(list(zip(prompts, second, strict=True)), **scorer), strict=True)
+            return asked.compare(list(zip(*given.values(), strict=True)))
+        sides = zip(*(self.score(list(zip(given["prompts"], given[side], strict=True)), **scorer)
+                      for side in ("first", "second")), strict=True)
         return [None if a is None or b is None else float(scipy.special.expit(a - b)) for a, b in sides]
 
-    def _rendered(self, prompts: Sequence[Text], responses: Sequence[Text]) -> list[list[PromptGroup]]:
+    def _rendered(self, call: str, prompts: Iterable[Text], responses: Iterable[Text]) -> list[list[PromptGroup]]:
+        example = f'{call}(["the cat"], [" sat."])'
+        prompts = arguments.texts("prompts", prompts, example)
+        responses = arguments.texts("responses", responses, example)
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses; give one response for each, and "
                              "a prompt again for another response to it")
@@ -247,7 +262,7 @@ class Model:
         if kind not in KINDS or KINDS[kind].outputs is None:
             raise ValueError(f"kind = {kind!r} is no kind of model; choose one of "
                              f"{', '.join(name for name, row in KINDS.items() if row.outputs is not None)}")
-        given: Any = build(KINDS[kind].options, {
+        given: Any = _built(KINDS[kind].options, {
             "model_name_or_path": str(model.adapter or model.folder), "chat_template_path": model.chat_template_path,
             "text_as_chat": self.render.text_as_chat, "max_length": None, "dtype": self.dtype, **options})
         if (name, given) not in self._scorers:
@@ -273,15 +288,27 @@ def run(verb: str, **keys: Any) -> dict[str, Any]:
         raise ValueError(f"no verb {verb!r} to run from Python; choose one of {', '.join(able)}")
     row = VERBS[verb]
     options = named(row.options)
-    try:
-        command = build(options, json.loads(json.dumps(keys, default=str)))  # paths as text
-    except UnknownKeys as error:
-        said = "; ".join(f"{key}: {instead(key, options)}" for key in error.names)
-        raise ValueError(f"no such key: {said}") from error
+    command = _built(options, keys)
     named(row.run)(verb, command)
     folder = Path(command.output_dir).expanduser()
     made: dict[str, Any] = json.loads((folder / (RECORD if verb in STAGES else RESULTS)).read_text())
     return made["report"] if verb in STAGES else made
+
+
+def _built(options: type[T], given: Mapping[str, Any]) -> T:
+    """Options of what Python gives. Raises ValueError also for objects that are no plain values."""
+    tree = {key: arguments.plain(key, value) for key, value in given.items()}
+    try:
+        return build(options, tree)
+    except UnknownKeys as error:
+        said = "; ".join(f"{key}: {_nested(key) if '.' in key and key in tree else instead(key, value, options)}"
+                         for key, value in error.given.items())
+        raise ValueError(f"no such key: {said}") from error
+
+
+def _nested(key: str) -> str:
+    section, _, name = key.partition(".")
+    return f"sections are mappings: {section}={{{name!r}: ...}}"
 
 
 def _parsed(what: str, number: int, kind: Kind, row: Mapping[str, Any]) -> Example:
@@ -297,5 +324,5 @@ def _conversation(number: int, given: Conversation) -> PromptGroup:
     elif len(given) == 2 and not any(isinstance(part, Mapping) for part in given):
         row = dict(zip(("prompt", "completion"), given, strict=True))
     else:
-        row = {"messages": given}
+        row = {"messages": list(given)}
     return as_text(_parsed("conversations", number, "sft", row))

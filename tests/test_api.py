@@ -145,14 +145,66 @@ def test_a_preference_model_is_asked_in_both_orders(world):
     (lambda m, j: m.score([("a", "b")], kind="pairwise"), "compares answers"),
     (lambda m, j: j.score([[*MESSAGES, *MESSAGES]]), r"conversations\[0\]: .*turns must alternate"),
     (lambda m, j: j.score([("a", "b")], kind="function"), "kind = 'function' is no kind of model"),
-    (lambda m, j: rlhf_jax.load("nowhere"), "no folder on this machine and no hub name"),
+    (lambda m, j: rlhf_jax.load("nowhere"), "neither a folder on this machine nor a hub name"),
     (lambda m, j: rlhf_jax.load(m.checkpoint.folder, mesh={"data": 3}), "asks for 3 devices"),
+    (lambda m, j: rlhf_jax.load(m.checkpoint.folder, dtype="fp16"), "dtype = 'fp16'; choose from float32, bfloat16"),
     (lambda m, j: rlhf_jax.run("smaple"), "no verb 'smaple'"),
     (lambda m, j: rlhf_jax.run("dpo", learning_rat=1), "did you mean 'learning_rate'"),
+    (lambda m, j: rlhf_jax.run("compare", **{"scorer.kind": "function"}), r"sections are mappings: scorer=\{'kind': "),
 ])
 def test_what_cannot_be_done_is_said(world, call, message):
     with pytest.raises(ValueError, match=message):
         call(rlhf_jax.load(world / "base"), rlhf_jax.load(world / "rm"))
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda m, j: m.generate("cat"), r"prompts is one string; give a list: generate\(\[\"the cat\"\]\)"),
+    (lambda m, j: m.generate(MESSAGES), r"prompts\[0\] is one chat message; a prompt is a string or a list"),
+    (lambda m, j: m.generate({"prompt": "a"}), "prompts is one mapping of prompt; give a list"),
+    (lambda m, j: m.generate([{"prompt": "a"}]), r"prompts\[0\] is a mapping of prompt; a prompt is a string"),
+    (lambda m, j: m.generate(None), "prompts is of type NoneType; give a list"),
+    (lambda m, j: m.logps("cat", "dog"), "prompts is one string; give a list: logps"),
+    (lambda m, j: m.logps(["cat"], "dog"), "responses is one string; give a list: logps"),
+    (lambda m, j: m.logps(["cat"], [{"role": "assistant", "content": "a"}]), r"responses\[0\] is one chat message"),
+    (lambda m, j: m.groups("cat", "dog"), "prompts is one string; give a list: groups"),
+    (lambda m, j: j.score("cat"), "conversations is one string; give a list: score"),
+    (lambda m, j: j.score(("a", "b")), r"conversations is one pair \(prompt, response\); give a list: score"),
+    (lambda m, j: j.score((MESSAGES, "b")), r"conversations is one pair \(prompt, response\)"),
+    (lambda m, j: j.score([{"prompt": "a", "response": "b"}]), r"conversations\[0\] is a mapping of prompt, response"),
+    (lambda m, j: j.score([*MESSAGES, {"role": "assistant", "content": "b"}]),
+     r"conversations\[0\] is one chat message; a conversation is a list of them: score\(\[\[\.\.\.\]\]\)"),
+    (lambda m, j: j.score([3]), r"conversations\[0\] is of type int; give a string"),
+    (lambda m, j: j.score(m.groups(["a"], ["b"])), r"groups are scored by scored\(groups\)"),
+    (lambda m, j: j.scored(["a cat"]), r"groups\[0\] is of type str; give PromptGroups"),
+    (lambda m, j: j.scored(m.groups(["a"], ["b"])[0]), "groups is one PromptGroup; give a list"),
+    (lambda m, j: j.prefers("ab", "cd", "ef"), "prompts is one string; give a list: prefers"),
+    (lambda m, j: j.prefers(["a"], ["b", "c"], ["d"]), "1 prompts, 2 first, 1 second; give as many of each"),
+    (lambda m, j: m.prefers(["a"], ["b"], [], kind="pairwise"), "1 prompts, 1 first, 0 second"),
+])
+def test_arguments_of_another_shape_are_refused_by_name(world, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(rlhf_jax.load(world / "base"), rlhf_jax.load(world / "rm"))
+
+
+def test_generators_and_scalars_of_numpy_are_taken(world, lone_mesh):
+    policy, judge = (rlhf_jax.load(world / name, mesh=lone_mesh) for name in ("base", "rm"))
+    listed = policy.generate(["a", "b"], n=2, temperature=0.5, max_new_tokens=3)
+    given = policy.generate((text for text in "ab"), n=np.int64(2), temperature=np.float32(0.5), max_new_tokens=3)
+    assert [r.text for g in given for r in g.responses] == [r.text for g in listed for r in g.responses]
+    assert judge.score(iter([("a", "b")])) == judge.score([("a", "b")])
+    assert policy.logps(iter(["a"]), iter(["b"])) == policy.logps(["a"], ["b"])
+
+
+@pytest.mark.parametrize(("key", "value", "words"), [
+    ("model_name_or_path", lambda m: m, "is of type Model, which is no plain value; give the folder of the model"),
+    ("dataset_name", lambda m: {"rows": range(2)}, "rows is of type range, .* write the rows to a .jsonl file"),
+    ("function", lambda m: len, 'name the function, "module:function"'),
+    ("dtype", lambda m: jax.numpy.bfloat16, 'give its name, such as "bfloat16"'),
+    ("dataset_name", lambda m: ["a", object()], r"dataset_name\[1\] is of type object, .* give text, a number"),
+])
+def test_objects_are_not_taken_for_their_names(world, key, value, words):
+    with pytest.raises(ValueError, match=words):
+        rlhf_jax.run("score", **{key: value(rlhf_jax.load(world / "base"))})
 
 
 @pytest.mark.longer

@@ -6,33 +6,42 @@ import difflib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 from rlhf_jax.cli.config_file import read_config
 from rlhf_jax.cli.help import print_help
 from rlhf_jax.cli.parser import show
-from rlhf_jax.cli.verbs import ELSEWHERE, VERBS, named
+from rlhf_jax.cli.verbs import ABSENT, ELSEWHERE, VERBS, named
+from rlhf_jax.version import __version__
 
 
 def main() -> None:
     """Entry point of the console script."""
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
-        print("usage: rlhf-jax VERB [--config x.yaml] [--key value ...]   (rlhf-jax VERB --help lists the keys)\n")
-        print("\n".join(f"  {name:<11} {verb.help}" for name, verb in VERBS.items()))
-        print("\nverbs that write something take --dry-run: print the resolved config, the model, the data funnel and "
-              "three examples")
+        with _as_far_as_read():
+            print("usage: rlhf-jax VERB [--config x.yaml] [--key value ...]   (rlhf-jax VERB --help lists the keys)\n")
+            print("\n".join(f"  {name:<11} {verb.help}" for name, verb in VERBS.items()))
+            print("\nverbs that write something take --dry-run: print the resolved config, the model, the data funnel "
+                  "and three examples")
+        raise SystemExit(0)
+    if args[0] in ("--version", "version"):
+        print(__version__)
         raise SystemExit(0)
     verb, rest = args[0], args[1:]
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         hint = f"It is called {ELSEWHERE[verb]} here. " if verb in ELSEWHERE else hint
+        hint = f"It is not here; {ABSENT[verb]}. " if verb in ABSENT else hint
         print(f"rlhf-jax: no verb {verb!r}. {hint}Known are: {', '.join(VERBS)}", file=sys.stderr)
         raise SystemExit(2)
     if asked := next((word for word in rest if word in ("-h", "--help") or word.endswith(".help")), None):
-        _help(verb, asked.strip("-").removesuffix(".help").replace("-", "_") if asked.endswith(".help") else "")
+        with _as_far_as_read():
+            _help(verb, asked.strip("-").removesuffix(".help").replace("-", "_") if asked.endswith(".help") else "")
         raise SystemExit(0)
     dry_run = "--dry-run" in rest
     rest = [arg for arg in rest if arg != "--dry-run"]
@@ -58,6 +67,16 @@ def main() -> None:
             traceback.print_exception(error)
         _fail_together()
         raise SystemExit(1) from error
+
+
+@contextmanager
+def _as_far_as_read() -> Iterator[None]:
+    """For text that is printed into a pipe whose reader, say `head`, may have enough of it: no error then."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit
 
 
 def _help(name: str, section: str) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 
 from rlhf_jax.cli.config_file import read_config, read_value
 from rlhf_jax.config.build import UnknownKeys, build
-from rlhf_jax.config.foreign import ALIASES, REFUSED, meant, split_idle
+from rlhf_jax.config.foreign import ALIASES, OTHERS, REFUSED, TRL_VERBS, meant, split_idle
 from rlhf_jax.fields import declared, flattened, keys
 
 T = TypeVar("T")
@@ -29,12 +29,17 @@ def refuse(verb: str, message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def instead(key: str, options: type) -> str:
-    """What to write instead of a key that the options, of the chosen kinds, do not have."""
-    tail = key.rsplit(".", 1)[-1]
+def instead(key: str, value: Any, options: type) -> str:
+    """What to write instead of a key, with its value, that the options, of the chosen kinds, do not have."""
+    head, _, tail = key.rpartition(".")
     known: dict[str, type] = {}
     for name, owner, _ in keys(options):
         known.setdefault(name, owner)
+    beside = f"{head}." if head else ""
+    if isinstance(value, Mapping) and value and all(f"{beside}{inner}" in known for inner in value):
+        return f"the keys of {tail} are given without it: {', '.join(f'{beside}{inner}' for inner in value)}"
+    if f"{beside}{ALIASES.get(tail)}" in known:
+        return f"did you mean {f'{beside}{ALIASES[tail]}'!r}?"
     if key in known:
         kind = next((f.default for f in declared(known[key]) if f.name == "kind"), None)
         return f"has no effect on this kind{f'; it belongs to kind: {kind}' if kind else ''}; leave it out"
@@ -42,7 +47,7 @@ def instead(key: str, options: type) -> str:
         return REFUSED[tail]
     nearest_last = sorted(known, key=lambda name: (-name.count("."), name))
     names = {name.rsplit(".", 1)[-1]: name for name in nearest_last} | {name: name for name in known}
-    everywhere = [*names, *ALIASES, *REFUSED]
+    everywhere = [*names, *(alias for alias, name in ALIASES.items() if name in names), *REFUSED]
     near = [name for word in (key, tail) for name in difflib.get_close_matches(word, everywhere, n=1, cutoff=SIMILAR)]
     words = set(tail.split("_"))
     near += sorted((name for name in names if words <= set(name.rsplit(".", 1)[-1].split("_"))), key=len)
@@ -51,13 +56,13 @@ def instead(key: str, options: type) -> str:
     return f"did you mean {names[near[0]]!r}?" if near[0] in names else f"did you mean {near[0]!r}? ({meant(near[0])})"
 
 
-def renamed(key: str) -> str:
-    """The current name of a key, whose last part may be an alias."""
-    head, _, tail = key.rpartition(".")
-    new = ALIASES.get(tail, tail)
-    if new != tail:
-        print(f"rlhf-jax: {tail} is called {new} here", file=sys.stderr)
-    return f"{head}.{new}" if head else new
+def renamed(key: str, value: Any, known: set[str]) -> str:
+    """The name of a key here: another if the key is an alias of a known one."""
+    new = ALIASES.get(key)
+    if key in known or new not in known or isinstance(value, Mapping):
+        return key
+    print(f"rlhf-jax: {key} is called {new} here", file=sys.stderr)
+    return new
 
 
 def _renamed_tree(value: Any, known: set[str]) -> Any:
@@ -68,7 +73,7 @@ def _renamed_tree(value: Any, known: set[str]) -> Any:
     for note in notes:
         print(f"rlhf-jax: changes nothing here: {note}", file=sys.stderr)
     for key, child in left.items():
-        name = key if key in known else renamed(key)
+        name = renamed(key, child, known)
         if name in tree or (name != key and name in value):
             raise ValueError(f"{key} and {name} are one key; give it once")
         tree[name] = _renamed_tree(child, known)
@@ -92,9 +97,11 @@ def parse_tree(options: type[T], verb: str, tree: dict[str, Any]) -> T:
     try:
         return build(options, _renamed_tree(tree, {key.rsplit(".", 1)[-1] for key, _, _ in keys(options)}))
     except UnknownKeys as error:
-        lines = [f"  {key}: {instead(key, options)}" for key in error.names[:SHOWN_KEYS]]
-        lines += [f"  and {len(error.names) - SHOWN_KEYS:,} more"] * (len(error.names) > SHOWN_KEYS)
-        refuse(verb, "\n".join([f"no such key{'s' * (len(error.names) > 1)}:", *lines]))
+        lines = [f"  {key}: {instead(key, value, options)}" for key, value in [*error.given.items()][:SHOWN_KEYS]]
+        lines += [f"  and {len(error.given) - SHOWN_KEYS:,} more"] * (len(error.given) > SHOWN_KEYS)
+        if verb in TRL_VERBS and sum(key in REFUSED and key not in OTHERS for key in error.given) > 1:
+            lines += [f"this looks like a TRL config: rlhf-jax convert FILE --verb {verb} --output ours.yaml"]
+        refuse(verb, "\n".join([f"no such key{'s' * (len(error.given) > 1)}:", *lines]))
     except ValueError as error:
         refuse(verb, str(error))
 

@@ -85,8 +85,12 @@ VERBS: dict[str, Verb] = {
 }
 
 ELSEWHERE = {"sample": "generate", "train": "sft, reward or dpo", "eval": "evaluate", "merge": "export",
-             "rm": "reward", "online": "iterate"}
+             "rm": "reward", "online": "iterate", "online_dpo": "iterate", "kto": "dpo --loss_type kto",
+             "orpo": "dpo --loss_type orpo", "cpo": "dpo --loss_type cpo", "simpo": "dpo --loss_type simpo"}
 """What others call a verb, and its name here."""
+
+ABSENT = dict.fromkeys(("ppo", "grpo", "rloo"), "`iterate` does online DPO")
+"""What others have a verb for and we do not, and what comes nearest."""
 
 
 def named(path: str) -> Any:

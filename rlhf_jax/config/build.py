@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import functools
 import operator
-import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -14,17 +13,20 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from rlhf_jax.config.foreign import SAME_VALUES
 from rlhf_jax.fields import Declared, declared, keys
 
 T = TypeVar("T")
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "names"}
 
 
 class UnknownKeys(ValueError):
-    """Keys that no option has. names: dotted."""
+    """Keys that no option has. given: dotted name -> value."""
 
-    def __init__(self, names: list[str]):
-        self.names = names
-        super().__init__(f"no such key: {', '.join(names)}")
+    def __init__(self, given: dict[str, Any]):
+        self.given = given
+        super().__init__(f"no such key: {', '.join(given)}")
 
 
 class _Values(ArgumentParser):
@@ -42,7 +44,7 @@ def build(options: type[T], tree: Mapping[str, Any]) -> T:
       UnknownKeys: for keys that the options, of the chosen kinds, do not have.
       ValueError: for a value of another type, out of its range, in conflict or without effect; required keys missing.
     """
-    if unknown := [*_unknown(options, tree)]:
+    if unknown := dict(_unknown(options, tree)):
         raise UnknownKeys(unknown)
     return _build(options, _given(options, tree), "")
 
@@ -135,8 +137,8 @@ def _as_tree(options: Any) -> dict[str, Any]:
     return tree
 
 
-def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of what a mapping gives and the options, of the chosen kinds, do not take."""
+def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of what a mapping gives and the options, of the chosen kinds, do not take."""
     taken: set[str] = set()
     for field in declared(options):
         inside = _own(field, tree) if field.flat else tree.get(field.name)
@@ -153,7 +155,7 @@ def _unknown(options: type, tree: Mapping[str, Any], prefix: str = "") -> Iterat
             if field.item and isinstance(inside, str | list | tuple):
                 for number, item in enumerate(_items(field, inside)):
                     yield from _unknown(field.item, item, f"{prefix}{field.name}[{number}].")
-    yield from (prefix + key for key in tree if key not in taken)
+    yield from ((prefix + key, value) for key, value in tree.items() if key not in taken)
 
 
 def _value(field: Declared, value: Any, where: str) -> Any:
@@ -163,14 +165,49 @@ def _value(field: Declared, value: Any, where: str) -> Any:
                          "...}")
     plain = _plain(field.hint)
     if plain is None or (plain is type(None) and value is not None):
-        raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as "
-                         f"{where}.{next(key for key, _, _ in keys(field.kinds[0]))}")
+        raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as {where}.{_first_key(field)}")
+    if isinstance(value, str):
+        value = SAME_VALUES.get(field.name, {}).get(value, value)
     try:
         return _checker(plain).parse_object({"value": value}).value
     except ValueError as error:
-        said = re.sub(r'^.*?Parser key "value":\s*', "", str(error), flags=re.DOTALL)
-        said = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said).replace("a typing.Literal[", "one of [")
-        raise ValueError(f"{where}: {said}") from error
+        own = f", or keys of its own, such as {where}.{_first_key(field)}" if field.kinds else ""
+        raise ValueError(f"{where} = {value!r:.200}; {_wanted(plain, value)}{own}") from error
+
+
+def _wanted(hint: Any, value: Any) -> str:
+    """What to give of this type instead of a value that is none."""
+    if isinstance(value, str) and hint == tuple[str, ...]:
+        return f"give a list: [{', '.join(part.strip() for part in value.split(','))}]"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    quoted = f', which {value} is in quotes of its own (--key \'"{value}"\')' if number and str in _types(hint) else ""
+    return f"it must be {_in_words(hint)}{quoted}"
+
+
+def _types(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type, itself where it has none."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _in_words(hint: Any) -> str:
+    """A type as a user would say it."""
+    if len(several := _types(hint)) > 1:
+        words = dict.fromkeys(_in_words(one) for one in several if not (one is int and float in several))
+        return ", or ".join([", ".join([*words][:-1]), [*words][-1]]) if len(words) > 2 else " or ".join(words)
+    match typing.get_origin(hint):
+        case typing.Literal:
+            choices = [*map(str, typing.get_args(hint))]
+            return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+        case None:
+            return _WORDS.get(hint, "a value of another type")
+        case origin if origin is tuple:
+            return f"a list of {_PLURALS.get(typing.get_args(hint)[0], 'values')}"
+        case _:
+            return f"a mapping of names to {_PLURALS.get(typing.get_args(hint)[1], 'values')}"
+
+
+def _first_key(field: Declared) -> str:
+    return next(key for key, _, _ in keys(field.kinds[0]))
 
 
 @functools.cache

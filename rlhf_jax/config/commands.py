@@ -25,7 +25,7 @@ class SftCommand(Options):
     Attributes:
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      eval_dataset_name: held-out rows of the same layout.
+      eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (split, columns ...).
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on.
       options: how to train.
@@ -51,7 +51,8 @@ class RewardCommand(Options):
     Attributes:
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      eval_dataset_name: held-out rows of the same layout; the loss and its metrics on them end the stage.
+      eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (split, columns ...); the loss
+        and its metrics on them end the stage.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on: pairs, graded rows for a regression, or solutions with labels.
       options: which kind of model, and how to train it.

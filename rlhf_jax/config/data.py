@@ -25,10 +25,10 @@ class RowOptions(Options):
 
     Attributes:
       dataset_name: files, folders, globs, `tfds:name` or hub names; one, or several read in this order.
-      split: of sources that have splits.
+      split: which split to read, for sources that have several.
       converter: name of a row converter (`rlhf_jax.data.converters`), or "module:function" from a foreign row to one
         row or a list of rows.
-      converter_options: of that converter, other values than those of its row in the table: {min_ratio: 3}.
+      converter_options: options of the converter, where you want other values than the table's: {min_ratio: 3}.
       columns: a column's name here: its name in the rows, as {prompt: question, chosen: best}; before the converter.
       prompts_from: rows hold whole conversations, of which the prompt is what ends with the first user turn, or what
         stands before the last assistant turn.

@@ -5,17 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rlhf_jax.config.lora import MODULES
+
 ALIASES = {
     "warmup_ratio": "warmup_steps", "max_seq_length": "max_length", "torch_dtype": "dtype",
-    "reward_model_path": "model_name_or_path", "choose_type": "rule", "len_penalty": "length_penalty",
+    "choose_type": "rule", "len_penalty": "length_penalty",
     "K": "num_generations", "n": "num_generations", "num_return_sequences": "num_generations",
     "dataset_train_split": "split", "dataset": "dataset_name",
-    "ref_model_path": "reference_model", "ref_model": "reference_model",
+    "ref_model_path": "reference_model", "ref_model": "reference_model", "ref_pretrain": "reference_model",
+    "model": "model_name_or_path", "policy": "model_name_or_path", "pretrain": "model_name_or_path",
+    "data": "dataset_name", "eval_dataset": "eval_dataset_name", "save_path": "output_dir", "lr": "learning_rate",
+    "lr_warmup_ratio": "warmup_steps", "max_epochs": "num_train_epochs", "max_norm": "max_grad_norm",
+    "l2": "weight_decay", "max_len": "max_length", "prompt_max_len": "max_prompt_length",
+    "generate_max_len": "max_new_tokens", "n_samples_per_prompt": "num_generations", "lora_rank": "lora_r",
+    "target_modules": "lora_target_modules",
 }
-"""Old or foreign names of keys and what they are called here; accepted, and said."""
+"""Old or foreign names of keys and what they are called here; accepted where there is such a key, and said."""
+
+SAME_VALUES: dict[str, dict[str, Any]] = {"lora_target_modules": {"all-linear": list(MODULES)},
+                                          "loss_type": {"dpo": "sigmoid"}}
+"""Key -> a foreign name of one of its values -> that value; accepted."""
+
+TRL_VERBS = ("sft", "reward", "dpo")
+"""Verbs whose configs `convert` makes of TRL's."""
 
 _MESH, _SPLIT = "sharding follows from mesh", "use eval_dataset_name"
-REFUSED = {
+_COLUMNS = "use columns, our name first: --columns.{} NAME"
+_SCORER = ("dpo reads pairs; score answers with `score` (model_name_or_path) or in `iterate` "
+           "(scorer.model_name_or_path)")
+_WANDB = "use report_to: wandb; its project is the environment variable WANDB_PROJECT"
+OTHERS = {
+    "reward_model": _SCORER, "reward_model_path": _SCORER, "reward_pretrain": _SCORER,
+    "input_key": _COLUMNS.format("prompt"), "prompt_key": _COLUMNS.format("prompt"),
+    "output_key": _COLUMNS.format("completion"), "chosen_key": _COLUMNS.format("chosen"),
+    "rejected_key": _COLUMNS.format("rejected"),
+    "micro_train_batch_size": "micro_rows is what one device works on at a time, in packed rows",
+    "zero_stage": _MESH, "wandb_project": _WANDB, "use_wandb": _WANDB,
+    "apply_chat_template": "chat messages are always rendered by the template; for strings use text_as_chat: true",
+    "packing_samples": "rows are always packed", "ckpt_path": "checkpoints lie in output_dir",
+    "load_checkpoint": "the same command always continues", "flash_attn": "use attn_implementation",
+    "nll_loss_coef": "use loss_type: [sigmoid, sft] with loss_weights: [1, coefficient]",
+}
+"""Keys of OpenRLHF and of the paper's code that have no meaning here, and what to do instead."""
+
+REFUSED = OTHERS | {
     "gradient_accumulation_steps": "train_batch_size is the global batch; accumulation follows from micro_rows",
     "per_device_train_batch_size": "train_batch_size is the global batch on any number of devices; micro_rows is what "
                                    "one device works on at a time",
@@ -26,7 +59,8 @@ REFUSED = {
     "precompute_ref_log_probs": "reference log-probs are always computed once and cached",
     "use_liger_kernel": "log-probs are always chunked; see logits_chunk",
     "gradient_checkpointing": "use remat: auto | none | dots | full", "bf16": "use dtype: bfloat16",
-    "fp16": "use dtype: bfloat16", "use_vllm": "sampling runs in this process, on the training weights",
+    "fp16": "use dtype: bfloat16",
+    "use_vllm": "sampling runs in this process; for vLLM see engine, a section of sampling",
     "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
     "disable_dropout": "models have no dropout, and adapters none unless lora_dropout is given",
     "use_dora": "adapters are plain LoRA",
@@ -67,7 +101,7 @@ REFUSED = {
     "data_seed": "seed decides the order too", "neftune_noise_alpha": "embeddings get no noise",
     "router_aux_loss_coef": "the router's balance is not a part of the loss",
 }
-"""Keys of other frameworks that have no meaning here, and what to do instead."""
+"""Keys of other frameworks, TRL's and OTHERS, that have no meaning here, and what to do instead."""
 
 _IDLE: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False,), "optim": ("adamw_torch", "adamw_torch_fused", "adamw_hf"), "fp16": (False,),

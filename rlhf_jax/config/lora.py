@@ -18,7 +18,8 @@ class LoraConfig(Options):
     """Low-rank adapters (Hu et al., arXiv 2106.09685).
 
     Attributes:
-      use_peft: train an adapter instead of all weights; the exported model is merged, the adapter lies beside it.
+      use_peft: train an adapter instead of all weights; OUTPUT_DIR/model is merged, the adapter itself is
+        OUTPUT_DIR/model/adapter, in PEFT's layout.
       lora_r: rank.
       lora_alpha: the update is scaled by lora_alpha / lora_r.
       lora_target_modules: projections that get an update.

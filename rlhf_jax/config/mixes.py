@@ -19,7 +19,7 @@ class SourceOptions(Options):
 
     Attributes:
       name: a file, a folder, a glob, `tfds:name` or a hub name.
-      split: of a source that has splits.
+      split: which split to read, for a source that has several.
       converter: name of a row converter, or "module:function".
       converter_options: of that converter, other values than those of its row in the table.
       columns: a column's name here: its name in the rows.

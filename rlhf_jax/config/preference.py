@@ -75,7 +75,7 @@ class DpoCommand(Options):
       reference_model: folder of the reference policy, of any shape with the policy's vocabulary; the start itself if
         not given.
       pairs: pairs.jsonl with token ids, instead of dataset_name.
-      eval_dataset_name: held-out preference rows.
+      eval_dataset_name: held-out preference rows, read as those of dataset_name (split, columns ...).
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on.
       options: which loss, and how to train.

@@ -39,11 +39,11 @@ class TrainConfig(Options):
     Attributes:
       train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
       micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation. auto takes what
-        is estimated to be fastest of what fits the memory, 4 on devices that do not tell it (CPUs).
+        is estimated to be fastest of what fits the memory, 4 on devices that do not report it (CPUs).
       row_length: tokens of a packed row; None takes the smallest multiple of 128 that holds every group.
       num_train_epochs: passes over the data, may be fractional; a fraction of a pass is rounded up to whole steps.
       max_steps: train for so many steps, however many passes that takes; it replaces num_train_epochs.
-      learning_rate: peak.
+      learning_rate: peak learning rate, reached after warm-up.
       lr_scheduler_type: how the rate moves after warm-up.
       min_lr_rate: floor of `cosine_with_min_lr`, as a share of the peak.
       warmup_steps: number of steps, or a share of all steps (rounded up) where below 1.

@@ -108,9 +108,7 @@ def _data(take: Take, out: Converted, verb: str) -> None:
     if verb == "sft" and not take("assistant_only_loss"):
         out.said.append("the loss is on the assistant's tokens alone; TRL's, without assistant_only_loss, is on all of "
                         "a conversation (`messages`)")
-    split = take("dataset_train_split")
-    if split not in (None, "train"):
-        out.config["split"] = split
+    out.config["split"] = take("dataset_train_split") or "train"
 
 
 def _batch(take: Take, out: Converted, verb: str) -> None:

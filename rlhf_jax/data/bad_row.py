@@ -46,6 +46,11 @@ def checked_text(text: str, column: str) -> str:
     return text
 
 
+def turn_of(role: str) -> str:
+    """A turn with its article: an assistant turn, a user turn."""
+    return f"{'an' if role == 'assistant' else 'a'} {role} turn"
+
+
 def short(value: Any, length: int = 60) -> str:
     """A value as an error message shows it."""
     shown = repr(value)

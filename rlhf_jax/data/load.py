@@ -140,9 +140,11 @@ def _converted(where: SourceRow, columns: Mapping[str, str], convert: Converter 
 
 def _mapped(row: Row, columns: Mapping[str, str]) -> Row:
     """The row with its columns under the names that are wanted."""
-    if missing := [theirs for theirs in columns.values() if theirs not in row]:
-        raise BadRow("missing_column", f"columns names {missing[0]!r}, which the row does not have; it has "
-                                       f"{', '.join(map(str, row))}")
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            turned = f". Our name comes first: --columns.{theirs} {ours}" if ours in row else ""
+            raise BadRow("missing_column", f"columns names {theirs!r}, which the row does not have; it has "
+                                           f"{', '.join(map(str, row))}{turned}")
     return {**{name: value for name, value in row.items() if name not in columns.values()},
             **{ours: row[theirs] for ours, theirs in columns.items()}} if columns else row
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.bad_row import BadRow, checked_text
+from rlhf_jax.data.bad_row import BadRow, checked_text, turn_of
 from rlhf_jax.data.context_columns import (
     SYSTEM_COLUMNS,
     check_media,
@@ -148,14 +148,15 @@ def _prompt(row: Mapping[str, Any]) -> Text:
     if not isinstance(prompt, str):
         check_alternation(prompt, column)
         if prompt[-1]["role"] not in ("user", "tool"):
-            raise BadRow("prompt_ends_with_assistant", f"column {column!r} ends with a {prompt[-1]['role']} turn; a "
+            raise BadRow("prompt_ends_with_assistant", f"column {column!r} ends with {turn_of(prompt[-1]['role'])}; a "
                                                        "prompt ends with the user, the response comes after it")
     return prompt
 
 
 def _missing(row: Mapping[str, Any], *columns: str) -> BadRow:
     return BadRow("missing_column", f"the row has no column {' or '.join(map(repr, columns))}; it has "
-                                    f"{', '.join(map(repr, row)) or 'none'}. Rename the column or use a converter")
+                                    f"{', '.join(map(repr, row)) or 'none'}. Map its names, ours first: "
+                                    f"--columns.{columns[0]} NAME; or use a converter")
 
 
 def _need(row: Mapping[str, Any], column: str) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow, checked_text, short
+from rlhf_jax.data.bad_row import BadRow, checked_text, short, turn_of
 from rlhf_jax.data.groups import PromptGroup, Text
 from rlhf_jax.data.prompt_text import plain_text
 
@@ -88,8 +88,8 @@ def judged_steps(prompt: Text, steps: Sequence[str], signs: Sequence[str]) -> tu
     """
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if asked[-1]["role"] != "user":
-        raise BadRow("prompt_not_of_user", f"the prompt ends with a {asked[-1]['role']} turn; the question that steps "
-                                           "answer is the user's")
+        raise BadRow("prompt_not_of_user", f"the prompt ends with {turn_of(asked[-1]['role'])}; the question that "
+                                           "steps answer is the user's")
     first = {**asked[-1], "content": f"{asked[-1]['content']} {steps[0]}"}
     turns = [{"role": "assistant", "content": signs[0]}]
     for step, sign in zip(steps[1:], signs[1:], strict=True):

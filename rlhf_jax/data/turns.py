@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.data.bad_row import BadRow, checked_text, short
+from rlhf_jax.data.bad_row import BadRow, checked_text, short, turn_of
 from rlhf_jax.data.groups import SYSTEM_ROLES, Message, Text
 from rlhf_jax.data.message_fields import message_fields
 
@@ -156,7 +156,7 @@ def as_dialogue(value: Any, column: str) -> list[Message]:
     messages = parse_hh(value, column) if isinstance(value, str) else as_messages(value, column)
     check_alternation(messages, column)
     if messages[-1]["role"] != "assistant":
-        raise BadRow("last_turn_not_assistant", f"column {column!r} ends with a {messages[-1]['role']} turn; a "
+        raise BadRow("last_turn_not_assistant", f"column {column!r} ends with {turn_of(messages[-1]['role'])}; a "
                                                 "conversation to learn from ends with the assistant")
     if is_empty(messages[:-1]):
         raise BadRow("empty_prompt", f"column {column!r} has an empty turn before the last one, or only one turn")

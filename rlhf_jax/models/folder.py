@@ -75,15 +75,18 @@ def find_model(name_or_path: str | Path, weights: bool = True) -> Path:
       weights: False leaves the weights of a hub name where they are.
 
     Raises:
-      CheckpointError: if there is neither.
+      CheckpointError: if there is neither, or the folder is the output folder of a verb, which holds the model's.
     """
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
+        inside = next((folder / name for name in ("model", "policy") if (folder / name / CONFIG).is_file()), None)
+        if inside is not None and not ((folder / CONFIG).is_file() or is_adapter(folder)):
+            raise CheckpointError(f"{folder} is an output folder; its model is {inside}")
         return folder
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", str(name_or_path))
     if match is None:
-        raise CheckpointError(f"{str(name_or_path)!r} is no folder on this machine and no hub name (owner/model or "
-                              "owner/model@revision)")
+        raise CheckpointError(f"{str(name_or_path)!r} is neither a folder on this machine nor a hub name (owner/model "
+                              "or owner/model@revision)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -172,7 +172,7 @@ def divide_step(need: StepNeed, mesh: Mapping[str, int], chip: Chip | None, memo
         most, train = possible[0][0], need.train
         rows = most if need.together or train.micro_rows != "auto" else min(ROWS, most)
         remat = REMAT if train.remat == "auto" else train.remat
-        return Division(rows, remat, f"{_words(rows, remat)}: the devices do not tell their memory")
+        return Division(rows, remat, f"{_words(rows, remat)}: the devices do not report how much memory they have")
     sizes = {one: step_bytes(need, mesh, *one).total for one in possible}
     fitting = [one for one in possible if sizes[one] <= SHARE * memory]
     if not fitting:

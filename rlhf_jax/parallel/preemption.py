@@ -29,7 +29,7 @@ class Preempted(RuntimeError):
     """The platform wants the machine back. done: what is safe."""
 
     def __init__(self, done: str):
-        super().__init__(f"asked to leave (SIGTERM); {done}. Give the same command again to continue")
+        super().__init__(f"stopping on SIGTERM; {done}. Give the same command again to continue")
 
 
 def watch_for_preemption() -> None:

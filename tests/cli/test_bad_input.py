@@ -183,8 +183,8 @@ def test_all_unknown_keys_are_named_at_once_and_each_with_what_to_write_instead(
 
 
 def test_a_value_of_the_wrong_type_is_said_in_plain_words(capsys):
-    assert "learning_rate: Expected a float. Got value: abc" in refused(["--learning_rate", "abc"], capsys)
-    assert "dtype: Expected one of ['float32', 'bfloat16']" in refused(["--dtype", "fp8"], capsys)
+    assert "learning_rate = 'abc'; it must be a number" in refused(["--learning_rate", "abc"], capsys)
+    assert "dtype = 'fp8'; it must be one of float32, bfloat16" in refused(["--dtype", "fp8"], capsys)
 
 
 def test_a_config_that_gives_a_key_twice_is_refused(capsys, tmp_path):

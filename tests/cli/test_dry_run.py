@@ -71,7 +71,7 @@ def test_a_dry_run_of_every_verb_shows_what_it_would_work_on_and_keeps_nothing(v
     ("sft", ["--eval_dataset_name", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     ("sft", ["--output_dir", "FILE/out"], "cannot be written to"),
     ("reward", ["--use_margin", "true"], "have no margins"),
-    ("dpo", ["--reference_model", "nowhere"], "'nowhere' is no folder"),
+    ("dpo", ["--reference_model", "nowhere"], "'nowhere' is neither a folder"),
     ("generate", ["--max_new_tokens", "250"], "passes the model's 256 positions"),
     ("generate", ["--slots", "7"], "slots = 7 must be a multiple of the 8 ways"),
     ("compare", ["--sampling.max_new_tokens", "250"], "passes the model's 256 positions"),
@@ -81,7 +81,7 @@ def test_a_dry_run_of_every_verb_shows_what_it_would_work_on_and_keeps_nothing(v
     ("pairs", ["--scorer", "gold"], "no response has a score 'gold'"),
     ("evaluate", ["--scorer.function", "nowhere:judge"], "cannot be imported"),
     ("compare", ["--gold.kind", "function", "--gold.function", "nowhere:judge"], "cannot be imported"),
-    ("compare", ["--baseline_model", "nowhere"], "'nowhere' is no folder"),
+    ("compare", ["--baseline_model", "nowhere"], "'nowhere' is neither a folder"),
     ("evaluate", ["--dataset_name", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     ("export", ["--base_model", "BASE"], "needs no base_model"),
 ])

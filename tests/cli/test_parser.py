@@ -69,6 +69,53 @@ def test_names_of_the_field_for_the_number_of_samples_are_taken(capsys):
         assert f"{name} is called num_generations here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("key", "name"), [
+    ("model", "model_name_or_path"), ("pretrain", "model_name_or_path"), ("lr", "learning_rate"),
+    ("save_path", "output_dir"), ("max_len", "max_length"), ("lora_rank", "lora_r"), ("data", "dataset_name"),
+])
+def test_short_and_foreign_names_are_taken_or_lead_to_the_key(key, name, capsys):
+    given = {**dict(zip(SFT[::2], SFT[1::2], strict=True)), "--use_peft": "true", "--beta": "0.1"}
+    given = {**given, f"--{key}": given.pop(f"--{name}", "1")}
+    said = refused(SftCommand, [word for pair in given.items() for word in pair], capsys)
+    assert f"{key} is called {name} here" in said or f"{key}: did you mean {name!r}?" in said
+
+
+@pytest.mark.parametrize(("verb", "args", "said"), [
+    ("compare", ["--policy", "m", "--x", "1"], "policy is called model_name_or_path here"),
+    ("generate", ["--model", "m"], "model: did you mean 'model_name_or_path'?"),
+    ("sft", ["--modle", "m"], "did you mean 'model'? (it is called model_name_or_path here)"),
+    ("pairs", ["--model", "m"], "model: no key has a similar name"),
+    ("dpo", ["--reward_model", "m"], "reward_model: dpo reads pairs; score answers with `score`"),
+    ("dpo", ["--input_key", "q"], "input_key: use columns, our name first: --columns.prompt NAME"),
+    ("dpo", ["--micro_train_batch_size", "1"], "micro_train_batch_size: micro_rows is what"),
+    ("dpo", ["--zero_stage", "3"], "zero_stage: sharding follows from mesh"),
+    ("dpo", ["--wandb_project", "p"], "the environment variable WANDB_PROJECT"),
+    ("dpo", ["--apply_chat_template", "true"], "for strings use text_as_chat: true"),
+    ("generate", ["--use_vllm", "true"], "for vLLM see engine, a section of sampling"),
+    ("score", ["--scorer.model_name_or_path", "m"], "the keys of scorer are given without it: model_name_or_path"),
+    ("sft", ["--train.learning_rate", "1", "--train.seed", "1"], "are given without it: learning_rate, seed"),
+    ("iterate", ["--dpo.train.learning_rate", "1"], "the keys of train are given without it: dpo.learning_rate"),
+    ("ppo", [], "no verb 'ppo'. It is not here; `iterate` does online DPO."),
+    ("grpo", [], "no verb 'grpo'. It is not here; `iterate` does online DPO."),
+    ("kto", [], "It is called dpo --loss_type kto here."),
+])
+def test_what_others_write_leads_to_what_is_here(verb, args, said, rlhf_jax):
+    status, _, err = rlhf_jax(verb, *args)
+    assert status == 2
+    assert said in err
+
+
+@pytest.mark.parametrize(("verb", "keys", "hinted"), [
+    ("dpo", ["packing", "gradient_accumulation_steps"], True), ("sft", ["bf16", "deepspeed", "zzz"], True),
+    ("dpo", ["packing", "zzz"], False), ("dpo", ["zero_stage", "input_key"], False),
+    ("generate", ["packing", "gradient_accumulation_steps"], False),
+])
+def test_several_keys_of_trl_name_the_verb_that_translates_them(verb, keys, hinted, rlhf_jax):
+    _, _, err = rlhf_jax(verb, *(word for key in keys for word in (f"--{key}", "3")))
+    said = f"this looks like a TRL config: rlhf-jax convert FILE --verb {verb} --output ours.yaml"
+    assert (said in err) is hinted
+
+
 def test_of_many_unknown_keys_some_are_named_and_all_are_counted(capsys):
     message = refused(SftCommand, [*SFT, *(word for i in range(50) for word in (f"--zzz{i}", "1"))], capsys)
     assert "zzz0: no key has a similar name" in message
@@ -82,8 +129,20 @@ def test_an_unknown_nested_key_in_yaml_names_the_nearest_key(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["--train_batch_size", "many"], "int"),
-    (["--lr_scheduler_type", "cosin"], "cosine"),
+    (["--train_batch_size", "many"], "train_batch_size = 'many'; it must be a whole number\n"),
+    (["--max_length", "None"], "max_length = 'None'; it must be a whole number or null\n"),
+    (["--max_samples", "1.5"], "max_samples = 1.5; it must be a whole number or null\n"),
+    (["--micro_rows", "few"], "micro_rows = 'few'; it must be a whole number or auto\n"),
+    (["--max_bad_rows", "few"], "max_bad_rows = 'few'; it must be a number\n"),
+    (["--use_peft", "3"], "use_peft = 3; it must be true or false\n"),
+    (["--split", "[a]"], "split = ['a']; it must be text or null\n"),
+    (["--output_dir", "5"], "output_dir = 5; it must be text, which 5 is in quotes of its own (--key '\"5\"')\n"),
+    (["--dataset_name", "[1]"], "dataset_name = [1]; it must be text or a list of names\n"),
+    (["--columns", "[a]"], "columns = ['a']; it must be a mapping of names to names\n"),
+    (["--mesh", "four"], "mesh = 'four'; it must be auto, or keys of its own, such as mesh.data\n"),
+    (["--lora_target_modules", "q_proj,v_proj"],
+     "lora_target_modules = 'q_proj,v_proj'; give a list: [q_proj, v_proj]\n"),
+    (["--lr_scheduler_type", "cosin"], "lr_scheduler_type = 'cosin'; it must be one of cosine, linear,"),
     (["--train_batch_size", "0"], "at least 1"),
     (["--packing", "true"], "always packed"),
     (["--gradient_accumulation_steps", "4"], "train_batch_size"),
@@ -123,6 +182,12 @@ def test_options_without_effect_or_in_conflict_are_errors(args, words, capsys):
 def test_a_kind_and_what_it_needs_are_words(scorer, said, tmp_path, capsys):
     (tmp_path / "x.yaml").write_text(yaml.safe_dump({**RUN, "scorer": scorer}))
     assert said in refused(ExperimentConfig, ["--config", str(tmp_path / "x.yaml")], capsys)
+
+
+def test_other_names_of_a_value_are_taken():
+    peft = ["--use_peft", "true", "--lora_target_modules"]
+    assert parse(SftCommand, "sft", [*SFT, *peft, "all-linear"]) == parse(SftCommand, "sft", [*SFT, *peft[:2]])
+    assert parse(DpoCommand, "dpo", [*SFT, "--loss_type", "dpo"]) == parse(DpoCommand, "dpo", SFT)
 
 
 def test_old_names_are_accepted_and_said(capsys):

@@ -315,7 +315,7 @@ def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(world, rlhf_ja
     (["--loop.rounds", "4"], "round 3 asks for prompts 8 to 12 and there are 8"),
     (["--evaluation.data.dataset_name", "nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["--gold.kind", "function", "--gold.function", "nowhere:judge"], "nowhere"),
-    (["--gold.model_name_or_path", "nowhere"], "'nowhere' is no folder"),
+    (["--gold.model_name_or_path", "nowhere"], "'nowhere' is neither a folder"),
     (["--prompts.dataset_name", "[]"], "no data is given"),
 ])
 def test_what_a_late_stage_lacks_is_said_before_the_first_one_runs(change, said, world, rlhf_jax, tmp_path):

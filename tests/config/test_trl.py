@@ -35,6 +35,7 @@ def test_what_is_not_given_has_trls_default(verb):
     ({"gradient_checkpointing": False}, {"remat": "none"}),
     ({"max_length": 2048, "truncation_mode": "keep_end"}, {"max_length": 2048, "overlong": "truncate_prompt_left"}),
     ({"dataset_train_split": "train_prefs"}, {"split": "train_prefs"}),
+    ({}, {"split": "train"}), ({"dataset_train_split": None}, {"split": "train"}),
     ({"model_revision": "v2"}, {"model_name_or_path": "m@v2"}),
     ({"save_strategy": "no", "save_total_limit": 3}, {"save_steps": None, "save_total_limit": None}),
     ({"save_total_limit": 3}, {"save_steps": 500, "save_total_limit": 3}),

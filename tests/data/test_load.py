@@ -229,6 +229,8 @@ def test_columns_are_named_by_the_user(tmp_path):
     assert swapped[0].responses == ("b", "a")
     with pytest.raises(TooManyBadRows, match="columns names 'text', which the row does not have; it has question"):
         load_examples(path, "preference", columns={"prompt": "text"})
+    with pytest.raises(TooManyBadRows, match=r"it has question, .*\. Our name comes first: --columns\.chosen worst"):
+        load_examples(path, "preference", columns={"worst": "chosen"})
 
 
 def test_rows_behind_max_samples_are_not_read(tmp_path):

@@ -1,6 +1,7 @@
 import contextlib
 import datetime
 import os
+import re
 import subprocess
 import sys
 
@@ -258,6 +259,18 @@ def test_empty_prompt_only_when_allowed():
     row = {"prompt": "", "chosen": "a", "rejected": "b"}
     assert reason(row, "preference") == "empty_prompt"
     assert parse_row(row, "preference", ParseOptions(allow_empty_prompt=True)).prompt == ""
+
+
+@pytest.mark.parametrize(("row", "kind", "said"), [
+    ({"prompt": [user("a"), bot("b")]}, "prompt", "'prompt' ends with an assistant turn; a prompt ends with the user"),
+    ({"prompt": [user("a"), bot("b")], "steps": ["a"], "labels": ["+"]}, "steps", "ends with an assistant turn"),
+    ({"messages": [user("a")]}, "sft", "'messages' ends with a user turn; a conversation"),
+    ({"question": "q"}, "prompt", "Map its names, ours first: --columns.prompt NAME; or use a converter"),
+    ({"prompt": "q", "best": "a"}, "preference", "Map its names, ours first: --columns.chosen NAME"),
+])
+def test_a_bad_row_says_what_it_holds_and_which_key_helps(row, kind, said):
+    with pytest.raises(BadRow, match=re.escape(said)):
+        parse_row(row, kind)
 
 
 def test_prompt_ids():

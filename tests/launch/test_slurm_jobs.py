@@ -93,7 +93,7 @@ def test_a_preempted_run_goes_on_where_it_was(slurm, submit, tmp_path):
     slurm.until(lambda: list(tmp_path.glob("run/stages/sft-*/checkpoints/*")), f"sft has a checkpoint: {log()}", 200)
     slurm.ask("scancel", "--signal=TERM", number)
     slurm.until(lambda: slurm.job(number).get("Restarts") == "1", f"the job is requeued: {log()}", 100)
-    assert "asked to leave (SIGTERM); step " in log()
+    assert "stopping on SIGTERM; step " in log()
     job = ended(slurm, number, 300)
     assert job["JobState"] == "COMPLETED", log()
     assert (tmp_path / "run" / "report.html").is_file()

@@ -285,12 +285,23 @@ def test_folders_that_hold_no_model_say_so(saved, tmp_path):
 def test_a_name_that_is_neither_folder_nor_on_the_hub_says_both(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert find_model(tmp_path) == tmp_path
-    with pytest.raises(CheckpointError, match=r"no folder on this machine and no hub name"):
+    with pytest.raises(CheckpointError, match=r"neither a folder on this machine nor a hub name"):
         find_model(tmp_path / "missing")
-    with pytest.raises(CheckpointError, match=r"'./missing' is no folder on this machine and no hub name"):
+    with pytest.raises(CheckpointError, match=r"'./missing' is neither a folder on this machine nor a hub name"):
         find_model("./missing")
     with pytest.raises(CheckpointError, match=r"'nobody/nothing' is no folder on this machine, and the hub"):
         find_model("nobody/nothing")
+
+
+@pytest.mark.parametrize(("name", "own"), [("model", "config.json"), ("policy", "adapter_config.json")])
+def test_an_output_folder_says_where_its_model_is(tmp_path, name, own):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=f"{tmp_path} is an output folder; its model is {tmp_path}/{name}"):
+        find_model(tmp_path)
+    assert find_model(tmp_path / name) == tmp_path / name
+    (tmp_path / own).write_text("{}")
+    assert find_model(tmp_path) == tmp_path
 
 
 @pytest.mark.parametrize(("asked", "revision"), [("owner/name", None), ("owner/name@main", "main"),
@@ -310,5 +321,5 @@ def test_a_hub_name_may_carry_its_revision_and_no_code_is_fetched(asked, revisio
 
 @pytest.mark.parametrize("name", ["owner/name@", "owner/name@a b", "owner@main", "@main", "owner/name@-x"])
 def test_a_revision_that_is_none_is_no_name(name):
-    with pytest.raises(CheckpointError, match="no hub name"):
+    with pytest.raises(CheckpointError, match="nor a hub name"):
         find_model(name)

@@ -157,7 +157,7 @@ def test_dtype_and_file_size_are_what_was_asked_for(model, export, tmp_path):
 
 
 def test_sources_that_cannot_be_told_are_refused(model, tmp_path):
-    with pytest.raises(CheckpointError, match="is no folder on this machine and no hub name"):
+    with pytest.raises(CheckpointError, match="is neither a folder on this machine nor a hub name"):
         source(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="whole model and needs no base_model"):
         source(model, base_model=str(model))
