@@ -25,7 +25,8 @@ class SftCommand(Options):
     Attributes:
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (split, columns ...).
+      eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (columns, converter ...).
+      eval_split: which split of eval_dataset_name to read; None for that of dataset_name.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on.
       options: how to train.
@@ -35,13 +36,14 @@ class SftCommand(Options):
     model_name_or_path: str
     output_dir: str
     eval_dataset_name: Sources = ()
+    eval_split: str | None = None
     mesh: MeshChoice = MeshConfig()
     data: Flat[DataOptions] = DataOptions()
     options: Flat[SftOptions] = SftOptions()
     trackers: Flat[TrackerOptions] = TrackerOptions()
 
     def conflicts(self) -> None:
-        check_evaluated(self.options.train, self.eval_dataset_name)
+        check_evaluated(self.options.train, self.data.rows, self.eval_dataset_name, self.eval_split)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,9 @@ class RewardCommand(Options):
     Attributes:
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
-      eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (split, columns ...); the loss
-        and its metrics on them end the stage.
+      eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (columns, converter ...); the
+        loss and its metrics on them end the stage.
+      eval_split: which split of eval_dataset_name to read; None for that of dataset_name.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on: pairs, graded rows for a regression, or solutions with labels.
       options: which kind of model, and how to train it.
@@ -62,13 +65,14 @@ class RewardCommand(Options):
     model_name_or_path: str
     output_dir: str
     eval_dataset_name: Sources = ()
+    eval_split: str | None = None
     mesh: MeshChoice = MeshConfig()
     data: Flat[PreferenceData] = PreferenceData()
     options: Flat[RewardOptions] = BradleyTerryOptions()
     trackers: Flat[TrackerOptions] = TrackerOptions()
 
     def conflicts(self) -> None:
-        check_evaluated(self.options.train, self.eval_dataset_name)
+        check_evaluated(self.options.train, self.data.rows, self.eval_dataset_name, self.eval_split)
         check_graded(self.options, self.data.graded)
 
 

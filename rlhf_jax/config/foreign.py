@@ -29,7 +29,7 @@ SAME_VALUES: dict[str, dict[str, Any]] = {"lora_target_modules": {"all-linear": 
 TRL_VERBS = ("sft", "reward", "dpo")
 """Verbs whose configs `convert` makes of TRL's."""
 
-_MESH, _SPLIT = "sharding follows from mesh", "use eval_dataset_name"
+_MESH, _SPLIT = "sharding follows from mesh", "use eval_dataset_name and eval_split"
 _COLUMNS = "use columns, our name first: --columns.{} NAME"
 _SCORER = ("dpo reads pairs; score answers with `score` (model_name_or_path) or in `iterate` "
            "(scorer.model_name_or_path)")

@@ -75,7 +75,8 @@ class DpoCommand(Options):
       reference_model: folder of the reference policy, of any shape with the policy's vocabulary; the start itself if
         not given.
       pairs: pairs.jsonl with token ids, instead of dataset_name.
-      eval_dataset_name: held-out preference rows, read as those of dataset_name (split, columns ...).
+      eval_dataset_name: held-out preference rows, read as those of dataset_name (columns, converter ...).
+      eval_split: which split of eval_dataset_name to read; None for that of dataset_name.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on.
       options: which loss, and how to train.
@@ -87,6 +88,7 @@ class DpoCommand(Options):
     reference_model: str | None = None
     pairs: str | None = None
     eval_dataset_name: Sources = ()
+    eval_split: str | None = None
     mesh: MeshChoice = MeshConfig()
     data: Flat[PreferenceData] = PreferenceData()
     options: Flat[PreferenceOptions] = PreferenceOptions()
@@ -95,7 +97,7 @@ class DpoCommand(Options):
     def conflicts(self) -> None:
         if bool(self.pairs) == bool(self.data.rows.sources):
             raise ValueError("give exactly one of dataset_name (preference rows) and pairs (a pairs.jsonl file)")
-        check_evaluated(self.options.train, self.eval_dataset_name)
+        check_evaluated(self.options.train, self.data.rows, self.eval_dataset_name, self.eval_split)
         if self.options.loss.of_responses and not self.options.split_pairs:
             if self.pairs:
                 raise ValueError(f"loss_type = {self.options.loss.loss_type!r} reads single responses, and pairs are "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from rlhf_jax.config.data import GradedOptions, Sources
+from rlhf_jax.config.data import GradedOptions, RowOptions, Sources, as_sources
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.fields import (
     COUNT,
@@ -267,8 +267,15 @@ OF_SOLUTIONS = (ProcessOptions, OutcomeGenerativeOptions, OutcomeOptions)
 """What learns from solutions with labels, and from no pairs."""
 
 
-def check_evaluated(train: TrainConfig, eval_dataset_name: Sources) -> None:
-    """Raises ValueError for an evaluation rhythm where there is nothing to evaluate on."""
+def check_evaluated(train: TrainConfig, rows: RowOptions, eval_dataset_name: Sources, eval_split: str | None) -> None:
+    """Raises ValueError for an evaluation's rhythm or split without rows to evaluate on, and for an evaluation on the rows
+    that are trained on."""
+    if eval_split is not None and not eval_dataset_name:
+        raise ValueError(f"eval_split = {eval_split!r} has no effect without eval_dataset_name; name its data set")
+    same = [name for name in as_sources(eval_dataset_name) if name in rows.sources]
+    if same and (eval_split or rows.split) == rows.split:
+        raise ValueError(f"eval_dataset_name = {same[0]!r} holds the rows that are trained on (split = {rows.split}); "
+                         "name another split of it with eval_split, or other rows")
     if train.eval_steps is not None and not eval_dataset_name:
         raise ValueError(f"eval_steps = {train.eval_steps} has no effect without eval_dataset_name, the rows to "
                          "evaluate on; give them or leave it out")

@@ -108,6 +108,8 @@ def _data(take: Take, out: Converted, verb: str) -> None:
     if verb == "sft" and not take("assistant_only_loss"):
         out.said.append("the loss is on the assistant's tokens alone; TRL's, without assistant_only_loss, is on all of "
                         "a conversation (`messages`)")
+    if (name := take("dataset_name")) is not None:
+        out.config["dataset_name"] = name
     out.config["split"] = take("dataset_train_split") or "train"
 
 
@@ -173,11 +175,14 @@ def _rhythm(take: Take, out: Converted, verb: str) -> None:
         out.config["logging_steps"] = int(logged)
     strategy = take("eval_strategy") if (old := take("evaluation_strategy")) is None else old
     every, test = take("eval_steps"), take("dataset_test_split")
-    if strategy != "no":
-        out.lost["eval_strategy"] = ("give held-out rows as eval_dataset_name (TRL took the split "
-                                     f"{test or 'test'!r}); they are evaluated at the end")
-    if strategy == "steps":
-        out.lost["eval_steps"] = f"give eval_steps: {every or logged} beside eval_dataset_name"
+    if strategy != "no" and "dataset_name" in out.config:
+        out.config |= {"eval_dataset_name": out.config["dataset_name"], "eval_split": test or "test"}
+        if strategy == "steps":
+            out.config["eval_steps"] = int(every or logged)
+        else:
+            out.lost["eval_strategy"] = "evaluated at the end; give eval_steps to evaluate while it trains"
+    elif strategy != "no":
+        out.lost["eval_strategy"] = "give held-out rows as eval_dataset_name; they are evaluated at the end"
     saving, steps, limit = take("save_strategy"), take("save_steps"), take("save_total_limit")
     if saving == "steps":
         out.config["save_steps"] = int(steps)

@@ -76,10 +76,12 @@ class _Rows:
     def train(self) -> RenderedRows:
         return self._rendered(self._command.data.rows, "train")
 
-    def held_out(self, dataset_name: Sources, **more: Any) -> RenderedRows | None:
+    def held_out(self, dataset_name: Sources, split: str | None, **more: Any) -> RenderedRows | None:
+        """split: None for that of the training rows."""
         if not dataset_name:
             return None
-        rows = dataclasses.replace(self._command.data.rows, dataset_name=dataset_name, max_samples=None)
+        own = self._command.data.rows
+        rows = dataclasses.replace(own, dataset_name=dataset_name, split=split or own.split, max_samples=None)
         return dataclasses.replace(self._rendered(rows, "eval"), **more)
 
 
@@ -87,7 +89,7 @@ def sft(command: SftCommand, context: Context) -> SftStage:
     """`rlhf-jax sft`."""
     rows = _Rows(command, context, "sft")
     return SftStage(start=rows.model.as_policy(), data=(rows.train,), options=command.options,
-                    evaluation=rows.held_out(command.eval_dataset_name))
+                    evaluation=rows.held_out(command.eval_dataset_name, command.eval_split))
 
 
 def reward(command: RewardCommand, context: Context) -> RewardStage:
@@ -95,7 +97,7 @@ def reward(command: RewardCommand, context: Context) -> RewardStage:
     kind = trainable_kind(command.options)
     rows = _Rows(command, context, kind.rows, kind.reader, prepare=partial(kind.examples, command.options),
                  scores=kind.reads_head)
-    held_out = rows.held_out(command.eval_dataset_name,
+    held_out = rows.held_out(command.eval_dataset_name, command.eval_split,
                              prepare=partial(kind.examples, kind.held_out(command.options)))
     return RewardStage(start=rows.model, data=(rows.train,), options=command.options, evaluation=held_out)
 
@@ -113,7 +115,8 @@ def dpo(command: DpoCommand, context: Context) -> DpoStage:
     if command.pairs:
         data = PairFile(Path(command.pairs).expanduser(), vocab_size=start.config.vocab_size)
     return DpoStage(start=start, reference=reference if command.options.loss.needs_reference else None, data=(data,),
-                    options=command.options, evaluation=rows.held_out(command.eval_dataset_name))
+                    options=command.options,
+                    evaluation=rows.held_out(command.eval_dataset_name, command.eval_split))
 
 
 def generate(command: GenerateCommand, context: Context) -> SampleStage:

@@ -322,7 +322,7 @@ def test_what_a_late_stage_lacks_is_said_before_the_first_one_runs(change, said,
     status, out, err = rlhf_jax(
         "iterate", "--model_name_or_path", world / "base", "--scorer.kind", "function", "--scorer.function",
         "rlhf_jax.data.world:gold_judge", "--prompts.dataset_name", world / "prompts.jsonl", "--loop.prompts_per_round",
-        "4", "--loop.rounds", "2", "--sampling.max_new_tokens", "8",
+        "4", "--loop.rounds", "2", "--sampling.max_new_tokens", "8", "--evaluation.sampling.max_new_tokens", "8",
         "--evaluation.data.dataset_name", world / "eval_prompts.jsonl", *change,
         "--output_dir", tmp_path / "run")
     assert status == 1

@@ -400,3 +400,16 @@ def test_every_option_is_read_by_what_runs():
             read |= {name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "conflicts"
                      for name in attributes(node)}
     assert sorted({name for _, name in FIELDS} - read) == []
+
+
+@pytest.mark.parametrize("verb", [SftCommand, RewardCommand, DpoCommand])
+def test_held_out_rows_are_not_those_that_are_trained_on(verb):
+    given = {"model_name_or_path": "m", "output_dir": "o", "dataset_name": "saved", "split": "train"}
+    with pytest.raises(ValueError, match=r"'saved' holds the rows that are trained on \(split = train\).*eval_split"):
+        build(verb, {**given, "eval_dataset_name": "saved"})
+    with pytest.raises(ValueError, match="holds the rows that are trained on"):
+        build(verb, {**given, "eval_dataset_name": ["other", "saved"], "eval_split": "train"})
+    with pytest.raises(ValueError, match="eval_split = 'test' has no effect without eval_dataset_name"):
+        build(verb, {**given, "eval_split": "test"})
+    assert build(verb, {**given, "eval_dataset_name": "saved", "eval_split": "test"}).eval_split == "test"
+    assert build(verb, {**given, "eval_dataset_name": "saved[90%:]"}).eval_split is None

@@ -129,3 +129,13 @@ def test_every_key_of_trl_is_known_with_its_default(verb):
     assert not found.lost
     assert build(COMMANDS[verb], found.config) == build(COMMANDS[verb], {
         **convert(verb, GIVEN).config, "seed": 42, **({"remat": "full"} if defaults["gradient_checkpointing"] else {})})
+
+
+def test_an_evaluation_is_on_the_split_that_trl_takes():
+    steps = convert("dpo", {**GIVEN, "eval_strategy": "steps", "eval_steps": 50})
+    assert not steps.lost
+    command = build(COMMANDS["dpo"], steps.config)
+    assert (command.eval_dataset_name, command.eval_split, command.data.rows.split) == ("d", "test", "train")
+    assert command.options.train.eval_steps == 50
+    epoch = convert("sft", {**GIVEN, "eval_strategy": "epoch", "dataset_test_split": "held_out"})
+    assert (epoch.config["eval_split"], [*epoch.lost]) == ("held_out", ["eval_strategy"])
