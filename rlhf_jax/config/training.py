@@ -268,8 +268,10 @@ OF_SOLUTIONS = (ProcessOptions, OutcomeGenerativeOptions, OutcomeOptions)
 
 
 def check_evaluated(train: TrainConfig, rows: RowOptions, eval_dataset_name: Sources, eval_split: str | None) -> None:
-    """Raises ValueError for an evaluation's rhythm or split without rows to evaluate on, and for an evaluation on the rows
-    that are trained on."""
+    """Raises ValueError for an evaluation's rhythm or split without rows to evaluate on.
+
+    And for an evaluation on the rows that are trained on.
+    """
     if eval_split is not None and not eval_dataset_name:
         raise ValueError(f"eval_split = {eval_split!r} has no effect without eval_dataset_name; name its data set")
     same = [name for name in as_sources(eval_dataset_name) if name in rows.sources]
