@@ -123,9 +123,6 @@ class Experiment:
             check_whole(base, c.sampling)
         if c.selection is not None:
             self._check_selection(c.selection, prompts, base)
-        if c.evaluation is not None:
-            tested = self._asked("evaluation", c.evaluation.data, base)
-            self._check_room("evaluation.sampling", base, tested, c.evaluation.sampling)
         for options in (c.scorer, c.gold, None if c.selection is None else c.selection.judge):
             if options is not None:
                 open_scorer(options, self.context.local_mesh, "", self.context.run.store)  # loads no weights yet
@@ -133,6 +130,9 @@ class Experiment:
             Checkpoint.find(c.reward.init)
         for rows in c.data.values():
             check_sources(self.located(rows))
+        if c.evaluation is not None:
+            tested = self._asked("evaluation", c.evaluation.data, base)
+            self._check_room("evaluation.sampling", base, tested, c.evaluation.sampling)
         return prompts, base
 
     def _check_room(self, section: str, base: Checkpoint, prompts: Sequence[PromptGroup], sampling: SamplingConfig
