@@ -115,4 +115,4 @@ def _estimate(measure: PairMeasure, predictions: Predictions, clusters: Sequence
               confidence: float, resamples: int) -> Estimate:
     columns, statistic = measure.function(predictions)
     return resampled_estimate(by_cluster(columns, clusters), lambda sums, units: statistic(sums), seed, confidence,
-                              resamples)
+                              resamples, outcomes=True)

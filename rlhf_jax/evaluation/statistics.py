@@ -70,7 +70,7 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple
 
 
 def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
-                  clusters: Sequence[Hashable] | None = None) -> Estimate:
+                  clusters: Sequence[Hashable] | None = None, *, outcomes: bool = False) -> Estimate:
     """The mean with a bootstrap interval over prompts; [rows] to Estimate.
 
     Args:
@@ -79,17 +79,15 @@ def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, re
       seed: of the resampling.
       confidence: probability the interval aims at.
       resamples: number of bootstrap resamples.
+      outcomes: the values are outcomes, right or wrong; see `resampled_estimate`.
 
     Raises:
       ValueError: there are no values, or one is not finite.
     """
-    return _mean(_finite(values), seed, confidence, resamples, clusters)
-
-
-def _mean(values: np.ndarray, seed: int, confidence: float, resamples: int, clusters: Sequence[Hashable] | None,
-          outcomes: bool = True) -> Estimate:
+    values = _finite(values)
     totals = by_cluster(np.column_stack([np.ones_like(values), values]), clusters)
-    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples, outcomes)
+    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples,
+                              outcomes=outcomes)
 
 
 def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:
@@ -109,19 +107,19 @@ def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.n
 
 
 def resampled_estimate(totals: ArrayLike, statistic: Callable[[np.ndarray, int], float], seed: int = 0,
-                       confidence: float = 0.95, resamples: int = 2000, outcomes: bool = True) -> Estimate:
+                       confidence: float = 0.95, resamples: int = 2000, *, outcomes: bool = False) -> Estimate:
     """A function of sums over units with a bootstrap interval over units, widened for few of them.
 
     The interval lies between percentiles of the resamples, further out than `confidence` says by what Student's t
     exceeds the normal distribution and by what a resample varies less than a sample. (Plain percentiles of 8 to 16
     units cover the truth 84 to 92 times in 100 where they should 95 times, and BCa's hardly more often.) Of fewer than
-    `FEW_UNITS` units it is Student's t interval, which may leave the range of the data; none if they are all equal. The
-    share of outcomes that are 0 or 1, one a unit, has Wilson's interval if they are few or all equal.
+    `FEW_UNITS` units it is Student's t interval, which may leave the range of the data; none if they are all equal.
 
     Args:
       totals: [units, M], what each unit (prompt) adds to M sums.
       statistic: (sums [M], number of units) to the number; a ratio of two sums, for example.
-      outcomes: such a share may be one; False for differences.
+      outcomes: the number is a share of what went right. Where each unit has one outcome, 0 or 1, and they are few or
+        all alike, it has Wilson's interval.
 
     Raises:
       ValueError: there are no units, or a number is not finite.
@@ -173,7 +171,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int = 0, confidence: flo
     a, b = _finite(a), _finite(b)
     if a.shape != b.shape:
         raise ValueError(f"a paired difference needs the same prompts on both sides, got {a.shape} and {b.shape}")
-    return _mean(a - b, seed, confidence, resamples, clusters, outcomes=False)
+    return mean_estimate(a - b, seed, confidence, resamples, clusters)
 
 
 def across_seeds(values: ArrayLike, confidence: float = 0.95) -> Estimate:

@@ -115,23 +115,22 @@ def test_placeholders_are_refused(values, message):
 @given(st.lists(st.floats(-100, 100), min_size=5, max_size=20))
 def test_an_interval_lies_within_the_data(values):
     estimate = mean_estimate(values, resamples=50)
-    shares = set(values) <= {0.0, 1.0}  # of outcomes, which say something of those that were not seen
-    low, high = (0.0, 1.0) if shares else (min(values), max(values))
-    assert low - 1e-9 <= estimate.low <= estimate.high <= high + 1e-9
-    if len(set(values)) == 1 and not shares:
+    assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
+    if len(set(values)) == 1:
         assert estimate.low == estimate.high == estimate.value
 
 
 def test_few_outcomes_have_wilsons_interval():
     """5 of 5, 0 of 5 and 8 of 10, as statsmodels' proportion_confint(method="wilson") has them."""
     for right, count, low, high in ((5, 5, 0.5655, 1.0), (0, 5, 0.0, 0.4345), (8, 10, 0.4902, 0.9433)):
-        found = mean_estimate([1.0] * right + [0.0] * (count - right))
+        found = mean_estimate([1.0] * right + [0.0] * (count - right), outcomes=True)
         assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
-    assert mean_estimate([1.0] * 300).low == pytest.approx(0.9874, abs=1e-4)  # nor does one of many go to a point
+    many = mean_estimate([1.0] * 300, outcomes=True)
+    assert many.low == pytest.approx(0.9874, abs=1e-4)  # nor does one of many go to a point
 
 
-def test_differences_and_rows_that_share_a_prompt_are_no_outcomes():
+def test_differences_and_rows_that_share_a_prompt_are_no_single_outcomes():
     assert paired_difference([1.0] * 6, [0.0] * 6).low == 1.0
-    assert mean_estimate([1.0, 1.0, 0.0, 0.0], clusters=["a", "a", "b", "b"]).low < 0
+    assert mean_estimate([1.0, 1.0, 0.0, 0.0], clusters=["a", "a", "b", "b"], outcomes=True).low < 0
     few = paired_difference([1.0, 1.0], [0.5, 0.5])
     assert (few.value, math.isnan(few.low)) == (0.5, True)  # two that agree tell nothing of others

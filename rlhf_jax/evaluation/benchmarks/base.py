@@ -121,7 +121,8 @@ def over_units(sums: Sums, units: Sequence[str], seed: int, confidence: float, r
     """
     counted = np.flatnonzero(np.any(sums.columns, axis=1))
     totals = by_cluster(sums.columns[counted], [units[place] for place in counted.tolist()])
-    return resampled_estimate(totals, lambda drawn, units: sums.statistic(drawn), seed, confidence, resamples)
+    return resampled_estimate(totals, lambda drawn, units: sums.statistic(drawn), seed, confidence, resamples,
+                              outcomes=True)
 
 
 def mean_of(values: Sequence[float | None]) -> Sums:
