@@ -11,7 +11,7 @@ from typing import Any
 
 from rlhf_jax.workflow.context import Tick
 from rlhf_jax.workflow.products import AT_WORK, RECORD
-from rlhf_jax.workflow.stage import MANIFEST, write_json_atomic
+from rlhf_jax.workflow.stage import MANIFEST, begun_stage, write_json_atomic
 
 NOTED_SECONDS = 5.0
 """How often, at most, the file is written while a stage goes on."""
@@ -80,9 +80,12 @@ def finished_stages(folder: Path) -> list[dict[str, Any]]:
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{folder} holds damaged records ({type(error).__name__}: {error}); give the command of the "
                          "run again, which writes them anew") from error
-    if at_work(folder) is None:
-        raise ValueError(f"{folder} holds no run: no {MANIFEST}, no {RECORD}, and no command is at work in it")
-    return []
+    if at_work(folder) is not None:
+        return []
+    if (begun := begun_stage(folder)) is not None:
+        raise ValueError(f"{folder} holds an unfinished stage, {begun}, and no command is at work in it; give "
+                         "its command again to go on")
+    raise ValueError(f"{folder} holds no run: no {MANIFEST}, no {RECORD}, and no command is at work in it")
 
 
 def ago(seconds: float) -> str:

@@ -189,7 +189,8 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
         if path.is_file() and (found := _read_record(path))["key"] != key:
             changed = _differences(found["inputs"], to_plain(inputs))
             raise StageConflict(f"{folder} holds the {found['stage']} stage of another configuration; these inputs "
-                                f"differ: {', '.join(changed) or 'stage'}. Choose another output_dir or remove it")
+                                f"differ: {', '.join(changed) or 'stage'}. Choose another output_dir; or give the "
+                                "command as it was, which goes on with what is there")
     if done.is_file():
         record = _read_record(done)
         check_products(folder, record.get("products", {}))
@@ -221,6 +222,11 @@ def _read_record(path: Path) -> dict[str, Any]:
                             "written whole or not at all: something else changed it. Remove that folder and run again"
                             ) from error
     return record
+
+
+def begun_stage(folder: Path) -> str | None:
+    """Name of the stage that was begun in a folder; None where none was."""
+    return str(_read_record(folder / INPUTS)["stage"]) if (folder / INPUTS).is_file() else None
 
 
 def _work(folder: Path) -> list[Path]:

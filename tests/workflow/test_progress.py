@@ -75,6 +75,16 @@ def test_a_run_says_what_stages_found_and_from_where_it_goes_on(tmp_path):
         finished_stages(tmp_path / "nowhere")
 
 
+def test_a_stage_that_was_stopped_is_told_from_a_folder_without_any(tmp_path):
+    def stopped(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Run(tmp_path / "sft", {}, announce=lambda text: None, single=True).stage("sft", {"rows": 3}, stopped)
+    with pytest.raises(ValueError, match=r"holds an unfinished stage, sft, .*give its command again to go on"):
+        finished_stages(tmp_path / "sft")
+
+
 def test_shards_that_are_there_are_said(tmp_path, make_context):
     said = []
     context = make_context(tmp_path, run=Run(tmp_path, {}, announce=said.append), name="sample")
