@@ -46,7 +46,7 @@ def simulated(share, wanted, slots, most, block):
         for slot, lane in dropped:
             waiting[slot].appendleft(running[slot].pop(lane))
         asked, waited, restarts = asked + len(at_work), waited + len(at_work) - len(served), restarts + len(dropped)
-        if queue:  # the last prompts leave slots empty
+        if queue or not held:  # the last prompts leave slots empty
             held.append(sum(-(-(written[at] + block) // PAGE) for at in served))
         for slot, lane in served:
             written[slot, lane] += block

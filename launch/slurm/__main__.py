@@ -50,7 +50,7 @@ def main() -> None:
     options = parameters.command_line("launch.slurm", __doc__, {})
     given = parameters.read("launch.slurm", CHECKS, options.parameters or HERE / "parameters.env", options.replaced)
     if int(given["GPUS_PER_NODE"]) % int(given["TASKS_PER_NODE"]):
-        print("launch.slurm: TASKS_PER_NODE must divide GPUS_PER_NODE, since the tasks of a node share its GPUs evenly; "
+        print("launch.slurm: TASKS_PER_NODE must divide GPUS_PER_NODE, since a node's tasks share its GPUs evenly; "
               f"given were {given['TASKS_PER_NODE']} and {given['GPUS_PER_NODE']}. One task with all of them is best",
               file=sys.stderr)
         raise SystemExit(2)
