@@ -77,7 +77,7 @@ def one_command(value: str) -> str:
     program = next((word for word in words if not re.match(r"[A-Za-z_]\w*=", word)), None)
     if program is None:
         return "sets variables and names no program; write NAME=value before a command"
-    if program in _OF_THE_SHELL or program.startswith("("):
+    if program in _OF_THE_SHELL or words[0].startswith("("):
         return (f"begins with {program}, which only a shell can run, and the command takes the shell's place; leave it "
                 "out, or put it into a script of your own")
     return ""

@@ -70,13 +70,13 @@ def groups(given: Any) -> list[PromptGroup]:
 
 
 def plain(key: str, value: Any) -> Any:
-    """A key's value as a config file could hold it: scalars of NumPy and JAX by value, paths as text.
+    """A key's value as a config file could hold it: numbers and arrays of NumPy and JAX by value, paths as text.
 
     Raises:
       ValueError: an object that is no plain value, with the way to give what it stands for.
     """
-    if isinstance(value, np.generic | np.ndarray | jax.Array) and value.ndim == 0:
-        return value.item()
+    if isinstance(value, np.generic | np.ndarray | jax.Array):
+        return value.tolist()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, os.PathLike):

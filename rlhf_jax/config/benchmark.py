@@ -66,6 +66,8 @@ class BenchmarkCommand(Options):
         style control alone.
       annotations: judgements in the official file, instead of a judge; they are only scored.
       judge: who judges.
+      accept_missing: questions that got no reply because the judge's server failed have no verdict; else the command
+        ends, and asks them when it is given again.
       label: what the model is called in the official files; None for the name of its folder or file. Of mt_bench's
         annotations, which may be of several models: whose are scored.
       version: of Arena-Hard.
@@ -85,6 +87,7 @@ class BenchmarkCommand(Options):
     outputs: str | None = None
     annotations: str | None = None
     judge: BenchmarkJudging | None = None
+    accept_missing: bool = False
     label: str | None = None
     version: Annotated[Literal["v0.1", "v2.0"], only_if(name="arena_hard")] = "v2.0"
     style_tokenizer: Annotated[str | None, only_if(name="arena_hard")] = None
@@ -97,7 +100,8 @@ class BenchmarkCommand(Options):
 
     def conflicts(self) -> None:
         if self.annotations is not None:
-            self._refuse("annotations", "they are scored as they are", model_name_or_path=None, judge=None)
+            self._refuse("annotations", "they are scored as they are", model_name_or_path=None, judge=None,
+                         accept_missing=False)
         elif (self.model_name_or_path is None) == (self.outputs is None):
             raise ValueError("give exactly one of model_name_or_path (a policy that answers), outputs (its answers) "
                              "and annotations (what a judge said of them)")

@@ -166,13 +166,21 @@ def _value(field: Declared, value: Any, where: str) -> Any:
     plain = _plain(field.hint)
     if plain is None or (plain is type(None) and value is not None):
         raise ValueError(f"{where} = {value!r}; it takes keys of its own, such as {where}.{_first_key(field)}")
-    if isinstance(value, str):
-        value = SAME_VALUES.get(field.name, {}).get(value, value)
+    value = _as_here(SAME_VALUES.get(field.name, {}), value)
     try:
         return _checker(plain).parse_object({"value": value}).value
     except ValueError as error:
         own = f", or keys of its own, such as {where}.{_first_key(field)}" if field.kinds else ""
         raise ValueError(f"{where} = {value!r:.200}; {_wanted(plain, value)}{own}") from error
+
+
+def _as_here(same: Mapping[str, Any], value: Any) -> Any:
+    """A value, or the values of a list, by the names that they have here."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(same.get(value[0]), list):
+        return same[value[0]]
+    if isinstance(value, list):
+        return [same.get(one, one) if isinstance(one, str) else one for one in value]
+    return same.get(value, value) if isinstance(value, str) else value
 
 
 def _wanted(hint: Any, value: Any) -> str:

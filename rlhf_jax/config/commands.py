@@ -26,7 +26,7 @@ class SftCommand(Options):
       model_name_or_path: folder of the model to start from.
       output_dir: where the model, its metrics and the quarantine file go.
       eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (columns, converter ...).
-      eval_split: which split of eval_dataset_name to read; None for that of dataset_name.
+      eval_split: which split of eval_dataset_name to read, where it has several.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on.
       options: how to train.
@@ -55,7 +55,7 @@ class RewardCommand(Options):
       output_dir: where the model, its metrics and the quarantine file go.
       eval_dataset_name: held-out rows of the same layout, read as those of dataset_name (columns, converter ...); the
         loss and its metrics on them end the stage.
-      eval_split: which split of eval_dataset_name to read; None for that of dataset_name.
+      eval_split: which split of eval_dataset_name to read, where it has several.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on: pairs, graded rows for a regression, or solutions with labels.
       options: which kind of model, and how to train it.

@@ -58,6 +58,10 @@ class RowOptions(Options):
         """`dataset_name` as a tuple."""
         return as_sources(self.dataset_name)
 
+    def held_out(self, dataset_name: Sources, split: str | None) -> RowOptions:
+        """Other rows, all of them, of a split of their own, which are read as these are."""
+        return dataclasses.replace(self, dataset_name=dataset_name, split=split, max_samples=None)
+
 
 @dataclasses.dataclass(frozen=True)
 class RenderOptions(Options):

@@ -31,8 +31,7 @@ TRL_VERBS = ("sft", "reward", "dpo")
 
 _MESH, _SPLIT = "sharding follows from mesh", "use eval_dataset_name and eval_split"
 _COLUMNS = "use columns, our name first: --columns.{} NAME"
-_SCORER = ("dpo reads pairs; score answers with `score` (model_name_or_path) or in `iterate` "
-           "(scorer.model_name_or_path)")
+_SCORER = ("answers are scored by `score` (model_name_or_path) or in `iterate` (scorer.model_name_or_path)")
 _WANDB = "use report_to: wandb; its project is the environment variable WANDB_PROJECT"
 OTHERS = {
     "reward_model": _SCORER, "reward_model_path": _SCORER, "reward_pretrain": _SCORER,
@@ -60,7 +59,7 @@ REFUSED = OTHERS | {
     "use_liger_kernel": "log-probs are always chunked; see logits_chunk",
     "gradient_checkpointing": "use remat: auto | none | dots | full", "bf16": "use dtype: bfloat16",
     "fp16": "use dtype: bfloat16",
-    "use_vllm": "sampling runs in this process; for vLLM see engine, a section of sampling",
+    "use_vllm": "sampling runs in this process; for vLLM give the section engine (of sampling, in iterate)",
     "load_in_4bit": "weights are float32 or bfloat16", "load_in_8bit": "weights are float32 or bfloat16",
     "disable_dropout": "models have no dropout, and adapters none unless lora_dropout is given",
     "use_dora": "adapters are plain LoRA",

@@ -76,7 +76,7 @@ class DpoCommand(Options):
         not given.
       pairs: pairs.jsonl with token ids, instead of dataset_name.
       eval_dataset_name: held-out preference rows, read as those of dataset_name (columns, converter ...).
-      eval_split: which split of eval_dataset_name to read; None for that of dataset_name.
+      eval_split: which split of eval_dataset_name to read, where it has several.
       mesh: of devices; "auto" chooses by their number and memory, the model and the batch.
       data: rows to train on.
       options: which loss, and how to train.

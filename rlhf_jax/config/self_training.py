@@ -25,6 +25,7 @@ class SelfTrainingCommand(Options):
       output_dir: the run folder: stages, rounds.json, report.html, and `model`, which points at the last round's.
       unlabelled_dataset_name: rows of prompts with two or more answers; labels they may have are not read.
       eval_dataset_name: held-out preference rows; each round's accuracy on them is reported.
+      eval_split: which split of eval_dataset_name to read.
       rounds: of labelling and training, behind the first training.
       confidence: a pair is kept where one side has more than this probability of being better.
       init_from: each round's training goes on from the "previous" model, or begins again from the "start".
@@ -39,6 +40,7 @@ class SelfTrainingCommand(Options):
     output_dir: str
     unlabelled_dataset_name: Sources
     eval_dataset_name: Sources = ()
+    eval_split: str | None = None
     rounds: Annotated[int, COUNT] = 3
     confidence: Annotated[float, between(0.5, 1)] = 0.8
     init_from: Literal["previous", "start"] = "previous"
@@ -60,9 +62,14 @@ class SelfTrainingCommand(Options):
         """The training on the labelled rows alone."""
         return RewardCommand(
             model_name_or_path=self.model_name_or_path, output_dir=self.output_dir,
-            eval_dataset_name=self.eval_dataset_name, mesh=self.mesh, data=self.data, options=self.options,
-            trackers=self.trackers)
+            eval_dataset_name=self.eval_dataset_name, eval_split=self.eval_split, mesh=self.mesh, data=self.data,
+            options=self.options, trackers=self.trackers)
 
-    def rows_named(self, dataset_name: Sources) -> RowOptions:
-        """Other rows, read as the labelled ones are."""
-        return dataclasses.replace(self.data.rows, dataset_name=dataset_name, max_samples=None)
+    @property
+    def unlabelled(self) -> RowOptions:
+        """The rows without labels, read as the labelled ones are."""
+        return dataclasses.replace(self.data.rows, dataset_name=self.unlabelled_dataset_name, max_samples=None)
+
+    @property
+    def held_out(self) -> RowOptions:
+        return self.data.rows.held_out(self.eval_dataset_name, self.eval_split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Annotated, Literal
 
 from rlhf_jax.config.data import GradedOptions, RowOptions, Sources, as_sources
@@ -274,8 +275,9 @@ def check_evaluated(train: TrainConfig, rows: RowOptions, eval_dataset_name: Sou
     """
     if eval_split is not None and not eval_dataset_name:
         raise ValueError(f"eval_split = {eval_split!r} has no effect without eval_dataset_name; name its data set")
-    same = [name for name in as_sources(eval_dataset_name) if name in rows.sources]
-    if same and (eval_split or rows.split) == rows.split:
+    trained = {os.path.realpath(name) for name in rows.sources}
+    same = [name for name in as_sources(eval_dataset_name) if os.path.realpath(name) in trained]
+    if same and eval_split in (None, rows.split or "train"):
         raise ValueError(f"eval_dataset_name = {same[0]!r} holds the rows that are trained on (split = {rows.split}); "
                          "name another split of it with eval_split, or other rows")
     if train.eval_steps is not None and not eval_dataset_name:

@@ -177,14 +177,19 @@ def _rhythm(take: Take, out: Converted, verb: str) -> None:
     every, test = take("eval_steps"), take("dataset_test_split")
     if strategy != "no" and "dataset_name" in out.config:
         out.config |= {"eval_dataset_name": out.config["dataset_name"], "eval_split": test or "test"}
-        if strategy == "steps":
-            out.config["eval_steps"] = int(every or logged)
+        rhythm = every or logged
+        if strategy == "steps" and float(rhythm).is_integer():
+            out.config["eval_steps"] = int(rhythm)
+        elif strategy == "steps":
+            out.lost["eval_steps"] = "give a whole number of steps"
         else:
             out.lost["eval_strategy"] = "evaluated at the end; give eval_steps to evaluate while it trains"
     elif strategy != "no":
         out.lost["eval_strategy"] = "give held-out rows as eval_dataset_name; they are evaluated at the end"
     saving, steps, limit = take("save_strategy"), take("save_steps"), take("save_total_limit")
-    if saving == "steps":
+    if saving == "steps" and not float(steps).is_integer():
+        out.lost["save_steps"] = "give a whole number of steps; the end of the training is always saved"
+    elif saving == "steps":
         out.config["save_steps"] = int(steps)
         if limit is not None:
             out.config["save_total_limit"] = limit

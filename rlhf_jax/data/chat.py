@@ -22,6 +22,7 @@ from rlhf_jax.data.context_columns import template_variables
 from rlhf_jax.data.example import Example, with_responses
 from rlhf_jax.data.groups import LENGTH, SYSTEM_ROLES, Message, PromptGroup, Response, Text
 from rlhf_jax.data.limits import Limits
+from rlhf_jax.data.prompt_text import messages_of
 from rlhf_jax.data.spoken import spoken_ids
 from rlhf_jax.data.system_prompt import with_system_prompt
 from rlhf_jax.data.template_reading import TemplateReading, unrendered
@@ -150,7 +151,7 @@ class Renderer:
 
     def _chat(self, prompt: Text) -> Text:
         # An empty prompt (language modelling) has no user who could say it, so it stays plain text.
-        chat = _messages(prompt, "user") if self.text_as_chat and prompt else prompt
+        chat = messages_of(prompt, "user") if self.text_as_chat and prompt else prompt
         return chat if self.system_prompt is None else with_system_prompt(chat, self.system_prompt)
 
 
@@ -158,7 +159,7 @@ def _render(renderer: Renderer, example: Example) -> tuple[PromptGroup, list[str
     example = renderer.limits.within_reach(example, renderer.longest_token)
     prompt, chat = renderer._chat(example.prompt), renderer.text_as_chat or renderer.system_prompt is not None
     if isinstance(prompt, str) and any(not isinstance(response, str) for response in example.responses):
-        prompt = _messages(prompt, "user")
+        prompt = messages_of(prompt, "user")
     variables = template_variables(example.extra)
     unread = _check_read(renderer, prompt, example.responses, variables)
     if prompt == "" and renderer.bos_id is None and len(example.responses) == 1:
@@ -220,10 +221,6 @@ def _whole_text(renderer: Renderer, text: Text) -> tuple[list[int], list[Respons
     return response.ids[:1].tolist(), [Response(response.ids[1:], response.loss_mask[1:])]
 
 
-def _messages(text: Text, role: str) -> list[Message]:
-    return [{"role": role, "content": text}] if isinstance(text, str) else text
-
-
 def _template_ids(renderer: Renderer, variables: dict[str, Any], messages: list[Message],
                   generation: bool) -> list[int]:
     try:
@@ -282,7 +279,7 @@ def _response(renderer: Renderer, prompt: Text, prompt_ids: list[int], response:
         mask = mask[: len(ids)]
     else:
         ids, mask = spoken_ids(partial(_template_ids, renderer, variables), renderer.end_of_turn,
-                               _messages(prompt, "user"), prompt_ids, _messages(response, "assistant"))
+                               messages_of(prompt, "user"), prompt_ids, messages_of(response, "assistant"))
     if not ids:
         raise BadRow("zero_token_response", "a response has no token; there is nothing to learn from")
     _check_rows(renderer, ids)
@@ -295,7 +292,7 @@ def _conversations(renderer: Renderer, prompt: list[Message], prompt_ids: list[i
 
     Prompt and response together are `apply_chat_template` of the whole conversation, whatever the template does.
     """
-    whole = [_template_ids(renderer, variables, [*prompt, *_messages(response, "assistant")], False)
+    whole = [_template_ids(renderer, variables, [*prompt, *messages_of(response, "assistant")], False)
              for response in responses]
     whole = [_unpadded(ids, renderer.skipped_id) for ids in whole]
     for ids in whole:

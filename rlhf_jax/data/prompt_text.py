@@ -24,8 +24,8 @@ def user_turns(prompt: Text) -> list[str]:
 
 def asked(example: Example) -> Text:
     """The user's messages in the prompt and in the responses; where nobody asks, the text itself."""
-    said = _messages(example.prompt, "user") if example.prompt else []
-    said = [*said, *(message for response in example.responses for message in _messages(response, "assistant"))]
+    said = messages_of(example.prompt, "user") if example.prompt else []
+    said = [*said, *(message for response in example.responses for message in messages_of(response, "assistant"))]
     asking = [message for message in said if message["role"] == "user"]
     return asking or plain_text(example.responses[0] if example.responses else "")
 
@@ -35,12 +35,13 @@ def compared(text: Text, role: str) -> str:
 
     Plain text is the same as one message of `role`.
     """
-    messages = [{**message, "content": normalised(message["content"])} for message in _messages(text, role)]
+    messages = [{**message, "content": normalised(message["content"])} for message in messages_of(text, role)]
     plain = messages == [{"role": role, "content": messages[0]["content"]}]
     return messages[0]["content"] if plain else json.dumps(messages, ensure_ascii=False, sort_keys=True)
 
 
-def _messages(text: Text, role: str) -> list[Message]:
+def messages_of(text: Text, role: str) -> list[Message]:
+    """A text as messages: itself, or one of the role."""
     return [{"role": role, "content": text}] if isinstance(text, str) else text
 
 

@@ -112,6 +112,8 @@ def _without_bad_answers(example: Example, renderer: Renderer) -> tuple[Example,
             renderer.render(with_responses(example, [place]))
             kept.append(place)
         except BadRow as error:
+            if renderer.overlong == "error" and error.reason in TOO_LONG:
+                raise
             out.append({"prompt_id": example.prompt_id, "response": place, "reason": error.reason})
     fits = with_responses(example, kept)
     if not out or not fits.responses or bool(fits.pairs) != bool(example.pairs):

@@ -182,7 +182,8 @@ def _split_files(files: list[Path], source: str, split: str | None) -> list[Path
     words = {file: re.split(r"[._-]", file.name)[0] for file in files} | shards
     named = sorted({word for word in words.values() if word in _SPLIT_WORDS} | set(shards.values()))
     if split is None and len(named) > 1:
-        raise SourceError(f"{source!r} holds the splits {', '.join(named)}; say which with split=")
+        raise SourceError(f"{source!r} holds the splits {', '.join(named)}; say which with split= (of held-out rows "
+                          "eval_split=)")
     if split is None or (split == "train" and not named):
         return files
     chosen = [file for file, word in words.items() if word == split]
@@ -219,7 +220,7 @@ def _only_split(splits: Iterable[str], split: str | None, source: str) -> str:
         return names[0]
     if split not in names:
         raise SourceError(f"{source!r} has the splits {', '.join(map(str, names)) or '(none)'}, not {split!r}; say "
-                          "which with split=")
+                          "which with split= (of held-out rows eval_split=)")
     return split
 
 

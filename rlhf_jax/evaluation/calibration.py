@@ -83,16 +83,20 @@ class Predictions:
 
 
 class Sums(NamedTuple):
-    """What each pair adds to M sums, [pairs, M], and the number that follows from the totals [M]."""
+    """What each pair adds to M sums, [pairs, M], and the number that follows from the totals [M].
+
+    share: the number is the share of what went right.
+    """
 
     columns: np.ndarray
     statistic: Callable[[np.ndarray], float]
+    share: bool = False
 
 
 def accuracy(predictions: Predictions) -> Sums:
     """Share of pairs where the chosen response gets the higher score, ties by the tie rule."""
     strict = predictions.tie_rule == "strict"
-    return _mean((predictions.hits == 1.0).astype(float) if strict else predictions.hits)
+    return _mean((predictions.hits == 1.0).astype(float) if strict else predictions.hits)._replace(share=True)
 
 
 def negative_log_likelihood(predictions: Predictions) -> Sums:

@@ -113,6 +113,6 @@ def preference_accuracy(margins: ArrayLike | None = None, *, probabilities: Arra
 
 def _estimate(measure: PairMeasure, predictions: Predictions, clusters: Sequence[Hashable] | None, seed: int,
               confidence: float, resamples: int) -> Estimate:
-    columns, statistic = measure.function(predictions)
-    return resampled_estimate(by_cluster(columns, clusters), lambda sums, units: statistic(sums), seed, confidence,
-                              resamples, outcomes=True)
+    found = measure.function(predictions)
+    return resampled_estimate(by_cluster(found.columns, clusters), lambda sums, units: found.statistic(sums), seed,
+                              confidence, resamples, outcomes=found.share)

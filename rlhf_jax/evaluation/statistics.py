@@ -70,7 +70,7 @@ def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple
 
 
 def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, resamples: int = 2000,
-                  clusters: Sequence[Hashable] | None = None, *, outcomes: bool = False) -> Estimate:
+                  clusters: Sequence[Hashable] | None = None) -> Estimate:
     """The mean with a bootstrap interval over prompts; [rows] to Estimate.
 
     Args:
@@ -79,15 +79,13 @@ def mean_estimate(values: ArrayLike, seed: int = 0, confidence: float = 0.95, re
       seed: of the resampling.
       confidence: probability the interval aims at.
       resamples: number of bootstrap resamples.
-      outcomes: the values are outcomes, right or wrong; see `resampled_estimate`.
 
     Raises:
       ValueError: there are no values, or one is not finite.
     """
     values = _finite(values)
     totals = by_cluster(np.column_stack([np.ones_like(values), values]), clusters)
-    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples,
-                              outcomes=outcomes)
+    return resampled_estimate(totals, lambda sums, units: sums[1] / sums[0], seed, confidence, resamples)
 
 
 def by_cluster(columns: np.ndarray, clusters: Sequence[Hashable] | None) -> np.ndarray:

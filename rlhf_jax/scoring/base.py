@@ -62,7 +62,7 @@ class InBothOrders(Protocol):
     def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
                ) -> list[tuple[float, float] | None]:
         """P(first better than second) of each (prompt, first, second), where the first is shown first, and where it is
-        shown second; None where the comparison failed."""
+        shown second, NaN where that says nothing; None where the comparison failed."""
         ...
 
     def joined(self, both: tuple[float, float]) -> float:

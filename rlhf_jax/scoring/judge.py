@@ -128,17 +128,8 @@ class JudgeScorer(_Judge):
 
     def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
                ) -> list[tuple[float, float] | None]:
-        """The judge's verdict on each game in both orders, as P(first is better); None where it could not be asked or
-        did not answer.
-
-        Where a reply holds no verdict the game is even, as RewardBench has it for judges: to leave it out would raise
-        the accuracy of a judge that decides only what is easy.
-        """
-        return [both if both is None or not _undecided(both) else (0.5, 0.5) for both in self._both(games, progress)]
-
-    def _both(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None
-              ) -> list[tuple[float, float] | None]:
-        """As `orders`, with NaN for a reply without verdict."""
+        """The judge's verdict on each game in both orders, as P(first is better): NaN for a reply without one, None for
+        both where it could not be asked or did not answer."""
         asked = []
         for prompt, first, second in games:
             values = self._values(prompt, {"answer_a": first, "answer_b": second})
@@ -154,10 +145,15 @@ class JudgeScorer(_Judge):
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
         """P(first better than second) of each (prompt, first, second): 1, 0, or a half where the orders do not agree;
         None on failure, a reply without verdict among them."""
-        return [None if both is None or _undecided(both) else self.joined(both) for both in self._both(games, progress)]
+        return [None if both is None or _undecided(both) else self.joined(both)
+                for both in self.orders(games, progress)]
 
     def joined(self, both: tuple[float, float]) -> float:
-        """Of the verdicts in both orders: what both say, else a half."""
+        """Of the verdicts in both orders: what both say, else a half.
+
+        So a game without a verdict is even, as RewardBench has it for judges: to leave it out would raise the accuracy
+        of a judge that decides only what is easy.
+        """
         return both[0] if both[0] == both[1] else 0.5
 
     def score(self, groups: Sequence[PromptGroup], progress: Progress | None = None) -> Verdicts:

@@ -107,7 +107,7 @@ def _checked(content: Any, path: str, places: tuple[str, ...]) -> Rubric:
     if not isinstance(content, Mapping) or not isinstance(content.get("user"), str):
         raise ValueError(f"rubric = {path!r} holds no text `user`; it is a mapping with the keys {', '.join(_KEYS)}")
     if odd := [key for key, value in content.items() if not (
-            isinstance(value, str) if key in _TEXTS else key in _NUMBERS and isinstance(value, int | float))]:
+            isinstance(value, str) if key in _TEXTS else key in _NUMBERS and type(value) in (int, float))]:
         raise ValueError(f"rubric = {path!r}: {odd[0]!r} is no key of a rubric, or what it holds is no text "
                          f"({', '.join(_NUMBERS)}: no number); keys: {', '.join(_KEYS)}")
     rubric = Rubric(**content)
@@ -122,6 +122,10 @@ def _checked(content: Any, path: str, places: tuple[str, ...]) -> Rubric:
     if groups != 1:
         raise ValueError(f"rubric = {path!r}: verdict = {rubric.verdict!r} has {groups} groups; put what the judge "
                          "says into one pair of parentheses")
+    if rubric.compares and (bounds := [key for key in _NUMBERS if key in content]):
+        raise ValueError(f"rubric = {path!r}: {bounds[0]} has no effect where two answers are compared; leave it out")
+    if rubric.least > rubric.most:
+        raise ValueError(f"rubric = {path!r}: least = {rubric.least:g} is more than most = {rubric.most:g}")
     if len({rubric.a, rubric.b, rubric.tie}) != 3:
         raise ValueError(f"rubric = {path!r}: a, b and tie must be three different words")
     return rubric

@@ -31,7 +31,7 @@ def tournament(scorer: Comparing, method: Method, groups: Sequence[PromptGroup],
 def round_robin(sizes: Sequence[int], play: Games) -> Points:
     """All pairs of each group, n (n - 1) / 2 games; a response's score is its mean probability of winning.
 
-    Both orders are averaged in each game, so i beating j with p means j beating i with 1 - p.
+    A game is both orders together, so i beating j with p means j beating i with 1 - p.
     A response all of whose games failed gets None.
     """
     asked = [(g, i, j) for g, size in enumerate(sizes) for i, j in itertools.combinations(range(size), 2)]

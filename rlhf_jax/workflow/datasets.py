@@ -179,10 +179,7 @@ class RenderedRows:
 
 
 class FittingRows(RenderedRows):
-    """As `RenderedRows`, but it is kept which answers were too long and left out of a row, and why.
-
-    Where rows are cut to the limits, or one that is too long is an error, it is as there.
-    """
+    """As `RenderedRows`, but of rows that are not cut to the limits it is kept which answers were left out, and why."""
 
     @cached_property
     def _read(self) -> tuple[Sequence[PromptGroup], Funnel]:

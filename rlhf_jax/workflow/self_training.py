@@ -36,7 +36,7 @@ def self_train(command: SelfTrainingCommand, context: Context) -> list[dict[str,
         scorer = _scorer(command, context, model)
         labelled = context.do(f"round-{number}/label", PseudoLabelStage(
             scorer=scorer, confidence=command.confidence,
-            source=RowShards(command.rows_named(command.unlabelled_dataset_name), command.shard_size,
+            source=RowShards(command.unlabelled, command.shard_size,
                              context.quarantine(f"round-{number}"))))
         told = {"round": number, **{name: labelled.report[name] for name in _TOLD}}
         if not labelled.report["kept_pairs"]:
@@ -56,9 +56,9 @@ def self_train(command: SelfTrainingCommand, context: Context) -> list[dict[str,
 
 def checked(command: SelfTrainingCommand, context: Context) -> RewardStage:
     """The first training; that the rows of later stages are not there is found now."""
-    for rows in (command.unlabelled_dataset_name, command.eval_dataset_name):
-        if rows:
-            check_sources(command.rows_named(rows))
+    for rows in (command.unlabelled, command.held_out):
+        if rows.sources:
+            check_sources(rows)
     return reward(command.first, context)
 
 
@@ -85,7 +85,7 @@ def _accuracy(command: SelfTrainingCommand, context: Context, model: Checkpoint,
     """Accuracy on the held-out rows, with its interval over prompts; nothing where there are none."""
     if not command.eval_dataset_name:
         return {}
-    rows = PreferenceRows(command.rows_named(command.eval_dataset_name), command.data.graded,
+    rows = PreferenceRows(command.held_out, command.data.graded,
                           context.quarantine(f"round-{number}/eval"))
     done = context.do(f"round-{number}/evaluate", EvaluateStage(scorer=_scorer(command, context, model), data=rows))
     return {"accuracy": done.report["accuracy"]}

@@ -77,11 +77,9 @@ class _Rows:
         return self._rendered(self._command.data.rows, "train")
 
     def held_out(self, dataset_name: Sources, split: str | None, **more: Any) -> RenderedRows | None:
-        """split: None for that of the training rows."""
         if not dataset_name:
             return None
-        own = self._command.data.rows
-        rows = dataclasses.replace(own, dataset_name=dataset_name, split=split or own.split, max_samples=None)
+        rows = self._command.data.rows.held_out(dataset_name, split)
         return dataclasses.replace(self._rendered(rows, "eval"), **more)
 
 

@@ -356,8 +356,10 @@ def test_mt_bench_refuses_a_scorer_and_a_score_without_its_ratings(mt, serve, rl
     for _ in range(2):  # the second command asks again what got no reply
         status, _, err = rlhf_jax(*command, *judge(ill), "--output_dir", tmp_path / "d")
         assert status == 1
-        assert "2 questions got no reply from the judge ({'server_error': 2})" in err
+        assert "2 questions got no reply from the judge ({'server_error': 2}; the server says 500: 'oops')" in err
         assert "same command again to ask these alone" in err
+    status, _, err = rlhf_jax(*command, *judge(ill), "--accept_missing", "true", "--output_dir", tmp_path / "e")
+    assert "2 of 6 judgements hold no rating" in err  # the score's own rule
     before, ill.behaviour = len(ill.asked), lambda n, body: "[[5]]"
     status, out, err = rlhf_jax(*command, *judge(ill), "--output_dir", tmp_path / "d")
     assert status == 0, err

@@ -413,3 +413,8 @@ def test_held_out_rows_are_not_those_that_are_trained_on(verb):
         build(verb, {**given, "eval_split": "test"})
     assert build(verb, {**given, "eval_dataset_name": "saved", "eval_split": "test"}).eval_split == "test"
     assert build(verb, {**given, "eval_dataset_name": "saved[90%:]"}).eval_split is None
+    with pytest.raises(ValueError, match="holds the rows that are trained on"):
+        build(verb, {**given, "split": None, "eval_dataset_name": "./saved", "eval_split": "train"})
+    command = build(verb, {**given, "max_samples": 5, "eval_dataset_name": "held_out.jsonl"})
+    held_out = command.data.rows.held_out(command.eval_dataset_name, command.eval_split)
+    assert (held_out.sources, held_out.split, held_out.max_samples) == (("held_out.jsonl",), None, None)

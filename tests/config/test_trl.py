@@ -66,6 +66,8 @@ def test_keys_that_are_computed(given, expected):
     ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_kwargs.num_cycles"),
     ({"truncation_mode": "middle"}, "truncation_mode"),
     ({"eval_strategy": "epoch"}, "eval_strategy"),
+    ({"eval_strategy": "steps", "eval_steps": 0.1}, "eval_steps"),
+    ({"save_steps": 0.2}, "save_steps"),
     ({"save_strategy": "epoch"}, "save_strategy"),
     ({"save_strategy": "best"}, "save_strategy"),
     ({"logging_steps": 0.1}, "logging_steps"),

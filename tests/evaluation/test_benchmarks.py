@@ -24,10 +24,6 @@ def test_one_right_answer_of_four(judged):
         (1.0, 2.0, 3.0), (0.0, 2.0, 3.0), (0.0, 0.0, 0.0), (0.0, -1.0, 3.0))] == [1.0, 0.5, 0.25, 0.0]
     assert rewardbench2.best_of(judged("Math", 0.0, 2.0, 3.0), "strict") == 0.0
     assert rewardbench2.best_of(judged("Math", 0.0, None, 3.0), "half") is None
-    # a wrong answer with the right one's text makes no pair
-    assert [rewardbench2.best_of(judged("Math", *gaps), "half") for gaps in ((1.0, 2.0), (0.0, 2.0), (1.0, -2.0))] == [
-        0.5, 1 / 3, 0.0]
-    assert rewardbench2.best_of(judged("Math", 1.0, 2.0), "strict") == 0.0
 
 
 def ties_by_its_authors(right, wrong):

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.evaluation import Estimate, across_seeds, mean_estimate, paired_difference, resampled_estimate
+from rlhf_jax.evaluation.preference import preference_accuracy
+from rlhf_jax.evaluation.statistics import by_cluster
 
 
 def test_text_and_json_round_trip():
@@ -120,17 +122,25 @@ def test_an_interval_lies_within_the_data(values):
         assert estimate.low == estimate.high == estimate.value
 
 
+def share(outcomes, clusters=None):
+    """The estimate of a share of what went right."""
+    columns = by_cluster(np.stack([np.ones(len(outcomes)), np.asarray(outcomes, float)], axis=1), clusters)
+    return resampled_estimate(columns, lambda sums, units: sums[1] / sums[0], outcomes=True)
+
+
 def test_few_outcomes_have_wilsons_interval():
     """5 of 5, 0 of 5 and 8 of 10, as statsmodels' proportion_confint(method="wilson") has them."""
     for right, count, low, high in ((5, 5, 0.5655, 1.0), (0, 5, 0.0, 0.4345), (8, 10, 0.4902, 0.9433)):
-        found = mean_estimate([1.0] * right + [0.0] * (count - right), outcomes=True)
+        found = share([1.0] * right + [0.0] * (count - right))
         assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
-    many = mean_estimate([1.0] * 300, outcomes=True)
-    assert many.low == pytest.approx(0.9874, abs=1e-4)  # nor does one of many go to a point
+    assert share([1.0] * 300).low == pytest.approx(0.9874, abs=1e-4)  # nor does one of many go to a point
 
 
-def test_differences_and_rows_that_share_a_prompt_are_no_single_outcomes():
-    assert paired_difference([1.0] * 6, [0.0] * 6).low == 1.0
-    assert mean_estimate([1.0, 1.0, 0.0, 0.0], clusters=["a", "a", "b", "b"], outcomes=True).low < 0
+def test_what_is_no_share_of_single_outcomes_has_no_such_interval():
+    assert share([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"]).low < 0
+    assert mean_estimate([1.0] * 6).low == paired_difference([1.0] * 6, [0.0] * 6).low == 1.0
+    sure = preference_accuracy(probabilities=[1.0] * 8).estimates
+    assert (sure["nll"].high, sure["brier"].high) == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
+    assert sure["accuracy"].low == pytest.approx(0.6756, abs=1e-4)
     few = paired_difference([1.0, 1.0], [0.5, 0.5])
     assert (few.value, math.isnan(few.low)) == (0.5, True)  # two that agree tell nothing of others

@@ -1,6 +1,7 @@
 """A served model as a judge and as a reward model, against a server of the test's own."""
 
 import json
+import math
 
 import pytest
 
@@ -86,8 +87,10 @@ def test_a_reply_without_verdict_is_a_failure_and_no_score(judge):
     scorer, _ = judge(undecided)
     assert scorer.compare([("q", "aaa", "b"), ("q", "bad", "b")]) == [1.0, None]
     assert scorer.failures == {"no_verdict": 2}
-    assert scorer.orders([("q", "aaa", "b"), ("q", "bad", "b")]) == [(1.0, 1.0), (0.5, 0.5)]  # as RewardBench has it
-    assert scorer.disagreements == 0
+    decided, not_decided = scorer.orders([("q", "aaa", "b"), ("q", "bad", "b")])
+    assert (decided, scorer.joined(decided)) == ((1.0, 1.0), 1.0)
+    assert all(map(math.isnan, not_decided))
+    assert (scorer.joined(not_decided), scorer.disagreements) == (0.5, 0)  # as RewardBench has it
 
 
 def test_a_judge_that_decides_what_is_easy_alone_has_half_of_the_rest(judge):
@@ -97,6 +100,7 @@ def test_a_judge_that_decides_what_is_easy_alone_has_half_of_the_rest(judge):
     report, _ = evaluate_scorer(scorer, easy + hard, Funnel(), 0)
     assert report.preference.estimates["accuracy"].value == (1 + 3 * 0.5) / 4
     assert report.failures == {"no_verdict": 6}
+    assert report.benchmark["position/inconsistent"].value == 0  # of the one that was decided
 
 
 @pytest.mark.parametrize("said", ["[[nan]]", "[[1e999]]", "[[100]]", "[[-3]]", "in [[2023]]", "[[0]]"])
@@ -159,11 +163,20 @@ def test_a_rubric_of_ones_own(judge, tmp_path):
     ("user: '{question} {answer_a} {answer_b}'\ncolour: red", "'colour' is no key"),
     ("user: '{question} {answer_a} {answer_b}'\nverdict: '['", "is no expression"),
     ("user: '{question} {answer_a} {answer_b}'\nverdict: 'x'", "has 0 groups"),
-    ("user: '{question} {answer_a} {answer_b}'\na: B", "three different words"), ("user: 'x", "is no YAML")])
+    ("user: '{question} {answer_a} {answer_b}'\na: B", "three different words"), ("user: 'x", "is no YAML"),
+    ("user: '{question} {answer_a} {answer_b}'\nmost: 5", "most has no effect"),
+    ("user: '{question} {answer_a} {answer_b}'\nleast: true", "'least' is no key of a rubric, or what it holds"),
+])
 def test_a_rubric_that_cannot_be_used_says_why(tmp_path, text, words):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(ValueError, match=words):
         read_rubric(str(tmp_path / "r.yaml"), pairs=True)
+
+
+def test_the_scale_of_a_rubric_has_a_lower_and_an_upper_end(tmp_path):
+    (tmp_path / "r.yaml").write_text("user: '{question} {answer}'\nleast: 5\nmost: 1")
+    with pytest.raises(ValueError, match="least = 5 is more than most = 1"):
+        read_rubric(str(tmp_path / "r.yaml"), pairs=False)
 
 
 def test_the_rubrics_here_are_whole():

@@ -122,13 +122,13 @@ def over_units(sums: Sums, units: Sequence[str], seed: int, confidence: float, r
     counted = np.flatnonzero(np.any(sums.columns, axis=1))
     totals = by_cluster(sums.columns[counted], [units[place] for place in counted.tolist()])
     return resampled_estimate(totals, lambda drawn, units: sums.statistic(drawn), seed, confidence, resamples,
-                              outcomes=True)
+                              outcomes=sums.share)
 
 
 def mean_of(values: Sequence[float | None]) -> Sums:
     """The mean of one value per row; None takes no part."""
     columns = np.array([[value is not None, value or 0.0] for value in values], np.float64)
-    return Sums(columns, lambda sums: float(sums[1] / sums[0]))
+    return Sums(columns, lambda sums: float(sums[1] / sums[0]), share=True)
 
 
 def mean_of_pairs(rows: Sequence[JudgedRow], tie_rule: TieRule, subset: str | None = None) -> Sums:
@@ -138,7 +138,7 @@ def mean_of_pairs(rows: Sequence[JudgedRow], tie_rule: TieRule, subset: str | No
         if subset in (None, row.subset):
             wins = [win for win in row.wins(tie_rule) if win is not None]
             columns[place] = len(wins), sum(wins)
-    return Sums(columns, lambda sums: float(sums[1] / sums[0]))
+    return Sums(columns, lambda sums: float(sums[1] / sums[0]), share=True)
 
 
 def combined(rows: Sequence[JudgedRow], values: Sequence[float | None], subsets: Sequence[str],
@@ -157,7 +157,7 @@ def combined(rows: Sequence[JudgedRow], values: Sequence[float | None], subsets:
         counts, totals = sums.reshape(len(subsets), 2).T
         return rule({subset: float(totals[i] / counts[i]) for subset, i in place.items() if counts[i]})
 
-    return Sums(columns.reshape(len(rows), -1), statistic)
+    return Sums(columns.reshape(len(rows), -1), statistic, share=True)
 
 
 def present(rows: Sequence[JudgedRow]) -> list[str]:

@@ -22,7 +22,7 @@ from rlhf_jax.evaluation.benchmarks.base import Accuracies, Benchmark, JudgedRow
 from rlhf_jax.evaluation.calibration import Sums, TieRule
 
 BEST_OF_FOUR = ("Factuality", "Precise IF", "Math", "Safety", "Focus")
-WRONG, TIES = 3, "Ties"
+TIES = "Ties"
 WEIGHTS = np.array([0.30, 0.30, 0.20, 0.20, 0.01])
 """Of the accuracy on prompts with several right answers and with one, of both comparisons of margins, and of the term
 that breaks ties."""
@@ -34,14 +34,11 @@ def score(subsets: Accuracies) -> float:
 
 
 def best_of(row: JudgedRow, tie_rule: TieRule) -> float | None:
-    """1 / k where the right answer has the highest score, which k answers share; else 0. Strict ties count 0.
-
-    A wrong answer with the text of the right one makes no pair with it, and shares its score.
-    """
+    """1 / k where the right answer has the highest score, which k answers share; else 0. Strict ties count 0."""
     if not row.judged:
         return None
     gaps = [gap for gap in row.gaps if gap is not None]
-    shared = 1 + gaps.count(0.0) + max(0, WRONG - len(gaps))
+    shared = 1 + gaps.count(0.0)
     return 0.0 if min(gaps) < 0 or (shared > 1 and tie_rule == "strict") else 1.0 / shared
 
 

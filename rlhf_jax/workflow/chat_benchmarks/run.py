@@ -42,7 +42,8 @@ def run_benchmark(command: BenchmarkCommand, context: Context) -> Mapping[str, A
         benchmark.read_answers(outputs.path)
     if judge is not None:
         assert outputs is not None
-        found = context.do("judge", JudgementStage(benchmark=benchmark, outputs=outputs, model=label, judge=judge))
+        found = context.do("judge", JudgementStage(benchmark=benchmark, outputs=outputs, model=label, judge=judge,
+                                                   accept_missing=command.accept_missing))
         annotations = OfficialFile(found.folder / benchmark.annotations_name(label, judge.name), found.key)
     assert annotations is not None
     return context.do("score", BenchmarkScoreStage(benchmark=benchmark, annotations=annotations, outputs=outputs,

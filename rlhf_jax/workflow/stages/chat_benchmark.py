@@ -63,12 +63,16 @@ class AnswersStage(Stage):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgementStage(Stage):
-    """What a judge says of a model's answers, in the official file."""
+    """What a judge says of a model's answers, in the official file.
+
+    accept_missing: also where a question got no reply because the server failed.
+    """
 
     benchmark: ChatBenchmark
     outputs: OfficialFile
     model: str
     judge: Judge
+    accept_missing: bool = False
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         judge, before = self.judge, Counter(self.judge.failures)
@@ -77,10 +81,13 @@ class JudgementStage(Stage):
         answers = self.benchmark.read_answers(self.outputs.checked())
         judged = self.benchmark.judge(answers, self.model, judge)
         failures = gather_counts(self.judge.failures - before)
-        if lost := {reason: count for reason, count in failures.items() if reason in LOST}:
-            raise RemoteError(f"{sum(lost.values())} questions got no reply from the judge ({lost}), and judgements "
-                              "without them would lack them for good. The replies so far are kept: give the same "
-                              "command again to ask these alone")
+        lost = {reason: count for reason, count in failures.items() if reason in LOST}
+        if lost and not self.accept_missing:
+            words = judge.client.words if isinstance(judge, OfficialJudge) else {}
+            told = "".join(f"; the server {words[reason]}" for reason in lost if reason in words)
+            raise RemoteError(f"{sum(lost.values())} questions got no reply from the judge ({lost}{told}), and "
+                              "judgements without them would lack them for good. The replies so far are kept: give the "
+                              "same command again to ask these alone, or accept_missing: true to do without")
         if is_main_process():
             write_rows(folder / self.benchmark.annotations_name(self.model, self.judge.name), judged.rows)
         return {**judged.report, "failures": failures}

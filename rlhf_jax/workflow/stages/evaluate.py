@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -191,8 +192,8 @@ def _compared(scorer: Comparing, games: Sequence[tuple[Text, Text, Text]]) -> li
     """What a scorer that compares says of each game, in both orders where it is asked in both."""
     if not isinstance(scorer, InBothOrders):
         return [{} if p is None else {"p": p} for p in map_over_processes(games, scorer.compare)]
-    return [{} if both is None else {"p": scorer.joined(both), FIRST: both[0], SECOND: both[1]}
-            for both in map_over_processes(games, scorer.orders)]
+    return [{} if both is None else {"p": scorer.joined(both), **({} if any(map(math.isnan, both)) else {
+        FIRST: both[0], SECOND: both[1]})} for both in map_over_processes(games, scorer.orders)]
 
 
 def rows_of(verdicts: Sequence[PairVerdict]) -> list[JudgedRow]:
@@ -236,6 +237,7 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
     numbers = measured_rows(found, rows_of(verdicts), tie_rule, seed)
-    if orders := [(v.scores[FIRST], v.scores[SECOND]) for v in judged if FIRST in v.scores]:
-        numbers = {**numbers, **position_bias(orders, settings["clusters"], seed)}
+    if decided := [v for v in judged if FIRST in v.scores]:
+        orders = [(v.scores[FIRST], v.scores[SECOND]) for v in decided]
+        numbers = {**numbers, **position_bias(orders, [v.prompt for v in decided], seed)}
     return ScorerReport(report, len(verdicts), failures, funnel, numbers), verdicts

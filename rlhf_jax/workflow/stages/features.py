@@ -28,7 +28,7 @@ from rlhf_jax.workflow.stages.shards import shard_name, shards_here
 from rlhf_jax.workflow.stages.train import funnels
 
 LEFT_OUT = "left_out.jsonl"
-"""Answers that did not fit, by prompt id."""
+"""Answers that could not be rendered or were too long, by prompt id."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

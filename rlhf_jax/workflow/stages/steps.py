@@ -27,7 +27,7 @@ from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import GroupSource, Preview
 from rlhf_jax.workflow.stage import Stage
-from rlhf_jax.workflow.stages.sample import SampleStage, with_capacity
+from rlhf_jax.workflow.stages.sample import SampleStage, check_room
 from rlhf_jax.workflow.stages.shards import shard_name, shards_here
 
 
@@ -84,9 +84,9 @@ class StepsStage(Stage):
         return prompts, dataclasses.replace(self.rollouts, prompt_length=rounded_up(longest))
 
     def preview(self, context: Context) -> Preview:
-        del context
-        prompts, _ = self._checked()
-        with_capacity(self.sampling, prompts, self.policy.config.max_position)
+        prompts, rollouts = self._checked()
+        for sampling in (self.sampling, rollouts):
+            check_room(context, self.policy, prompts, sampling, self.dtype)
         return Preview(self.policy, self.prompts, prompts)
 
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
