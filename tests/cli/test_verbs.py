@@ -22,7 +22,8 @@ TRAIN = ["--train_batch_size", "8", "--micro_rows", "1", "--row_length", "160", 
 def test_the_verbs_chain_from_raw_rows_to_an_evaluated_policy(world, rlhf_jax, tmp_path):
     base = ["--model_name_or_path", world / "base"]
     steps = {
-        "sft": [*base, "--dataset_name", world / "sft.jsonl", "--eval_dataset_name", f"{world / 'sft.jsonl'}[:8]", *TRAIN],
+        "sft": [*base, "--dataset_name", world / "sft.jsonl", "--eval_dataset_name", f"{world / 'sft.jsonl'}[:8]",
+                *TRAIN],
         "reward": [*base, "--dataset_name", world / "preference.jsonl", *TRAIN],
         "generate": ["--model_name_or_path", tmp_path / "sft/model", "--dataset_name", world / "prompts.jsonl",
                      "--num_generations", "2", "--max_new_tokens", "6", "--slots", "8", "--block", "4"],
