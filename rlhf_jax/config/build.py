@@ -176,11 +176,12 @@ def _value(field: Declared, value: Any, where: str) -> Any:
 
 def _as_here(same: Mapping[str, Any], value: Any) -> Any:
     """A value, or the values of a list, by the names that they have here."""
-    if isinstance(value, list) and len(value) == 1 and isinstance(same.get(value[0]), list):
-        return same[value[0]]
-    if isinstance(value, list):
-        return [same.get(one, one) if isinstance(one, str) else one for one in value]
-    return same.get(value, value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return same.get(value, value)
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        here = [same.get(one, one) for one in value]
+        return here[0] if len(here) == 1 and isinstance(here[0], list) else here
+    return value
 
 
 def _wanted(hint: Any, value: Any) -> str:

@@ -418,3 +418,18 @@ def test_held_out_rows_are_not_those_that_are_trained_on(verb):
     command = build(verb, {**given, "max_samples": 5, "eval_dataset_name": "held_out.jsonl"})
     held_out = command.data.rows.held_out(command.eval_dataset_name, command.eval_split)
     assert (held_out.sources, held_out.split, held_out.max_samples) == (("held_out.jsonl",), None, None)
+
+
+@pytest.mark.parametrize(("key", "value", "here"), [
+    ("loss_type", "dpo", "sigmoid"), ("loss_type", ["dpo", "sft"], ("sigmoid", "sft")),
+    ("lora_target_modules", ["all-linear"], None)])
+def test_values_of_others_are_taken_in_lists_too(key, value, here):
+    given = {"model_name_or_path": "m", "output_dir": "o", "dataset_name": "d", "use_peft": True}
+    found = flattened(build(DpoCommand, {**given, key: value}).options)
+    assert found[key] == (flattened(build(DpoCommand, given).options)[key] if here is None else here)
+
+
+@pytest.mark.parametrize("value", [[[]], [{}], [["dpo"]], [1, "dpo"], {"dpo": 1}])
+def test_values_of_any_shape_are_refused_in_words(value):
+    with pytest.raises(ValueError, match="loss_type"):
+        build(DpoCommand, {"model_name_or_path": "m", "output_dir": "o", "dataset_name": "d", "loss_type": value})
