@@ -46,6 +46,9 @@ def test_judges_are_held_against_each_other_and_against_the_labels(evaluated, rl
     assert sides == [("shorter", "first_letter"), ("shorter", "labels"), ("first_letter", "labels")]
     assert found["agreements"][0]["agreement"]["value"] == pytest.approx(np.mean(a == b))
     assert found["agreements"][1]["agreement"]["value"] == pytest.approx(np.mean(a == 1))
+    (ahead,) = found["comparisons"]
+    assert ahead["difference"]["value"] == pytest.approx(np.mean(a - b))
+    assert 0 < ahead["p_value"] == ahead["adjusted"] <= 1
 
     people = tmp_path / "people.jsonl"
     people.write_text("".join(json.dumps({"id": "nobody", "result": 1}) + "\n" for _ in range(2)))

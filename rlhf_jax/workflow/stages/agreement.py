@@ -12,6 +12,7 @@ from typing import Any
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.jsonl import SourceError, read_jsonl
 from rlhf_jax.evaluation.agreement import agreement
+from rlhf_jax.evaluation.paired import compare_all
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview
@@ -62,7 +63,8 @@ class JudgeVerdicts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgreementStage(Stage):
-    """Agreement and kappa of every two judges, and of each judge with the labels, on the pairs that all judged."""
+    """Agreement and kappa of every two judges, and of each judge with the labels, on the pairs that all judged; and by
+    how much each judge meets the labels more often than another."""
 
     judges: tuple[JudgeVerdicts, ...]
     seed: int = 0
@@ -89,12 +91,14 @@ class AgreementStage(Stage):
         names = [str(judge.path) for judge in self.judges]
         given = {name: [judge.by_pair[pair] for pair in self.pairs]
                  for name, judge in zip(names, self.judges, strict=True)}
+        prompts = [name for name, _ in self.pairs]
+        ahead = [{"first": a, "second": b, **found.to_json()}
+                 for (a, b), found in compare_all(given, prompts, self.seed).items()]
         given[LABELS] = [1.0] * len(self.pairs)
         found = [{"first": a, "second": b, **{name: estimate.to_json() for name, estimate in agreement(
-            given[a], given[b], [name for name, _ in self.pairs], self.seed).items()}}
-            for a, b in itertools.combinations(given, 2)]
-        report = {"pairs": len(self.pairs), "judged": {name: len(judge.by_pair) for name, judge in
-                                                       zip(names, self.judges, strict=True)}, "agreements": found}
+            given[a], given[b], prompts, self.seed).items()}} for a, b in itertools.combinations(given, 2)]
+        report = {"pairs": len(self.pairs), "judged": {name: len(judge.by_pair) for name, judge in zip(
+            names, self.judges, strict=True)}, "agreements": found, "comparisons": ahead}
         if is_main_process():
             write_json_atomic(folder / METRICS, report)
         return report
