@@ -45,6 +45,23 @@ def pytest_collection_modifyitems(config, items):
         items.sort(key=lambda item: place[item.path])
 
 
+LIMITS = {"slow": float("inf"), "longer": 150.0, "quick": 30.0}
+"""Seconds of processors, not of the clock, that a test of a tier may take: twenty times what it should where machines
+differ threefold, so that what crept into the wrong tier is found, and a busy machine fails nobody."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    before = sum(os.times()[:4])
+    result = yield
+    taken = sum(os.times()[:4]) - before
+    tier = next((tier for tier in LIMITS if item.get_closest_marker(tier)), "quick")
+    if taken > LIMITS[tier]:
+        pytest.fail(f"a {tier} test took {taken:.0f} seconds of processors, more than {LIMITS[tier]:.0f}; make it "
+                    "smaller, or mark it otherwise (CONTRIBUTING.md)", pytrace=False)
+    return result
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Root of the real data (../shared/data of the repository)."""
