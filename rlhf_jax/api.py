@@ -16,7 +16,6 @@ from typing import Any, TypeVar, get_args
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jax.sharding import Mesh
 
 from rlhf_jax import arguments
@@ -36,7 +35,7 @@ from rlhf_jax.data.rows import Kind, parse_row
 from rlhf_jax.models import DecoderConfig, Params
 from rlhf_jax.parallel import make_mesh, reshard_for_sampling, sampling_layout
 from rlhf_jax.sampling import Sampler, shape_settings
-from rlhf_jax.scoring import Comparing, Scorer
+from rlhf_jax.scoring import Comparing, Scorer, preference
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -217,7 +216,8 @@ class Model:
                 ) -> list[float | None]:
         """P(first response is better than the second) of each prompt; None where that could not be told.
 
-        A preference model is asked in both orders; of a reward model it is the sigmoid of the difference of scores.
+        A preference model is asked in both orders; of a reward model it is the sigmoid of the difference of scores,
+        or of log-odds where scores are probabilities.
 
         Args:
           prompts, first, second: N of each; a string is plain text, a list is chat messages.
@@ -233,7 +233,7 @@ class Model:
             return asked.compare(list(zip(*given.values(), strict=True)))
         sides = zip(*(self.score(list(zip(given["prompts"], given[side], strict=True)), **scorer)
                       for side in ("first", "second")), strict=True)
-        return [None if a is None or b is None else float(scipy.special.expit(a - b)) for a, b in sides]
+        return [preference(asked, *pair) for pair in sides]
 
     def _rendered(self, call: str, prompts: Iterable[Text], responses: Iterable[Text]) -> list[list[PromptGroup]]:
         example = f'{call}(["the cat"], [" sat."])'

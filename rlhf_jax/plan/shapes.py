@@ -14,6 +14,7 @@ from rlhf_jax.data.packing import RowShape, power_of_two, row_length_for
 from rlhf_jax.models import DecoderConfig
 from rlhf_jax.parallel.micro_batches import pass_rows
 from rlhf_jax.sampling import prefill_rows, rounded_up
+from rlhf_jax.training.evaluate import LONG_ROW, long_row
 from rlhf_jax.workflow.meshes import DEFAULT_LENGTH, Trains, groups_per_row, longest, quoting
 from rlhf_jax.workflow.stages.train import Trained
 
@@ -145,10 +146,11 @@ def reference_shape(train: TrainShape) -> PassShape:
 
 def score_shape(config: DecoderConfig, output: str, max_length: int | None, responses: int, assume: Assumptions,
                 dtype: str) -> PassShape:
-    """Scoring `responses` of each prompt: what fits shares a row, the longest one sets its length."""
-    tokens = power_of_two(row_length_for(min(max_length or DEFAULT_LENGTH, config.max_position)))
-    together = max(1, min(responses, (tokens - assume.prompt_tokens) // assume.response_tokens))
-    return PassShape("score", config, dtype, output, tokens, 4, together, assume)
+    """Scoring `responses` of each prompt, in one row as `PackedMap` packs them for accelerators; a conversation of
+    `max_length` is the least that a row must hold."""
+    most = min(max_length or DEFAULT_LENGTH, config.max_position)
+    group = row_length_for(max(most, assume.group_tokens(responses)))
+    return PassShape("score", config, dtype, output, long_row(group, LONG_ROW), 4, responses, assume)
 
 
 def sample_shapes(config: DecoderConfig, sampling: SamplingConfig, dtype: str, render: RenderOptions | None,

@@ -1,6 +1,6 @@
 """Scoring: what gives a response a score. Reward and preference models, functions, judges and reward servers."""
 
-from rlhf_jax.scoring.base import Comparing, HasStates, InBothOrders, Scorer, rerender
+from rlhf_jax.scoring.base import Comparing, HasStates, InBothOrders, Scorer, log_odds, preference, rerender
 from rlhf_jax.scoring.bradley_terry import BradleyTerryScorer
 from rlhf_jax.scoring.ensemble import EnsembleScorer
 from rlhf_jax.scoring.function import FunctionScorer
@@ -34,6 +34,8 @@ __all__ = [
     "last_text",
     "letter_examples",
     "letter_ids",
+    "log_odds",
+    "preference",
     "rerender",
     "round_robin",
 ]

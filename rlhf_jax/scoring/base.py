@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import scipy.special
 
 from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import LENGTH, PromptGroup, Response, Text, Verdict
@@ -79,6 +80,32 @@ class HasStates(Protocol):
         ...
 
 
+@runtime_checkable
+class GivesProbabilities(Protocol):
+    """A scorer whose score is a probability that a response is right."""
+
+    probabilities: Literal[True]
+
+
+_SURE = 1e-7
+"""The least distance of a probability from 0 and 1: that of float32, in which they are computed."""
+
+
+def log_odds(scorer: Scorer, score: float) -> float:
+    """A score on the scale where the sigmoid of a difference is P(the first is better), by Bradley and Terry: the score
+    itself, or the log-odds of one that is a probability."""
+    if not isinstance(scorer, GivesProbabilities):
+        return score
+    return float(scipy.special.logit(min(max(score, _SURE), 1 - _SURE)))
+
+
+def preference(scorer: Scorer, first: float | None, second: float | None) -> float | None:
+    """P(the first is better) by two scores of a scorer; None where one is missing."""
+    if first is None or second is None:
+        return None
+    return float(scipy.special.expit(log_odds(scorer, first) - log_odds(scorer, second)))
+
+
 def verdicts_of(scores: Sequence[Sequence[float | None]]) -> Verdicts:
     """Scores without further numbers, as verdicts."""
     return [[None if score is None else {"": score} for score in group] for group in scores]
@@ -116,12 +143,16 @@ def rerender(groups: Sequence[PromptGroup], renderer: Renderer, failures: Counte
     are left out and counted in `failures` by reason.
 
     Returns:
-      The groups that have a response left, and for each: (its index in `groups`, the indices of its responses).
+      Groups of the responses that are left, and for each: (the group's index in `groups`, the indices of its
+      responses). A group whose responses were rendered one by one may come in several, one for each form its prompt
+      has: where a response's first token begins in the turn's header, the prompt ends before it.
     """
     out, places = [], []
     for index, group in enumerate(groups):
-        kept = _rendered(group, renderer, failures)
-        if kept:
+        alike: dict[bytes, list[tuple[int, PromptGroup]]] = {}
+        for i, one in _rendered(group, renderer, failures):
+            alike.setdefault(one.prompt_ids.tobytes(), []).append((i, one))
+        for kept in alike.values():
             responses = tuple(_unstopped(new, group.responses[i], renderer.text_end) for i, new in kept)
             out.append(dataclasses.replace(kept[0][1], responses=responses))
             places.append((index, [i for i, _ in kept]))

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +71,8 @@ class ProcessScorer:
     Raises:
       CheckpointError: if the model is a classifier, or a sign is no single token.
     """
+
+    probabilities: Literal[True] = True
 
     def __init__(self, params: Params | Callable[[], Params], config: DecoderConfig, renderer: Renderer, mesh: Mesh, *,
                  name: str = "proxy", key: str | Callable[[], str] = "", cut: Callable[[PromptGroup, int], list[str]],

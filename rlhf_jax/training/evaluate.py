@@ -41,6 +41,11 @@ LONG_ROW = 2048
 """Tokens of a row where attention visits blocks: one long row at a time then packs best, and no row is empty."""
 
 
+def long_row(longest: int, tokens: int) -> int:
+    """Length of a row where attention visits blocks. longest: of a group. tokens: of all groups."""
+    return power_of_two(max(longest, min(LONG_ROW, tokens)))
+
+
 def best_fit(groups: Sequence[PromptGroup], tokens: int, values: tuple[str, ...] = ()) -> tuple[Rows, RowShape]:
     """Which groups share a row of so many tokens, and the capacities that hold every row. values: see `RowShape`."""
     sizes = group_sizes(groups)
@@ -132,9 +137,7 @@ class PackedMap:
     def _tokens(self, groups: Sequence[PromptGroup]) -> int:
         """Length of a row that these groups fill well, a power of two so that few occur."""
         needed = default_row_length(groups)
-        if self.limit is None:
-            needed = max(needed, min(LONG_ROW, sum(map(group_length, groups))))
-        return power_of_two(needed)
+        return power_of_two(needed) if self.limit else long_row(needed, sum(map(group_length, groups)))
 
 
 def logps_map(compute: Compute, mesh: Mesh, *, rows_per_batch: int = 4, row_length: int | None = None) -> PackedMap:

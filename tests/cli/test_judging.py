@@ -50,6 +50,16 @@ def test_judges_are_held_against_each_other_and_against_the_labels(evaluated, rl
     assert ahead["difference"]["value"] == pytest.approx(np.mean(a - b))
     assert 0 < ahead["p_value"] == ahead["adjusted"] <= 1
 
+    rows = [json.loads(line) for line in (one / "rows.jsonl").read_text().splitlines()]
+    asked = len({row["prompt_hash"] for row in rows})
+    (tmp_path / "renamed.jsonl").write_text("".join(  # another id for each row: what they ask decides
+        json.dumps(row | {"id": str(i), "prompt_hash": row["prompt_hash"][:1]}) + "\n" for i, row in enumerate(rows)))
+    assert ahead["difference"]["count"] == asked
+    status, _, err = rlhf_jax("agreement", "--verdicts", tmp_path / "renamed.jsonl", "--output_dir", tmp_path / "few")
+    assert status == 0, err
+    few = json.loads((tmp_path / "few/metrics.json").read_text())["agreements"][0]["agreement"]
+    assert few["count"] == len({row["prompt_hash"][:1] for row in rows}) < asked
+
     people = tmp_path / "people.jsonl"
     people.write_text("".join(json.dumps({"id": "nobody", "result": 1}) + "\n" for _ in range(2)))
     status, _, err = rlhf_jax("agreement", "--verdicts", f"[{one}, {people}]", "--output_dir", tmp_path / "none")

@@ -55,6 +55,15 @@ def test_an_unknown_rule_and_a_missing_extra_are_said(monkeypatch):
         find_rule("math")
 
 
+def test_an_answer_is_read_once_however_often_it_is_compared(monkeypatch):
+    math_verify = pytest.importorskip("math_verify", reason="needs the extra math")
+    read, parse = [], math_verify.parse
+    monkeypatch.setattr(math_verify, "parse", lambda text: read.append(text) or parse(text))
+    answers = [f"\\frac{{{i}}}{{71}}" for i in range(1, 9)]
+    assert candidates(find_rule("math"), [*answers, *answers]) == [*range(8), *range(8)]
+    assert len(read) == len(set(read)) == 8
+
+
 def test_mathematics_is_compared_by_its_value():
     pytest.importorskip("math_verify", reason="needs the extra math")
     rule = find_rule("math")

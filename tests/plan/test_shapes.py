@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
@@ -17,7 +18,8 @@ from rlhf_jax.config.mesh import AXES, MeshConfig
 from rlhf_jax.config.plan import PlanOptions
 from rlhf_jax.config.preference import DpoCommand, PreferenceOptions
 from rlhf_jax.config.run import EvaluationSection, ExperimentConfig, SftSection
-from rlhf_jax.data.packing import power_of_two
+from rlhf_jax.data.groups import PromptGroup, Response
+from rlhf_jax.data.packing import power_of_two, unpack_targets
 from rlhf_jax.models import config_to_hf, count_params
 from rlhf_jax.models.flops import forward_flops
 from rlhf_jax.parallel import make_mesh, param_shardings
@@ -32,7 +34,8 @@ from rlhf_jax.plan.recipe import Shards, scope_of, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
 from rlhf_jax.plan.reports import chosen_mesh, make_reports, report_of
 from rlhf_jax.plan.roofline import work_of
-from rlhf_jax.plan.shapes import Assumptions, TrainShape, at_a_time
+from rlhf_jax.plan.shapes import Assumptions, TrainShape, at_a_time, score_shape
+from rlhf_jax.training.evaluate import PackedMap
 from rlhf_jax.workflow.meshes import resolved
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -168,7 +171,7 @@ def test_the_host_with_most_shards_is_waited_for(experiment, model, hosts, most)
     loop = dataclasses.replace(experiment.loop, prompts_per_round=20_000, shard_size=1024)
     found = tasks(dataclasses.replace(experiment, loop=loop), model)
     for name in ("decode", "score"):
-        assert found[name].calls(1, hosts) == pytest.approx(found[name].calls(1) * most / 20_000, rel=0.01)
+        assert found[name].calls(1, hosts) == pytest.approx(found[name].calls(1) * most / 20_000, rel=0.01, abs=1)
 
 
 @pytest.mark.parametrize("recipe", ["llama3_8b", "llama3_70b", "qwen3_8b", "gemma2_9b"])
@@ -268,6 +271,22 @@ def test_a_row_holds_what_packing_puts_there():
     assert (stage.shape().slots, stage.shape().pairs, stage.shape().targets) == (8, 4, 512)
     few = dataclasses.replace(stage, assume=Assumptions(groups_per_row=1, targets_per_row=100))
     assert (few.rows(), few.shape().targets, few.shape().slots) == (64, 128, 2)
+
+
+@pytest.mark.parametrize(("answers", "lengths", "max_length"), [
+    (8, (200, 350), 1024), (8, (20, 30), 128), (2, (100, 100), 1024), (1, (900, 3000), 4096), (16, (500, 500), None)])
+def test_scoring_is_planned_for_the_rows_that_scoring_packs(answers, lengths, max_length, tiny):
+    prompt, answer = lengths
+    config = tiny(max_position=8192)
+    stage = score_shape(config, "bradley_terry", max_length, answers, Assumptions(*lengths), "float32")
+    response = Response(np.zeros(answer, np.int32), np.ones(answer, bool))
+    groups = [PromptGroup(str(i), np.zeros(prompt, np.int32), (response,) * answers) for i in range(60)]
+    lone = make_mesh(devices=jax.devices()[:1])  # where rows are as long as on TPUs and GPUs
+    found = PackedMap(lambda params, batch: None, lone, unpack_targets).shape(groups)
+    most = power_of_two(max_length or 2048)  # one conversation of that length may be among them
+    assert stage.tokens == max(found.tokens, most)
+    if found.tokens >= most:
+        assert stage.shape().slots == found.slots
 
 
 def too_large(stage, mesh, accelerator, fits):

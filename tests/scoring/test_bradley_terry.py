@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data.chat import Renderer
-from rlhf_jax.data.groups import LENGTH, STOP
+from rlhf_jax.data.groups import LENGTH, STOP, text_group
 from rlhf_jax.data.rows import Example
 from rlhf_jax.data.tokenizer import TEMPLATES
 from rlhf_jax.models import CheckpointError, packed_forward, score_heads
@@ -132,6 +132,27 @@ def test_a_response_that_cannot_be_rendered_gets_none_and_is_counted(scorer, mak
     np.testing.assert_allclose([found[0], found[2]], alone, atol=1e-5)
     too_long = make_group("word " * 300, "Short.")
     assert scores_in(scorer.score([too_long, group]))[0] == [None]
+
+
+@pytest.mark.parametrize("overlong", ["drop", "error"])
+@pytest.mark.parametrize("answers", [("hello", "\nworld", None), ("\nworld", "hello", None), (None, "\n", "\na", "b"),
+                                     ("\nworld", "hello")])
+def test_answers_that_begin_in_the_header_keep_their_own_ids_whoever_stands_beside_them(answers, overlong,
+                                                                                        other_tokenizer):
+    tokenizer = copy.deepcopy(other_tokenizer)  # "assistant\n" and "\nworld" share a token
+    tokenizer.add_tokens(["\n\n"])
+    tokenizer.chat_template = TEMPLATES["chatml"].replace(" | trim", "")
+    answers = tuple("word " * 300 if answer is None and overlong == "drop" else answer or "!" for answer in answers)
+    prompt = [{"role": "user", "content": "hi"}]
+    renderer = Renderer(tokenizer, max_length=512, overlong=overlong).for_scores("last_token", None)
+    found, places = rerender([text_group("p", prompt, [(answer, {}) for answer in answers])], renderer, Counter())
+    ids = {i: [*group.prompt_ids.tolist(), *response.ids.tolist()]
+           for group, (_, members) in zip(found, places, strict=True)
+           for i, response in zip(members, group.responses, strict=True)}
+    whole = {i: tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=True,
+                                              return_dict=False)
+             for i, answer in enumerate(answers) if len(answer) < 99}
+    assert ids == whole
 
 
 def test_scores_that_are_no_finite_number_are_failures(other_tokenizer, make_config, make_params, mesh, groups):

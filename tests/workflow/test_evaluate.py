@@ -1,6 +1,8 @@
 """Evaluating a scorer: what was judged, what was not, and why."""
 
+import numpy as np
 import pytest
+import scipy.special
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
@@ -50,6 +52,39 @@ def test_rows_lost_for_several_reasons_are_not_judged_and_the_reasons_are_listed
 def test_a_scorer_that_judges_no_pair_says_why():
     with pytest.raises(ValueError, match=r"none of the 5 pairs could be judged.*'no_score': 9.*max_length"):
         evaluate_scorer(FunctionScorer(never, name="proxy"), PAIRS, Funnel(read=4), seed=0)
+
+
+def stated(prompts, completions, **columns):
+    return [float(c) for c in completions]
+
+
+class Probable(FunctionScorer):
+    """As an outcome or process model scores: by a probability."""
+
+    probabilities = True
+
+
+def test_probabilities_are_compared_by_their_log_odds():
+    rng = np.random.default_rng(0)
+    a, b = scipy.special.expit(rng.normal(0, 2, (2, 4000)))
+    first = rng.random(4000) < a * (1 - b) / (a * (1 - b) + b * (1 - a))  # of pairs with one right answer
+    pairs = [Example(str(i), (str(x), str(y)), ((0, 1) if won else (1, 0),), prompt_id=str(i))
+             for i, (x, y, won) in enumerate(zip(a, b, first, strict=True))]
+    reports = [evaluate_scorer(kind(stated, name="proxy"), pairs, Funnel(read=4000), seed=0)[0]
+               for kind in (Probable, FunctionScorer)]
+    found, plain = (report.preference.estimates for report in reports)
+    margins = np.where(first, 1, -1) * (scipy.special.logit(a) - scipy.special.logit(b))
+    assert found["nll"].value == pytest.approx(np.logaddexp(0, -margins).mean(), rel=1e-6)
+    assert found["ece"].value < 0.02 < plain["ece"].value
+    assert found["accuracy"] == plain["accuracy"]
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "won"), [(1.0, 1.0, 0.5), (0.0, 1.0, 0.0), (1.0, 0.0, 1.0)])
+def test_probabilities_of_zero_and_one_stay_numbers(chosen, rejected, won):
+    pair = Example("q", (str(chosen), str(rejected)), ((0, 1),), prompt_id="p")
+    found = evaluate_scorer(Probable(stated, name="proxy"), [pair], Funnel(read=1), seed=0)[0].preference.estimates
+    assert found["accuracy"].value == won
+    assert np.isfinite([estimate.value for estimate in found.values()]).all()
 
 
 def saw_answer(prompts, completions, answer, **columns):

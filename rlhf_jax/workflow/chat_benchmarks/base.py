@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-import scipy.special
-
 from rlhf_jax.data.benchmark_files import Answer, Question, Rows
 from rlhf_jax.data.groups import Text, text_group
 from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.parallel import map_over_processes
 from rlhf_jax.remote import Client, chat
-from rlhf_jax.scoring import Comparing, Scorer
+from rlhf_jax.scoring import Comparing, Scorer, preference
 from rlhf_jax.scoring.base import scores_in
 from rlhf_jax.workflow.stage import hash_path, write_json_atomic
 
@@ -150,7 +148,7 @@ def check_answered(found: Sequence[Any], judge: Judge, wanted: str, replies: Seq
 
 
 def beats(scorer: Scorer, prompts: Sequence[Text], first: Sequence[str], second: Sequence[str]) -> list[float | None]:
-    """P(first better than second) of each prompt: the scorer's comparison, or the sigmoid of its score difference."""
+    """P(first better than second) of each prompt: the scorer's comparison, or what its scores come to."""
     if isinstance(scorer, Comparing):
         found = map_over_processes(list(zip(prompts, first, second, strict=True)), scorer.compare)
         scorer.release()
@@ -159,7 +157,7 @@ def beats(scorer: Scorer, prompts: Sequence[Text], first: Sequence[str], second:
               for i, (prompt, *pair) in enumerate(zip(prompts, first, second, strict=True))]
     scores = scores_in(map_over_processes(groups, scorer.score))
     scorer.release()
-    return [None if a is None or b is None else float(scipy.special.expit(a - b)) for a, b in scores]
+    return [preference(scorer, *pair) for pair in scores]
 
 
 def user_turn(text: str) -> list[dict[str, Any]]:

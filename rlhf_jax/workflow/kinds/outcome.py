@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ LABELS = ("correct",)
 
 class OutcomeScorer(BradleyTerryScorer):
     """The probability that a solution is right as the score, and its logit beside it."""
+
+    probabilities: Literal[True] = True
 
     def _number_names(self, config: DecoderConfig) -> tuple[str, ...]:
         return ("", "logit")

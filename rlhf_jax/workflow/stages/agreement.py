@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.jsonl import SourceError, read_jsonl
@@ -24,9 +24,16 @@ LABELS = "labels"
 Pair = tuple[str, tuple[int, int]]
 
 
+class GivenVerdict(NamedTuple):
+    """result: 1 for the chosen answer, 0 for the other, a half for a tie. prompt: equal for rows that ask the same."""
+
+    result: float
+    prompt: str
+
+
 @dataclasses.dataclass(frozen=True)
 class JudgeVerdicts:
-    """A judge's verdicts: the output folder of `evaluate`, or a file of such rows (id, pair, result)."""
+    """A judge's verdicts: the output folder of `evaluate`, or a file of such rows (id, pair, result, prompt_hash)."""
 
     path: Path
 
@@ -39,8 +46,8 @@ class JudgeVerdicts:
         return hash_path(self.file)
 
     @cached_property
-    def by_pair(self) -> Mapping[Pair, float]:
-        """(id, pair) -> 1 for the chosen answer, 0 for the other, a half for a tie; without what was not judged.
+    def by_pair(self) -> Mapping[Pair, GivenVerdict]:
+        """(id, pair) -> its verdict, without what was not judged. A row that says nothing of its prompt has its own.
 
         Raises:
           SourceError: the file is not there, or a row is none that `evaluate` writes.
@@ -54,7 +61,7 @@ class JudgeVerdicts:
                 first, second = row.get("pair", (0, 1))
                 name = str(row["id"]), (int(first), int(second))
                 if row["result"] is not None:
-                    found[name] = float(row["result"])
+                    found[name] = GivenVerdict(float(row["result"]), str(row.get("prompt_hash", row["id"])))
             except (KeyError, TypeError, ValueError) as error:
                 raise SourceError(f"{self.file}, row {number}: a verdict has id, pair and result "
                                   f"({type(error).__name__}: {error})") from error
@@ -89,9 +96,9 @@ class AgreementStage(Stage):
     def run(self, folder: Path, context: Context) -> Mapping[str, Any]:
         del context
         names = [str(judge.path) for judge in self.judges]
-        given = {name: [judge.by_pair[pair] for pair in self.pairs]
+        given = {name: [judge.by_pair[pair].result for pair in self.pairs]
                  for name, judge in zip(names, self.judges, strict=True)}
-        prompts = [name for name, _ in self.pairs]
+        prompts = [self.judges[0].by_pair[pair].prompt for pair in self.pairs]
         ahead = [{"first": a, "second": b, **found.to_json()}
                  for (a, b), found in compare_all(given, prompts, self.seed).items()]
         given[LABELS] = [1.0] * len(self.pairs)

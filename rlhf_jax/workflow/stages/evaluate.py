@@ -24,7 +24,7 @@ from rlhf_jax.evaluation.calibration import TieRule
 from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import ScorerReport, preference_accuracy
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
-from rlhf_jax.scoring import Comparing, InBothOrders, Scorer
+from rlhf_jax.scoring import Comparing, InBothOrders, Scorer, log_odds
 from rlhf_jax.workflow.benchmarking import (
     check_subsets,
     find_benchmark,
@@ -35,7 +35,7 @@ from rlhf_jax.workflow.benchmarking import (
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.datasets import Preview, data_key, read_data
 from rlhf_jax.workflow.products import ROWS
-from rlhf_jax.workflow.stage import Stage
+from rlhf_jax.workflow.stage import Stage, fingerprint
 
 SIDES = ("chosen", "rejected")
 """Names of the two scores of a verdict."""
@@ -145,8 +145,8 @@ class EvaluateStage(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class PairVerdict:
-    """What a scorer says of one pair. scores: of chosen and rejected, or P(chosen is better), also where the chosen is
-    shown first and second; empty where it failed."""
+    """What a scorer says of one pair. prompt: equal for rows that ask the same. scores: of chosen and rejected, or
+    P(chosen is better), also where the chosen is shown first and second; empty where it failed."""
 
     prompt_id: str
     prompt: str
@@ -155,8 +155,8 @@ class PairVerdict:
     subset: Any = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"id": self.prompt_id, "subset": self.subset, "pair": self.pair, "scores": self.scores,
-                "result": self.result}
+        return {"id": self.prompt_id, "prompt_hash": fingerprint(self.prompt)[:16], "subset": self.subset,
+                "pair": self.pair, "scores": self.scores, "result": self.result}
 
     @property
     def gap(self) -> float | None:
@@ -232,7 +232,8 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     if isinstance(scorer, Comparing):
         report = preference_accuracy(probabilities=[v.scores["p"] for v in judged], **settings)
     else:
-        report = preference_accuracy([v.scores["chosen"] - v.scores["rejected"] for v in judged], **settings)
+        report = preference_accuracy([log_odds(scorer, v.scores["chosen"]) - log_odds(scorer, v.scores["rejected"])
+                                      for v in judged], **settings)
     reason = next(iter(failures)) if len(failures) == 1 else "not_judged"
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
