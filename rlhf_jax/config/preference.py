@@ -50,6 +50,9 @@ class PreferenceOptions(Options):
         if self.win_rate != PreferenceOptions.win_rate and not self.loss.needs_wins:
             raise ValueError(f"win_rate = {self.win_rate!r} has no effect with loss_type = {self.loss.loss_type!r}, "
                              "which reads no probability of winning; leave it out, or set loss_type: sppo")
+        if self.ld_alpha is not None and self.loss.of_likelihoods:
+            raise ValueError(f"ld_alpha has no effect with loss_type = {self.loss.loss_type!r}, the likelihood of all "
+                             "tokens alike; leave it out")
         if self.xpo_alpha and self.loss.compares_pairs and not self.loss.of_responses:
             raise ValueError(f"xpo_alpha adds a mean over single responses, and loss_type {self.loss.loss_type!r} is "
                              "one of a whole batch; leave one of them out")

@@ -47,7 +47,7 @@ class TrainConfig(Options):
       learning_rate: peak learning rate, reached after warm-up.
       lr_scheduler_type: how the rate moves after warm-up.
       min_lr_rate: floor of `cosine_with_min_lr`, as a share of the peak.
-      warmup_steps: number of steps, or a share of all steps (rounded up) where below 1.
+      warmup_steps: number of steps, or a share of all steps (rounded up, but for the last one) where below 1.
       weight_decay: AdamW's; norms and biases are spared.
       adam_beta1: decay of the first moment.
       adam_beta2: decay of the second moment.
@@ -92,6 +92,9 @@ class TrainConfig(Options):
     seed: Annotated[int, SEED] = 0
 
     def conflicts(self) -> None:
+        if self.lr_scheduler_type == "constant" and self.warmup_steps >= 1:
+            raise ValueError(f"warmup_steps = {self.warmup_steps:g} has no effect with lr_scheduler_type = 'constant', "
+                             "which knows no warm-up; set constant_with_warmup, or leave warmup_steps out")
         if self.attn_implementation == "cudnn" and self.dtype == "float32":
             raise ValueError("attn_implementation = 'cudnn' computes in bfloat16 or float16; set dtype: bfloat16")
 

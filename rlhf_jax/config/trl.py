@@ -29,6 +29,10 @@ DEFAULTS: dict[str, Any] = {
     "truncation_mode": "keep_start",
 }
 """TRL's defaults of the keys that are read below."""
+NULL = ("max_length",)
+"""Keys of which null is a value, and not the default."""
+SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
+"""Losses of TRL that read label_smoothing; the others pass over it."""
 _PEFT_MODULES = ("q_proj", "v_proj")
 """PEFT's choice for Llama, Mistral, Qwen and Gemma where lora_target_modules is not given."""
 _OVERLONG = {"keep_start": "truncate_response", "keep_end": "truncate_prompt_left"}
@@ -56,9 +60,10 @@ def convert(verb: TrlVerb, given: Mapping[str, Any], processes: int = 1) -> Conv
       ValueError: a value that is computed with is of another type than TRL's.
     """
     left = {key: "no" if key.endswith("_strategy") and value is False else value  # what YAML makes of a bare no
-            for key, value in given.items() if value is not None}
+            for key, value in given.items() if value is not None or key in NULL}
     out, defaults = Converted(), {**DEFAULTS, "learning_rate": LEARNING_RATES[verb], "num_processes": processes}
-    left |= _typed(left, {**defaults, "rpo_alpha": 1.0, "lr_scheduler_kwargs": {}})
+    left |= _typed({key: value for key, value in left.items() if value is not None},
+                   {**defaults, "rpo_alpha": 1.0, "lr_scheduler_kwargs": {}})
 
     def take(key: str) -> Any:
         return left.pop(key, defaults.get(key))
@@ -124,8 +129,8 @@ def _length(take: Take, out: Converted, verb: str) -> None:
     longest, mode = take("max_length"), take("truncation_mode")
     if longest != DEFAULTS["max_length"]:
         out.config["max_length"] = longest
-    if verb == "reward":
-        return  # TRL leaves out longer rows, as we do
+    if verb == "reward" or longest is None:
+        return  # TRL leaves out longer rows, as we do; without a limit nothing is cut
     if mode not in _OVERLONG:
         out.lost["truncation_mode"] = REFUSED["truncation_mode"]
         return
@@ -150,6 +155,9 @@ def _schedule(take: Take, out: Converted, verb: str) -> None:
     out.lost |= {f"lr_scheduler_kwargs.{key}": "no key here does this" for key in more}
     ratio, warmup = take("warmup_ratio"), take("warmup_steps")
     out.config["warmup_steps"] = warmup or ratio or 0
+    if schedule == "constant" and out.config["warmup_steps"]:
+        out.config["warmup_steps"] = 0
+        out.said.append("warmup_steps is left out: lr_scheduler_type 'constant' has no warm-up, here and in TRL")
 
 
 def _precision(take: Take, out: Converted, verb: str) -> None:
@@ -246,3 +254,16 @@ def _loss(take: Take, out: Converted, verb: str) -> None:
     out.config["loss_type"] = names if len(names) > 1 else names[0]
     if weights is not None:
         out.config["loss_weights"] = weights
+    if smoothing := take("label_smoothing"):
+        if {*names} & {*SMOOTHED}:
+            out.config["label_smoothing"] = smoothing
+        else:
+            out.said.append(f"label_smoothing = {smoothing} is left out: of TRL's losses only {', '.join(SMOOTHED)} "
+                            "read it. Ours of sigmoid does; give it if you mean it")
+    divergence, alpha = take("f_divergence_type"), take("f_alpha_divergence_coef")
+    if divergence == "alpha_divergence" and alpha == 1:
+        out.said.append("f_divergence_type is left out: alpha_divergence with 1 is reverse_kl")
+    elif divergence is not None:
+        out.config["f_divergence_type"] = divergence
+        if divergence == "alpha_divergence" and alpha is not None:
+            out.config["f_alpha_divergence_coef"] = alpha

@@ -16,7 +16,7 @@ from rlhf_jax.losses.kto import apo_zero_unpaired_loss, bco_loss, kto_baseline, 
 from rlhf_jax.losses.margin_aware import hellinger_loss, kl_loss, rev_kl_loss, tv_loss
 from rlhf_jax.losses.odin import odin_length, odin_orthogonality, pearson
 from rlhf_jax.losses.pairs import PairLogps, implicit_rewards, log_ratios
-from rlhf_jax.losses.preference import PreferenceLoss, Term, preference_loss, weighted_total
+from rlhf_jax.losses.preference import PreferenceLoss, Term, preference_loss, rewards, weighted_total
 from rlhf_jax.losses.reference_based import (
     aot_loss,
     aot_unpaired_loss,
@@ -35,7 +35,16 @@ from rlhf_jax.losses.reference_based import (
     sppo_hard_loss,
     sppo_loss,
 )
-from rlhf_jax.losses.reference_free import alphapo_loss, cpo_loss, orpo_loss, raft_loss, sft_loss, simpo_loss
+from rlhf_jax.losses.reference_free import (
+    alphapo_loss,
+    alphapo_rewards,
+    cpo_loss,
+    mean_rewards,
+    orpo_loss,
+    raft_loss,
+    sft_loss,
+    simpo_loss,
+)
 from rlhf_jax.losses.registry import LOSSES, Loss
 from rlhf_jax.losses.reward import (
     average_orders,
@@ -62,6 +71,7 @@ __all__ = [
     "TokenStats",
     "alpha_divergence",
     "alphapo_loss",
+    "alphapo_rewards",
     "aot_loss",
     "aot_unpaired_loss",
     "apo_down_loss",
@@ -96,6 +106,7 @@ __all__ = [
     "ld_token_weights",
     "log_ratios",
     "logexp",
+    "mean_rewards",
     "nca_pair_loss",
     "odin_length",
     "odin_orthogonality",
@@ -107,6 +118,7 @@ __all__ = [
     "response_loss",
     "rev_kl_loss",
     "reverse_kl",
+    "rewards",
     "robust_loss",
     "sft_loss",
     "sigmoid_loss",

@@ -1,11 +1,13 @@
 """f-divergence maps: what DPO applies to a log-ratio when the KL penalty is replaced by another f-divergence.
 
-All maps are of u = log policy(y|x) - log reference(y|x). Wang et al., arXiv 2309.16240, up to additive constants:
-the losses that take a map see differences of mapped ratios alone. Those that read one ratio by itself take none.
+All maps are of u = log policy(y|x) - log reference(y|x), increasing, 0 at u = 0: f' of Wang et al., arXiv 2309.16240,
+less its value where policy = reference. That constant cancels in a difference of mapped ratios, and not where each is
+first divided by its own length (`sigmoid_norm`, `ipo`). Losses that read one ratio by itself take none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -25,6 +27,11 @@ def capped_exp(x: Array) -> Array:
     return jnp.exp(jnp.minimum(x, EXPONENT_CAP))
 
 
+def _capped_expm1(x: Array) -> Array:
+    """Computes exp(x) - 1 of x up to the cap; [...] to [...]."""
+    return jnp.expm1(jnp.minimum(x, EXPONENT_CAP))
+
+
 def reverse_kl(u: Array) -> Array:
     """Computes s(u) = u, plain DPO; [...] to [...].
 
@@ -35,32 +42,32 @@ def reverse_kl(u: Array) -> Array:
 
 
 def forward_kl(u: Array) -> Array:
-    """Computes s(u) = -exp(-u), exponent capped; [...] to [...].
+    """Computes s(u) = 1 - exp(-u), exponent capped; [...] to [...].
 
     >>> forward_kl(jnp.array([0.5, -1.0]))
-    Array([-0.6065, -2.7183], dtype=float32)
+    Array([ 0.3935, -1.7183], dtype=float32)
     """
-    return -capped_exp(-u)
+    return -_capped_expm1(-u)
 
 
 def js_divergence(u: Array) -> Array:
-    """Computes s(u) = log sigma(u), the Jensen-Shannon map; [...] to [...].
+    """Computes s(u) = log 2 + log sigma(u), the Jensen-Shannon map; [...] to [...].
 
     >>> js_divergence(jnp.array([0.5, -1.0]))
-    Array([-0.4741, -1.3133], dtype=float32)
+    Array([ 0.2191, -0.6201], dtype=float32)
     """
-    return jax.nn.log_sigmoid(u)
+    return math.log(2.0) + jax.nn.log_sigmoid(u)
 
 
 def alpha_divergence(u: Array, coef: float = 0.5) -> Array:
-    """Computes s(u) = exp((coef - 1) u) / (coef - 1), exponent capped; [...] to [...].
+    """Computes s(u) = (exp((coef - 1) u) - 1) / (coef - 1), exponent capped; [...] to [...].
 
-    coef = 0 is `forward_kl`; differences tend to `reverse_kl`'s as coef tends to 1. Older TRL versions named 1 - coef.
+    coef = 0 is `forward_kl`; it tends to `reverse_kl` as coef tends to 1. Older TRL versions named 1 - coef.
 
     >>> alpha_divergence(jnp.array([0.5, -1.0]), coef=0.5)
-    Array([-1.5576, -3.2974], dtype=float32)
+    Array([ 0.4424, -1.2974], dtype=float32)
     """
-    return capped_exp((coef - 1.0) * u) / (coef - 1.0)
+    return _capped_expm1((coef - 1.0) * u) / (coef - 1.0)
 
 
 DIVERGENCES: dict[str, Divergence] = {
@@ -78,7 +85,7 @@ def f_divergence(f_divergence_type: str = "reverse_kl", f_alpha_divergence_coef:
       ValueError: for an unknown name, or for alpha_divergence with coefficient 1.
 
     >>> f_divergence("alpha_divergence", 0.5)(jnp.array([0.5, -1.0]))
-    Array([-1.5576, -3.2974], dtype=float32)
+    Array([ 0.4424, -1.2974], dtype=float32)
     """
     if f_divergence_type not in DIVERGENCES:
         raise ValueError(

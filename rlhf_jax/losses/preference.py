@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -91,6 +92,11 @@ class PreferenceLoss(Options):
     def of_responses(self) -> bool:
         """Whether the losses are those of single responses, each desirable or not; else they are of pairs."""
         return find_loss(self.loss_types[0]).unit == "response"
+
+    @property
+    def of_likelihoods(self) -> bool:
+        """Whether all losses are likelihoods of the chosen response (`sft`, `raft`)."""
+        return all(find_loss(name).likelihood for name in self.loss_types)
 
     @property
     def needs_mismatched(self) -> bool:
@@ -184,6 +190,21 @@ def preference_loss(
         return Term(name, coefficient, jnp.where(mask, values, 0.0), jnp.where(mask, weights, 0.0))
 
     return tuple(term(name, weight) for name, weight in zip(spec.loss_types, spec.weights, strict=True))
+
+
+def rewards(pair: PairLogps, spec: PreferenceLoss) -> tuple[Array, Array]:
+    """Computes the rewards of chosen and rejected that the first loss of `spec` compares; two [N], without gradient.
+
+    They are `implicit_rewards`, and of losses that compare token means those: as TRL logs them. Likelihoods ("sft",
+    "raft") compare nothing and are passed over where there is another loss.
+
+    >>> rewards(pair, PreferenceLoss(("sft", "simpo"), beta=2.0))[0]
+    Array([-4., -5.], dtype=float32)
+    """
+    rows = [find_loss(name) for name in spec.loss_types]
+    function = next((row for row in rows if not row.likelihood), rows[0]).rewards
+    knobs = knob_values(spec)
+    return function(pair, **{knob: knobs[knob] for knob in inspect.signature(function).parameters if knob in knobs})
 
 
 def weighted_total(terms: Sequence[Term]) -> Array:

@@ -20,6 +20,36 @@ def _mean_logps(pair: PairLogps) -> tuple[Array, Array]:
 
 
 @of_pairs
+def mean_rewards(pair: PairLogps, beta: float = 0.1) -> tuple[Array, Array]:
+    """Computes SimPO's rewards beta * mean log p of chosen and rejected; two [N], without gradient.
+
+    Meng et al., arXiv 2405.14734, eq. 4; what TRL logs for SimPO and ORPO.
+
+    >>> mean_rewards(pair, beta=2.0)[0]
+    Array([-4., -5.], dtype=float32)
+    """
+    chosen, rejected = _mean_logps(pair)
+    return jax.lax.stop_gradient(beta * chosen), jax.lax.stop_gradient(beta * rejected)
+
+
+def _shaped(pair: PairLogps, alpha: float) -> tuple[Array, Array]:
+    """(1 - p^-alpha) / alpha of the token-mean probabilities of chosen and rejected, exponent capped; two [N]."""
+    chosen, rejected = ((1.0 - capped_exp(-alpha * mean)) / alpha for mean in _mean_logps(pair))
+    return chosen, rejected
+
+
+@of_pairs
+def alphapo_rewards(pair: PairLogps, beta: float = 0.1, alphapo_alpha: float = 0.25) -> tuple[Array, Array]:
+    """Computes AlphaPO's rewards of chosen and rejected; two [N], without gradient. arXiv 2501.03884, eq. 9.
+
+    >>> alphapo_rewards(pair, beta=2.0)[0]
+    Array([-5.1898, -6.946 ], dtype=float32)
+    """
+    chosen, rejected = _shaped(pair, alphapo_alpha)
+    return jax.lax.stop_gradient(beta * chosen), jax.lax.stop_gradient(beta * rejected)
+
+
+@of_pairs
 def sft_loss(pair: PairLogps) -> Array:
     """Computes the chosen completion's negative log-likelihood per token; [N].
 
@@ -92,8 +122,8 @@ def alphapo_loss(
     >>> alphapo_loss(pair, beta=2.0)
     Array([0.9741, 1.9329], dtype=float32)
     """
-    chosen, rejected = (capped_exp(-alphapo_alpha * mean) for mean in _mean_logps(pair))
-    return smoothed_logistic(beta * (rejected - chosen) / alphapo_alpha - simpo_gamma, label_smoothing)
+    chosen, rejected = _shaped(pair, alphapo_alpha)
+    return smoothed_logistic(beta * (chosen - rejected) - simpo_gamma, label_smoothing)
 
 
 def _log_odds(mean_logp: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from jax import Array
 
 from rlhf_jax.losses import kto, margin_aware, reference_based, reference_free
+from rlhf_jax.losses.pairs import implicit_rewards
 from rlhf_jax.losses.shapes import PER_PAIR, WINS
 from rlhf_jax.plugins import is_plugin, load_function
 
@@ -28,6 +29,7 @@ class Loss(NamedTuple):
       per_token: the mean over pairs is weighted by the chosen completion's length.
       likelihood: it is the chosen completion's likelihood, of all its tokens alike.
       unit: what it is a loss of: a "pair", or a single "response" that is desirable or not.
+      rewards: `PairLogps` and the knobs that it names, to the rewards of chosen and rejected that it compares; two [N].
     """
 
     function: Callable[..., Array]
@@ -38,6 +40,7 @@ class Loss(NamedTuple):
     per_token: bool = False
     likelihood: bool = False
     unit: Literal["pair", "response"] = "pair"
+    rewards: Callable[..., tuple[Array, Array]] = implicit_rewards
 
 
 _MAPPED = ("beta", "divergence")
@@ -63,10 +66,12 @@ LOSSES: dict[str, Loss] = {
     "discopop": Loss(reference_based.discopop_loss, (*_MAPPED, "discopop_tau"), True, "2406.08414"),
     "sft": Loss(reference_free.sft_loss, (), False, "2203.02155", per_token=True, likelihood=True),
     "sigmoid_norm": Loss(reference_based.sigmoid_norm_loss, _BOTH, True, "2411.15124"),
-    "simpo": Loss(reference_free.simpo_loss, (*_SMOOTHED, "simpo_gamma"), False, "2405.14734"),
+    "simpo": Loss(reference_free.simpo_loss, (*_SMOOTHED, "simpo_gamma"), False, "2405.14734",
+                  rewards=reference_free.mean_rewards),
     "cpo": Loss(reference_free.cpo_loss, _SMOOTHED, False, "2401.08417"),
-    "orpo": Loss(reference_free.orpo_loss, ("beta",), False, "2403.07691"),
-    "alphapo": Loss(reference_free.alphapo_loss, (*_SMOOTHED, "simpo_gamma", "alphapo_alpha"), False, "2501.03884"),
+    "orpo": Loss(reference_free.orpo_loss, ("beta",), False, "2403.07691", rewards=reference_free.mean_rewards),
+    "alphapo": Loss(reference_free.alphapo_loss, (*_SMOOTHED, "simpo_gamma", "alphapo_alpha"), False, "2501.03884",
+                    rewards=reference_free.alphapo_rewards),
     "raft": Loss(reference_free.raft_loss, (), False, "2304.06767", likelihood=True),
     "rev_kl": Loss(margin_aware.rev_kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),
     "kl": Loss(margin_aware.kl_loss, ("beta",), True, "2405.07863", inputs=("margin",)),

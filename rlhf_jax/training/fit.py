@@ -272,12 +272,14 @@ class _Loop:
             if evaluating or saving:
                 self._record(*waiting)
                 waiting = None
+            paused = time.perf_counter()
             if self.checkpoints and saving:  # before evaluating: whatever comes of that, the step is not lost
                 self.checkpoints.save(step + 1, state, self.log, self._window)
             if leave and not last:
                 raise Preempted(f"step {step + 1} of {steps} is {'saved' if self.checkpoints else 'not to be saved'}")
             if evaluate is not None and evaluating:
                 self._keep(step + 1, evaluate(state))
+            self._clock += time.perf_counter() - paused  # what is measured is training
         return state
 
     def _evaluates(self, step: int) -> bool:

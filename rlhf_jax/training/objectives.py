@@ -306,7 +306,7 @@ class Preference:
             adjusted = slot_sums(logps - stats.log_sum_p2, batch) / jnp.maximum(lengths, 1.0)
             weight_chosen, weight_rejected = gather_pairs(losses.wpo_weight(adjusted), batch)
             terms = tuple(term._replace(values=term.values * weight_chosen * weight_rejected) for term in terms)
-        chosen, rejected = losses.implicit_rewards(pair, self.loss.beta)
+        chosen, rejected = losses.rewards(pair, self.loss)
         means = {"entropy": masked_mean(stats.entropy, batch.target_mask),
                  "mean_token_accuracy": _of_tokens(gather_pairs(slot_sums(stats.greedy, batch), batch)[0],
                                                    pair.chosen_len, mask)}

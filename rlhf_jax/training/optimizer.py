@@ -15,8 +15,11 @@ from rlhf_jax.models.params import is_spec
 
 
 def warmup_steps(config: TrainConfig, steps: int) -> int:
-    """How many of `steps` steps warm up; a share is rounded up, as transformers' `get_warmup_steps` does."""
-    return math.ceil(config.warmup_steps * steps) if config.warmup_steps < 1 else int(config.warmup_steps)
+    """How many of `steps` steps warm up; a share is rounded up, as transformers' `get_warmup_steps` does, but leaves
+    the last step: the first of a warm-up moves nothing, and a lone step must."""
+    if config.warmup_steps >= 1:
+        return int(config.warmup_steps)
+    return min(math.ceil(config.warmup_steps * steps), max(steps - 1, 0))
 
 
 def make_schedule(config: TrainConfig, steps: int) -> Callable[[int], float]:

@@ -51,6 +51,16 @@ def test_what_is_not_given_has_trls_default(verb):
     ({"use_peft": True, "disable_dropout": False}, {"lora_dropout": 0.05}),
     ({"use_peft": True, "lora_dropout": 0.0, "disable_dropout": False}, {"lora_dropout": None}),
     ({"ref_model": "r"}, {"reference_model": "r"}),
+    ({"label_smoothing": 0.1}, {"label_smoothing": None, "loss_type": "sigmoid"}),
+    ({"label_smoothing": 0.1, "loss_type": ["robust", "sft"]}, {"label_smoothing": 0.1}),
+    ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.0}, {
+        "f_divergence_type": None, "f_alpha_divergence_coef": None}),
+    ({"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}, {
+        "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}),
+    ({"f_divergence_type": "js_divergence", "f_alpha_divergence_coef": 0.3}, {
+        "f_divergence_type": "js_divergence", "f_alpha_divergence_coef": None}),
+    ({"lr_scheduler_type": "constant", "warmup_steps": 50}, {"warmup_steps": 0}),
+    ({"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 50}, {"warmup_steps": 50}),
     ({"learning_rate": "5e-7", "eval_strategy": False, "save_strategy": False}, {"learning_rate": 5e-7,
                                                                                "save_steps": None}),
 ], ids=str)
@@ -58,6 +68,14 @@ def test_keys_that_are_computed(given, expected):
     config = convert("dpo", {**GIVEN, **given}, processes=2).config
     assert {key: config.get(key) for key in expected} == expected
     build(COMMANDS["dpo"], config)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_null_is_no_limit_where_it_is_a_value_in_trl(verb):
+    found = convert(verb, {**GIVEN, "max_length": None})
+    assert "max_length" in found.config
+    assert build(COMMANDS[verb], found.config).data.render.max_length is None
+    assert build(COMMANDS[verb], convert(verb, {**GIVEN, "max_steps": None}).config).data.render.max_length == 1024
 
 
 @pytest.mark.parametrize(("given", "lost"), [

@@ -15,7 +15,7 @@ from rlhf_jax import losses
 ROOT = Path(__file__).parents[2]
 REFERENCE = {name: (ROOT / f"docs/reference/{name}.md").read_text() for name in ("api", "losses")}
 METHODS = [name for name, value in vars(rlhf_jax.Model).items() if not name.startswith("_") and value is not None]
-ARITHMETIC = {"average_orders", "log_ratios", "preference_loss", "response_loss", "token_logps",
+ARITHMETIC = {"average_orders", "log_ratios", "preference_loss", "response_loss", "rewards", "token_logps",
               "token_logps_and_stats", "weighted_total"}
 """Losses' names that come from no paper: plain arithmetic, or what joins the others."""
 SHAPE = re.compile(r"\[(?:\.\.\.|[A-Z2])?(?:, [A-Zk\d])*\]")

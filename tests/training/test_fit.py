@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -492,3 +493,23 @@ def test_trainer_state_is_huggingfaces(train, groups, lone_mesh, tmp_path):
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert (state["global_step"], state["max_steps"], state["epoch"]) == (12, 12, 2.0)
     assert state["log_history"] == result.log_history
+
+
+def test_the_speed_of_training_leaves_out_what_stands_between_steps(train, groups, monkeypatch):
+    """By a clock on which a step takes a second and an evaluation takes a hundred."""
+    module, now = importlib.import_module("rlhf_jax.training.fit"), [0.0]
+
+    def spend(seconds):
+        now[0] += seconds
+
+    def slow(*args, **kwargs):
+        evaluate = make_evaluator(*args, **kwargs)
+        return lambda *weights: spend(100.0) or evaluate(*weights)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(module, "make_evaluator", slow)
+    config = dataclasses.replace(BASE, max_steps=6, logging_steps=1, eval_steps=2, num_train_epochs=1.0)
+    log = train(config, eval_groups=groups[:4], report=lambda *_: spend(1.0)).log_history
+    steps = [row for row in log if "loss" in row]
+    assert (len(steps), now[0]) == (6, 306.0)
+    assert [row["tokens_per_second"] for row in steps] == pytest.approx([row["num_tokens"] for row in steps])

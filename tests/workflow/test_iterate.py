@@ -386,6 +386,13 @@ def test_pairs_without_what_the_loss_reads_are_refused(make_groups, options, sco
         as_read(build(PreferenceOptions, options), groups)
 
 
+def test_held_out_pairs_need_no_answer_of_another_policy_but_a_probability_of_winning(make_groups):
+    groups = make_groups(2, holes=False)
+    assert as_read(build(PreferenceOptions, {"xpo_alpha": 1.0}), groups, held_out=True) == groups
+    with pytest.raises(ValueError, match=r"of the held-out rows a response to .* or leave out eval_dataset_name"):
+        as_read(build(PreferenceOptions, {"loss_type": "sppo"}), groups, held_out=True)
+
+
 def test_the_matched_control_has_the_prompts_and_the_budget_of_all_rounds(make_context, prompts, tmp_path):
     def recipe(**pairs):
         config = build(ExperimentConfig, {

@@ -1,6 +1,8 @@
 """Training stages: what is refused before any work, and that an interrupted one ends in the same bytes."""
 
 import dataclasses
+import json
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -126,6 +128,21 @@ TRAININGS = {
     "pairwise": ("reward", "preference", {"kind": "pairwise"}),
     "dpo": ("dpo", "preference", {"dtype": "bfloat16"}),
 }
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("loss_type", ["sigmoid", "simpo"])
+def test_held_out_rows_may_be_longer_than_the_rows_of_training(loss_type, do_verb, model, world, tmp_path):
+    """The reference's pass over them had rows of training's length."""
+    rows = [json.loads(line) for line in (world / "preference.jsonl").read_text().splitlines()[:4]]
+    long = [*rows[:1], {**rows[1], "chosen": [*rows[1]["chosen"][:-1], {"role": "assistant", "content": "2 " * 80}]}]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    do_verb("dpo", tmp_path / "run", model_name_or_path=str(model), dataset_name=str(world / "preference.jsonl[:4]"),
+            eval_dataset_name=str(tmp_path / "held_out.jsonl"), loss_type=loss_type, row_length=128, max_steps=1,
+            max_length=1024, train_batch_size=2, micro_rows=1)
+    log = json.loads((tmp_path / "run/model/trainer_state.json").read_text())["log_history"]
+    assert math.isfinite(log[-1]["eval_loss"])
+    assert log[-1]["eval_logps/chosen"] < -400  # the long response was read
 
 
 @pytest.mark.longer
