@@ -23,7 +23,7 @@ class PreferenceOptions(Options):
       train: how to optimise.
       lora: an adapter instead of all weights.
       ld_alpha: LD-DPO: weight of the tokens beyond the length both responses reach; None for plain sums.
-      use_weighting: WPO: pairs count by how likely the policy itself finds both responses.
+      use_weighting: WPO: pairs count by how likely the policy itself finds both responses, in every loss of a mixture.
       xpo_alpha: XPO (arXiv 2405.21046): alpha times the mean log-probability of the responses that another policy gave
         (loop.from_start, or the pairs of two policies), which the policy moves away from. TRL's alpha is 1e-5.
       win_rate: name of the number that loss_type sppo takes as a response's probability of winning.

@@ -60,7 +60,8 @@ def _loss(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, penalt
 def refitted_estimate(statistic: Callable[[np.ndarray], float], units: int, seed: int = 0) -> Estimate:
     """Something fitted, with an interval from refits on resampled units (prompts).
 
-    A resample on which nothing can be fitted is left out; with more than one in ten of them there is no interval (nan).
+    A resample on which nothing can be fitted is left out. There is no interval (nan) with more than one in ten of them,
+    nor of a single unit.
 
     Args:
       statistic: how often each unit counts [units] -> the number; ValueError where nothing can be fitted.
@@ -72,7 +73,7 @@ def refitted_estimate(statistic: Callable[[np.ndarray], float], units: int, seed
             found.append(statistic(times.astype(float)))
         except ValueError:
             continue
-    if len(found) < 0.9 * REFITS:
+    if units == 1 or len(found) < 0.9 * REFITS:
         return Estimate(value, math.nan, math.nan, math.nan, units)
     low, high = np.quantile(found, [0.025, 0.975])
     return Estimate(value, float(np.std(found, ddof=1)), float(low), float(high), units)

@@ -99,7 +99,8 @@ def ensemble_scores(members: Array, uncertainty_weight: float = 1.0) -> Ensemble
     Array([1.5, 2.0], dtype=float32)
     """
     members = members.astype(jnp.float32)
-    mean, std = jnp.mean(members, axis=-1), jnp.std(members, axis=-1)
+    mean, variance = jnp.mean(members, axis=-1), jnp.var(members, axis=-1)
+    std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)  # of agreement: gradient 0
     return EnsembleScores(mean, jnp.min(members, axis=-1), mean - uncertainty_weight * std, std)
 
 

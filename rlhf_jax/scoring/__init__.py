@@ -8,7 +8,7 @@ from rlhf_jax.scoring.implicit import ImplicitScorer
 from rlhf_jax.scoring.judge import JudgeScorer, RatingScorer, ServedModel
 from rlhf_jax.scoring.local_model import LocalModel
 from rlhf_jax.scoring.multi_objective import MultiObjectiveScorer
-from rlhf_jax.scoring.pairwise import PairwiseScorer, comparison, context_text, last_text, letter_examples, letter_ids
+from rlhf_jax.scoring.pairwise import PairwiseScorer, answer_text, comparison, context_text, letter_examples, letter_ids
 from rlhf_jax.scoring.reward_server import RewardServerScorer
 from rlhf_jax.scoring.tournament import knock_out, round_robin
 
@@ -28,10 +28,10 @@ __all__ = [
     "RewardServerScorer",
     "Scorer",
     "ServedModel",
+    "answer_text",
     "comparison",
     "context_text",
     "knock_out",
-    "last_text",
     "letter_examples",
     "letter_ids",
     "log_odds",

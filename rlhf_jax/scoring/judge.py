@@ -11,7 +11,7 @@ from rlhf_jax.data.groups import PromptGroup, Text
 from rlhf_jax.data.rows import BadRow
 from rlhf_jax.remote import Client, Question, chat, chat_text, completion, completion_text
 from rlhf_jax.scoring.base import Progress, Verdicts, verdicts_of
-from rlhf_jax.scoring.pairwise import check_texts_alone, context_text, last_text
+from rlhf_jax.scoring.pairwise import answer_text, check_texts_alone, context_text
 from rlhf_jax.scoring.rubric import Rubric
 from rlhf_jax.scoring.tournament import Method, tournament
 
@@ -109,10 +109,11 @@ class _Judge:
         """What a question says; None, counted, where a text cannot stand in it."""
         try:
             check_texts_alone(prompt, *answers.values())
+            texts = {place: answer_text(answer) for place, answer in answers.items()}
         except BadRow as error:
             self.failures[error.reason] += 1
             return None
-        return {"question": question_text(prompt), **{place: last_text(answer) for place, answer in answers.items()}}
+        return {"question": question_text(prompt), **texts}
 
 
 class JudgeScorer(_Judge):
@@ -124,7 +125,7 @@ class JudgeScorer(_Judge):
 
     def __init__(self, replies: Replies, rubric: Rubric, *, method: Method = "round_robin", **options: Any):
         super().__init__(replies, rubric, **options)
-        self.method, self.disagreements = method, 0
+        self.method = method
 
     def orders(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None
                ) -> list[tuple[float, float] | None]:
@@ -136,11 +137,8 @@ class JudgeScorer(_Judge):
             turned = values and {**values, "answer_a": values["answer_b"], "answer_b": values["answer_a"]}
             asked += [values, turned]
         found = self._verdicts(asked, progress)
-        both = [None if one is None or other is None else (one, 1 - other)
+        return [None if one is None or other is None else (one, 1 - other)
                 for one, other in zip(found[::2], found[1::2], strict=True)]
-        self.disagreements += sum(orders is not None and not _undecided(orders) and orders[0] != orders[1]
-                                  for orders in both)
-        return both
 
     def compare(self, games: Sequence[tuple[Text, Text, Text]], progress: Progress | None = None) -> list[float | None]:
         """P(first better than second) of each (prompt, first, second): 1, 0, or a half where the orders do not agree;

@@ -52,10 +52,11 @@ def comparison(prompt: Text, first: Text, second: Text) -> list[Message]:
     """The user turn that asks which of two answers is better.
 
     Raises:
-      BadRow: tool_calls_not_rendered; a comparison holds texts alone.
+      BadRow: tool_calls_not_rendered, several_turns; a comparison holds texts alone, and one turn of each answer.
     """
     check_texts_alone(prompt, first, second)
-    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {last_text(first)} [RESPONSE B] {last_text(second)} \n"
+    a, b = answer_text(first), answer_text(second)
+    content = f"[CONTEXT] {context_text(prompt)} [RESPONSE A] {a} [RESPONSE B] {b} \n"
     return [{"role": "user", "content": content}]
 
 
@@ -66,9 +67,14 @@ def check_texts_alone(*texts: Text) -> None:
         raise unrendered("tool_calls", " (a question about answers holds texts alone)")
 
 
-def last_text(response: Text) -> str:
-    """The text of a response: of its last turn."""
-    return response if isinstance(response, str) else response[-1]["content"]
+def answer_text(response: Text) -> str:
+    """The text of a response of one turn. Raises BadRow (several_turns) where the rest would not be seen."""
+    if isinstance(response, str):
+        return response
+    if len(response) > 1:
+        raise BadRow("several_turns", f"the answer has {len(response)} turns, and a question about answers shows one "
+                                      "of each; put the turns that the answers share into the prompt")
+    return response[0]["content"]
 
 
 def _coin(prompt_id: str, seed: int) -> bool:
@@ -142,7 +148,6 @@ class PairwiseScorer:
                                   f"classifier of {config.num_labels} output(s); for it set kind: bradley_terry")
         self.name, self._key, self.method = name, key, method
         self.failures: Counter[str] = Counter()
-        self.disagreements = 0
         self._weights, self._renderer = Weights(params), renderer
         self._compute = Compute(config, mesh=mesh)
         self._letters, self._mass = letter_ids(renderer, letters_with(neutral)), min_letter_mass
@@ -187,7 +192,6 @@ class PairwiseScorer:
                 self.failures["no_letter"] += 1
                 out.append(None)
                 continue
-            self.disagreements += (p_ab > 0.5) == (p_ba > 0.5)
             out.append((float(p_ab), 1 - float(p_ba)))
         return out
 

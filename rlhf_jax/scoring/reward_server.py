@@ -12,7 +12,7 @@ from rlhf_jax.data.rows import BadRow
 from rlhf_jax.remote import Client, Question
 from rlhf_jax.scoring.base import Progress, Verdicts
 from rlhf_jax.scoring.judge import question_text
-from rlhf_jax.scoring.pairwise import check_texts_alone, last_text
+from rlhf_jax.scoring.pairwise import answer_text, check_texts_alone
 
 Endpoint = Literal["classify", "pooling", "score"]
 
@@ -53,10 +53,10 @@ class RewardServerScorer:
     def _question(self, prompt: Text, response: Text) -> Question:
         if self._endpoint == "score":
             return Question("score", {"model": self._model, "text_1": question_text(prompt),
-                                      "text_2": last_text(response)})
+                                      "text_2": answer_text(response)})
         body: dict[str, Any] = {"model": self._model, "use_activation": False}
         if isinstance(prompt, str):
-            body["input"] = prompt + last_text(response)
+            body["input"] = prompt + answer_text(response)
         else:
             turns = [{"role": "assistant", "content": response}] if isinstance(response, str) else response
             body["messages"] = [*prompt, *turns]

@@ -39,6 +39,7 @@ def test_an_interval_needs_resamples_that_can_be_fitted():
     found = refitted_estimate(lambda times: fit_logistic(np.ones((4, 1)), outcome, times)[0], 4)
     assert found.value == pytest.approx(math.log(3))
     assert math.isnan(found.low)
+    assert math.isnan(refitted_estimate(np.sum, 1).low)  # one prompt, resampled, is itself
 
 
 # AlpacaEval 2

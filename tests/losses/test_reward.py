@@ -100,3 +100,9 @@ def test_an_ensemble_by_hand():
     np.testing.assert_allclose(found.std, [np.sqrt(8 / 3), 0.0], rtol=1e-6)
     np.testing.assert_allclose(found.uncertainty_weighted, [3 - np.sqrt(8 / 3) / 2, 2.0], rtol=1e-6)
     assert ensemble_scores(members.astype(jnp.bfloat16)).mean.dtype == jnp.float32
+
+
+def test_an_ensemble_has_a_gradient_where_its_members_agree():
+    members = jnp.array([[1.0, 3.0], [2.0, 2.0]])
+    found = jax.grad(lambda x: ensemble_scores(x, 0.5).uncertainty_weighted.sum())(members)
+    np.testing.assert_allclose(found, [[0.75, 0.25], [0.5, 0.5]])

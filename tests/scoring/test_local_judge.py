@@ -103,7 +103,7 @@ class Scripted:
 def test_replies_are_read_as_those_of_a_server():
     judge = JudgeScorer(Scripted(), PAIRS, name="proxy", key=lambda: "k")
     assert judge.compare([("q", "aaa", "b"), ("q", "a", "bbb"), ("q", "a", "b")]) == [1.0, 0.0, 0.5]
-    assert judge.disagreements == 1
+    assert judge.orders([("q", "a", "b")]) == [(0.0, 1.0)]
     rating = RatingScorer(Scripted(), SINGLE, name="proxy", key=lambda: "k")
     assert scores_in(rating.score([text_group("p", "q", [("aa", {}), ("aaaa", {})])]))[0] == [2.0, 4.0]
 

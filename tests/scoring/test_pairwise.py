@@ -43,7 +43,7 @@ def test_the_context_is_the_string_the_published_models_saw(prompt, text):
 
 def test_the_comparison_has_the_published_spaces():
     content = "[CONTEXT] \n\n<turn> user\n Q1\n [RESPONSE A] first [RESPONSE B] second \n"
-    assert comparison("Q1", "first", turns("x", "second")) == [{"role": "user", "content": content}]
+    assert comparison("Q1", "first", turns("x", "second")[1:]) == [{"role": "user", "content": content}]
 
 
 def preference(count):
@@ -151,13 +151,15 @@ def test_a_comparison_too_long_for_the_model_fails_alone(make_scorer):
     assert scorer.failures == {"prompt_too_long": 1}
 
 
-def test_disagreements_between_the_two_orders_are_counted(make_scorer, monkeypatch):
+@pytest.mark.parametrize("place", [1, 2])
+def test_an_answer_of_several_turns_is_refused_and_counted(place, make_scorer):
+    """Only its last turn would be seen."""
+    turns = [{"role": role, "content": role} for role in ("assistant", "user", "assistant")]
+    game = [PROMPT, "Yes.", "No."]
+    game[place] = turns
     scorer = make_scorer()
-    answers = iter([(0.9, 1.0), (0.8, 1.0), (0.9, 1.0), (0.3, 1.0)])  # always A: a disagreement; then a clear winner
-    monkeypatch.setattr(scorer, "_map", lambda params, questions, progress: [np.array([next(answers)])
-                                                                             for _ in questions])
-    np.testing.assert_allclose(scorer.compare(GAMES[:2]), [0.55, 0.8], atol=1e-6)
-    assert scorer.disagreements == 1
+    assert scorer.compare([tuple(game)]) == [None]
+    assert scorer.failures == {"several_turns": 1}
 
 
 def test_round_robin_scores_come_from_the_models_own_games(make_scorer, make_group):

@@ -13,7 +13,7 @@ from rlhf_jax.config.sampling import SamplingConfig, rounded_up
 from rlhf_jax.data.benchmark_files import Question
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import Message, PromptGroup
-from rlhf_jax.scoring import last_text
+from rlhf_jax.scoring import answer_text
 from rlhf_jax.workflow.chat_benchmarks import CHAT_BENCHMARKS, ChatBenchmark, Judge, OfficialJudge
 from rlhf_jax.workflow.chat_benchmarks.base import user_turn
 from rlhf_jax.workflow.checkpoint import Checkpoint
@@ -111,7 +111,7 @@ def generated(command: BenchmarkCommand, context: Context, benchmark: ChatBenchm
                                 sampling=sampling(command, benchmark, value, longest), shard_size=EVALUATION_SHARD)
             folders.append(shards_of(context.do(f"generate/turn-{turn + 1}/temperature-{value:g}", stage)))
         for group in (group for folder in folders for group in folder.groups()):
-            said.setdefault(group.extra["uid"], []).append(last_text(group.responses[0].text))
+            said.setdefault(group.extra["uid"], []).append(answer_text(group.responses[0].text))
         turns.append(tuple(folders))
     found = context.do("answers", AnswersStage(benchmark=benchmark, turns=tuple(turns), model=label))
     return OfficialFile(found.folder / benchmark.answers_name(label), found.key)

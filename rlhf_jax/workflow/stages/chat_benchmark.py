@@ -14,7 +14,7 @@ from typing import Any
 from rlhf_jax.data.benchmark_files import Answer
 from rlhf_jax.parallel import gather_counts, is_main_process
 from rlhf_jax.remote import LOST, RemoteError
-from rlhf_jax.scoring import last_text
+from rlhf_jax.scoring import answer_text
 from rlhf_jax.workflow.chat_benchmarks import ChatBenchmark, Judge, OfficialJudge, write_rows
 from rlhf_jax.workflow.context import Context
 from rlhf_jax.workflow.products import METRICS
@@ -52,7 +52,7 @@ class AnswersStage(Stage):
         texts: dict[str, list[str]] = {}
         for sources in self.turns:
             for group in (group for source in sources for group in source.groups()):
-                texts.setdefault(group.extra["uid"], []).append(last_text(group.responses[0].text))
+                texts.setdefault(group.extra["uid"], []).append(answer_text(group.responses[0].text))
         answers = {uid: Answer(tuple(said)) for uid, said in texts.items()}
         if is_main_process():
             rows = self.benchmark.answer_rows(answers, self.model)
