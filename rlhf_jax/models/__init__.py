@@ -20,7 +20,7 @@ from rlhf_jax.models.params import (
     with_score,
 )
 from rlhf_jax.models.peft import adapter_base, adapter_outputs, fused_modules, load_adapter, save_adapter
-from rlhf_jax.models.save import save_hf
+from rlhf_jax.models.save import save_hf, written_config
 
 __all__ = [
     "FAMILIES",
@@ -61,4 +61,5 @@ __all__ = [
     "with_dropout",
     "with_lora",
     "with_score",
+    "written_config",
 ]

@@ -14,18 +14,25 @@ class Rope:
 
     Attributes:
       theta: base. kind: "default"; "linear" (all frequencies divided by `factor`); "llama3" (low ones divided, high
-        ones kept, a ramp between, as Llama 3.1 does).
-      low_freq_factor, high_freq_factor, original_max_position: of "llama3" alone.
+        ones kept, a ramp over wavelengths between, as Llama 3.1 does); "yarn" (the same with a ramp over dimensions,
+        queries and keys scaled: Peng et al., arXiv 2309.00071).
+      low_freq_factor, high_freq_factor: of "llama3" alone: the ramp's ends, in turns over `original_max_position`.
+      beta_fast, beta_slow: of "yarn" alone: the same, the fast end first.
+      attention_factor: of "yarn" alone: what cos and sin are multiplied by.
+      original_max_position: of "llama3" and "yarn": the context before it was stretched.
       fraction: of each head's dimensions that is rotated; the first ones.
     """
 
     theta: float = 10_000.0
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_position: int = 0
     fraction: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

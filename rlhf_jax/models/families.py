@@ -6,9 +6,11 @@ resolved by transformers' own config classes, so that an absent key means what i
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, get_args
 
 from rlhf_jax.config.scorer import ScoreAt
@@ -56,8 +58,8 @@ _AFTER = {"attention_post_norm": "post_attention_layernorm.weight",
           "mlp_post_norm": "post_feedforward_layernorm.weight"}
 _AROUND = {**_AFTER, "mlp_norm": "pre_feedforward_layernorm.weight"}
 _GEMMA: dict[str, Any] = {"norm_offset": 1.0, "embed_scale": True}
-_GEMMA2_KEYS = {"query_pre_attn_scalar": "query_scalar", "attn_logit_softcapping": "attn_softcap",
-                "final_logit_softcapping": "logit_softcap"}
+_GEMMA3_KEYS = {"query_pre_attn_scalar": "query_scalar", "final_logit_softcapping": "logit_softcap"}
+_GEMMA2_KEYS = {**_GEMMA3_KEYS, "attn_logit_softcapping": "attn_softcap"}
 _OLMO: dict[str, Any] = {"norms": "post", "qk_norm": "projection"}
 _FUSED = {**dict.fromkeys("qkv", "self_attn.qkv_proj.weight"),
           **dict.fromkeys(("gate", "up"), "mlp.gate_up_proj.weight")}
@@ -72,11 +74,12 @@ def _experts(room: str, router: str, gate: str, up: str, down: str) -> dict[str,
 FAMILIES = {
     "llama": ModelFamily("Llama"),
     "mistral": ModelFamily("Mistral", windows=True),
+    "ministral": ModelFamily("Ministral", windows=True),
     "qwen2": ModelFamily("Qwen2", {"qkv_bias": True}, windows=True),
     "qwen3": ModelFamily("Qwen3", {"qk_norm": "head"}, windows=True),
     "gemma": ModelFamily("Gemma", _GEMMA),
     "gemma2": ModelFamily("Gemma2", {**_GEMMA, "norms": "both"}, _GEMMA2_KEYS, _AROUND, windows=True),
-    "gemma3_text": ModelFamily("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA2_KEYS, _AROUND,
+    "gemma3_text": ModelFamily("Gemma3Text", {**_GEMMA, "norms": "both", "qk_norm": "head"}, _GEMMA3_KEYS, _AROUND,
                           windows=True, causal="Gemma3ForCausalLM"),
     "olmo2": ModelFamily("Olmo2", _OLMO, names=_AFTER),
     "olmo3": ModelFamily("Olmo3", _OLMO, names=_AFTER, windows=True),
@@ -101,23 +104,28 @@ SCORE_AT = "rlhf_jax_score_at"
 """config.json key of a classifier; transformers keeps it and reads nothing from it."""
 _GATE = {"gating_hidden_dim": "hidden", "gating_n_hidden": "layers", "gating_temperature": "temperature"}
 _ARMO_OBJECTIVES = 19
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "swish": "silu"}
 _ONLY: dict[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None),
-                                     "use_bidirectional_attention": (False, None), "decoder_sparse_step": (1,),
-                                     "mlp_only_layers": ([], None)}
+                                     "use_bidirectional_attention": (False, None), "is_causal": (True, None),
+                                     "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)}
 """config.json keys that the decoder knows some values of only."""
 _ROPE = {"rope_theta": "theta", "factor": "factor", "low_freq_factor": "low_freq_factor",
          "high_freq_factor": "high_freq_factor", "original_max_position_embeddings": "original_max_position",
-         "partial_rotary_factor": "fraction"}
+         "partial_rotary_factor": "fraction", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
+         "attention_factor": "attention_factor"}
 _ROPE_KEYS = {"default": ("rope_theta",), "linear": ("rope_theta", "factor"),
               "llama3": ("rope_theta", "factor", "low_freq_factor", "high_freq_factor",
-                         "original_max_position_embeddings")}
+                         "original_max_position_embeddings"),
+              "yarn": ("rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow",
+                       "attention_factor")}
 """rope type -> what it reads."""
 
 
 def _rope_from_hf(parameters: Mapping[str, Any]) -> Rope:
     _check_numbers(parameters)
     kind = parameters.get("rope_type", "default")
+    if kind == "yarn":
+        parameters = _with_yarns_defaults(parameters)
     if kind not in _ROPE_KEYS:
         raise ValueError(f"config.json asks for rope type {kind!r}; supported are {sorted(_ROPE_KEYS)}")
     if absent := [key for key in _ROPE_KEYS[kind] if parameters.get(key) is None]:
@@ -127,16 +135,43 @@ def _rope_from_hf(parameters: Mapping[str, Any]) -> Rope:
     return Rope(kind=kind, fraction=1.0 if fraction is None else fraction, **fields)
 
 
+def _with_yarns_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN's settings with what transformers takes where one is absent."""
+    if not given.get("truncate", True):
+        raise ValueError("config.json has truncate = False of rope type 'yarn'; the decoder here knows True only")
+
+    def scale(weight: float) -> float:
+        return 1.0 + 0.1 * weight * math.log(max(given.get("factor") or 1.0, 1.0))
+
+    of, over = given.get("mscale"), given.get("mscale_all_dim")
+    attention = given.get("attention_factor")
+    if attention is None:
+        attention = scale(of) / scale(over) if of and over else scale(1.0)
+    return {**given, "attention_factor": attention, "beta_fast": given.get("beta_fast") or 32.0,
+            "beta_slow": given.get("beta_slow") or 1.0}
+
+
 def _rope_to_hf(rope: Rope) -> dict[str, Any]:
     raw: dict[str, Any] = {"rope_type": rope.kind, **{key: getattr(rope, _ROPE[key]) for key in _ROPE_KEYS[rope.kind]}}
     return raw if rope.fraction == 1.0 else raw | {"partial_rotary_factor": rope.fraction}
 
 
-def _unsupported(raw: Mapping[str, Any]) -> str:
-    """What is supported, which family comes closest, and which settings of `raw` that one does not have."""
+def is_multimodal(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a Gemma 3 with an eye, whose text part is what is read."""
+    return raw.get("model_type") == "gemma3" and "text_config" in raw
+
+
+@cache
+def _of_class(family: str) -> Mapping[str, Any]:
+    """What transformers' config class of a family knows, with its defaults."""
     from transformers import AutoConfig
 
-    known = {name: set(AutoConfig.for_model(name).to_dict()) for name in FAMILIES}
+    return AutoConfig.for_model(family).to_dict()
+
+
+def _unsupported(raw: Mapping[str, Any]) -> str:
+    """What is supported, which family comes closest, and which settings of `raw` that one does not have."""
+    known = {name: set(_of_class(name)) for name in FAMILIES}
     closest = max(known, key=lambda name: len(known[name] & set(raw)))
     foreign = sorted(set(raw) - known[closest] - {"torch_dtype", "rope_theta", "rope_scaling", "auto_map"})
     return (f"model_type {raw.get('model_type')!r} is not supported; supported are {sorted(FAMILIES)}. Its config.json "
@@ -145,17 +180,27 @@ def _unsupported(raw: Mapping[str, Any]) -> str:
 
 
 def _resolved(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with transformers' defaults filled in and old layouts converted; the text part of a Gemma 3."""
+    """config.json with transformers' defaults filled in and old layouts converted; the text part of a Gemma 3.
+
+    As there, a Mistral with `layer_types` is a Ministral, and a Gemma 3 of several parts ties its embeddings by the
+    key of the whole.
+    """
     from transformers import AutoConfig
 
-    if raw.get("model_type") == "gemma3" and "text_config" in raw:
+    if is_multimodal(raw):
         shared = {key: raw[key] for key in ("eos_token_id", "bos_token_id", "pad_token_id") if key in raw}
-        raw = {**raw["text_config"], **shared, "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+        raw = {**raw["text_config"], **shared, "tie_word_embeddings": raw.get("tie_word_embeddings", True),
+               "model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    if raw.get("model_type") == "mistral" and "layer_types" in raw:
+        names = [name.replace("Mistral", "Ministral") for name in raw.get("architectures") or []]
+        raw = {**raw, "model_type": "ministral", "architectures": names or None}
+    if raw.get("pad_token_id") == -1:  # none, in early conversions of Llama
+        raw = {**raw, "pad_token_id": None}
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(_unsupported(raw))
     _check_numbers(raw)
-    given = {key: value for key, value in raw.items() if key != "model_type"}
+    given = copy.deepcopy({key: value for key, value in raw.items() if key != "model_type"})  # it is written to
     return {**AutoConfig.for_model(family, **given).to_dict(), "architectures": raw.get("architectures"),
             "num_labels": raw.get("num_labels")}
 
@@ -195,7 +240,8 @@ _COUNTS = ("num_hidden_layers", "num_local_experts", "num_experts_per_tok", "gat
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_attention_heads",
           "num_key_value_heads", "head_dim", "sliding_window", "max_position_embeddings", "num_labels",
           "gating_hidden_dim", "original_max_position_embeddings")
-_POSITIVE = ("rms_norm_eps", "initializer_range", "gating_temperature", *_GEMMA2_KEYS, *_ROPE)
+_FROM_ZERO = ("initializer_range",)
+_POSITIVE = ("rms_norm_eps", "gating_temperature", *_GEMMA2_KEYS, *_ROPE)
 _TOKENS = ("bos_token_id", "pad_token_id", "eos_token_id")
 
 
@@ -207,6 +253,8 @@ def _check_numbers(raw: Mapping[str, Any]) -> None:
         if key in (*_COUNTS, *_SIZES):  # tensors are counted and named before the files are looked at
             most = 4096 if key in _COUNTS else 2**31 - 1
             fine, wanted = type(value) is int and 1 <= value <= most, f"a whole number from 1 to {most:,}"
+        elif key in _FROM_ZERO:
+            fine, wanted = type(value) in (int, float) and 0 <= value < math.inf, "a number from 0"
         elif key in _POSITIVE:
             fine, wanted = type(value) in (int, float) and 0 < value < math.inf, "a number above 0"
         elif key in _TOKENS:
@@ -227,19 +275,21 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     """
     raw = _resolved(raw)
     name = raw["model_type"]
-    family = FAMILIES[name]
+    family, of_class = FAMILIES[name], _of_class(name)
     for key, known in _ONLY.items():
         if key in raw and raw[key] not in known:
             raise ValueError(f"config.json has {key} = {raw[key]!r}; the {name} decoder here knows {known[0]!r} only")
-    key = "hidden_activation" if raw.get("hidden_activation") else "hidden_act"
+    key = "hidden_activation" if "hidden_activation" in of_class else "hidden_act"
     if raw[key] not in _ACTIVATIONS:
         raise ValueError(f"config.json has {key} = {raw[key]!r}; the decoder here knows {sorted(_ACTIVATIONS)}")
-    rope = raw["rope_parameters"]
-    ropes = [_rope_from_hf(rope[kind]) for kind in ("full_attention", "sliding_attention")] \
-        if "full_attention" in rope else [_rope_from_hf(rope)] * 2
-    window = raw.get("sliding_window") if family.windows and raw.get("use_sliding_window") is not False else None
+    ropes = _ropes(raw, of_class)
+    windowed = family.windows and (raw["use_sliding_window"] if "use_sliding_window" in of_class else True)
+    window = raw.get("sliding_window") if windowed else None
     kinds = raw.get("layer_types") or ["sliding_attention"] * raw["num_hidden_layers"]
-    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if "layer_types" not in of_class and window and len(set(kinds)) > 1:
+        raise ValueError(f"config.json has layer_types of several kinds, which transformers does not read for {name}: "
+                         f"there every layer has the window of {window}. Take the key out, or the window")
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention" and "layer_types" in of_class)
     if len(full) == len(kinds):
         window = None
     eos = raw.get("eos_token_id")
@@ -255,6 +305,20 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     })
 
 
+def _ropes(raw: Mapping[str, Any], of_class: Mapping[str, Any]) -> list[Rope]:
+    """Rotation of the full layers and of those with a window."""
+    given = raw["rope_parameters"]
+    if "full_attention" in given:
+        return [_rope_from_hf(given[kind]) for kind in ("full_attention", "sliding_attention")]
+    if (first := raw.get("original_max_position_embeddings")) and "original_max_position_embeddings" in given:
+        given = {**given, "original_max_position_embeddings": first}  # which of the two transformers takes
+    rope = _rope_from_hf(given)
+    if rope.fraction != 1.0 and "partial_rotary_factor" not in of_class["rope_parameters"]:
+        raise ValueError(f"config.json has partial_rotary_factor = {rope.fraction}, which transformers does not read "
+                         f"for {raw['model_type']}: it rotates all dimensions. Take the key out if that is the model")
+    return [rope, rope]
+
+
 def head_kind(config: DecoderConfig) -> str:
     """Key of `ModelFamily.architectures`."""
     return "causal" if not config.is_classifier else "scores" if config.gate is None else "gated"
@@ -262,9 +326,7 @@ def head_kind(config: DecoderConfig) -> str:
 
 def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
     """The config.json that `transformers` loads as the same model, causal or classifier; 4.x keys beside 5.x ones."""
-    from transformers import AutoConfig
-
-    family, eos = FAMILIES[config.family], config.eos_token_ids
+    family, known, eos = FAMILIES[config.family], _of_class(config.family), config.eos_token_ids
     activation = next(key for key, value in _ACTIVATIONS.items() if value == config.activation)
     raw: dict[str, Any] = {
         "architectures": [family.architectures[head_kind(config)]],
@@ -280,21 +342,25 @@ def config_to_hf(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any
     rope = _rope_to_hf(config.rope)
     if config.rope.kind != "default":
         raw["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    if config.local_rope is None:
-        raw["rope_parameters"] = rope
+    if config.rope.fraction != 1.0:
+        raw["partial_rotary_factor"] = config.rope.fraction
+    if "full_attention" in known["rope_parameters"]:
+        local_rope = config.local_rope or config.rope
+        raw["rope_parameters"] = {"full_attention": rope, "sliding_attention": _rope_to_hf(local_rope)}
+        raw["rope_local_base_freq"] = local_rope.theta
     else:
-        raw["rope_parameters"] = {"full_attention": rope, "sliding_attention": _rope_to_hf(config.local_rope)}
-        raw["rope_local_base_freq"] = config.local_rope.theta
+        raw["rope_parameters"] = rope
     if config.experts:
         raw["num_experts"] = config.experts  # as transformers 4 calls it in some families
-    local = config.local_layers
+    local, window = config.local_layers, config.window
+    if window is None and "layer_types" in known and "use_sliding_window" not in known:
+        window = known["sliding_window"]  # transformers needs one, of no layer though it be
     some_have = {
         "hidden_act": activation, "hidden_activation": activation, "attention_bias": False,
-        "sliding_window": config.window, "use_sliding_window": config.window is not None,
+        "sliding_window": window, "use_sliding_window": config.window is not None,
         "layer_types": ["sliding_attention" if x else "full_attention" for x in local],
         "max_window_layers": local.index(True) if True in local else config.layers,
     }
-    known = AutoConfig.for_model(config.family).to_dict()
     raw |= {key: value for key, value in some_have.items() if key in known}
     if config.is_classifier:
         labels = config.labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))

@@ -22,6 +22,7 @@ from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, GENERATION_CONFIG, IN
 from rlhf_jax.models.params import ParamSpec, is_spec
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
+LM_HEAD = "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -65,7 +66,7 @@ class Stored(NamedTuple):
     name: str
 
 
-_TEXT_PART = re.compile(r"^(model\.language_model\.|language_model\.model\.)")
+_TEXT_PART = re.compile(r"^((?:base_model\.model\.)?)(model\.language_model\.|language_model\.model\.)")
 _OTHER_PARTS = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.|rotary_emb")
 """Vision and projection weights of a multimodal checkpoint whose text part is used, and old rotary buffers."""
 
@@ -77,16 +78,20 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
       CheckpointError: if the folder has no weights, or its index names a file that is missing or not in the folder.
     """
     index = folder / INDEX
-    if index.is_file():
-        files = _indexed(index)
-    elif (folder / WEIGHTS).is_file():
+    if (folder / WEIGHTS).is_file():  # before an index, as in transformers, which leaves an old index beside it
         with open_tensors(folder / WEIGHTS) as reader:
             files = dict.fromkeys(reader.keys(), folder / WEIGHTS)
+    elif index.is_file():
+        files = _indexed(index)
     else:
         raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; "
                               "convert older formats with transformers' save_pretrained(safe_serialization=True)")
-    plain = {name: _TEXT_PART.sub("model.", name).replace("language_model.lm_head", "lm_head") for name in files}
-    return {plain[name]: Stored(file, name) for name, file in files.items()}
+    return {text_name(name): Stored(file, name) for name, file in files.items()}
+
+
+def text_name(name: str) -> str:
+    """What a tensor of a multimodal checkpoint, or of an adapter over it, would be called in its text part alone."""
+    return _TEXT_PART.sub(r"\1model.", name).replace("language_model.lm_head", "lm_head")
 
 
 def _indexed(index: Path) -> dict[str, Path]:
@@ -127,7 +132,7 @@ def compare_tensors(specs: dict[str, Any], found: dict[str, Stored]) -> Differen
     expected = tensor_shapes(specs)
     extra = sorted(set(found) - set(expected))
     tied = "head" not in specs and "score" not in specs  # the output embedding is the input's, stored twice
-    ignored = [name for name in extra if _OTHER_PARTS.search(name) or (name == "lm_head.weight" and tied)]
+    ignored = [name for name in extra if _OTHER_PARTS.search(name) or (name == LM_HEAD and tied)]
     return Differences(sorted(set(expected) - set(found)), [name for name in extra if name not in ignored], ignored,
                        _wrong_tensors({name: stored for name, stored in found.items() if name in expected}, expected))
 

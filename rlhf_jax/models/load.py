@@ -12,6 +12,7 @@ import numpy as np
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.folder import CheckpointError
 from rlhf_jax.models.hf import (
+    LM_HEAD,
     Stored,
     compare_tensors,
     from_hf,
@@ -65,6 +66,23 @@ def _sharded(spec: ParamSpec, sharding: jax.sharding.Sharding, read: TensorReade
     return jax.make_array_from_single_device_arrays(spec.shape, sharding, shards)
 
 
+_ROWS = 8192
+
+
+def _check_tied(folder: Path, config: DecoderConfig, stored: dict[str, Stored]) -> None:
+    """Raises CheckpointError where a tied model's file has an output embedding that is not its input embedding."""
+    if config.is_classifier or not config.tie_embeddings or LM_HEAD not in stored:
+        return
+    spec = param_specs(config)["embed"]
+    head, embed = (open_tensors(file).get_slice(name) for file, name in (stored[LM_HEAD], stored[spec.hf_name]))
+    rows = embed.get_shape()[0]
+    cuts = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
+    if head.get_shape() != embed.get_shape() or not all(np.array_equal(head[cut], embed[cut]) for cut in cuts):
+        raise CheckpointError(f"{folder} says tie_word_embeddings = true, and its lm_head.weight is not the input "
+                              "embedding. Set tie_word_embeddings to false in config.json to use it, as transformers "
+                              "does, or take it out of the file")
+
+
 def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: Any = jnp.float32,
                 shardings: Any = None) -> Params:
     """Weights of a Hugging Face folder as our tree, layers stacked, in `dtype`.
@@ -85,6 +103,7 @@ def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: 
         raise CheckpointError(
             f"{folder} does not hold the tensors of a {config.family} {kind}: {differences}. "
             "Check that config.json belongs to these weights and that the checkpoint is of the kind you ask for")
+    _check_tied(folder, config, stored)
     read = TensorReader(stored)
     if shardings is None:
         return jax.tree.map(lambda spec: read_whole(spec, read, dtype), specs, is_leaf=is_spec)

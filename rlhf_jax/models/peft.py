@@ -11,8 +11,9 @@ import numpy as np
 
 from rlhf_jax.config.lora import LoraConfig
 from rlhf_jax.models.config import DecoderConfig
-from rlhf_jax.models.folder import ADAPTER_CONFIG, CheckpointError, read_json, write_chat_template, write_json
-from rlhf_jax.models.hf import ADAPTER_WEIGHTS, Stored, compare_tensors, open_tensors
+from rlhf_jax.models.families import is_multimodal
+from rlhf_jax.models.folder import ADAPTER_CONFIG, CONFIG, CheckpointError, read_json, write_chat_template, write_json
+from rlhf_jax.models.hf import ADAPTER_WEIGHTS, Stored, compare_tensors, open_tensors, text_name
 from rlhf_jax.models.load import TensorReader, read_whole
 from rlhf_jax.models.lora import TARGETS, lora_specs
 from rlhf_jax.models.params import Params, ParamSpec, is_spec, param_specs
@@ -31,6 +32,8 @@ class Adapter(NamedTuple):
     whole: Params
 
 
+_EYE = r".*(vision_tower|multi_modal_projector).*"
+"""Modules of a multimodal base that no adapter of its text part is about."""
 _ANY = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "r", "target_modules", "lora_alpha",
         "lora_dropout", "use_rslora", "peft_version", "auto_mapping", "megatron_core", "qalora_group_size",
         "runtime_config", "loftq_config", "eva_config", "corda_config", "layers_pattern")
@@ -38,6 +41,7 @@ _ANY = ("task_type", "base_model_name_or_path", "revision", "inference_mode", "r
 _SOME: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "use_dora": (True,),
     "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),  # the others change the base: PiSSA, OLoRA, LoftQ ...
+    "exclude_modules": (_EYE,),
 }
 """Settings of which some values are known. Of all others only "not set" is: null, false, or empty."""
 _MERGE = "Merge the adapter into its base with PEFT (merge_and_unload, save_pretrained) and give the result"
@@ -102,7 +106,7 @@ def load_adapter(folder: str | Path, config: DecoderConfig, dtype: Any = jnp.flo
     lora = LoraConfig(True, rank, raw["lora_alpha"], tuple(sorted(targets)), bool(raw.get("use_rslora")))
     specs: dict[str, Any] = {"lora": lora_specs(config, lora, magnitudes=has_magnitudes(folder))}
     with open_tensors(folder / ADAPTER_WEIGHTS) as reader:
-        stored = {name: Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
+        stored = {text_name(name): Stored(folder / ADAPTER_WEIGHTS, name) for name in list(reader.keys())}
     labels = config.num_labels or adapter_outputs(folder) or 0
     if _SCORE in stored:
         specs["score"] = ParamSpec((labels, config.embed), ("labels", "embed"), "normal", _SCORE)
@@ -133,8 +137,9 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
                  score: Any = None, chat_template: str | None = None) -> None:
     """Writes a LoRA adapter in PEFT's layout (adapter_config.json, adapter_model.safetensors).
 
-    score: [labels, D] of a classifier, whose head is trained whole beside the adapter. chat_template: what the adapter
-    was trained with, where that is not the template of the base model.
+    base: the model's folder; of a multimodal one the adapter is of its text part. score: [labels, D] of a classifier,
+    whose head is trained whole beside the adapter. chat_template: what the adapter was trained with, where that is not
+    the template of the base model.
 
     Raises:
       CheckpointError: for a family whose files fuse the adapted projections; PEFT knows one update for all of them.
@@ -146,6 +151,10 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(hf_tensors(adapter, specs))
+    path = Path(base) / CONFIG
+    multimodal = path.is_file() and is_multimodal(read_json(path))
+    if multimodal:
+        tensors = {name.replace("model.model.", "model.model.language_model."): x for name, x in tensors.items()}
     if score is not None:
         tensors[_SCORE] = on_host(score)
     if jax.process_index() != 0:
@@ -157,4 +166,5 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
         "peft_type": "LORA", "task_type": "SEQ_CLS" if config.is_classifier else "CAUSAL_LM",
         "base_model_name_or_path": base, "r": lora.lora_r, "lora_alpha": lora.lora_alpha, "use_rslora": lora.use_rslora,
         "lora_dropout": lora.lora_dropout, "target_modules": list(lora.lora_target_modules), "bias": "none",
+        "exclude_modules": _EYE if multimodal else None,
         "fan_in_fan_out": False, "modules_to_save": None if score is None else ["score"], "inference_mode": True})

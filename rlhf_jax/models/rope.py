@@ -25,13 +25,28 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
             rope.high_freq_factor - rope.low_freq_factor)
         between = (1 - smooth) * freqs / rope.factor + smooth * freqs
         freqs = np.where(wavelength > low, freqs / rope.factor, np.where(wavelength < high, freqs, between))
+    if rope.kind == "yarn":
+        freqs = _yarn(freqs, rope, rotated)
     return freqs.astype(np.float32)
+
+
+def _yarn(freqs: np.ndarray, rope: Rope, rotated: int) -> np.ndarray:
+    """YaRN's frequencies: kept up to the dimension that turns `beta_fast` times over the first context, divided by
+    `factor` from the one that turns `beta_slow` times, a ramp between; whole dimensions, as transformers takes them."""
+
+    def dimension(turns: float) -> float:
+        longest = rope.original_max_position / (turns * 2 * math.pi)
+        return rotated * math.log(longest) / (2 * math.log(rope.theta))
+
+    low, high = max(math.floor(dimension(rope.beta_fast)), 0), min(math.ceil(dimension(rope.beta_slow)), rotated - 1)
+    ramp = np.clip((np.arange(rotated // 2) - low) / ((high - low) or 0.001), 0.0, 1.0)
+    return freqs / rope.factor * ramp + freqs * (1 - ramp)
 
 
 def rope_tables(rope: Rope, head_dim: int, positions: Array) -> tuple[Array, Array]:
     """cos and sin for `positions` [...]: two [..., Dr / 2] float32 arrays."""
     angles = positions[..., None].astype(jnp.float32) * frequencies(rope, head_dim)
-    return jnp.cos(angles), jnp.sin(angles)
+    return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:

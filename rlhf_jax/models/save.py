@@ -102,6 +102,19 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
                               "full or failing; nothing was exported")
 
 
+def written_config(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The config.json of a model. Raises CheckpointError if it would read back as another one."""
+    raw, published = config_to_hf(config, dtype), dataclasses.replace(config, vocab_multiple=1)
+    again = config_from_hf(raw)
+    if again == published:
+        return raw
+    apart = ", ".join(f"{field.name} = {getattr(again, field.name)} instead of {getattr(published, field.name)}"
+                      for field in dataclasses.fields(published)
+                      if getattr(again, field.name) != getattr(published, field.name))
+    raise CheckpointError(f"a {config.family} model of this kind can be read and not written: its config.json would "
+                          f"read back with {apart}")
+
+
 def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokenizer_from: str | Path | None = None,
             generation_from: str | Path | None = None, chat_template: str | None = None,
             max_shard_bytes: int = 4 << 30, card: str = "") -> None:
@@ -120,11 +133,7 @@ def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokeni
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    raw = config_to_hf(config, dtype)
-    published = dataclasses.replace(config, vocab_multiple=1)
-    if config_from_hf(raw) != published:
-        raise CheckpointError(f"the config.json of this {config.family} model would read back as another model: "
-                              f"{config_from_hf(raw)} instead of {published}")
+    raw = written_config(config, dtype)
     sources = _sources(params, param_specs(config))
     planned = _planned_files(sources, max_shard_bytes)
     names = [WEIGHTS] if len(planned) == 1 else [
@@ -146,10 +155,10 @@ def save_hf(folder: str | Path, params: Params, config: DecoderConfig, *, tokeni
         write_json(folder / CONFIG, raw)
         if not config.is_classifier:
             defaults = Path(generation_from or tokenizer_from or "") / GENERATION_CONFIG
-            write_json(folder / GENERATION_CONFIG, {
-                **(read_json(defaults) if defaults.is_file() else {}),
-                "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_ids),
-                "pad_token_id": config.pad_token_id})
+            given = read_json(defaults) if defaults.is_file() else {}
+            own = {key: getattr(config, key) if given.get(key) is None else given[key]
+                   for key in ("bos_token_id", "pad_token_id")}
+            write_json(folder / GENERATION_CONFIG, {**given, **own, "eos_token_id": list(config.eos_token_ids)})
         if card:
             (folder / "README.md").write_text(_card(config, card))
         if tokenizer_from is not None:

@@ -18,6 +18,7 @@ SIZES = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidd
          "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
 GEMMA_ROPE = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
               "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
 MODELS = {
@@ -25,6 +26,8 @@ MODELS = {
     "llama3_tied": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "mistral_window": ("mistral", {"sliding_window": 5, "head_dim": 8}),
     "mistral_full": ("mistral", {"sliding_window": None}),
+    "ministral": ("ministral", {"sliding_window": 5, "head_dim": 8,
+                                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
     "qwen2_mixed": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
@@ -38,6 +41,10 @@ MODELS = {
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2,
                         "num_hidden_layers": 4}),
+    "olmo3_yarn": ("olmo3", {"sliding_window": 5, "rope_parameters": {
+        "full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 500.0}},
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"]}),
+    "qwen3_yarn": ("qwen3", {"head_dim": 8, "rope_parameters": {**YARN, "beta_fast": 4.0, "attention_factor": 1.3}}),
     "phi3": ("phi3", {"sliding_window": 5, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
                                                                "partial_rotary_factor": 0.5}}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),

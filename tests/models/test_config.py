@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from rlhf_jax.models import DecoderConfig, Rope, config_from_hf, config_to_hf
+from rlhf_jax.models import CheckpointError, DecoderConfig, Rope, config_from_hf, config_to_hf, written_config
 
 SCALED = Rope(500000.0, "llama3", 8.0, 1.0, 4.0, 8192)
 LLAMA31_OLD = {
@@ -81,8 +81,8 @@ def test_what_is_written_reads_back_as_the_same_config(family, changes, tiny):
     config = tiny(family, **changes)
     raw = json.loads(json.dumps(config_to_hf(config)))
     assert config_from_hf(raw) == config
-    doubled = ("rope_theta", "torch_dtype", "num_labels")
-    assert config_from_hf({k: v for k, v in raw.items() if k not in doubled}) == config
+    for doubled in (("rope_theta", "rope_scaling", "torch_dtype", "num_labels"), ("rope_parameters", "dtype")):
+        assert config_from_hf({k: v for k, v in raw.items() if k not in doubled}) == config
 
 
 @pytest.mark.parametrize(("family", "change", "message"), [
@@ -94,7 +94,14 @@ def test_what_is_written_reads_back_as_the_same_config(family, changes, tiny):
     ("llama", {"architectures": ["LlamaForTokenClassification"]}, r"LlamaForTokenClassification.*LlamaForCausalLM"),
     ("llama", {"model_type": None}, "model_type None"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type 'dynamic'"),
-    ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "rope type 'yarn'"),
+    ("qwen2", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e6, "factor": 4.0, "short_factor": [1.0],
+                                   "long_factor": [4.0]}}, "rope type 'longrope'"),
+    ("qwen2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "truncate": False}},
+     "truncate = False of rope type 'yarn'"),
+    ("llama", {"is_causal": False}, "is_causal = False"),
+    ("llama", {"partial_rotary_factor": 0.5},
+     "partial_rotary_factor = 0.5, which transformers does not read for llama"),
+    ("qwen3", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25, which"),
     ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "'default' and gives no rope_theta"),
     ("llama", {"rope_scaling": {"rope_type": "linear", "factor": None}}, "'linear' and gives no factor"),
     ("mistral", {"rope_theta": None, "rope_parameters": {"rope_type": "default", "rope_theta": None}},
@@ -160,3 +167,83 @@ def test_configs_hash_and_compare_by_value(tiny):
     config = tiny(rope=SCALED)
     assert hash(config) == hash(dataclasses.replace(config))
     assert config != dataclasses.replace(config, rope=Rope())
+
+
+def like(family, **changes):
+    """A config.json of a family, a small one."""
+    return {"model_type": family, "vocab_size": 48, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, **changes}
+
+
+MIXED = ["sliding_attention", "full_attention"] * 2
+
+
+@pytest.mark.parametrize("raw", [
+    like("mistral", layer_types=MIXED, sliding_window=5, architectures=["MistralForCausalLM"]),
+    like("ministral", layer_types=MIXED, sliding_window=5),
+    like("gemma3_text", rope_parameters={kind: {"rope_type": "default", "rope_theta": 500.0}
+                                         for kind in ("full_attention", "sliding_attention")}),
+    like("olmo3", rope_theta=7000.0), like("olmo3", layer_types=["full_attention"] * 4),
+    like("gemma2", layer_types=["full_attention"] * 4), like("gemma3_text", layer_types=["full_attention"] * 4),
+    like("phi3", partial_rotary_factor=0.5, pad_token_id=3),
+    like("qwen3", max_position_embeddings=128, rope_scaling={
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7,
+        "mscale_all_dim": 1}),
+], ids=lambda raw: raw["model_type"])
+def test_what_can_be_read_can_be_written(raw):
+    config = config_from_hf(raw)
+    written = json.loads(json.dumps(written_config(config)))
+    assert config_from_hf(written) == config
+    if raw["model_type"] in ("gemma2", "gemma3_text", "olmo3"):
+        assert written["sliding_window"]  # transformers computes nothing without one
+
+
+def test_a_mistral_with_layer_types_is_a_ministral():
+    found = config_from_hf(like("mistral", layer_types=MIXED, sliding_window=5, architectures=["MistralForCausalLM"]))
+    assert (found.family, found.full_layers, found.window) == ("ministral", (1, 3), 5)
+    assert config_to_hf(found)["architectures"] == ["MinistralForCausalLM"]
+
+
+def test_a_config_that_cannot_be_written_is_refused_with_what_differs(tiny):
+    with pytest.raises(CheckpointError, match=r"can be read and not written.*window = None instead of 5"):
+        written_config(tiny("llama", window=5))
+
+
+@pytest.mark.parametrize(("raw", "window"), [
+    (like("mistral", use_sliding_window=False), 4096), (like("gemma2", use_sliding_window=False), 4096),
+    (like("qwen3", use_sliding_window=False, sliding_window=9), None)])
+def test_use_sliding_window_is_read_where_transformers_reads_it(raw, window):
+    assert config_from_hf(raw).window == window
+
+
+def test_layer_types_that_transformers_does_not_read_are_refused_where_they_would_matter():
+    moe = like("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, layer_types=MIXED)
+    assert config_from_hf(moe).window is None
+    with pytest.raises(ValueError, match=r"layer_types of several kinds.*every layer has the window of 5"):
+        config_from_hf({**moe, "use_sliding_window": True, "sliding_window": 5})
+
+
+def test_keys_are_read_where_transformers_reads_them():
+    assert config_from_hf(like("gemma3_text", attn_logit_softcapping=2.0)).attn_softcap is None
+    assert config_from_hf(like("gemma2", attn_logit_softcapping=2.0)).attn_softcap == 2.0
+    assert config_from_hf(like("llama", hidden_act="silu", hidden_activation="gelu_pytorch_tanh")).activation == "silu"
+    assert config_from_hf(like("llama", hidden_act="swish")).activation == "silu"
+    assert config_from_hf(like("llama", pad_token_id=-1)).pad_token_id is None
+    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    old = like("llama", rope_scaling={**scaled, "original_max_position_embeddings": 32},
+               original_max_position_embeddings=64)
+    assert config_from_hf(old).rope.original_max_position == 64
+
+
+@pytest.mark.parametrize(("whole", "tied"), [({}, True), ({"tie_word_embeddings": False}, False),
+                                             ({"tie_word_embeddings": True}, True)])
+def test_a_gemma_with_an_eye_ties_its_embeddings_by_the_key_of_the_whole(whole, tied):
+    text = like("gemma3_text", tie_word_embeddings=not tied)
+    assert config_from_hf({"model_type": "gemma3", "text_config": text, **whole}).tie_embeddings is tied
+
+
+def test_reading_leaves_what_it_reads_as_it_is():
+    raw = like("llama", rope_scaling={"rope_type": "linear", "factor": 2.0})
+    before = json.dumps(raw)
+    config_from_hf(raw)
+    assert json.dumps(raw) == before

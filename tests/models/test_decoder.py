@@ -122,6 +122,21 @@ def test_rope_scores_depend_on_the_distance_alone():
     assert abs(score(9, 4) - score(9, 5)) > 1e-3
 
 
+def test_yarn_keeps_fast_dimensions_slows_slow_ones_and_scales_by_the_log_of_the_factor():
+    """Peng et al., arXiv 2309.00071, section 3: by turns over the first context, from 32 down to 1."""
+    plain = frequencies(Rope(500_000.0), 64)
+    stretched = frequencies(Rope(500_000.0, "yarn", 8.0, original_max_position=8192), 64)
+    turns = 8192 * plain / (2 * np.pi)
+    np.testing.assert_allclose(stretched[turns > 50], plain[turns > 50], rtol=1e-6)
+    np.testing.assert_allclose(stretched[turns < 0.6], plain[turns < 0.6] / 8, rtol=1e-6)
+    between = stretched / plain
+    assert (np.diff(between) <= 1e-6).all()
+    assert 4 < ((between < 0.99) & (between > 0.13)).sum() < 12
+    scaled = rope_tables(Rope(attention_factor=1.5), 8, jnp.array([3]))
+    for ours, one in zip(scaled, rope_tables(Rope(), 8, jnp.array([3])), strict=True):
+        np.testing.assert_allclose(ours, 1.5 * one, rtol=1e-6)
+
+
 def test_llama3_scaling_keeps_short_waves_slows_long_ones_and_blends_between():
     plain = frequencies(Rope(500_000.0), 64)
     scaled = frequencies(Rope(500_000.0, "llama3", 8.0, 1.0, 4.0, 8192), 64)

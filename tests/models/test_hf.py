@@ -177,6 +177,39 @@ def test_old_rotary_buffers_and_a_tied_head_are_let_pass(tiny, weights, tmp_path
     same(load_params(tmp_path), jax.device_get(weights(config)))
 
 
+@pytest.mark.parametrize("change", [lambda x: x + 1, lambda x: x[:-1], lambda x: np.concatenate([x[:-1], x[:1]])])
+def test_an_output_embedding_that_a_tied_model_would_not_use_is_refused(change, tiny, weights, tmp_path):
+    """transformers leaves such a model untied, and computes with it."""
+    config = tiny(tie_embeddings=True)
+    save_hf(tmp_path, weights(config), config)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": change(t["model.embed_tokens.weight"])}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is not the input.*tie_word_embeddings to false"):
+        load_params(tmp_path)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_one_file_comes_before_an_old_index_beside_it(complete, tiny, weights, tmp_path):
+    config = tiny()
+    save_hf(tmp_path, weights(config, 1), config, max_shard_bytes=4000)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    for shard in shards[: None if not complete else 0]:
+        shard.unlink()
+    save_hf(tmp_path, weights(config), config)
+    same(load_params(tmp_path), jax.device_get(weights(config)))
+
+
+@pytest.mark.parametrize(("given", "pad", "bos"), [({"bos_token_id": 40, "pad_token_id": 43}, 43, 40),
+                                                   ({"pad_token_id": None}, 5, 4), ({}, 5, 4)])
+def test_generation_config_keeps_the_padding_and_bos_of_its_source(given, pad, bos, tiny, weights, tmp_path):
+    config = tiny(bos_token_id=4, pad_token_id=5, eos_token_ids=(2, 3))
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from/generation_config.json").write_text(json.dumps({"top_p": 0.9, **given}))
+    save_hf(tmp_path / "to", weights(config), config, generation_from=tmp_path / "from")
+    found = json.loads((tmp_path / "to/generation_config.json").read_text())
+    assert found == {"top_p": 0.9, "bos_token_id": bos, "pad_token_id": pad, "eos_token_id": [2, 3]}
+
+
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight",
                                   "model.layers.1.self_attn.o_proj.weight", "model.layers.0.self_attn.q_proj.weight"])
 @pytest.mark.parametrize("change", [lambda x: np.ascontiguousarray(x.T), lambda x: x[:-1], lambda x: x.reshape(-1)])

@@ -34,6 +34,7 @@ from rlhf_jax.models import (
     save_hf,
     with_dropout,
     with_lora,
+    written_config,
 )
 from rlhf_jax.models.folder import write_chat_template
 from rlhf_jax.models.lora import lora_specs
@@ -232,10 +233,12 @@ def train(folder: Path, job: Training, context: Context) -> Mapping[str, Any]:
       The stage's report: last training and evaluation metrics, steps, packing efficiency, compiled programs.
 
     Raises:
+      CheckpointError: the model could not be written when it is trained.
       ValueError: as `check_start`, `check_margins`, `check_values`, `check_ids` and `checked_plan`.
     """
     options, config, lora, mesh = job.options, job.config, adapter_of(job.options.lora), context.mesh
     check_start(job.start, options.lora)
+    written_config(config)
     objective = job.objective(compute_of(config, options.train, mesh))
     check_margins(options, job.groups, job.eval_groups)
     check_values(objective, job.groups, job.eval_groups)
