@@ -54,6 +54,9 @@ def function_key(function: Callable[..., Any]) -> str:
     Raises:
       ValueError: it was not written in Python, so nothing would tell one version from another.
     """
+    if not hasattr(function, "__qualname__"):
+        raise ValueError(f"{function!r:.200} is no function of its own, so nothing would tell one version of it from "
+                         "another; write a function (def) that calls it")
     try:
         source = inspect.getsource(inspect.getmodule(function) or function)
     except (TypeError, OSError) as error:

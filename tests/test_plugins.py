@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +80,19 @@ def test_what_is_no_name_of_a_function_is_told_how_one_is_written(name):
 def test_a_function_without_python_source_is_refused_where_its_key_is_asked_for(name):
     with pytest.raises(ValueError, match=f"{name.split(':')[1]}.* has no source in Python .*; write a function"):
         function_key(load_function(name))
+
+
+class Callable:
+    """An object that can be called."""
+
+    def __call__(self):
+        pass
+
+
+@pytest.mark.parametrize("found", [partial(print, 1), Callable()])
+def test_what_can_be_called_and_is_no_function_of_its_own_is_refused(found):
+    with pytest.raises(ValueError, match=r"no function of its own.*write a function \(def\)"):
+        function_key(found)
 
 
 def test_a_pair_rule_of_ones_own_gets_values_best_first(mine):

@@ -118,7 +118,8 @@ def merged_tree(args: Sequence[str]) -> dict[str, Any]:
             if not queue:
                 raise ValueError(f"{flag} needs a value: {flag} VALUE")
             value = queue.pop(0)
-        key = flag[2:].replace("-", "_")
+        key = ".".join(part if "/" in part else part.replace("-", "_")  # with a stroke it is a name of data
+                       for part in flag[2:].split("."))
         trees.append(read_config(value) if key == "config" else _nested(key, _flag_value(flag, value)))
     return _merged(trees)
 
@@ -128,9 +129,15 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return {head: _nested(tail, value) if tail else value}
 
 
+_MARKED = ("'", '"', "|", ">", "!", "&", "*")
+"""What a text begins with that is written as YAML and not as it stands."""
+
+
 def _flag_value(flag: str, text: str) -> Any:
+    """A value as YAML reads it; a text stays as it was typed, where YAML sees a comment in it or folds its lines."""
     try:
-        return read_value(text)
+        value = read_value(text)
+        return text if isinstance(value, str) and text.lstrip()[:1] not in _MARKED else value
     except ValueError as error:
         raise ValueError(f"{flag} {text[:200]}: the value is not valid YAML; put it in quotes ({error})") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ Row = Mapping[str, Any] | BadRow
 
 def file_format(path: str | Path) -> str:
     """The ending that says how to read a file, without a closing .gz; empty when it is none of ours."""
-    path = Path(path)
+    path = Path(Path(path).name.lower())
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     compressible = path.suffix != ".gz" or suffix not in (".parquet", ".arrow")
     return suffix if suffix in FILE_READERS and compressible else ""
@@ -71,30 +72,51 @@ def _table(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
     csv.field_size_limit(sys.maxsize)
     tabs = file_format(path) == ".tsv"
     with open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream)
+        reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
         columns = list(header) if header is not None else next(reader, [])
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise SourceError(f"{path} has two columns of the name {twice[0]!r}, of which only one could be read; "
                               "rename one")
-        for cells in reader:
+        for cells in _table_rows(path, reader):
             if len(cells) == len(columns):
-                yield reader.line_num, dict(zip(columns, cells, strict=True))
+                row = dict(zip(columns, cells, strict=True))
+                lists = [name for name, cell in row.items() if _MESSAGES.match(cell)]
+                yield reader.line_num, row if not lists else BadRow(
+                    "messages_as_text", f"column {lists[0]!r} holds message lists as text, which would be learned as "
+                                        "written; write JSON Lines (pandas: to_json(orient='records', lines=True))")
             elif cells:
                 yield reader.line_num, BadRow(
                     "wrong_number_of_columns", f"the row has {len(cells)} cells, the header {len(columns)} "
                                                f"({', '.join(columns)})")
 
 
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
+"""What a list of messages begins with, as JSON or as Python prints it."""
+
+
+def _table_rows(path: Path, reader: Any) -> Iterator[list[str]]:
+    """The reader's rows. Raises SourceError, with the line, for a quotation mark not closed or inside a cell."""
+    begun = 1
+    try:
+        for cells in reader:
+            yield cells
+            begun = reader.line_num + 1
+    except csv.Error as error:
+        raise SourceError(f"cannot read {path}: {error}, in the row that begins at line {begun}. In CSV quotation "
+                          'marks enclose a whole cell and are doubled inside it ("say ""x"" twice"); mend that row, or '
+                          "write the file as .tsv or .jsonl") from error
+
+
 def _lines(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]]:
     with open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield number, _text_row(line)
+                yield number, _text_row(line, "utf-8-sig" if number == 1 else "utf-8")
 
 
-def _text_row(line: bytes) -> Row:
+def _text_row(line: bytes, encoding: str) -> Row:
     try:
-        return {"text": line.decode().rstrip("\r\n")}
+        return {"text": line.decode(encoding).rstrip("\r\n")}
     except UnicodeDecodeError as error:
         return BadRow("not_utf8", f"the line is not UTF-8 ({error}); convert the file")
 
@@ -122,6 +144,7 @@ def _arrow(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
 
 FILE_READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[tuple[int, Row]]]] = {
     ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
     ".json": _json,
     ".csv": _table,
     ".tsv": _table,

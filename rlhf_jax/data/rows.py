@@ -294,7 +294,13 @@ def _parse_unpaired(row: Mapping[str, Any], options: ParseOptions) -> Example:
     return Example(_prompt(row), (response,), scores=({LABEL: _desirable(label)},))
 
 
+_LABELS = {"true": True, "false": False, "1": True, "0": False}
+"""Labels as text files have them."""
+
+
 def _desirable(label: Any) -> float:
+    if isinstance(label, str):
+        label = _LABELS.get(label.strip().lower(), label)
     if not (isinstance(label, bool) or label in (0, 1)) or isinstance(label, str):
         raise BadRow("bad_label", f"column 'label' is {label!r}; give true (desirable) or false")
     return float(label)

@@ -106,10 +106,12 @@ def as_text(value: Any, column: str) -> Text:
 
 
 def is_empty(text: Text) -> bool:
-    """True for a string of white space, no message at all, or any message of white space that calls no tool."""
+    """True for a string of white space, no message at all, or any message of white space that calls no tool and is no
+    tool's answer, which may have nothing to say."""
     if isinstance(text, str):
         return not text.strip()
-    return not text or any(not m["content"].strip() and "tool_calls" not in m for m in text)
+    return not text or any(
+        not m["content"].strip() and "tool_calls" not in m and m["role"] != "tool" for m in text)
 
 
 def check_alternation(messages: Sequence[Message], column: str, first: str = "user") -> None:

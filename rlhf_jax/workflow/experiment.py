@@ -26,7 +26,7 @@ from rlhf_jax.workflow.engine import check_whole
 from rlhf_jax.workflow.iterate import Recipe, iterate, pairs_of, round_prompts
 from rlhf_jax.workflow.kinds import open_scorer, trainable_kind
 from rlhf_jax.workflow.policies import Entry, Outcome, judge_all
-from rlhf_jax.workflow.products import MODEL, point_at
+from rlhf_jax.workflow.products import MODEL, POLICY, point_at
 from rlhf_jax.workflow.selection import JUDGE, Chooser, check_disjoint
 from rlhf_jax.workflow.stages.dpo import DpoStage
 from rlhf_jax.workflow.stages.evaluate import EvaluateStage, PreferenceRows
@@ -274,4 +274,4 @@ class Experiment:
     def _publish(self, policy: Checkpoint) -> None:
         """`policy` in the run folder points at the chosen model, by default the last round's."""
         if is_main_process():
-            point_at(self.folder / "policy", policy.adapter or policy.folder)
+            point_at(self.folder / POLICY, policy.adapter or policy.folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -20,6 +20,10 @@ AT_WORK = ".at_work.json"
 """What a command is at, for those who watch it; gone when it ends."""
 CHECKPOINTS = "checkpoints"
 """What a training continues from until it is done."""
+CARD = "README.md"
+"""What a model's folder says to people."""
+POLICY = "policy"
+"""Link of a run to the model that it is for."""
 MODEL, PAIRS, JUDGED, ROWS, TREE = "model", "pairs.jsonl", "judged.jsonl", "rows.jsonl", "tree.json"
 """What stages make: a model, groups as pairs or with verdicts, one line per evaluated row, a tree beside a model."""
 STATISTICS = "statistics.json"
@@ -34,7 +38,7 @@ what a run ends with."""
 SMALL = 64 << 20
 """Bytes up to which a file's hash is checked whenever its stage is reused; of a larger one only when it is read."""
 _NO_PRODUCTS = (".*", INPUTS, RECORD, CHECKPOINTS, "trackers.json", "events.out.tfevents.*", "quarantine*",
-                "README.md", "reference_cache", ANSWERS)
+                CARD, "reference_cache", ANSWERS)
 """Files and folders that no later stage reads, or that are kept by content."""
 
 
@@ -42,11 +46,14 @@ class DamagedProduct(RuntimeError):
     """A file of a finished stage is gone or is not what the stage wrote."""
 
 
-def list_products(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name relative to `folder` -> {"bytes", "sha256"} of all that a stage made there, for its record."""
+def list_products(folder: Path, beside: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Name relative to `folder` -> {"bytes", "sha256"} of all that a stage made there, for its record.
+
+    beside: names of what lay there before.
+    """
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if not any(fnmatch(part, pattern) for part in Path(name).parts
-                                               for pattern in _NO_PRODUCTS)]
+    names = [name for name in names if name not in beside and not any(
+        fnmatch(part, pattern) for part in Path(name).parts for pattern in _NO_PRODUCTS)]
     with ThreadPoolExecutor() as pool:  # hashing holds no lock of the interpreter
         hashes = pool.map(_sha256, [folder / name for name in names])
         return {name: {"bytes": (folder / name).stat().st_size, "sha256": found}

@@ -9,14 +9,25 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.fields import Options, flattened
 from rlhf_jax.parallel import Notice, gather, is_main_process, on_main
 from rlhf_jax.workflow.findings import found
-from rlhf_jax.workflow.products import AT_WORK, INPUTS, RECORD, check_products, drop_checkpoints, list_products
+from rlhf_jax.workflow.products import (
+    AT_WORK,
+    CARD,
+    INPUTS,
+    MODEL,
+    POLICY,
+    RECORD,
+    RESULTS,
+    check_products,
+    drop_checkpoints,
+    list_products,
+)
 
 if TYPE_CHECKING:
     from rlhf_jax.workflow.context import Context
@@ -93,7 +104,7 @@ def stage_key(name: str, inputs: Mapping[str, Any]) -> str:
 def hash_path(path: str | Path) -> str:
     """sha256 of a file's name and bytes, or of the names and bytes of all files in a folder.
 
-    Records with timings in a folder are left out: the same weights or shards have one hash.
+    Records with timings in a folder, its card and hidden files are left out: the same weights or shards have one hash.
 
     Raises:
       FileNotFoundError: if there is no such path.
@@ -104,13 +115,33 @@ def hash_path(path: str | Path) -> str:
     digest = hashlib.sha256()
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {str(path)!r}; the working folder is {Path.cwd()}")
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _TIMED) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in (*_TIMED, CARD)
+                   and not any(part.startswith(".") for part in p.relative_to(path).parts)) if path.is_dir() else [path]
     for file in files:
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def check_whole(folder: Path, files: Collection[str]) -> None:
+    """Checks that files about to be read are not what an unfinished stage left, or what is left of a finished one.
+
+    folder: where they lie. files: their names.
+
+    Raises:
+      StageConflict: the stage that makes it has not finished.
+      DamagedProduct: it finished, and a file that it made is gone or changed.
+    """
+    folder = folder.expanduser().resolve()
+    stage = begun_stage(folder)
+    if stage is None or _beside(folder).issuperset(files):
+        return
+    if not (folder / RECORD).is_file():
+        raise StageConflict(f"{folder} holds a part of what the stage {stage!r} makes, which has not finished; give "
+                            "its command again, which goes on with what is there")
+    check_products(folder, _read_record(folder / RECORD).get("products", {}))
 
 
 def check_made(path: Path) -> dict[str, Any] | None:
@@ -173,7 +204,7 @@ def run_stage(folder: Path, name: str, inputs: Mapping[str, Any], body: Callable
     def finish() -> dict[str, Any]:
         seconds = round(time.perf_counter() - start, 3)
         record = {"stage": name, "key": key, "inputs": inputs, "report": report, "seconds": seconds,
-                  "products": list_products(folder)}
+                  "products": list_products(folder, _beside(folder))}
         write_json_atomic(folder / RECORD, record)
         drop_checkpoints(folder)  # not before: a run that dies in between has nothing to do again
         return {"report": report, "seconds": seconds}
@@ -197,11 +228,21 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
         drop_checkpoints(folder)
         return record
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-        leftover.unlink()
     Notice(folder).clear()
-    write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs})
+    if started.is_file():
+        beside = _beside(folder)
+        for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+            if leftover.is_file() and str(leftover.relative_to(folder)) not in beside:
+                leftover.unlink()
+    else:
+        beside = frozenset(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs, "beside": sorted(beside)})
     return None
+
+
+def _beside(folder: Path) -> frozenset[str]:
+    """Names of the files that lay in a stage's folder before the stage began, which it neither made nor touches."""
+    return frozenset(_read_record(folder / INPUTS).get("beside", ()))
 
 
 def _check_record(record: dict[str, Any], done: bool) -> None:
@@ -231,8 +272,9 @@ def begun_stage(folder: Path) -> str | None:
 
 def _work(folder: Path) -> list[Path]:
     """Files of an unfinished stage that took work to make: not its inputs, the rows it put aside, what it is at."""
+    beside = _beside(folder) if (folder / INPUTS).is_file() else frozenset()
     return [p for p in folder.rglob("*") if p.is_file() and p.name not in (INPUTS, AT_WORK)
-            and "quarantine" not in p.name]
+            and "quarantine" not in p.name and str(p.relative_to(folder)) not in beside]
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -285,13 +327,23 @@ class Run:
         if not path.is_file():
             return
         try:
-            names = [stage["name"] for stage in json.loads(path.read_text())["stages"]]
+            earlier = json.loads(path.read_text())
+            names, config = [stage["name"] for stage in earlier["stages"]], earlier["config"]
         except (ValueError, LookupError, TypeError):
             self.announce(f"{path} is damaged; it is written anew")
             return
+        if config != json.loads(json.dumps(to_plain(self.config))):
+            on_main(self._forget_end)
         if names:
             self.announce(f"continues the run in {self.folder}: {len(names)} stages were done, the last of them "
                           f"{names[-1]}; what still has the same inputs is kept")
+
+    def _forget_end(self) -> None:
+        """Another configuration begins: until it has ended, this is no finished run, and nothing is its policy."""
+        (self.folder / RESULTS).unlink(missing_ok=True)
+        for link in (self.folder / name for name in (POLICY, MODEL)):
+            if link.is_symlink():
+                link.unlink()
 
     def write_manifest(self) -> None:
         if not is_main_process():

@@ -6,7 +6,7 @@ import yaml
 
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.cli.verbs import VERBS, named
-from rlhf_jax.config.commands import GenerateCommand, SftCommand
+from rlhf_jax.config.commands import GenerateCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.evaluation import EvaluateCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.run import ExperimentConfig
@@ -30,6 +30,23 @@ def test_later_values_win_and_nested_keys_merge(tmp_path):
     config = parse(ExperimentConfig, "iterate", ["--config", str(tmp_path / "a"), "--config", str(tmp_path / "b"),
                                                  "--loop.rounds", "5", "--dpo.learning_rate=2e-5"])
     assert (config.dpo.loss.beta, config.dpo.train.learning_rate, config.loop.rounds) == (0.2, 2e-5, 5)
+
+
+@pytest.mark.parametrize("text", ["Use Python. Explain with # comments", "Rule 1\nRule 2", "a  # b", " two  spaces ",
+                                  "Be brief!"])
+def test_a_text_is_taken_as_it_is_typed(text):
+    """YAML would cut it at " #" and fold its lines."""
+    assert parse(SftCommand, "sft", [*SFT, "--system_prompt", text]).data.render.system_prompt == text
+
+
+def test_a_text_in_quotes_is_yaml():
+    assert parse(SftCommand, "sft", [*SFT, "--system_prompt", '"a\\tb"']).data.render.system_prompt == "a\tb"
+    assert parse(SftCommand, "sft", [*SFT, "--system_prompt", "'12'"]).data.render.system_prompt == "12"
+
+
+def test_hyphens_stay_in_names_of_data_and_are_let_pass_in_keys():
+    words = ["--input", "i", "--output-dir", "o", "--kind", "combine", "--weights.data/helpsteer-helpfulness", "1"]
+    assert parse(ScoreCommand, "score", words).scorer.weights == {"data/helpsteer-helpfulness": 1.0}
 
 
 def test_one_data_set_or_several_and_tuples_of_numbers():

@@ -26,6 +26,14 @@ def test_a_turn_that_calls_a_tool_needs_no_text():
     assert not is_empty(messages)
 
 
+@pytest.mark.parametrize("said", ["", "  "])
+def test_a_tool_may_answer_nothing_and_nobody_else(said):
+    turns = [{"role": "user", "content": "Stop."}, {"role": "assistant", "tool_calls": [CALL]},
+             {"role": "tool", "content": said}]
+    assert not is_empty(as_messages(turns, "messages"))
+    assert is_empty(as_messages([*turns, {"role": "user", "content": " "}], "messages"))
+
+
 @pytest.mark.parametrize(("written", "read"), [('{"a": 1}', {"a": 1}), ("", {}), ({"a": "1"}, {"a": "1"})])
 def test_arguments_written_as_json_are_read_as_the_object(written, read):
     """As OpenAI's rows have them; a template would write the string in quotes."""

@@ -214,6 +214,12 @@ def test_unpaired():
     assert reason({"prompt": "p", "completion": "c", "label": "yes"}, "unpaired") == "bad_label"
 
 
+@pytest.mark.parametrize(("label", "value"), [("True", 1.0), ("1", 1.0), ("false", 0.0), (" 0 ", 0.0), ("FALSE", 0.0)])
+def test_labels_of_text_files_are_read(label, value):
+    example = parse_row({"prompt": "p", "completion": "c", "label": label}, "unpaired")
+    assert example.scores == ({"label": value},)
+
+
 def test_margins():
     row = PAIRS["explicit strings"][0]
     assert parse_row(row, "preference").margins == ()

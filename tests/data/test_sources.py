@@ -186,6 +186,9 @@ def test_what_arrow_pads_tools_with_is_not_read(tmp_path, kind):
     ("a.jsonl.gz", b"\x1f\x8b\x08", "cut off"),
     ("a.csv", b"a,b\n\xff,1\n", "cannot read"),
     ("a.csv", b"a,b,a\n1,2,3\n", "two columns of the name 'a'"),
+    ("a.csv", b'a,b\n1,2\n3,"not closed\n5,6\n7,8\n', "row that begins at line 3.*doubled inside it"),
+    ("a.csv", b'a,b\n1,2\n3,"one" two\n', "row that begins at line 3.*doubled inside it"),
+    ("a.csv", b'a,b\n"1\n2",3\n4,"', "row that begins at line 4"),
     ("a.json", b"[" * 200_000, "too deep inside one another"),
     ("a.json", b"[" + b"1" * 5000 + b"]", "too many digits"),
 ])
@@ -304,3 +307,57 @@ def test_plain_values():
     assert plain_values({"picture": b"\xff\xd8"}) == {"picture": b"\xff\xd8"}
     assert plain_values({"a": b"x", "m": {"role": [b"u"], "content": [b"c"]}, "d": {"x": 1}}) == {
         "a": "x", "m": [{"role": "u", "content": "c"}], "d": {"x": 1}}
+
+
+@pytest.mark.parametrize("cell", ['[{""role"": ""user"", ""content"": ""hi""}]', "[{'content': 'hi', 'role': 'user'}]",
+                                  ' [ {""from"": ""human"", ""value"": ""hi""}]'])
+def test_message_lists_in_cells_of_text_are_refused(cell, tmp_path):
+    """What pandas' to_csv makes of conversations would be learned as it stands."""
+    (tmp_path / "a.csv").write_text(f'prompt,chosen\nq,"{cell}"\nq,[see above]\n')
+    (_, bad), (_, row) = read_rows(str(tmp_path / "a.csv"))
+    assert bad.reason == "messages_as_text"
+    assert row["chosen"] == "[see above]"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffhello\n\ufeffworld\n".encode())
+    assert [row["text"] for _, row in read_rows(str(tmp_path / "a.txt"))] == ["hello", "\ufeffworld"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """folder(names): a folder of such files, each with its name as its one row; what is no data holds text."""
+
+    def make(*names):
+        for name in names:
+            content = json.dumps({"text": name}) if "json" in name.lower() else name
+            (tmp_path / name).write_text(content + "\n")
+        return str(tmp_path)
+
+    return make
+
+
+def texts(source, **options):
+    return [row["text"] for _, row in read_rows(source, **options)]
+
+
+def test_what_lies_beside_the_one_split_of_a_folder_is_not_read(folder):
+    assert texts(folder("train.jsonl", "LICENSE.txt", "notes.jsonl")) == ["train.jsonl"]
+    assert texts(folder("train.jsonl", "LICENSE.txt"), split="train") == ["train.jsonl"]
+
+
+@pytest.mark.parametrize("names", [("part1.jsonl", "log.txt"), ("a.json", "b.csv"), ("train-1.jsonl", "train-2.txt")])
+def test_a_folder_of_several_formats_is_refused(names, folder):
+    with pytest.raises(SourceError, match=r"several formats \(\.\w+, \.\w+\).*glob"):
+        texts(folder(*names))
+
+
+def test_endings_may_be_written_large_and_ndjson_is_json_lines(folder):
+    assert texts(folder("part1.JSONL", "part2.jsonl")) == ["part1.JSONL", "part2.jsonl"]
+    assert texts(folder("only.ndjson") + "/only.ndjson") == ["only.ndjson"]
+
+
+@pytest.mark.parametrize("name", ["part2.jsonl.zst", "part2.csv.bz2", "part2.JSONL.xz"])
+def test_data_in_a_packing_that_is_not_read_is_refused(name, folder):
+    with pytest.raises(SourceError, match=rf"{name}.*unpack"):
+        texts(folder("part1.jsonl", name))

@@ -1,6 +1,7 @@
 """Self-training: confident pairs are kept, flipped where they must be; rounds are stages and report what came out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from rlhf_jax.config.scorer import PairwiseScoring, ScorerModel
 from rlhf_jax.config.self_training import SelfTrainingCommand
 from rlhf_jax.data.groups import text_group
 from rlhf_jax.scoring import PairwiseScorer
+from rlhf_jax.workflow import self_training
 from rlhf_jax.workflow.kinds import open_scorer
 from rlhf_jax.workflow.self_training import self_train
 from rlhf_jax.workflow.stages.pseudo_label import COMPARED, label_counts, pseudo_labelled
@@ -167,3 +169,13 @@ def test_a_model_that_knows_the_neutral_answer_is_served_with_it(do_verb, model,
     with pytest.raises(Exception, match=r"the reply 'Same again' takes .* Use another neutral_answer, such as C"):
         open_scorer(PairwiseScoring(ScorerModel(str(tmp_path / "rrm/model")), neutral_answer="Same again"), lone_mesh,
                     "proxy")
+
+
+def test_rounds_judge_with_the_rendering_that_they_train_with(tmp_path, monkeypatch):
+    command = build(SelfTrainingCommand, {
+        "model_name_or_path": "m", "output_dir": str(tmp_path), "dataset_name": "d", "unlabelled_dataset_name": "u",
+        "text_as_chat": True, "system_prompt": "Be strict.", "max_length": 99})
+    monkeypatch.setattr(self_training.pairwise, "open_scorer", lambda served, mesh, name: served)
+    served = self_training._scorer(command, SimpleNamespace(local_mesh=None), SimpleNamespace(folder="m"))
+    model = served.model
+    assert (model.text_as_chat, model.system_prompt, model.max_length) == (True, "Be strict.", 99)

@@ -12,7 +12,7 @@ from rlhf_jax.config.data import GradedOptions, RenderOptions, RowOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import data_key
-from rlhf_jax.workflow.products import MODEL, RECORD
+from rlhf_jax.workflow.products import MODEL, RECORD, DamagedProduct
 from rlhf_jax.workflow.stage import Run, Stage, StageConflict, fingerprint, hash_path, run_stage, write_json_atomic
 
 INPUTS = {"data": "abc", "options": {"learning_rate": 0.1, "seed": 0}, "sampling": SamplingConfig()}
@@ -144,6 +144,73 @@ def test_what_a_killed_run_left_half_written_is_gone_when_its_stage_starts_again
     assert not list((tmp_path / "s" / "model").iterdir())
 
 
+def test_what_lay_in_a_folder_before_is_neither_made_nor_touched_by_its_stage(tmp_path):
+    """A log of `tee`, another run, a draft of the user's."""
+    for name in ("log.txt", "other/manifest.json", "mine/.draft.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("before")
+    (tmp_path / ".kept.tmp").mkdir()
+
+    def made(folder):
+        (folder / "shard.jsonl").write_text("{}")
+        return {}
+
+    def dies(folder):
+        (folder / ".half.tmp").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, "sample", INPUTS, dies)
+    run_stage(tmp_path, "sample", INPUTS, made)
+    assert set(json.loads((tmp_path / RECORD).read_text())["products"]) == {"shard.jsonl"}
+    assert (tmp_path / "mine/.draft.tmp").read_text() == "before"
+    assert (tmp_path / ".kept.tmp").is_dir()
+    assert not (tmp_path / ".half.tmp").exists()
+    (tmp_path / "log.txt").write_text("grows on")
+    assert run_stage(tmp_path, "sample", INPUTS, made).reused
+
+
+def test_a_folder_with_files_of_ones_own_takes_other_inputs_after_a_start_that_made_nothing(tmp_path):
+    (tmp_path / "log.txt").write_text("before")
+
+    def dies(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, "sample", INPUTS, dies)
+    assert not run_stage(tmp_path, "sample", INPUTS | {"data": "other"}, counting()[1]).reused
+
+
+def test_rows_of_a_stage_that_has_not_finished_or_lost_some_are_refused(tmp_path):
+    def write(folder, names):
+        for name in names:
+            (folder / name).write_text('{"text": "a"}\n')
+        return {}
+
+    def dies(folder):
+        write(folder, ["train-00000.jsonl"])
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "mix"
+    folder.mkdir()
+    write(folder, ["mine.jsonl"])
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(folder, "data", INPUTS, dies)
+    sources = [RowOptions(dataset_name=str(folder), split="train"),
+               RowOptions(dataset_name=str(folder / "train-*.jsonl")),
+               RowOptions(dataset_name=str(folder / "train-00000.jsonl"))]
+    for rows in sources:
+        with pytest.raises(StageConflict, match="a part of what the stage 'data' makes, which has not finished"):
+            key_of(rows)
+    assert key_of(RowOptions(dataset_name=str(folder / "mine.jsonl")))  # which the stage has nothing to do with
+    run_stage(folder, "data", INPUTS, lambda folder: write(folder, ["train-00000.jsonl", "train-00001.jsonl"]))
+    assert len({key_of(rows) for rows in sources}) == 3
+    (folder / "train-00001.jsonl").unlink()
+    for rows in sources:
+        with pytest.raises(DamagedProduct, match=r"train-00001\.jsonl is missing"):
+            key_of(rows)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     write_json_atomic(path, {"a": 1})
@@ -171,6 +238,10 @@ def test_a_path_is_hashed_by_names_and_bytes_and_not_by_where_it_lies(tmp_path):
     assert hash_path(tmp_path / "a") != hash_path(tmp_path / "b")
     (tmp_path / "a" / RECORD).write_text("12.3 seconds")
     (tmp_path / "b" / "y.txt").rename(tmp_path / "b" / "x.txt")
+    assert hash_path(tmp_path / "a") == hash_path(tmp_path / "b")
+    for name in ("README.md", ".cache/x.lock", ".gitattributes"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("may be changed freely")
     assert hash_path(tmp_path / "a") == hash_path(tmp_path / "b")
     with pytest.raises(FileNotFoundError, match="no file or folder 'hub/name'"):
         hash_path("hub/name")
@@ -283,3 +354,23 @@ def test_a_run_keeps_stages_of_other_configurations_and_lists_only_its_own(tmp_p
     again = Run(tmp_path, {"seed": 1}, announce=said.append)
     assert again.stage("online/round-1/sample", {"seed": 1}, counting()[1]).reused
     assert said[-1] == "online/round-1/sample: already done"
+
+
+def test_a_run_of_another_configuration_is_not_finished_until_it_is(tmp_path):
+    """Its results and its policy would be taken for those of the options that the manifest has."""
+    def begin(seed):
+        run = Run(tmp_path, {"seed": seed}, announce=lambda _: None)
+        run.announce_earlier()
+        run.stage("sft", {"seed": seed}, counting()[1])
+        return run
+
+    begin(1)
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "policy").symlink_to("stages")
+    (tmp_path / "model").mkdir()
+    begin(1)
+    assert (tmp_path / "results.json").is_file()
+    begin(2)
+    assert not (tmp_path / "results.json").exists()
+    assert not (tmp_path / "policy").is_symlink()
+    assert (tmp_path / "model").is_dir()
