@@ -30,7 +30,7 @@ from rlhf_jax.plan.report import (
 
 _LLAMA = "--config configs/llama3_8b"
 _SLOTS = {"v5p-16": 128, "v6e-16": 64, "v5e-64": 32, "8xH100": 192, "8xH200": 192, "4x8xH100": 192}
-_SHARE = 0.3
+_SHARE = 0.2
 
 
 def _paged(name: str, slots: int, share: float = _SHARE) -> str:
@@ -64,11 +64,11 @@ PLANS = {
     "llama3_8b-reward": f"{_LLAMA}/reward.yaml --accelerator v5p-16 --examples 700000",
     "llama3_8b-pairwise": f"{_LLAMA}/pairwise.yaml --accelerator v5p-16 --examples 700000",
     "gemma2_9b-v6e-16":
-        "--config configs/mesh/v6e-16.yaml --config configs/gemma2_9b/iterate.yaml --accelerator v6e-16",
+        f"--config configs/mesh/v6e-16.yaml --config configs/gemma2_9b/iterate.yaml {_paged('v6e-16', 24)}",
     "qwen3_8b-v5e-64":
         f"--config configs/mesh/v5e-64.yaml --config configs/qwen3_8b/iterate.yaml {_paged('v5e-64', 48, 0.15)}",
     "llama3_70b-v5p-128":
-        f"--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml --accelerator v5p-128 {_ONE}",
+        f"--config configs/mesh/v5p-128.yaml --config configs/llama3_70b/iterate.yaml {_paged('v5p-128', 64)} {_ONE}",
     **{f"scaling-{chips:03}": f"{_STRONG} --accelerator {name} --mesh auto" for chips, name in _SCALING.items()},
     _HALVES: f"{_STRONG} --accelerator v5p-128 --mesh.data 2",
 }
