@@ -103,7 +103,7 @@ class Answers:
         cost = Counter(requests=attempts if isinstance(attempts, int) else 1)
         if isinstance(answer, dict) and isinstance(row.get("key"), str):
             self._found[row["key"]] = answer
-            self._origins[row["key"]] = Origin(str(row.get("url")), next(self._order))
+            self._origins[row["key"]] = Origin(str(row.get("url", "a server")), next(self._order))
             usage = answer.get("usage")
             tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
             cost["tokens"] = tokens if isinstance(tokens, int) else 0
