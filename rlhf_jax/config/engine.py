@@ -27,7 +27,8 @@ class EngineOptions(Options):
         replaced by the Hugging Face folder of the policy, {arguments} by those above.
       hand_over_urls: addresses that each get a POST of {"model_path": folder} instead, or after the command.
       hand_over_wait: seconds that the command, and after it the engine, may take until it answers for the new weights.
-      checked_prompts: of every shard, so many prompts' samples are checked against our own forward pass.
+      checked_prompts: of every shard, so many prompts' samples are checked against our own forward pass: the first, the
+        last, some of each server, and others spread between; more than these where there are many servers.
       max_logp_difference: largest difference of a token's log-prob that passes, in nats; None for 1e-3 in float32, 0.5
         in bfloat16.
       max_mean_logp_difference: the same of the mean over tokens; None for 1e-4 in float32, 0.1 in bfloat16.

@@ -31,7 +31,7 @@ class SamplingConfig(Options):
       min_p: among those with this share of the most probable one's probability; 0.0 for all.
       max_new_tokens: response budget; a response that meets it ends with finish reason "length" and without EOS.
       stop_strings: a response ends at the first token that completes one of these; one that is a special token ends it
-        as EOS does.
+        as EOS does, and one that holds a special token and other text is refused.
       slots: prompts in flight in each process, over all of its devices; a process is a host, as launch/ starts them.
       lanes: continuations of one prompt in flight, None for all n; a lane that finishes takes the prompt's next sample.
       block: tokens decoded between two looks by the host.

@@ -29,10 +29,11 @@ class Addresses:
         return ", ".join(self.urls)
 
     @contextmanager
-    def taken(self, avoid: Collection[str] = ()) -> Iterator[str]:
-        """The one to ask now. avoid: those that the question was asked of already."""
+    def taken(self, avoid: Collection[str] = (), refused: Collection[str] = ()) -> Iterator[str]:
+        """The one to ask now. avoid: those that the question was asked of already. refused: those that refuse it."""
         with self._lock:
-            url = min(self.urls, key=lambda url: (self._failures[url], url in avoid, self._in_flight[url]))
+            url = min(self.urls, key=lambda url: (url in refused, self._failures[url], url in avoid,
+                                                  self._in_flight[url]))
             self._in_flight[url] += 1
         try:
             yield url

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.remote.openai import Question
 
@@ -18,6 +19,13 @@ def question_key(url: str, question: Question) -> str:
     """sha256 of all that is asked: the server's address, the method and the whole body."""
     asked = json.dumps([url, question.path, question.body], sort_keys=True)
     return hashlib.sha256(asked.encode()).hexdigest()
+
+
+class Origin(NamedTuple):
+    """Where a kept answer came from: the server's address, and the answer's place among all that are kept."""
+
+    url: str
+    order: int
 
 
 class Answers:
@@ -38,6 +46,8 @@ class Answers:
         self._path = folder / f"answers-{place:05d}.jsonl"
         self._lock = threading.Lock()
         self._found: dict[str, Mapping[str, Any]] = {}
+        self._origins: dict[str, Origin] = {}
+        self._order = itertools.count()
         self._read: Counter[Path] = Counter()
         self.look()
 
@@ -53,9 +63,17 @@ class Answers:
     def get(self, key: str) -> Mapping[str, Any] | None:
         return self._found.get(key)
 
-    def add(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:
-        """Writes an answer down, or (None) that there was none after so many attempts; on the disk when it returns."""
-        row = {"key": key, "path": question.path, "request": question.body, "attempts": attempts, "answer": answer}
+    def origin(self, key: str) -> Origin:
+        """Of the answer to a question that has one."""
+        return self._origins[key]
+
+    def add(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None, url: str) -> None:
+        """Writes an answer down, or (None) that there was none after so many attempts; on the disk when it returns.
+
+        url: of the server that was asked last.
+        """
+        row = {"key": key, "path": question.path, "request": question.body, "attempts": attempts, "url": url,
+               "answer": answer}
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._path.open("a+b", buffering=0) as stream:
@@ -85,6 +103,7 @@ class Answers:
         cost = Counter(requests=attempts if isinstance(attempts, int) else 1)
         if isinstance(answer, dict) and isinstance(row.get("key"), str):
             self._found[row["key"]] = answer
+            self._origins[row["key"]] = Origin(str(row.get("url", "a server")), next(self._order))
             usage = answer.get("usage")
             tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
             cost["tokens"] = tokens if isinstance(tokens, int) else 0

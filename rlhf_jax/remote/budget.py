@@ -65,8 +65,9 @@ class Budget:
                 self._begun -= 1
             raise Stopped
 
-    def write_down(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None) -> None:
+    def write_down(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None, url: str
+                   ) -> None:
         """Adds to the kept answers; the requests that it took are counted there from now on."""
         with self._lock:
-            self._answers.add(key, question, attempts, answer)
+            self._answers.add(key, question, attempts, answer, url)
             self._begun -= attempts

@@ -15,7 +15,7 @@ import httpx2
 
 from rlhf_jax.config.server import Server
 from rlhf_jax.remote.addresses import Addresses
-from rlhf_jax.remote.answers import Answers, question_key
+from rlhf_jax.remote.answers import Answers, Origin, question_key
 from rlhf_jax.remote.budget import Budget, RemoteError, Stopped
 from rlhf_jax.remote.openai import Question
 from rlhf_jax.remote.token import read_token, without_token
@@ -32,7 +32,8 @@ IN_A_ROW = 8
 _LATER = (408, 409, 425, 429, 502, 503, 504)
 _UNFIT = (400, 413, 422)
 """Statuses by which a server says: not now; and: not this question."""
-
+_REFUSALS = 2
+"""So many servers are asked a question that they refuse."""
 
 LOST = ("overloaded", "unreachable", "timeout", "server_error", "not_asked")
 """Reasons of failures that are the server's or the network's, not the question's: asked again, it may be answered."""
@@ -56,7 +57,7 @@ class Client:
       folder: where answers are kept.
       place, count: this process among those of the run, which share rate, concurrency and budget equally.
       replicas: addresses of further servers of the same model. Work is shared, and what one of them does not answer
-        another is asked.
+        another is asked; one other, where the first refuses the question.
       name: what stands for the server in the keys of kept answers; None for its address.
 
     Attributes:
@@ -87,6 +88,10 @@ class Client:
     def close(self) -> None:
         """Ends its connections."""
         self._http.close()
+
+    def origin(self, question: Question) -> Origin:
+        """Where the answer to a question that was answered came from."""
+        return self._answers.origin(question_key(self._name, question))
 
     def ask(self, questions: Sequence[Question], read: Read[T] | Sequence[Read[T]], failures: Counter[str],
             progress: Callable[[int], None] | None = None) -> list[T | None]:
@@ -165,8 +170,8 @@ class Client:
             raise
 
     def _tried(self, key: str, question: Question, read: Read[T]) -> T | _Failed:
-        attempts, rounds, outcome = 0, 0, _Failed("not_asked", "the run was stopped")
-        asked = set[str]()
+        attempts, rounds, outcome, url = 0, 0, _Failed("not_asked", "the run was stopped"), ""
+        asked, refused = set[str](), set[str]()
         try:
             while rounds <= self._access.max_retries:
                 if rounds and not asked:
@@ -174,38 +179,42 @@ class Client:
                     self._stop.wait(min(wait, LONGEST_WAIT))
                 self._budget.start(self._stop)
                 attempts += 1
-                with self.addresses.taken(asked) as url:
+                with self.addresses.taken(asked, refused) as url:
                     answer = self._post(url, question)
                     made = answer if isinstance(answer, _Failed) else _read(read, answer)
-                self.addresses.note(url, not isinstance(made, _Failed))
                 if not isinstance(answer, _Failed) and not isinstance(made, _Failed):
-                    self._keep(key, question, attempts, answer)
+                    self.addresses.note(url, True)
+                    self._keep(key, question, attempts, answer, url)
                     return made
                 assert isinstance(made, _Failed)
                 outcome = made
                 if not outcome.again:
-                    break
+                    refused.add(url)
+                    if len(refused) == min(_REFUSALS, len(self.addresses.urls)):
+                        break
+                    continue
+                self.addresses.note(url, False)
                 asked.add(url)
-                if not self.addresses.up() - asked:  # else at once, and it is another's turn
+                if not self.addresses.up() - asked - refused:  # else at once, and it is another's turn
                     rounds, asked = rounds + 1, set()
         except RemoteError:
             if attempts:
-                self._keep(key, question, attempts, None)
+                self._keep(key, question, attempts, None, url)
             raise
-        self._keep(key, question, attempts, None, refused=not outcome.again)
+        self._keep(key, question, attempts, None, url, refused=not outcome.again)
         if outcome.down or self._in_a_row >= IN_A_ROW:
             raise RemoteError(f"{self.addresses} {outcome.words}; {attempts} attempt(s) at this question, and "
                               f"{self._in_a_row} questions in a row without an answer. The answers so far are "
                               f"kept in {self._answers.folder}: mend what is wrong and give the same command again")
         return outcome
 
-    def _keep(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None,
+    def _keep(self, key: str, question: Question, attempts: int, answer: Mapping[str, Any] | None, url: str,
               refused: bool = False) -> None:
         """Writes down what came of a question. refused: a server that answers others does not answer this one."""
         with self._lock:
             works = answer is not None or (refused and len(self._answers) > 0)
             self._in_a_row = 0 if works else self._in_a_row + 1
-        self._budget.write_down(key, question, attempts, answer)
+        self._budget.write_down(key, question, attempts, answer, url)
 
     def _post(self, url: str, question: Question) -> Mapping[str, Any] | _Failed:
         """One attempt. Raises RemoteError where the server will refuse every question."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
+from rlhf_jax.data.tokenizer import special_token_ids
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,16 @@ class ContinuationText:
         return {string: token for string, token in ids.items() if token is not None
                 and self.tokenizer.convert_ids_to_tokens(token) == string and not self._decoded([token])}
 
+    def check_shown(self, strings: Sequence[str]) -> None:
+        """Raises ValueError for a string that has a special token, which no text shows, beside other text."""
+        special = {self.tokenizer.convert_ids_to_tokens(token): token for token in special_token_ids(self.tokenizer)}
+        for string in strings:
+            hidden = [text for text, token in special.items() if text in string and not self._decoded([token])]
+            if hidden and string not in hidden:
+                raise ValueError(f"stop_strings holds {string!r}, with the special token {max(hidden, key=len)!r} in "
+                                 "it, which is left out of the text that is searched: it would never be found. Give "
+                                 "the special token alone, or other text alone")
+
     def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -47,8 +58,15 @@ class Ending(NamedTuple):
     @classmethod
     def by(cls, stop_ids: Collection[int], stop_strings: Sequence[str],
            decode_text: Callable[[Sequence[int], Sequence[int]], str]) -> Ending:
-        """By these ids and strings; strings that are special tokens of a policy's tokenizer end a response by id."""
-        special = decode_text.left_out(stop_strings) if isinstance(decode_text, ContinuationText) else {}
+        """By these ids and strings; strings that are special tokens of a policy's tokenizer end a response by id.
+
+        Raises:
+          ValueError: a string holds a special token and other text.
+        """
+        special = dict[str, int]()
+        if isinstance(decode_text, ContinuationText):
+            decode_text.check_shown(stop_strings)
+            special = decode_text.left_out(stop_strings)
         return cls(sorted({*stop_ids, *special.values()}), [text for text in stop_strings if text not in special],
                    decode_text)
 

@@ -237,8 +237,14 @@ class Sampler:
           prompts: groups with prompt ids and unique `prompt_id`s; their responses are ignored.
 
         Raises:
-          ValueError: if a prompt plus `max_new_tokens` passes the model's maximum position, or exceeds `prompt_length`.
+          ValueError: if a prompt plus `max_new_tokens` passes the model's maximum position, or exceeds `prompt_length`;
+            if there are no prompts, or one has no tokens.
         """
+        if not prompts:
+            raise ValueError("there are no prompts to continue")
+        if (empty := [prompt.prompt_id for prompt in prompts if not len(prompt.prompt_ids)]):
+            raise ValueError(f"prompt {empty[0]!r} has no tokens; the first token of a response is drawn from the last "
+                             "one of its prompt. Give it a beginning-of-sequence token at least")
         longest = max(len(prompt.prompt_ids) for prompt in prompts)
         capacity = max(self.sampling.capacity(longest, self.config.max_position), 2)
         state = self._blank(capacity)

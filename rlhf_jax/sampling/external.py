@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_jax.config.sampling import SamplingConfig
-from rlhf_jax.data.groups import LENGTH, PromptGroup, Response
-from rlhf_jax.remote import Client, Question, completion
+from rlhf_jax.data.groups import LENGTH, STOP, PromptGroup, Response
+from rlhf_jax.remote import Client, Question, RemoteError, completion
 from rlhf_jax.sampling.ending import Ending
 
 _SEEDS = 2**31 - 2**17
@@ -24,6 +24,10 @@ _DIRECTLY = "Ask the engine itself, or a proxy that passes on token ids"
 
 class EngineMismatch(RuntimeError):
     """An engine did something else than it was asked for: nothing trained on what it gave would be right."""
+
+
+class NoAnswer(ValueError):
+    """An engine says that it did not answer: an error in place of samples, or one that was broken off. It may yet."""
 
 
 class Sampled(NamedTuple):
@@ -74,9 +78,14 @@ def read_samples(answer: Mapping[str, Any], prompt_ids: np.ndarray, count: int) 
     """The samples in an answer.
 
     Raises:
-      ValueError: it is no answer.
+      NoAnswer, ValueError: it is no answer.
       EngineMismatch: token ids are missing, or are not those that were asked about.
     """
+    if "choices" not in answer:
+        raise NoAnswer(f"in place of samples: {str(dict(answer))[:200]}")
+    if (broken := [choice["finish_reason"] for choice in answer["choices"]
+                   if choice["finish_reason"] not in (STOP, LENGTH)]):
+        raise NoAnswer(f"a sample that ended with reason {broken[0]!r}")
     choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
     if [choice["index"] for choice in choices] != list(range(count)):
         raise ValueError(f"{len(choices)} choices and n = {count}")
@@ -124,8 +133,8 @@ class ExternalSampler:
           progress: called with the number of questions answered since the last call; there are `shares` a prompt.
 
         Raises:
-          EngineMismatch: the engine did something else than it was asked for, or did not answer a question.
-          RemoteError: it cannot be asked any further; answers so far are kept.
+          EngineMismatch: the engine did something else than it was asked for.
+          RemoteError: it did not answer a question, or cannot be asked any further; answers so far are kept.
         """
         questions = [(prompt, share, question) for prompt in prompts
                      for share, question in zip(self._shares, self.questions(prompt), strict=True)]
@@ -134,8 +143,9 @@ class ExternalSampler:
                              [partial(self._read, prompt, share) for prompt, share, _ in questions], failures, progress)
         if failures:
             reason, count = failures.most_common(1)[0]
-            raise EngineMismatch(f"{client.addresses} gave no answer to {failures.total():,} of {len(questions):,} "
-                                 f"questions: to {count:,} since it {client.words[reason]}")
+            raise RemoteError(f"{client.addresses} gave no answer to {failures.total():,} of {len(questions):,} "
+                              f"questions: to {count:,} since it {client.words[reason]}. The others' answers are kept: "
+                              "give the same command again to ask these alone")
         found = iter(answers)
         return [dataclasses.replace(prompt, responses=tuple(
             response for some in itertools.islice(found, len(self._shares)) for response in some or ()))

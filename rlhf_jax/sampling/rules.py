@@ -130,12 +130,13 @@ class Drawn(NamedTuple):
     """How a token fits the distribution that it should have been drawn from; each [...] float32.
 
     logp: under the model itself. drawn_logp: in that distribution, -inf where a filter leaves the token out.
-    expected: mean of drawn_logp over that distribution.
+    expected: mean of drawn_logp over that distribution. tempered_logp: at the temperature, before the filters.
     """
 
     logp: Array
     drawn_logp: Array
     expected: Array
+    tempered_logp: Array
 
 
 def drawn(logits: Array, tokens: Array, rules: Rules, filtered: bool = True) -> Drawn:
@@ -153,4 +154,4 @@ def drawn(logits: Array, tokens: Array, rules: Rules, filtered: bool = True) -> 
     def at(x: Array) -> Array:
         return jnp.take_along_axis(x, tokens[..., None], axis=-1)[..., 0]
 
-    return Drawn(at(jax.nn.log_softmax(logits, axis=-1)), at(wanted), expected)
+    return Drawn(at(jax.nn.log_softmax(logits, axis=-1)), at(wanted), expected, at(jax.nn.log_softmax(scaled, axis=-1)))

@@ -63,7 +63,7 @@ class EngineSource:
         """Gives the engine the weights, unless all shards are there already; all processes call it.
 
         Raises:
-          HandOverFailed, StaleWeights: as `hand_over.hand_over`.
+          HandOverFailed, StaleWeights, EngineMismatch: as `hand_over.hand_over`.
         """
         earlier, folder = self._context.sampled.policy, self._policy.folder.resolve()
         if not on_main(lambda: needed):
@@ -78,7 +78,12 @@ class EngineSource:
 
     def sample(self, number: int, prompts: Sequence[PromptGroup], notice: Notice, progress: Callable[[int], None]
                ) -> list[PromptGroup] | None:
-        """See `Source`. Raises EngineMismatch where what the engine gives is not the policy's."""
+        """See `Source`.
+
+        Raises:
+          EngineMismatch: what the engine gives is not the policy's; none of the shard's answers is kept.
+          RemoteError: as `ExternalSampler.generate`.
+        """
         client = Client(self._engine.server, self._kept(number), jax.process_index(), jax.process_count(),
                         replicas=self._engine.addresses[1:], name=self._engine.name)
         per_prompt, answered = len(shares(self._sampler.sampling)), 0
@@ -93,7 +98,8 @@ class EngineSource:
         try:
             with contextlib.closing(client):
                 groups = self._sampler.generate(client, prompts, count)
-            self._seen[number] = self._gate.check(self._params, groups)
+            origins = [[client.origin(question) for question in self._sampler.questions(prompt)] for prompt in prompts]
+            self._seen[number] = self._gate.check(self._params, groups, origins)
         except _Leaving:
             return None
         except EngineMismatch:

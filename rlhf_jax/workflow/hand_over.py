@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rlhf_jax.config.data import as_sources
 from rlhf_jax.config.engine import EngineOptions
@@ -15,7 +16,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.models import Params
 from rlhf_jax.remote import RemoteError, ask_once
 from rlhf_jax.sampling.ending import Ending
-from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler
+from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler, NoAnswer
 from rlhf_jax.workflow.engine_gate import EngineGate, update_seen
 
 LOG = ".hand_over.log"
@@ -56,20 +57,56 @@ class Probe:
         Raises:
           EngineMismatch: for what does not pass.
         """
-        engine, config = self.gate.engine, self.gate.sampling
-        sampling = dataclasses.replace(config, num_generations=1, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-                                       max_new_tokens=min(_TOKENS, config.max_new_tokens))
-        sampler = ExternalSampler(sampling, self.gate.vocab_size, self.ending)
+        engine = self.gate.engine
         try:
             if (version := version_of(url, engine)) not in (None, engine.version):
                 return f"it is version {version}, and engine.version says {engine.version}"
-            groups = [sampler.read(prompt, ask_once(f"{url}/{question.path}", engine.access, question.body,
-                                                    min(_ASKED_FOR, engine.access.timeout)))
-                      for prompt in self.prompts[:_PROMPTS] for question in sampler.questions(prompt)]
+            if (stale := self._stale(self._asked(url, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0))) is not None:
+                return stale
+            if (temperature := self._telling) is not None:
+                seen = self.gate.look(self.params, self._asked(url, temperature=temperature), temperature)
+                if (problem := self.gate.processed(seen, temperature)) is not None:
+                    raise EngineMismatch(f"{url}: {problem}")
+        except NoAnswer as error:
+            return f"it gives no answer ({error})"
         except RemoteError as error:
             return str(error)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            return f"it gives an answer of another layout ({error})"
+        return None
+
+    @property
+    def _telling(self) -> float | None:
+        """The temperature that shows whether log-probs are the model's own: the stage's first that is neither 1 nor 0,
+        else 1 if there are filters."""
+        sampling = self.gate.sampling
+        given = [t for t, plain in zip(sampling.temperatures, sampling.unchanged, strict=True) if t and not plain]
+        return min(given, key=lambda temperature: temperature == 1.0, default=None)
+
+    def _asked(self, url: str, **settings: Any) -> list[PromptGroup]:
+        """Prompts with a sample each under these settings, else the stage's.
+
+        Raises:
+          NoAnswer, RemoteError: there is none at the moment. EngineMismatch: there will be none.
+        """
+        access, config = self.gate.engine.access, self.gate.sampling
+        sampling = dataclasses.replace(config, num_generations=1, max_new_tokens=min(_TOKENS, config.max_new_tokens),
+                                       **settings)
+        sampler, groups = ExternalSampler(sampling, self.gate.vocab_size, self.ending), list[PromptGroup]()
+        for prompt in self.prompts[:_PROMPTS]:
+            (question,) = sampler.questions(prompt)
+            answer = ask_once(f"{url}/{question.path}", access, question.body, min(_ASKED_FOR, access.timeout))
+            try:
+                if not answer:
+                    raise ValueError("it is no JSON object: a stream, or a page")
+                groups.append(sampler.read(prompt, answer))
+            except NoAnswer:
+                raise
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise EngineMismatch(f"{url} gives an answer of another layout ({error}), which waiting will not "
+                                     "change. Ask the engine itself, or a proxy that passes on its answers") from error
+        return groups
+
+    def _stale(self, groups: Sequence[PromptGroup]) -> str | None:
+        """Says so where samples at temperature 1 are not of the weights that there should be."""
         seen = self.gate.look(self.params, groups, 1.0)
         if not self.gate.fits(seen):
             return f"it holds other weights: {self.gate.gap(seen)}"
@@ -87,6 +124,7 @@ def hand_over(engine: EngineOptions, folder: Path, log: Path, probe: Probe, anno
     Raises:
       HandOverFailed: the hook failed, or took too long.
       StaleWeights: a server does not answer for these weights in time, with what was seen of it.
+      EngineMismatch: a server does what waiting will not change.
     """
     start = time.monotonic()
     _call(engine, folder, log, announce)

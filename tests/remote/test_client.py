@@ -306,6 +306,48 @@ def test_answers_kept_under_a_name_serve_whatever_the_address(serve, tmp_path):
     assert (len(first.asked), len(second.asked)) == (12, 0)
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_one_server_refuses_another_is_asked_once(serve, tmp_path, status):
+    picky = serve(lambda n, body: (status, {}, "no") if body["messages"][-1]["content"] == "q2" else echo(n, body))
+    good, failures = serve(echo), Counter()
+    client = Client(options(picky, concurrency=1), tmp_path, replicas=[good.url])
+    assert client.ask(questions(12), chat_text, failures) == ALL
+    assert not failures
+    assert client.addresses.answered[picky.url] > 2  # it refused a question, and is up
+    assert max(picky.questions().values()) == 1
+
+
+def test_what_two_servers_refuse_is_asked_of_no_third(serve, tmp_path):
+    servers = [serve(lambda n, body: (400, {}, "no")) for _ in range(3)]
+    client, failures = Client(options(servers[0]), tmp_path, replicas=[s.url for s in servers[1:]]), Counter()
+    assert client.ask(questions(1), chat_text, failures) == [None]
+    assert (failures, sum(len(server.asked) for server in servers)) == ({"refused": 1}, 2)
+
+
+def test_of_a_refused_question_a_server_that_is_down_is_asked_too(serve, tmp_path):
+    """It alone may have an answer; the one that refused is not asked again."""
+    picky = serve(lambda n, body: (400, {}, "too long"))
+    busy = serve(lambda n, body: (503, {}, "busy") if n < 2 else echo(n, body))
+    client = Client(options(picky, concurrency=1, max_retries=3), tmp_path, replicas=[busy.url])
+    assert client.ask(questions(1), chat_text, Counter()) == ["re: q0"]
+    assert (len(picky.asked), len(busy.asked)) == (1, 3)
+    gone = serve(lambda n, body: (503, {}, "busy"))
+    client = Client(options(picky, max_retries=1), tmp_path / "other", replicas=[gone.url])
+    with pytest.raises(RemoteError, match="says 503"):
+        client.ask(questions(1), chat_text, Counter())
+    assert (len(picky.asked), len(gone.asked)) == (2, 2)
+
+
+def test_a_kept_answer_says_whose_it_is_and_when_it_came(serve, tmp_path):
+    first, second = serve(echo), serve(echo)
+    Client(options(first, concurrency=1), tmp_path, name="n").ask(questions(2), chat_text, Counter())
+    client = Client(options(second, concurrency=1), tmp_path, name="n")
+    client.ask(questions(4)[::-1], chat_text, Counter())
+    found = [client.origin(question) for question in questions(4)]
+    assert [origin.url for origin in found] == [first.url, first.url, second.url, second.url]
+    assert [origin.order for origin in found] == [0, 1, 3, 2]
+
+
 def test_when_all_servers_are_gone_all_are_named(serve, tmp_path):
     server = serve(lambda n, body: "cut")
     client = Client(options(server, max_retries=1), tmp_path, replicas=[NOBODY])

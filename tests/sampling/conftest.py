@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import AddedToken
 
 from rlhf_jax.sampling.ending import ContinuationText
 
@@ -47,6 +48,10 @@ class Words:
 
     def __init__(self, special):
         self.special = special
+
+    @property
+    def added_tokens_decoder(self):
+        return {i: AddedToken(f"w{i}", special=True) for i in (2, self.special)}
 
     def convert_tokens_to_ids(self, text):
         return int(text[1:]) if text[1:].isdigit() else None

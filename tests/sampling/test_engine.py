@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 
@@ -191,6 +192,24 @@ def test_what_ends_a_response_follows_its_settings_and_its_tokenizer(tiny, confi
     other = sampler.with_settings(with_seven, special_words(8))._ending
     assert (7 in other.stop_ids, 8 in other.stop_ids, list(other.stop_strings)) == (False, True, ["w7"])
     assert 7 not in sampler._ending.stop_ids
+
+
+@pytest.mark.parametrize("string", ["w7\n", " w7", "w7w7", "w8 w7 w9", "w2 "])
+def test_a_stop_string_that_no_text_can_show_is_refused_by_name(tiny, config, special_words, string):
+    """Special tokens are left out of text; alone they end a response by their id."""
+    with pytest.raises(ValueError, match=f"{re.escape(repr(string))}, .* special token 'w[27]'"):
+        tiny.make_sampler(config, decode_text=special_words(7), stop_strings=("w8", "w7", string))
+    sampler = tiny.make_sampler(config, decode_text=special_words(5), stop_strings=("w8", "w7\n"))
+    with pytest.raises(ValueError, match="special token 'w7'"):
+        sampler.with_settings(sampler.sampling, special_words(7))
+
+
+def test_no_prompts_and_a_prompt_without_tokens_are_refused_by_name(tiny, config, params, prompts):
+    sampler, empty = tiny.make_sampler(config), PromptGroup("e", np.zeros(0, np.int32), ())
+    for given, words in (([], "no prompts"), ([empty], "prompt 'e' has no tokens"),
+                         ([*prompts, empty], "prompt 'e' has no tokens")):
+        with pytest.raises(ValueError, match=words):
+            list(sampler.generate(params, given))
 
 
 @pytest.mark.longer

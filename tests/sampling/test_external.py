@@ -7,7 +7,7 @@ from rlhf_jax.config.engine import EngineOptions
 from rlhf_jax.config.sampling import SamplingConfig
 from rlhf_jax.data.groups import STOP, PromptGroup
 from rlhf_jax.sampling.ending import Ending
-from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler, Sampled, engine_seed, read_samples
+from rlhf_jax.sampling.external import EngineMismatch, ExternalSampler, NoAnswer, Sampled, engine_seed, read_samples
 
 ENGINE = EngineOptions(urls="http://h/v1/", model="m", name="vllm", version="1")
 PROMPT = PromptGroup("p", np.array([1, 7, 9], np.int32), ())
@@ -76,7 +76,7 @@ def test_samples_are_read_in_order_with_their_ids_and_log_probs():
 
 @pytest.mark.parametrize(("given", "words"), [
     (answer([4, 2], prompt=(1, 1, 7, 9)), r"prompt was tokenised again .* 4 tokens .*\[1, 1, 7, 9\].* given 3 tokens"),
-    ({"choices": [{"index": 0, "text": "a story", "logprobs": None}]}, "gives no token ids"),
+    ({"choices": [{"index": 0, "text": "a story", "logprobs": None, "finish_reason": "stop"}]}, "gives no token ids"),
     ({"choices": [{**answer([4, 2])["choices"][0], "logprobs": {"token_logprobs": [-1.0] * 3}}]},
      "sample was tokenised again .* 2 token ids and 3 log-probs")])
 def test_what_was_tokenised_again_is_refused_by_name(given, words):
@@ -90,6 +90,16 @@ def test_what_was_tokenised_again_is_refused_by_name(given, words):
                                                  "logprobs": {"token_logprobs": [float("nan")]}}]}])
 def test_what_is_no_answer_is_asked_for_again(given):
     with pytest.raises((ValueError, LookupError, TypeError)):
+        read_samples(given, PROMPT.prompt_ids, 1)
+
+
+@pytest.mark.parametrize("given", [
+    answer([4, 2], reason="abort"), answer([4, 6], reason="content_filter"), answer([4, 6, 6, 6], reason=None),
+    {"choices": [{"index": 0, "finish_reason": "abort", "token_ids": None}]},
+    {"object": "error", "message": "overloaded", "code": 503}])
+def test_a_sample_that_was_broken_off_is_no_answer(given):
+    """The engine's weights are being changed, say: nothing is wrong with it, or with what it gave before."""
+    with pytest.raises(NoAnswer, match=r"reason '?(abort|content_filter|None)|in place of samples: .*overloaded"):
         read_samples(given, PROMPT.prompt_ids, 1)
 
 

@@ -189,6 +189,8 @@ def test_what_a_token_was_drawn_from_by_hand(rules, kept):
     np.testing.assert_allclose(found.logp, logits, rtol=1e-6)
     with np.errstate(divide="ignore"):
         np.testing.assert_allclose(found.drawn_logp, np.log(probs), rtol=1e-5)
+    scaled = logits / (rules[0] or 1.0)
+    np.testing.assert_allclose(found.tempered_logp, scaled - np.log(np.sum(np.exp(scaled))), rtol=1e-5)
     entropy = -sum(p * np.log(p) for p in probs[kept])
     np.testing.assert_allclose(found.expected, -entropy, atol=1e-6)
     if rules[1:] == (0, 1.0, 0.0):

@@ -4,6 +4,7 @@ The engine is our own sampler behind a server of the test's own.
 """
 
 import dataclasses
+import json
 import threading
 
 import numpy as np
@@ -18,7 +19,7 @@ from rlhf_jax.sampling.external import EngineMismatch
 from rlhf_jax.training.objectives import Compute
 from rlhf_jax.workflow.checkpoint import Checkpoint
 from rlhf_jax.workflow.datasets import GivenGroups
-from rlhf_jax.workflow.engine_gate import EngineGate, Tokens, drawn_map, update_seen
+from rlhf_jax.workflow.engine_gate import EngineGate, drawn_map
 from rlhf_jax.workflow.hand_over import HandOverFailed, StaleWeights
 from rlhf_jax.workflow.stages.sample import SampleStage
 from rlhf_jax.workflow.stages.shards import read_shards
@@ -98,6 +99,12 @@ def completions(server):
     """Prompts that were asked for all N samples, by how often."""
     asked = [tuple(body["prompt"]) for _, body, _ in server.asked if body.get("n") == N]
     return {prompt: asked.count(prompt) for prompt in asked}
+
+
+def kept(folder):
+    """How many answers of unfinished shards a stage's folder holds."""
+    rows = [json.loads(line) for path in folder.glob("answers/*/answers-*.jsonl") for line in path.open()]
+    return sum(row["answer"] is not None for row in rows)
 
 
 def files(folder):
@@ -251,6 +258,88 @@ def test_another_temperature_or_filter_is_caught_and_the_right_one_is_not(sample
 
 
 @pytest.mark.longer
+def test_a_server_that_changes_its_weights_after_the_hand_over_is_named(sample, serve, context, start, other, tmp_path):
+    good, bad = Engine(context, start), Engine(context, start)
+
+    def changed(number, body):
+        if number == 4:
+            bad.load(other)
+        return bad(number, body)
+
+    servers = [serve(good), serve(good), serve(changed)]
+    with pytest.raises(EngineMismatch, match=f"{servers[2].url}: the engine holds other weights"):
+        sample(servers, access=dataclasses.replace(QUICK, concurrency=1), checked_prompts=1)
+    assert (files(tmp_path / "stage"), kept(tmp_path / "stage")) == ([], 0)
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("said", [(500, {}, "out of memory"), (400, {}, "too long"), b"data: {}", {"error": "busy"}])
+def test_a_question_without_an_answer_takes_no_other_answer_with_it(sample, serve, context, start, said, tmp_path):
+    engine = Engine(context, start)
+    lost = []
+
+    def behaviour(number, body):
+        if number == 4 + 1:
+            lost.append(body["prompt"])
+        return said if body["prompt"] in lost and body["n"] == N else engine(number, body)
+
+    server = serve(behaviour)
+    with pytest.raises(RemoteError, match=r"gave no answer to 1 of 3 questions: .*are kept: give the same command"):
+        sample([server])
+    assert (files(tmp_path / "stage"), kept(tmp_path / "stage")) == ([], 2)
+    before = completions(server)
+    server.behaviour = engine
+    assert sample([server])["prompts"] == 6
+    again = {prompt for prompt, times in completions(server).items() if times > before.get(prompt, 0)}
+    assert again & set(before) == {tuple(lost[0])}
+
+
+@pytest.mark.longer
+def test_a_sample_that_the_engine_broke_off_is_asked_again(sample, serve, context, start):
+    broken = []
+
+    def aborts(answer, asked):
+        if asked["n"] == N and not broken:
+            broken.append(asked["prompt"])
+            cut = answer["choices"][1]
+            answer["choices"][1] = {**cut, "token_ids": cut["token_ids"][:2], "finish_reason": "abort",
+                                    "logprobs": {"token_logprobs": cut["logprobs"]["token_logprobs"][:2]}}
+        return answer
+
+    server = serve(Engine(context, start, altered=aborts))
+    assert sample([server])["prompts"] == 6
+    assert sorted(completions(server).values()) == [1] * 5 + [2]
+
+
+@pytest.mark.parametrize("broken", [
+    lambda answer: {"choices": [{**choice, "logprobs": {"token_logprobs": [None] * len(choice["token_ids"])}}
+                                for choice in answer["choices"]]},
+    lambda answer: b"data: " + json.dumps(answer).encode() + b"\n\ndata: [DONE]\n\n",
+    lambda answer: {"choices": [{k: v for k, v in choice.items() if k != "logprobs"} for choice in answer["choices"]]}])
+def test_a_layout_that_cannot_pass_ends_the_hand_over_at_once(sample, serve, context, start, broken):
+    server = serve(Engine(context, start, altered=lambda answer, asked: broken(answer)))
+    with pytest.raises(EngineMismatch, match=f"{server.url} gives an answer of another layout") as error:
+        sample([server], hand_over_wait=20.0)
+    assert (type(error.value), len(server.asked)) == (EngineMismatch, 1)
+
+
+@pytest.mark.longer
+@pytest.mark.parametrize("busy", [{"object": "error", "message": "loading", "code": 503}, "abort"])
+def test_an_engine_that_does_not_answer_yet_is_waited_for(sample, serve, context, start, busy, monkeypatch):
+    monkeypatch.setattr("rlhf_jax.workflow.hand_over._PAUSE", 0.01)
+    engine = Engine(context, start)
+
+    def later(number, body):
+        if number >= 3:
+            return engine(number, body)
+        return {"choices": [{"index": 0, "finish_reason": busy, "token_ids": None}]} if busy == "abort" else busy
+
+    assert sample([serve(later)], hand_over_wait=600.0)["prompts"] == 6
+    with pytest.raises(StaleWeights, match=r"it gives no answer \((in place of samples: .*loading|.*'abort')"):
+        sample([serve(lambda number, body: later(0, body))], folder="never")
+
+
+@pytest.mark.longer
 def test_log_probs_after_the_temperature_are_named(sample, serve, context, start, lone_mesh):
     engine = EngineOptions(urls="http://h", model="m", name="fake", version="1")
     gate = EngineGate(drawn_map(Compute(start.config, mesh=lone_mesh), lone_mesh, False),
@@ -260,6 +349,7 @@ def test_log_probs_after_the_temperature_are_named(sample, serve, context, start
     def processed(answer, asked):
         if asked["temperature"] == 1.0:
             return answer
+        assert asked["n"] == 1  # the hand-over's: no shard is paid for
         for choice in answer["choices"]:
             ids = np.array(choice["token_ids"], np.int32)
             group = PromptGroup("p", np.array(asked["prompt"], np.int32), ())
@@ -268,8 +358,11 @@ def test_log_probs_after_the_temperature_are_named(sample, serve, context, start
             choice["logprobs"]["token_logprobs"] = seen.drawn.tolist()
         return answer
 
-    with pytest.raises(EngineMismatch, match=r"those at temperature 0\.4, .*raw_logprobs"):
-        sample([serve(Engine(context, start, altered=processed))], {"temperature": 0.4})
+    for temperature in (0.4, (1.0, 0.4)):
+        server = serve(Engine(context, start, altered=processed))
+        with pytest.raises(EngineMismatch, match=rf"{server.url}: .* those at temperature 0\.4, .*raw_logprobs"):
+            sample([server], {"temperature": temperature}, hand_over_wait=20.0)
+        assert not completions(server)
 
 
 def test_a_proxy_that_tokenises_again_is_caught_by_name(sample, serve, context, start):
@@ -330,17 +423,6 @@ def test_what_a_dying_server_leaves_behind_another_does(sample, serve, context, 
 def test_an_adapter_is_no_folder_for_an_engine(sample, serve, context, start):
     with pytest.raises(ValueError, match="is an adapter, and an engine is given one folder"):
         sample([serve(Engine(context, start))], policy=dataclasses.replace(start, adapter=start.folder))
-
-
-def test_the_share_of_an_update_by_hand():
-    moved, noise = np.array([0.1, -0.2, 0.3, 0.0]), np.array([0.3, 0.0, -0.1, 5.0])  # noise is orthogonal to the move
-    before = Tokens(np.zeros(4), np.full(4, -1.0), np.zeros(4), np.zeros(4))
-    for share in (0.0, 0.4, 1.0):
-        after = before._replace(theirs=before.ours + share * moved + noise, ours=before.ours + moved)
-        found, error = update_seen(before, after)
-        assert found == pytest.approx(share)
-        assert error == pytest.approx(np.sqrt(np.mean(noise**2) / np.sum(moved**2)))
-    assert update_seen(before, before) == (1.0, np.inf)
 
 
 @pytest.mark.slow

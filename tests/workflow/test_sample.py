@@ -184,6 +184,21 @@ def test_the_gate_follows_the_cache(stage, context, start, make_model, lone_mesh
         check_logps(stage.compute, other, groups, sampler, jnp.float32)
 
 
+def test_a_stop_string_that_is_never_found_is_said_before_the_stage_runs(start, prompts, context):
+    eos = start.tokenizer.eos_token
+
+    def preview(string):
+        sampling = dataclasses.replace(SAMPLING, stop_strings=(string,))
+        SampleStage(policy=start, prompts=GivenGroups(prompts[:2]), sampling=sampling, dtype="float32",
+                    shard_size=3).preview(context)
+
+    preview(eos)
+    preview("story")
+    for string in (f"{eos}\n", f"story{eos}"):
+        with pytest.raises(ValueError, match="it would never be found"):
+            preview(string)
+
+
 def test_generation_metrics_by_hand(whole):
     group = read_shards(whole[0])[0]
     made = [dataclasses.replace(group.responses[0], ids=np.zeros(n, np.int32), finish_reason=reason)

@@ -20,6 +20,7 @@ from rlhf_jax.data.jsonl import read_groups, write_groups
 from rlhf_jax.models import Params, cast
 from rlhf_jax.parallel import Notice, gather
 from rlhf_jax.sampling import LogpTolerance, Sampler, check_slots, logp_tolerance
+from rlhf_jax.sampling.ending import Ending
 from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import logps_map
 from rlhf_jax.training.objectives import Compute
@@ -176,10 +177,11 @@ def check_room(context: Context, policy: Checkpoint, prompts: Sequence[PromptGro
                dtype: str) -> None:
     """What a stage that samples would find out when it begins, long before.
 
-    Raises ValueError where a prompt and its response pass the model's positions, or the devices of a process do not
-    divide the slots.
+    Raises ValueError where a prompt and its response pass the model's positions, a stop string can never be found, or
+    the devices of a process do not divide the slots.
     """
     settings = with_capacity(sampling, prompts, policy.config.max_position)
+    Ending.by(policy.stop_ids, settings.stop_strings, policy.decode_text)
     if settings.engine is None:
         check_slots(settings, context.layout(policy, settings, dtype).mesh)
 
