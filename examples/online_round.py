@@ -30,8 +30,8 @@ def mean_score(groups):
 def main(policy, judge, prompts, folder, **training):
     texts = [json.loads(line)["prompt"] for line in Path(prompts).read_text().splitlines()]
     start, reward = rlhf_jax.load(policy), rlhf_jax.load(judge)
-    sampling = {"n": 4, "max_new_tokens": 32, "temperature": 1.0}
-    before = reward.scored(start.generate(texts, seed=1, **sampling))
+    sampling = {"n": 4, "max_new_tokens": 32, "temperature": 1.0, "seed": 1}  # one seed: policies alone differ
+    before = reward.scored(start.generate(texts, **sampling))
 
     pairs = [pair for group in before if (pair := best_and_worst(group)) is not None]
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -40,11 +40,14 @@ def main(policy, judge, prompts, folder, **training):
                           output_dir=Path(folder) / "dpo", beta=0.1, **training)
 
     trained = rlhf_jax.load(Path(folder) / "dpo" / "model")
-    after = reward.scored(trained.generate(texts, seed=2, **sampling))
+    after = reward.scored(trained.generate(texts, **sampling))
     print(f"{len(pairs)} pairs of {len(texts)} prompts, {report['steps']} steps; "
           f"mean reward {mean_score(before):.3f} -> {mean_score(after):.3f}")
     return mean_score(before), mean_score(after)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

@@ -23,4 +23,7 @@ def main(policy, pairs, folder, **training):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     print(main(*sys.argv[1:])["train"])

@@ -28,4 +28,7 @@ def main(policy, prompts, held_out, folder, **options):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

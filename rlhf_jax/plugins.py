@@ -45,6 +45,19 @@ def load_function(path: str) -> Callable[..., Any]:
     return found
 
 
+def check_call(function: Callable[..., Any], call: str, *values: Any, **named: Any) -> None:
+    """Raises ValueError unless a function takes what it will be given. call: in words, say "f(values, rng)"."""
+    try:
+        inspect.signature(function).bind(*values, **named)
+    except TypeError as error:
+        raise ValueError(f"function {called(function)!r} cannot be called as {call}: {error}") from error
+
+
+def called(function: Callable[..., Any]) -> str:
+    """A function as `load_function` finds it."""
+    return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
 @cache
 def function_key(function: Callable[..., Any]) -> str:
     """Stands for a function in a stage's inputs: sha256 of its name and its module's source.

@@ -134,6 +134,9 @@ class WorthCommand(Options):
         """Raises ValueError for a run that does not measure what is to be compared."""
         check_evaluated(self.run, "compares policies")
         assert self.run.evaluation is not None
+        if self.run.loop.rounds == 1:
+            raise ValueError("loop.rounds = 1; with one round the matched control is that round itself, so there is "
+                             "nothing to compare. Give two rounds or more")
         if self.at == "equal_kl" and not any(self.run.evaluation.sampling.unchanged):
             raise ValueError("at = 'equal_kl' needs the divergence from the start, which takes answers drawn at "
                              "temperature 1 without top_k, top_p and min_p; set evaluation.sampling so, or give at: "

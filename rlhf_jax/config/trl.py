@@ -35,6 +35,8 @@ SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")
 """Losses of TRL that read label_smoothing; the others pass over it."""
 _PEFT_MODULES = ("q_proj", "v_proj")
 """PEFT's choice for Llama, Mistral, Qwen and Gemma where lora_target_modules is not given."""
+_REMOVED = {"max_prompt_length": 512, "rpo_alpha": 1.0}
+"""Keys of older TRL that are read below, with a value of their type."""
 _OVERLONG = {"keep_start": "truncate_response", "keep_end": "truncate_prompt_left"}
 
 
@@ -63,7 +65,7 @@ def convert(verb: TrlVerb, given: Mapping[str, Any], processes: int = 1) -> Conv
             for key, value in given.items() if value is not None or key in NULL}
     out, defaults = Converted(), {**DEFAULTS, "learning_rate": LEARNING_RATES[verb], "num_processes": processes}
     left |= _typed({key: value for key, value in left.items() if value is not None},
-                   {**defaults, "rpo_alpha": 1.0, "lr_scheduler_kwargs": {}})
+                   {**defaults, **_REMOVED, "lr_scheduler_kwargs": {}})
 
     def take(key: str) -> Any:
         return left.pop(key, defaults.get(key))
@@ -126,13 +128,25 @@ def _batch(take: Take, out: Converted, verb: str) -> None:
 
 
 def _length(take: Take, out: Converted, verb: str) -> None:
-    longest, mode = take("max_length"), take("truncation_mode")
+    longest, prompt, mode = take("max_length"), take("max_prompt_length"), take("truncation_mode")
     if longest != DEFAULTS["max_length"]:
         out.config["max_length"] = longest
+    if prompt is not None:
+        out.config["max_prompt_length"] = prompt
+    cuts_prompt = prompt is not None and verb == "dpo"
+    if cuts_prompt:
+        out.config["overlong"] = "truncate_prompt_left"
+        out.said.append(f"overlong = 'truncate_prompt_left': older TRL keeps the last {prompt} tokens of a prompt "
+                        "(max_prompt_length); a row still longer than max_length then cuts the response, as keep_start")
+    elif prompt is not None:
+        out.said.append(f"max_prompt_length is no key of `trl {verb}`: here it leaves out rows with longer prompts, or "
+                        "cuts them with overlong: truncate_prompt_left")
     if verb == "reward" or longest is None:
         return  # TRL leaves out longer rows, as we do; without a limit nothing is cut
     if mode not in _OVERLONG:
         out.lost["truncation_mode"] = REFUSED["truncation_mode"]
+        return
+    if cuts_prompt:
         return
     out.config["overlong"] = _OVERLONG[mode]
     out.said.append(f"overlong = {_OVERLONG[mode]!r}: TRL cuts longer rows ({mode}), and we leave them out if not told")
@@ -248,7 +262,11 @@ def _loss(take: Take, out: Converted, verb: str) -> None:
         return
     names = [loss] if isinstance(loss, str) else list(loss or ["sigmoid"])
     weights = take("loss_weights")
-    if alpha is not None:
+    if alpha is not None and "sft" in names:
+        weights = [float(weight) + alpha * (name == "sft")
+                   for name, weight in zip(names, weights or [1.0] * len(names), strict=False)]
+        out.said.append(f"rpo_alpha is added to the weight of 'sft', which loss_type names too: {weights}")
+    elif alpha is not None:
         names, weights = [*names, "sft"], [*(weights or [1.0] * len(names)), alpha]
         out.said.append("rpo_alpha becomes the weight of the loss 'sft'")
     out.config["loss_type"] = names if len(names) > 1 else names[0]

@@ -23,6 +23,8 @@ Text = str | list[Message]
 
 Verdict = Mapping[str, float]
 """What a scorer says of a response: "" is the score, other keys are numbers beside it (objectives, steps, ...)."""
+SHOWN = 40
+"""Characters of a text that a group is printed with."""
 STOP, LENGTH = "stop", "length"
 """Why a response ended: it produced a stop token or string, or it ran out of budget (then it has no EOS)."""
 BY_OTHER = "by_other"
@@ -49,6 +51,11 @@ class Response:
     finish_reason: str | None = None
     logps: np.ndarray | None = None
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Its text shortened, its tokens counted."""
+        return (f"Response({_short(self.text)}, tokens={len(self.ids)}, logps={self.logps is not None}, "
+                f"finish_reason={self.finish_reason!r}, scores={dict(self.scores)!r})")
 
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {"ids": self.ids.tolist(), "text": self.text}
@@ -100,6 +107,11 @@ class PromptGroup:
     pairs: tuple[tuple[int, int], ...] = ()
     margins: tuple[float, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Its prompt shortened, its tokens, responses and pairs counted."""
+        return (f"PromptGroup({self.prompt_id!r}, {_short(self.prompt)}, tokens={len(self.prompt_ids)}, "
+                f"responses={len(self.responses)}, pairs={len(self.pairs)}, extra={[*self.extra]!r})")
 
     def to_json(self) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -166,6 +178,13 @@ def same_answer(a: Response, b: Response) -> bool:
 def named(name: str, verdict: Verdict) -> dict[str, float]:
     """A verdict as it lies in `Response.scores`."""
     return {f"{name}/{key}" if key else name: float(value) for key, value in verdict.items()}
+
+
+def _short(text: Text) -> str:
+    """The first characters of a text, or of the last of several messages."""
+    said = text if isinstance(text, str) else str(text[-1]["content"])
+    before = "" if isinstance(text, str) or len(text) == 1 else f"... {len(text)} messages, the last "
+    return before + (repr(said) if len(said) <= SHOWN else f"{said[:SHOWN]!r}...")
 
 
 def _finite(value: Any) -> bool:

@@ -125,7 +125,7 @@ def _converted(where: SourceRow, columns: Mapping[str, str], convert: Converter 
     try:
         check_depth(where.row)
         row = _mapped(where.row, columns)
-        rows = row if convert is None else convert(row)
+        made: Any = row if convert is None else convert(row)
     except BadRow as error:
         return [error]
     except KeyError as error:
@@ -134,7 +134,11 @@ def _converted(where: SourceRow, columns: Mapping[str, str], convert: Converter 
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         return [BadRow("not_for_this_converter", f"the converter cannot read this row ({type(error).__name__}: {error})"
                                                  "; a column holds another kind of value than it expects")]
-    rows = [rows] if isinstance(rows, Mapping) else rows
+    several = isinstance(made, Iterable) and not isinstance(made, Mapping | str)
+    rows = list(made) if several else [] if made is None else [made]
+    if odd := [row for row in rows if not isinstance(row, Mapping | BadRow)]:
+        return [BadRow("converter_gave_no_row", f"the converter made a {type(odd[0]).__name__} of this row, no row of "
+                                                "columns")]
     return rows or [BadRow("converter_gave_nothing", "the converter made no row of this one")]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -134,9 +135,30 @@ def special_token_ids(tokenizer: Any) -> set[int]:
 def template_of(tokenizer: Any, tools: Any = None) -> str:
     """The text of the chat template that messages with these tools are rendered by; ValueError where there is none."""
     if not tokenizer.chat_template:
+        whose = f" The tokenizer is that of {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise ValueError("the tokenizer has no chat template, so messages cannot be rendered; set chat_template_path "
-                         f"to a file or to one of {', '.join(TEMPLATES)}")
+                         "(of a scorer in `evaluate` or a run: scorer.chat_template_path) to "
+                         f"{template_choices(tokenizer)}.{whose}")
     return str(tokenizer.get_chat_template(None, tools))
+
+
+def template_choices(tokenizer: Any) -> str:
+    """What `chat_template_path` may be for a tokenizer: a file, or the templates by name that fit it."""
+    fitting = [name for name in TEMPLATES if _fits(tokenizer, TEMPLATES[name])]
+    others = ", ".join(name for name in TEMPLATES if name not in fitting)
+    lacking = f" (it lacks the special tokens of {others})" if others else ""
+    return (f"a file or to one of {', '.join(fitting)}" if fitting else "a file") + lacking
+
+
+def _fits(tokenizer: Any, template: str) -> bool:
+    """Whether a turn of the template ends with a special token of the tokenizer."""
+    other = copy.copy(tokenizer)
+    other.chat_template = template
+    try:
+        end_of_turn(other)
+    except ValueError:
+        return False
+    return True
 
 
 def template_ids(tokenizer: Any, messages: list[dict[str, Any]], *, generation: bool, **variables: Any) -> list[int]:

@@ -52,7 +52,8 @@ PairMeasure = Measure[Callable[[Predictions], Sums]]
 POLICY_MEASURES: dict[str, PolicyMeasure] = {measure.name: measure for measure in (
     PolicyMeasure("gold", "Gold reward", "Mean score by the judge that no policy was trained against.",
                   "mean of `scores.gold`", answers.gold_reward, better="higher", unit="mean score"),
-    PolicyMeasure("proxy", "Proxy reward", "Mean score by the reward model the policies were trained against.",
+    PolicyMeasure("proxy", "Proxy reward", "Mean score by the first scorer: in a run of rounds, the reward model "
+                  "the policies were trained against.",
                   "mean of `scores.proxy`", answers.proxy_reward, better="higher", unit="mean score"),
     PolicyMeasure("best_of_n", "Best of n", "The judge's score of the answer the proxy picks among all samples of a "
                   "prompt.", "the judge's score of the response with the highest proxy score; ties shared",

@@ -14,7 +14,7 @@ from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.evaluation.calibration import Predictions, ReliabilityBin, TieRule, predictions_of
 from rlhf_jax.evaluation.measures import PAIR_MEASURES, PairMeasure
 from rlhf_jax.evaluation.per_prompt import prompt_name
-from rlhf_jax.evaluation.statistics import Estimate, by_cluster, resampled_estimate
+from rlhf_jax.evaluation.statistics import Coverage, Estimate, by_cluster, resampled_estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ class ScorerReport:
       failures: reason -> responses or comparisons that got no verdict.
       funnel: of the rows, those of which no pair was judged among the dropped; None where it was not kept.
       benchmark: the numbers of the benchmark that the rows are of; the accuracy of each subset of plain rows.
+      incomplete: number -> how many of its rows were judged, where some were not.
     """
 
     preference: PreferenceReport
@@ -63,19 +64,29 @@ class ScorerReport:
     failures: Mapping[str, int] = dataclasses.field(default_factory=dict)
     funnel: Funnel | None = None
     benchmark: Mapping[str, Estimate] = dataclasses.field(default_factory=dict)
+    incomplete: Mapping[str, Coverage] = dataclasses.field(default_factory=dict)
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number as JSON; with `rows`, how many were judged of how many, where some were not."""
+        return {name: {**estimate.to_json(), **(
+            {"rows": self.incomplete[name]._asdict()} if name in self.incomplete else {})}
+            for name, estimate in {**self.preference.estimates, **self.benchmark}.items()}
 
     def to_json(self) -> dict[str, Any]:
-        numbers = {name: estimate.to_json() for name, estimate in self.benchmark.items()}
-        return {**self.preference.to_json(), "pairs_read": self.pairs_read, "failures": dict(self.failures),
+        found = self.numbers()
+        numbers = {name: found.pop(name) for name in self.benchmark}
+        return {**self.preference.to_json(), **found, "pairs_read": self.pairs_read, "failures": dict(self.failures),
                 "funnel": None if self.funnel is None else self.funnel.to_json(),
                 **({"benchmark": numbers} if numbers else {})}
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> ScorerReport:
-        funnel = row.get("funnel")
+        funnel, benchmark = row.get("funnel"), row.get("benchmark", {})
+        numbers = {name: row[name] for name in PAIR_MEASURES} | benchmark
         return ScorerReport(PreferenceReport.from_json(row), row.get("pairs_read"), row.get("failures") or {},
                             Funnel.from_json(funnel) if funnel else None,
-                            {name: Estimate.from_json(number) for name, number in row.get("benchmark", {}).items()})
+                            {name: Estimate.from_json(number) for name, number in benchmark.items()},
+                            {name: Coverage(**number["rows"]) for name, number in numbers.items() if "rows" in number})
 
 
 def pair_margins(groups: Sequence[PromptGroup], scorer: str) -> tuple[np.ndarray, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -44,6 +44,13 @@ class Estimate:
         value, error, low, high = (
             math.nan if row[name] is None else float(row[name]) for name in ("value", "standard_error", "low", "high"))
         return Estimate(value, error, low, high, int(row["count"]))
+
+
+class Coverage(NamedTuple):
+    """Of how many rows a number is. judged: rows of which no pair failed. of: all that it should be of."""
+
+    judged: int
+    of: int
 
 
 FEW_UNITS = 5

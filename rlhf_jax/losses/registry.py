@@ -97,7 +97,10 @@ def find_loss(name: str) -> Loss:
     if not is_plugin(name):
         return LOSSES[name]
     function = load_function(name)
-    _, *keywords = inspect.signature(function).parameters
+    names = list(inspect.signature(function).parameters)
+    if not names:
+        raise ValueError(f"the loss {name!r} takes no pair; a loss is f(pair, ...) and returns values [N]")
+    keywords = names[1:]
     if strange := [keyword for keyword in keywords if keyword not in (*_KNOBS, *PER_PAIR)]:
         raise ValueError(f"the loss {name!r} has the keyword {strange[0]!r}, which nothing fills; after the pair it "
                          f"may take {', '.join((*_KNOBS, *PER_PAIR))}")

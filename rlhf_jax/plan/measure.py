@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -225,7 +226,10 @@ def runs_apart(name: str, accelerator: Accelerator) -> bool:
 def plan_all(stages: Sequence[Shape], mesh: MeshConfig, accelerator: Accelerator, tries: int,
              known: Sequence[tuple[Shape, StagePlan]] = (),
              said: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> list[StagePlan]:
-    """Every stage on one mesh; says where it stands. known: stages that run apart, as they came out on another mesh."""
+    """Every stage on one mesh; says what is at work and what came of it.
+
+    known: stages that run apart, as they came out on another mesh.
+    """
     devices = devices_of(accelerator)
     ways = batch_ways(make_mesh(mesh, devices))
     found = []
@@ -236,4 +240,15 @@ def plan_all(stages: Sequence[Shape], mesh: MeshConfig, accelerator: Accelerator
             continue
         said(f"compiling {stage.name} for {accelerator.name} ({jax.__version__}, {ways} ways) ...")
         found.append(plan_stage(stage, mesh, accelerator, devices, tries))
+        said(told(found[-1]))
     return found
+
+
+def told(plan: StagePlan) -> str:
+    """A line on a stage that was just compiled; the tables have the rest."""
+    changed = f", with {', '.join(plan.change)}" if plan.change else ""
+    needed = (plan.peak or plan.needed or math.nan) + plan.held
+    size = "its memory is not told" if math.isnan(needed) else f"{needed / 2**30:.1f} of {plan.limit / 2**30:.1f} GiB"
+    taken = f", {plan.times.step:.3g} s a call at the vendor's peak" if plan.fits else ""
+    return (f"  {plan.stage} {'fits' if plan.fits else 'does NOT fit'}{changed}: {size}{taken}; "
+            f"compiled in {plan.compile_s:.0f} s")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rlhf_jax.evaluation import PolicySummary, across_seeds
 from rlhf_jax.evaluation.frontier import EqualKl, Frontier, at_equal_kl, frontier
 from rlhf_jax.report.markdown import table
-from rlhf_jax.report.policies import CONTROLS, ONLINE, STARTS, compared, judge_of, title_of
+from rlhf_jax.report.policies import ONLINE, STARTS, compared, controls_of, judge_of, title_of
 
 HOW = ("Each method is read on its own curve of reward over divergence from the start, at the divergence of the one of "
        "the two that moved less: between policies that were measured the reward is taken as linear in the square root "
@@ -45,7 +45,7 @@ def against_controls(runs: Runs) -> tuple[EqualKl, ...]:
     if ours is None:
         return ()
     found = (held_against(runs, runs, ours, family, measure, curve_of((ours,), measure), curve_of((family,), measure))
-             for family in CONTROLS if family not in STARTS)
+             for family in controls_of([policy for run in runs for policy in run]) if family not in STARTS)
     return tuple(one for one in found if one is not None)
 
 

@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from rlhf_jax.evaluation import Difference, Estimate, PolicySummary, Results, sentences_of
 from rlhf_jax.evaluation.frontier import AtEqualKl, at_equal_kl, frontier
 from rlhf_jax.report.policies import (
-    CONTROLS,
+    AGAINST_PROXY,
     FAMILIES,
     MATCHED,
     ONLINE,
     STARTS,
     WORDS,
     compared,
+    controls_of,
     difference,
     family_of,
     judge_of,
     last_of,
+    one_round,
 )
 
 
@@ -39,16 +41,25 @@ def headline(results: Results) -> list[str]:
         what = "The published policy" if published else f"The last round of {family_of(subject).title}"
         sentences[0] += f" {what}, {subject.label}, reaches {subject.estimates[judge]}{level}"
     sentences += chosen
-    equal = _equal_kl(scored, subject, judge)
+    controls = controls_of(results.policies)
+    equal = _equal_kl(scored, subject, judge, controls)
     sentences = _at_equal_kl(equal, subject, judge) + sentences
-    sentences += _against_controls(results, scored, subject, judge, equal)
+    sentences += _against_controls(results, scored, subject, judge, equal, controls)
+    if one_round(results.policies) and last_of(scored, *MATCHED) is not None:
+        sentences.append("With one round, the matched control is that round itself, so there is nothing to compare.")
     sentences += _win_rate(results, subject)
     sentences += _over_optimised(results, scored, judge)
     sentences += _length(results, subject)
     if judge == "proxy":
-        sentences.append("No gold scorer judged this run: all scores are those of the reward model the policies were "
-                         "trained against, which flatters them.")
+        sentences.append(f"No gold scorer judged this run: {_flattered(results)}.")
     return sentences
+
+
+def _flattered(results: Results) -> str:
+    """Whom scores by the proxy alone flatter, as far as the run knows who learned from them."""
+    if any(policy.family in AGAINST_PROXY for policy in results.policies):
+        return "all scores are those of the reward model the policies were trained against, which flatters them"
+    return "the scores flatter a policy that was trained against this scorer"
 
 
 def _name(policy: PolicySummary) -> str:
@@ -57,10 +68,11 @@ def _name(policy: PolicySummary) -> str:
         f"{policy.label} ({family.title})")
 
 
-def _equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: str) -> dict[str, AtEqualKl]:
+def _equal_kl(scored: Sequence[PolicySummary], subject: PolicySummary, judge: str, controls: Sequence[str]
+              ) -> dict[str, AtEqualKl]:
     """Family of a control -> the online rounds and that control where both have moved equally far."""
     ours = frontier(scored, (subject.family,), judge) if subject.family in ONLINE else None
-    curves = {family: frontier(scored, (family,), judge) for family in CONTROLS if family not in STARTS}
+    curves = {family: frontier(scored, (family,), judge) for family in controls if family not in STARTS}
     return {} if ours is None else {family: at_equal_kl(ours, theirs) for family, theirs in curves.items() if theirs}
 
 
@@ -74,9 +86,9 @@ def _at_equal_kl(equal: Mapping[str, AtEqualKl], subject: PolicySummary, judge: 
 
 
 def _against_controls(results: Results, scored: Sequence[PolicySummary], subject: PolicySummary, judge: str,
-                      equal: Mapping[str, AtEqualKl]) -> list[str]:
-    controls = {family: last_of(scored, family) for family in CONTROLS if family != subject.family}
-    gaps = {family: gap for family, control in controls.items()
+                      equal: Mapping[str, AtEqualKl], controls: Sequence[str]) -> list[str]:
+    lasts = {family: last_of(scored, family) for family in controls if family != subject.family}
+    gaps = {family: gap for family, control in lasts.items()
             if control is not None and (gap := difference(results, subject, control, judge)) is not None}
     if not gaps:
         return []

@@ -128,10 +128,13 @@ def _reward_model(report: ScorerReport | None) -> list[tuple[str, str, str, str]
     if report is None:
         return []
     found = report.preference
-    facts = [(measure.title, *show(found.estimates[name], measure), measure.help)
-             for name, measure in PAIR_MEASURES.items()]
-    facts += [(name, *written(estimate, percent=True, digits=1), "") for name, estimate in report.benchmark.items()]
-    return [*facts, ("Pairs", f"{found.pairs:,}", "", "Pairs that were judged."),
+    facts = {name: (measure.title, *show(found.estimates[name], measure), measure.help)
+             for name, measure in PAIR_MEASURES.items()}
+    facts |= {name: (name, *written(number, percent=True, digits=1), "") for name, number in report.benchmark.items()}
+    for name, (judged, rows) in report.incomplete.items():
+        title, value, interval, help = facts[name]
+        facts[name] = title, value, f"{interval} ({judged:,} of {rows:,} rows)".strip(), help
+    return [*facts.values(), ("Pairs", f"{found.pairs:,}", "", "Pairs that were judged."),
             ("Ties", f"{found.ties:,}", "", "Pairs whose responses got the same score.")]
 
 

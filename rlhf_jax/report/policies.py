@@ -45,6 +45,8 @@ STARTS, MATCHED, ONLINE = ("sft", "start"), ("matched_dpo", "matched_raft"), ("o
 """Families that play one part in a run, of which a run has one: by what was done to the start, and by `loop.method`."""
 CONTROLS = (*MATCHED, "offline_dpo", "raft", *STARTS)
 """What the online policy is held against, most telling first: the matched control has the same prompts and budget."""
+AGAINST_PROXY = (*ONLINE, *MATCHED, "raft")
+"""Families that learn from the proxy's scores."""
 WORDS = {"above": "better than", "below": "worse than", "level": "not distinguishable from"}
 """Of a verdict."""
 
@@ -61,6 +63,17 @@ def last_of(policies: Iterable[PolicySummary], *families: str) -> PolicySummary 
 def judge_of(policies: Iterable[PolicySummary]) -> str:
     """"gold" where a gold scorer judged, else "proxy"."""
     return "gold" if any(p.get("gold") is not None for p in policies) else "proxy"
+
+
+def one_round(policies: Iterable[PolicySummary]) -> bool:
+    """Whether the online policy has one round alone, which the matched control then is too."""
+    last = last_of(policies, *ONLINE)
+    return last is not None and last.round == 1
+
+
+def controls_of(policies: Sequence[PolicySummary]) -> tuple[str, ...]:
+    """The families of `CONTROLS` that are something else than the online policy."""
+    return tuple(family for family in CONTROLS if family not in MATCHED or not one_round(policies))
 
 
 def difference(results: Results, policy: PolicySummary, against: PolicySummary, measure: str) -> Difference | None:
@@ -82,8 +95,11 @@ def difference(results: Results, policy: PolicySummary, against: PolicySummary, 
 
 
 def present_measures(policies: Sequence[PolicySummary]) -> list[PolicyMeasure]:
-    """The measures that at least one policy has a number for: the columns of a table."""
-    return [measure for name, measure in POLICY_MEASURES.items() if any(p.get(name) is not None for p in policies)]
+    """The measures that at least one policy has a number for: the columns of a table. What the proxy sees is left out
+    of the win rates where the proxy is the judge."""
+    twice = ("proxy_win_rate",) if judge_of(policies) == "proxy" else ()
+    return [measure for name, measure in POLICY_MEASURES.items()
+            if name not in twice and any(p.get(name) is not None for p in policies)]
 
 
 def best_value(policies: Sequence[PolicySummary], measure: PolicyMeasure) -> float | None:

@@ -18,7 +18,7 @@ from rlhf_jax.evaluation import (
 from rlhf_jax.evaluation.frontier import EqualKl
 from rlhf_jax.report.equal_kl import HOW, against_controls, curves_table, equal_kl_table, headline_at_equal_kl
 from rlhf_jax.report.markdown import joined, table
-from rlhf_jax.report.policies import CONTROLS, FAMILIES, MATCHED, ONLINE, last_of, present_measures
+from rlhf_jax.report.policies import FAMILIES, MATCHED, ONLINE, controls_of, last_of, present_measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,11 @@ def aggregate(results: Sequence[Results]) -> Aggregate:
     if not results:
         raise ValueError("nothing to aggregate: give the results of at least one seed")
     runs = [one.policies for one in results]
+    controls = controls_of([policy for run in runs for policy in run])
     labels = dict.fromkeys(policy.label for run in runs for policy in run)
     return Aggregate(results[0].title, len(results),
                      tuple(over_seeds([p for run in runs for p in run if p.label == label]) for label in labels),
-                     {family: found for family in CONTROLS if (found := tuple(_differences(runs, family)))},
+                     {family: found for family in controls if (found := tuple(_differences(runs, family)))},
                      against_controls(runs), curves_table(runs))
 
 

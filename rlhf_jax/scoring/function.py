@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import numbers
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.data.groups import PromptGroup, Verdict
-from rlhf_jax.plugins import function_key
+from rlhf_jax.plugins import check_call, function_key
 from rlhf_jax.scoring.base import Progress, Verdicts
 
 RewardFunction = Callable[..., list[float | Mapping[str, float] | None]]
@@ -36,8 +36,14 @@ class FunctionScorer:
         flat = [(group, response) for group in groups for response in group.responses]
         columns: dict[str, list[Any]] = {name: [group.extra.get(name) for group, _ in flat]
                                          for name in sorted({name for group in groups for name in group.extra})}
-        values = self._function(prompts=[g.prompt for g, _ in flat], completions=[r.text for _, r in flat],
-                                completion_ids=[r.ids.tolist() for _, r in flat], **columns)
+        given: dict[str, list[Any]] = {"prompts": [g.prompt for g, _ in flat], "completions": [r.text for _, r in flat],
+                                       "completion_ids": [r.ids.tolist() for _, r in flat], **columns}
+        check_call(self._function, "f(prompts, completions, **columns), with completion_ids and the data set's columns",
+                   **given)
+        values = self._function(**given)
+        if not isinstance(values, Sized):
+            raise ValueError(f"scorer {self.name!r} returned {values!r}; a reward function returns a list, of one "
+                             "verdict or None for each completion")
         if len(values) != len(flat):
             raise ValueError(f"scorer {self.name!r} returned {len(values)} scores for {len(flat)} completions; a "
                              "reward function returns one verdict or None for each")

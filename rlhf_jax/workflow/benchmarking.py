@@ -11,7 +11,7 @@ from rlhf_jax.data.example import Example
 from rlhf_jax.evaluation.benchmarks import BENCHMARKS, Benchmark, JudgedRow
 from rlhf_jax.evaluation.benchmarks.base import present
 from rlhf_jax.evaluation.calibration import TieRule
-from rlhf_jax.evaluation.statistics import Estimate
+from rlhf_jax.evaluation.statistics import Coverage
 from rlhf_jax.workflow.products import METRICS
 from rlhf_jax.workflow.stage import write_json_atomic
 
@@ -54,11 +54,24 @@ def missing_sentences(name: str, rows: Sequence[JudgedRow]) -> list[str]:
     return [f"{name} has no {part}, nor a number that {part} is part of: {why}" for part, why in lacking.items()]
 
 
-def write_metrics(folder: Path, name: str, numbers: Mapping[str, Estimate], tie_rule: TieRule | None) -> None:
-    """metrics.json: the benchmark, how it counts ties, and every number with its interval."""
+def incomplete_sentences(name: str, incomplete: Mapping[str, Coverage], failures: Mapping[str, int]) -> list[str]:
+    """Which numbers are not of all their rows, of how many they are, and why the others fell."""
+    if not incomplete:
+        return []
+    alike: dict[Coverage, list[str]] = {}
+    for number, found in incomplete.items():
+        alike.setdefault(found, []).append(number)
+    told = [f"{', '.join(names)} ({found.judged:,} of {found.of:,} rows)" for found, names in alike.items()]
+    official = ", as is its authors' file" if find_benchmark(name).official else ""
+    why = ", ".join(f"{reason} {count:,}" for reason, count in failures.items())
+    return [f"warning: not all rows of {name} were judged in full, and these numbers are of what was{official}: "
+            f"{'; '.join(told)}. Responses or comparisons without a verdict: {why}"]
+
+
+def write_metrics(folder: Path, name: str, numbers: Mapping[str, Any], tie_rule: TieRule | None) -> None:
+    """metrics.json: the benchmark, how it counts ties, and every number with its interval, as JSON."""
     write_json_atomic(folder / METRICS, {
-        "benchmark": name, "tie_rule": tie_rule or find_benchmark(name).tie_rule,
-        "numbers": {number: estimate.to_json() for number, estimate in numbers.items()}})
+        "benchmark": name, "tie_rule": tie_rule or find_benchmark(name).tie_rule, "numbers": numbers})
 
 
 def write_official(folder: Path, name: str, rows: Sequence[JudgedRow], tie_rule: TieRule | None, model: str) -> None:

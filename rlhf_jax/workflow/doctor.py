@@ -13,8 +13,7 @@ from rlhf_jax.data.chat import Renderer
 from rlhf_jax.data.groups import PromptGroup
 from rlhf_jax.data.render_all import rendered
 from rlhf_jax.data.rows import BadRow, Example
-from rlhf_jax.data.templates import TEMPLATES
-from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text, read_tokenizer, template_ids
+from rlhf_jax.data.tokenizer import end_of_turn, has_bos_for_text, read_tokenizer, template_choices, template_ids
 from rlhf_jax.models import param_specs
 from rlhf_jax.models.hf import compare_tensors, stored_tensors
 from rlhf_jax.scoring import BradleyTerryScorer, MultiObjectiveScorer
@@ -94,8 +93,8 @@ def _vocabulary(checkpoint: Checkpoint) -> Finding:
 def _template(checkpoint: Checkpoint) -> Finding:
     if not checkpoint.tokenizer.chat_template:
         return Finding("chat template", "note", "the tokenizer has none",
-                       "messages cannot be rendered; plain text can. Set chat_template_path to a file or to one of "
-                       + ", ".join(TEMPLATES))
+                       "messages cannot be rendered; plain text can. Set chat_template_path to "
+                       + template_choices(checkpoint.tokenizer))
     renderer = Renderer(checkpoint.tokenizer, eos_id=checkpoint.stop_ids[0])
     try:
         groups, _ = rendered(renderer, Example(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import operator
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
@@ -13,7 +14,7 @@ from rlhf_jax.config.pairs import ENHANCER, TWO_POLICIES, PairOptions
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.groups import BY_OTHER, LENGTH, PromptGroup, Response, same_answer
 from rlhf_jax.data.on_disk import OnDisk
-from rlhf_jax.plugins import is_plugin, load_function
+from rlhf_jax.plugins import check_call, is_plugin, load_function
 from rlhf_jax.workflow.enhancer import Enhancer
 
 
@@ -85,8 +86,24 @@ def _places(group: PromptGroup, options: PairOptions, ranked: Sequence[int], val
     if options.rule == ENHANCER:
         assert enhancer is not None
         return enhancer.places(group, ranked, values)
-    rule = load_function(options.rule) if is_plugin(options.rule) else PAIR_RULES[options.rule]
-    return rule(values, random.Random(f"{options.seed} {group.prompt_id}"))
+    rng = random.Random(f"{options.seed} {group.prompt_id}")
+    return _own_places(options.rule, values, rng) if is_plugin(options.rule) else PAIR_RULES[options.rule](values, rng)
+
+
+def _own_places(name: str, values: Sequence[float], rng: random.Random) -> tuple[int, int] | None:
+    """What a rule of the user's own returns; ValueError if that is neither two places of `values` nor None."""
+    rule = load_function(name)
+    check_call(rule, "f(values, rng)", values, rng)
+    if (places := rule(values, rng)) is None:
+        return None
+    try:
+        chosen, rejected = map(operator.index, places)
+        _ = values[chosen], values[rejected]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the pair rule {name!r} returned {places!r} for {len(values)} responses; it returns the "
+                         f"places of chosen and rejected, from 0 (the best) to {len(values) - 1}, or None for no pair"
+                         ) from error
+    return chosen, rejected
 
 
 def make_pair(group: PromptGroup, options: PairOptions, enhancer: Enhancer | None = None

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 ROWS = {"pairs": "preference", "held_out_pairs": "preference_eval", "prompts": "prompts",
@@ -20,6 +21,14 @@ def commands():
     text = (ROOT / "README.md").read_text().partition("## Your own model and data")[2]
     block = "\n".join(re.findall(r"^    (.*)$", text, re.MULTILINE)).replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in re.split(r"\n|&&", block) if line.strip()]
+
+
+def test_the_reward_model_and_the_loop_read_strings_alike():
+    *_, reward, iterate = commands()
+    assert [words[0] for words in commands()] == ["inspect", "doctor", "reward", "iterate"]
+    loop = yaml.safe_load((ROOT / iterate[iterate.index("--config") + 1]).read_text())
+    assert reward[reward.index("--text_as_chat") + 1] == "true"
+    assert loop["scorer"]["text_as_chat"] is loop["prompts"]["text_as_chat"] is True
 
 
 @pytest.fixture
@@ -39,7 +48,6 @@ def given(words, world):
 
 @pytest.mark.longer
 def test_the_commands_for_ones_own_model_begin_as_printed(home, world, rlhf_jax):
-    assert [words[0] for words in commands()] == ["inspect", "doctor", "reward", "iterate"]
     for words in commands():
         status, out, err = rlhf_jax(*given(words, world), *(["--dry-run"] if words[0] == "iterate" else []))
         assert status == 0, out + err

@@ -89,6 +89,10 @@ def shorter(prompts, completions, **columns):
     return [-float(len(text)) for text in completions]
 
 
+def three_at_most(prompts, completions, **columns):
+    return [float(len(text)) if len(text) <= 3 else None for text in completions]
+
+
 def test_a_benchmark_writes_its_numbers_and_its_authors_file(rlhf_jax, tmp_path):
     rows = [{"id": i, "prompt": f"q{i}", "chosen": ["a", "ab", "abc"], "rejected": ["b", "ba", "bac"],
              "domain": "chat"} for i in range(3)]
@@ -116,6 +120,21 @@ def test_a_benchmark_writes_its_numbers_and_its_authors_file(rlhf_jax, tmp_path)
     status, _, err = rlhf_jax(*asked, "--dry-run", "--output_dir", tmp_path / "no")
     assert status == 1
     assert "there is no benchmark 'rm_bnch', did you mean rm_bench?" in " ".join(err.split())
+
+
+def test_a_benchmark_of_which_rows_fell_says_so_aloud_and_in_its_file(rlhf_jax, tmp_path):
+    rows = [{"id": i, "prompt": f"q{i}", "chosen": ["a", "ab", "abc"], "rejected": ["b", "ba", "bac" if i else "bacd"],
+             "domain": "chat"} for i in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    status, out, err = rlhf_jax("evaluate", "--benchmark", "rm_bench", "--dataset_name", tmp_path / "rows.jsonl",
+                                "--scorer.kind", "function", "--scorer.function", f"{__name__}:three_at_most",
+                                "--output_dir", tmp_path / "out")
+    assert status == 0, err
+    said = " ".join(out.split())
+    assert "warning: not all rows of rm_bench were judged in full" in said
+    assert "(2 of 3 rows). Responses or comparisons without a verdict: no_score 1" in said
+    numbers = json.loads((tmp_path / "out/metrics.json").read_text())["numbers"]
+    assert [numbers[name]["rows"] for name in ("Chat", "accuracy")] == [{"judged": 2, "of": 3}] * 2
 
 
 @pytest.mark.longer

@@ -56,3 +56,8 @@ def test_worth_runs_the_matched_control_alone_and_needs_a_divergence_to_compare_
     with pytest.raises(ValueError, match=r"at = 'equal_kl' needs the divergence from the start.*at: last"):
         build(WorthCommand, cold)
     assert build(WorthCommand, {**cold, "at": "last"}).at == "last"
+
+
+def test_worth_needs_more_rounds_than_one():
+    with pytest.raises(ValueError, match=r"loop.rounds = 1; .*nothing to compare"):
+        build(WorthCommand, {**RUN, "loop": {"rounds": 1}})

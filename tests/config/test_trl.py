@@ -34,6 +34,10 @@ def test_what_is_not_given_has_trls_default(verb):
     ({"fp16": True}, {"dtype": "bfloat16"}),
     ({"gradient_checkpointing": False}, {"remat": "none"}),
     ({"max_length": 2048, "truncation_mode": "keep_end"}, {"max_length": 2048, "overlong": "truncate_prompt_left"}),
+    ({"max_prompt_length": 512}, {"max_prompt_length": 512, "overlong": "truncate_prompt_left"}),
+    ({"max_prompt_length": 512, "max_length": None}, {"max_length": None, "overlong": "truncate_prompt_left"}),
+    ({"max_prompt_length": 512, "truncation_mode": "keep_end"}, {"overlong": "truncate_prompt_left"}),
+    ({"max_prompt_length": None}, {"max_prompt_length": None, "overlong": "truncate_response"}),
     ({"dataset_train_split": "train_prefs"}, {"split": "train_prefs"}),
     ({}, {"split": "train"}), ({"dataset_train_split": None}, {"split": "train"}),
     ({"model_revision": "v2"}, {"model_name_or_path": "m@v2"}),
@@ -45,6 +49,11 @@ def test_what_is_not_given_has_trls_default(verb):
         "lora_alpha": 32, "use_rslora": True, "lora_target_modules": ["q_proj", "v_proj"]}),
     ({"use_peft": True, "lora_target_modules": "all-linear"}, {"lora_target_modules": None}),
     ({"loss_type": ["sigmoid"], "rpo_alpha": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}),
+    ({"loss_type": ["sigmoid", "sft"], "rpo_alpha": 1.0}, {
+        "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 2.0]}),
+    ({"loss_type": ["sft", "ipo"], "loss_weights": [0.5, 2], "rpo_alpha": 0.25}, {
+        "loss_type": ["sft", "ipo"], "loss_weights": [0.75, 2.0]}),
+    ({"loss_type": "sft", "rpo_alpha": 1.0}, {"loss_type": "sft", "loss_weights": [2.0]}),
     ({"beta": 0.3, "torch_dtype": "bfloat16"}, {"beta": 0.3, "dtype": "bfloat16"}),
     ({"use_peft": True}, {"lora_dropout": None}),
     ({"use_peft": True, "lora_dropout": 0.1, "disable_dropout": True}, {"lora_dropout": None}),
@@ -83,6 +92,7 @@ def test_null_is_no_limit_where_it_is_a_value_in_trl(verb):
     ({"lr_scheduler_type": "polynomial"}, "lr_scheduler_type"),
     ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}, "lr_scheduler_kwargs.num_cycles"),
     ({"truncation_mode": "middle"}, "truncation_mode"),
+    ({"truncation_mode": "middle", "max_prompt_length": 9}, "truncation_mode"),
     ({"eval_strategy": "epoch"}, "eval_strategy"),
     ({"eval_strategy": "steps", "eval_steps": 0.1}, "eval_steps"),
     ({"save_steps": 0.2}, "save_steps"),
@@ -103,8 +113,27 @@ def test_what_has_no_counterpart_is_listed(given, lost):
     build(COMMANDS["dpo"], found.config)
 
 
+@pytest.mark.parametrize(("verb", "given", "words"), [
+    ("dpo", {"max_prompt_length": 512}, "older TRL keeps the last 512 tokens of a prompt"),
+    ("dpo", {"max_prompt_length": 512, "truncation_mode": "keep_end"}, "then cuts the response, as keep_start"),
+    ("reward", {"max_prompt_length": 512}, "here it leaves out rows with longer prompts"),
+    ("sft", {"max_prompt_length": 512}, "here it leaves out rows with longer prompts"),
+    ("dpo", {"rpo_alpha": 0.5, "loss_type": ["sigmoid", "sft"]}, "rpo_alpha is added to the weight of 'sft'"),
+    ("dpo", {"rpo_alpha": 0.5}, "rpo_alpha becomes the weight of the loss 'sft'"),
+], ids=str)
+def test_what_is_computed_otherwise_is_said(verb, given, words):
+    assert words in " ".join(convert(verb, {**GIVEN, **given}).said)
+
+
+def test_losses_with_too_few_weights_are_named_beside_rpo_alpha():
+    given = {"loss_type": ["sft", "sigmoid"], "loss_weights": [1.0], "rpo_alpha": 1.0}
+    with pytest.raises(ValueError, match="loss_weights"):
+        build(COMMANDS["dpo"], convert("dpo", {**GIVEN, **given}).config)
+
+
 @pytest.mark.parametrize("given", [
-    {"per_device_train_batch_size": "many"}, {"lr_scheduler_kwargs": 3}, {"max_steps": [1]}, {"warmup_steps": True},
+    {"max_prompt_length": "long"}, {"rpo_alpha": "a"}, {"per_device_train_batch_size": "many"},
+    {"lr_scheduler_kwargs": 3}, {"max_steps": [1]}, {"warmup_steps": True},
     {"lr_scheduler_type": 1},
 ], ids=str)
 def test_a_value_of_another_type_is_refused_by_name(given):

@@ -13,6 +13,19 @@ GROUP = {"prompt_id": "p", "prompt": [{"role": "user", "content": "q"}], "prompt
          "responses": [RESPONSE, {"ids": [3], "text": "no"}], "pairs": [[0, 1]], "margins": [0.5], "extra": {"a": [1]}}
 
 
+def test_a_group_and_a_response_are_printed_in_a_line():
+    group = PromptGroup.from_json(GROUP)
+    assert repr(group) == "PromptGroup('p', 'q', tokens=2, responses=2, pairs=1, extra=['a'])"
+    assert repr(group.responses[0]) == ("Response('hi', tokens=3, logps=True, finish_reason='stop', "
+                                        "scores={'rm': 1, 'rm/short': 0.5, 'label': 1})")
+    long = {**RESPONSE, "text": "word " * 999, "ids": [3] * 999, "loss_mask": [1] * 999, "logps": [0.5] * 999}
+    group = PromptGroup.from_json({**GROUP, "prompt": "x" * 999, "responses": [long] * 64})
+    assert repr(group) == f"PromptGroup('p', '{'x' * 40}'..., tokens=2, responses=64, pairs=1, extra=['a'])"
+    assert len(repr(group.responses[0])) < 200
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert "('p', ... 3 messages, the last 'c', tokens" in repr(PromptGroup.from_json({**GROUP, "prompt": talk}))
+
+
 def test_a_whole_group_is_taken_and_written_again():
     written = PromptGroup.from_json(GROUP).to_json()
     assert written == {**GROUP, "responses": [{**RESPONSE, "logps": [-1.0, -2.5, 0.0]}, GROUP["responses"][1]]}

@@ -3,7 +3,9 @@ import json
 import sys
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_jax.data.templates import TemplateRefused
 from rlhf_jax.data.tokenizer import (
@@ -18,6 +20,7 @@ from rlhf_jax.data.tokenizer import (
     pad_token_id,
     plain_ids,
     stop_token_ids,
+    template_choices,
     template_ids,
     write_pad_token,
 )
@@ -69,6 +72,24 @@ def test_no_template_and_a_template_that_refuses(make_tokenizer):
         template_ids(make_tokenizer(), USER, generation=True)
     with pytest.raises(TemplateRefused, match="turns user: no thanks"):
         template_ids(make_tokenizer("{{ raise_exception('no thanks') }}"), USER, generation=True)
+
+
+@pytest.mark.parametrize(("special", "fitting", "others"), [
+    ({}, "one of chatml, llama3, zephyr, mistral, plain", "gemma"),
+    ({"eos_token": None}, "one of chatml, llama3", "zephyr, mistral, gemma, plain"),
+    ({"bos_token": None}, "one of chatml, llama3, zephyr, mistral, plain", "gemma"),
+])
+def test_templates_are_offered_whose_special_tokens_are_there(make_tokenizer, special, fitting, others):
+    tokenizer = make_tokenizer(**special)
+    with pytest.raises(ValueError, match=r"no chat template.* scorer\.chat_template_path") as caught:
+        template_ids(tokenizer, USER, generation=True)
+    assert f"to a file or to {fitting} (it lacks the special tokens of {others})." in str(caught.value)
+    assert tokenizer.chat_template is None
+
+
+def test_a_tokenizer_without_markers_and_stop_token_is_offered_a_file(make_tokenizer):
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
+    assert template_choices(words).startswith("a file (it lacks the special tokens of chatml, ")
 
 
 def test_padding_is_never_a_stop_token(make_tokenizer):

@@ -2,7 +2,11 @@
 
 import ast
 import importlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")),
          *(ROOT / name for name in ("README.md", "benchmarks/README.md", "examples/README.md")),
          *sorted((ROOT / "configs").rglob("README.md"))]
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 ROOMS = "|".join(sorted(path.name for path in (ROOT / "rlhf_jax").iterdir() if path.is_dir()))
 FOREIGN = {"RESOURCE_EXHAUSTED"}
@@ -92,9 +97,18 @@ def test_lines_are_at_most_120_columns_outside_tables_and_code(page):
 
 
 def test_the_worked_diffs_apply_one_after_the_other():
-    """Lines without a sign and with a minus stand in the file as they are, one below the other; @@ parts hunks."""
+    for path, lines in files_after(diffs(EXTENDING)).items():
+        if path.suffix == ".py":
+            ast.parse("\n".join(lines), str(path))
+
+
+def files_after(worked):
+    """Path -> lines of each file that these diffs change, one after the other.
+
+    Lines without a sign and with a minus stand in the file as they are, one below the other; @@ parts hunks.
+    """
     files = {}
-    for diff in diffs((ROOT / "docs" / "extending.md").read_text()):
+    for diff in worked:
         for part in re.split(r"^--- ", diff, flags=re.MULTILINE)[1:]:
             name, *lines = part.splitlines()
             if name == "/dev/null":
@@ -104,9 +118,26 @@ def test_the_worked_diffs_apply_one_after_the_other():
                 continue
             path = ROOT / name.removeprefix("a/")
             files[path] = patched(files.get(path) or path.read_text().splitlines(), lines)
-    for path, lines in files.items():
-        if path.suffix == ".py":
-            ast.parse("\n".join(lines), str(path))
+    return files
+
+
+CHECKED = list(re.finditer(r"^```diff\n.*?^```\n\n((?:    [^\n]*\n)+)", EXTENDING, re.DOTALL | re.MULTILINE))
+"""The worked diffs that commands stand under."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(len(CHECKED)), ids=lambda place: re.findall(r"tests/\S+", CHECKED[place][1])[0])
+def test_the_commands_under_a_worked_diff_pass_on_a_copy(place, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "runs"))
+    for path, lines in files_after(diffs(EXTENDING[:CHECKED[place].end()])).items():
+        (copy / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path.relative_to(ROOT)).write_text("\n".join(lines) + "\n")
+    for command in re.findall(r"^    python (.*)", CHECKED[place][1], re.MULTILINE):
+        quick = ["-x", "-m", "not slow and not longer and not torch"] if command.startswith("-m pytest") else []
+        done = subprocess.run([sys.executable, *command.split(), *quick], cwd=copy, check=False, capture_output=True,
+                              text=True, env={**os.environ, "PYTHONPATH": str(copy)})
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def patched(text, lines):
@@ -148,8 +179,7 @@ def test_error_texts_are_those_of_the_program():
 
 
 def test_the_plug_ins_of_the_page_work(tmp_path, monkeypatch):
-    (source,) = re.findall(r"^```python\n(\"\"\"mine.*?)^```$", (ROOT / "docs" / "extending.md").read_text(),
-                           re.DOTALL | re.MULTILINE)
+    (source,) = re.findall(r"^```python\n(\"\"\"mine.*?)^```$", EXTENDING, re.DOTALL | re.MULTILINE)
     (tmp_path / "mine_of_the_page.py").write_text(source)
     (tmp_path / "rows.jsonl").write_text('{"question": "q", "accepted": "a", "other": "b"}\n')
     monkeypatch.chdir(tmp_path)

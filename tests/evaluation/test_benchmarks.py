@@ -1,5 +1,6 @@
 """Benchmarks of reward models: their authors' own rules and rows, intervals that cluster, what is refused."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -13,9 +14,10 @@ from rlhf_jax.data.funnel import Funnel, TooManyBadRows
 from rlhf_jax.data.load import load_examples
 from rlhf_jax.data.rows import ParseOptions
 from rlhf_jax.evaluation.benchmarks import BENCHMARKS, JudgedRow, measured_rows, rewardbench, rewardbench2, rm_bench
-from rlhf_jax.evaluation.benchmarks.base import mean_of, over_units
+from rlhf_jax.evaluation.benchmarks.base import incomplete, mean_of, over_units
+from rlhf_jax.evaluation.statistics import Coverage
 from rlhf_jax.scoring import FunctionScorer
-from rlhf_jax.workflow.benchmarking import check_subsets, find_benchmark, missing_sentences
+from rlhf_jax.workflow.benchmarking import check_subsets, find_benchmark, incomplete_sentences, missing_sentences
 from rlhf_jax.workflow.stages.evaluate import evaluate_scorer, rows_of
 
 
@@ -105,6 +107,33 @@ def test_rows_of_which_a_pair_failed_count_where_pairs_do_and_not_in_a_matrix():
     assert missing_sentences("rm_bench", [row])[0].endswith("no row of chat was judged")
     assert measured_rows(BENCHMARKS["preference"], [row])["subset/chat"].value == 1.0
     assert measured_rows(BENCHMARKS["preference"], [JudgedRow("r", "r", "chat", ((0, 1),), (None,))]) == {}
+
+
+def failed(row):
+    """The same row with its first pair failed."""
+    return dataclasses.replace(row, gaps=(None, *row.gaps[1:]), scores={})
+
+
+def test_numbers_with_rows_that_were_not_judged_say_of_how_many_they_are():
+    rows = [matrix_row((1, 1, 1), (0, 0, 0), name=f"r{i}") for i in range(5)]
+    rows += [matrix_row((1, 1, 1), (0, 0, 0), subset="math", name=f"m{i}") for i in range(2)]
+    assert incomplete(BENCHMARKS["rm_bench"], rows) == {}
+    found = incomplete(BENCHMARKS["rm_bench"], [rows[0], *map(failed, rows[1:5]), *rows[5:]])
+    assert found == {**dict.fromkeys(("hard", "normal", "easy"), Coverage(3, 7)),
+                     **dict.fromkeys(("Chat", "chat/hard", "chat/normal", "chat/easy"), Coverage(1, 5))}
+
+
+def test_a_number_over_ties_that_fell_says_so_and_so_does_the_score(judged):
+    scores = dict(enumerate((1.0, 0.0)))
+    ties = [judged("Ties", 1.0, name=name, prompt=name, scores=scores) for name in ("ref:1", "tied:1", "tied:2")]
+    others = [judged(name, 1.0, 1.0, 1.0, name=name, prompt=name) for name in rewardbench2.BEST_OF_FOUR]
+    found = incomplete(BENCHMARKS["rewardbench2"], [*others, *ties[:2], failed(ties[2])])
+    assert found == {"Ties": Coverage(2, 3), "score": Coverage(7, 8)}
+
+
+def test_a_scorer_that_compares_has_its_fallen_rows_counted_too(judged):
+    rows = [judged("Chat", 0.1), judged("Chat", None), judged("Chat", 0.2, None, name="in part")]
+    assert incomplete(BENCHMARKS["preference"], rows) == {"subset/Chat": Coverage(1, 3)}
 
 
 def test_equal_texts_of_a_matrix_tie():
@@ -218,6 +247,16 @@ def test_subsets_that_a_benchmark_lacks_or_needs_are_named(judged):
     assert said[2].startswith("rewardbench has no Reasoning, nor a number that Reasoning is part of: no row of math-p")
     assert set(measured_rows(BENCHMARKS["rewardbench"], rows)) == {
         "Chat", *(f"subset/{name}" for name in rewardbench.SECTIONS["Chat"])}
+
+
+def test_numbers_of_few_rows_are_named_together_with_the_reasons():
+    coverage = {"hard": Coverage(1, 100), "accuracy": Coverage(1, 400), "Chat": Coverage(1, 100)}
+    assert incomplete_sentences("rm_bench", coverage, {"too_long": 593, "no_score": 1}) == [
+        "warning: not all rows of rm_bench were judged in full, and these numbers are of what was, as is its authors' "
+        "file: hard, Chat (1 of 100 rows); accuracy (1 of 400 rows). Responses or comparisons without a verdict: "
+        "too_long 593, no_score 1"]
+    assert "authors" not in incomplete_sentences("preference", {"accuracy": Coverage(1, 2)}, {"too_long": 1})[0]
+    assert incomplete_sentences("rm_bench", {}, {}) == []
 
 
 class Judge(FunctionScorer):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -51,6 +52,17 @@ def world(tmp_path_factory, weights):
 def test_an_example_is_short_and_listed(path):
     assert len(path.read_text().splitlines()) <= 60
     assert f"[{path.name}]({path.name})" in (ROOT / "examples/README.md").read_text()
+
+
+@pytest.mark.parametrize("path", [path for path in EXAMPLES if "sys.argv" in path.read_text()],
+                         ids=lambda path: path.name)
+@pytest.mark.parametrize("words", [[], ["one", "two", "three", "four", "five"]], ids=["none", "too many"])
+def test_an_example_with_other_arguments_says_how_it_is_called(path, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), *words])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 2
+    assert f"    python examples/{path.name} " in capsys.readouterr().err
 
 
 @pytest.mark.longer

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from rlhf_jax.parallel.auto import room_of
 from rlhf_jax.parallel.topology import captured_stderr
 from rlhf_jax.plan.compile import REMATERIALIZED, Compiled, Memory, needed_bytes
 from rlhf_jax.plan.hlo import Module
-from rlhf_jax.plan.measure import StagePlan, measure, meshes_to_try, plan_stage, resident_bytes
+from rlhf_jax.plan.measure import StagePlan, measure, meshes_to_try, plan_all, plan_stage, resident_bytes
 from rlhf_jax.plan.programs import build
 from rlhf_jax.plan.recipe import Shards, scope_of, stages_named, tasks_of
 from rlhf_jax.plan.report import Report, markdown, notes, read_json, sweep_rows, write_json
@@ -428,3 +429,19 @@ def test_an_ensemble_has_as_many_heads_and_draws_as_members(model):
     program = build(task.stage, make_mesh(MeshConfig()))
     assert (task.stage.config.num_labels, program.args[2].slot_values.shape[-1]) == (5, 5)
     program.jitted.eval_shape(*program.args)  # traces
+
+
+def test_each_stage_is_said_as_it_is_done(monkeypatch):
+    gib, stages = 2**30, [SimpleNamespace(name=name) for name in ("dpo", "decode", "score")]
+    plans = iter([
+        StagePlan("dpo", {}, True, 16 * gib, True, ("micro_rows 1",), peak=9 * gib, held=gib, hbm_s=0.5,
+                  compile_s=61.0),
+        StagePlan("decode", {}, False, 16 * gib, True, needed=20 * gib, held=gib, compile_s=2.0),
+        StagePlan("score", {}, False, 16 * gib, True, peak=17 * gib, compile_s=3.0)])
+    said = []
+    monkeypatch.setattr("rlhf_jax.plan.measure.plan_stage", lambda stage, *_: said.append(stage.name) or next(plans))
+    plan_all(stages, MeshConfig(), find_accelerator("cpu-8"), 0, said=said.append)
+    assert [line for line in said if not line.startswith("compiling")] == [
+        "dpo", "  dpo fits, with micro_rows 1: 10.0 of 16.0 GiB, 0.5 s a call at the vendor's peak; compiled in 61 s",
+        "decode", "  decode does NOT fit: 21.0 of 16.0 GiB; compiled in 2 s",
+        "score", "  score does NOT fit: 17.0 of 16.0 GiB; compiled in 3 s"]

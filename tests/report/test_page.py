@@ -154,6 +154,13 @@ def test_a_run_under_way_has_a_page_that_loads_itself_again(results, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_number_of_a_reward_model_says_of_how_few_rows_it_is(results, tmp_path):
+    results["reward_model"]["accuracy"]["rows"] = {"judged": 3, "of": 1200}
+    text = draw(Results.from_json({"title": "A run", "reward_model": results["reward_model"]}), tmp_path).read_text()
+    assert re.search(r"Accuracy<b>[^<]+</b>[^<]+ \(3 of 1,200 rows\)</div>", text)
+    assert text.count("of 1,200 rows") == 1
+
+
 def test_a_run_that_has_just_begun_has_a_page(tmp_path):
     text = draw(Results("A run"), tmp_path, at_work="world").read_text(encoding="utf-8")
     assert "after 0 finished stages" in text

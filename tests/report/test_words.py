@@ -108,7 +108,42 @@ def test_without_gold_the_proxy_speaks_and_says_it_flatters(results):
         row["gold"] = None
     sentences = headline(results)
     assert "highest proxy reward" in sentences[1]
-    assert "flatters" in sentences[-1]
+    assert sentences[-1].endswith("scores are those of the reward model the policies were trained against, which "
+                                  "flatters them.")
+
+
+def test_who_was_trained_against_the_scorer_is_not_guessed(results):
+    results["policies"] = results["policies"][:2]
+    for row, family in zip(results["policies"], ("baseline", "policy"), strict=True):
+        row |= {"gold": None, "family": family}
+    assert headline(results)[-1] == (
+        "No gold scorer judged this run: the scores flatter a policy that was trained against this scorer.")
+    assert "flatters them" in headline(rename(results, policy="raft"))[-1]
+    assert "were trained against" not in headline(rename(results, raft="offline_dpo"))[-1]
+
+
+def test_with_one_round_the_matched_control_says_nothing(results):
+    results["policies"] = [row for row in results["policies"] if row["label"] not in ("online-2", "online-3")]
+    sentences = headline(results)
+    told = " ".join(sentences)
+    assert "With one round, the matched control is that round itself, so there is nothing to compare." in sentences
+    assert "matched one-round DPO (difference" not in told
+    assert "anew in rounds" not in told
+    assert "offline DPO (difference" in told
+    assert "matched" not in " ".join(headline({**results, "policies": [
+        row for row in results["policies"] if row["family"] != "matched_dpo"]}))
+    text = write_seeds_markdown(aggregate([results, results]))
+    assert "sampling anew" not in text
+    assert "− matched" not in text
+
+
+def test_one_win_rate_is_shown_where_the_judge_is_the_proxy(results):
+    assert "| Win rate | Win rate by proxy |" in write_markdown(results)
+    for row in results["policies"]:
+        row |= {"gold": None, "win_rate": row["proxy_win_rate"]}
+    for text in (write_markdown(results), write_seeds_markdown(aggregate([results]))):
+        assert "| Win rate |" in text
+        assert "by proxy" not in text
 
 
 def test_nothing_scored_says_nothing():

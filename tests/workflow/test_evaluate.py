@@ -6,7 +6,8 @@ import scipy.special
 
 from rlhf_jax.data.funnel import Funnel
 from rlhf_jax.data.rows import Example
-from rlhf_jax.evaluation import ScorerReport
+from rlhf_jax.evaluation import PAIR_MEASURES, ScorerReport
+from rlhf_jax.evaluation.statistics import Coverage
 from rlhf_jax.scoring import FunctionScorer
 from rlhf_jax.workflow.stages.evaluate import evaluate_scorer
 
@@ -37,6 +38,17 @@ def test_pairs_that_were_not_judged_are_counted_by_reason_beside_those_that_were
         ("both", (1, 0), {"chosen": 5.0, "rejected": 3.0}, 1.0), ("one failed", (1, 0), {}, None),
         ("a pair of two", (2, 0), {"chosen": 5.0, "rejected": 3.0}, 1.0), ("a pair of two", (2, 1), {}, None),
         ("none", (1, 0), {}, None)]
+
+
+def test_numbers_keep_how_many_of_their_rows_were_judged():
+    report, _ = evaluate_scorer(FunctionScorer(none_for_one_word, name="proxy"), PAIRS, Funnel(read=4), seed=0)
+    assert report.incomplete == dict.fromkeys(PAIR_MEASURES, Coverage(1, 4))  # one more was judged in part
+    kept = report.to_json()
+    assert (kept["accuracy"]["rows"], report.numbers()["nll"]["rows"]) == ({"judged": 1, "of": 4},) * 2
+    assert ScorerReport.from_json(kept).incomplete == report.incomplete
+    whole, _ = evaluate_scorer(FunctionScorer(longer, name="proxy"), PAIRS, Funnel(read=4), seed=0)
+    assert not whole.incomplete
+    assert "rows" not in whole.to_json()["accuracy"]
 
 
 def word_is_nan(prompts, completions, **columns):

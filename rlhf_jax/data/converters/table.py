@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_jax.data.converters import dialogues, graded, instructions, pairs, trees
 from rlhf_jax.data.converters.base import Converter, largest_margins, one_row_of_answers
-from rlhf_jax.plugins import is_plugin, load_function
+from rlhf_jax.plugins import check_call, is_plugin, load_function
 
 CONVERTERS: dict[str, Converter] = {
     "alpaca": Converter(instructions.alpaca),
@@ -49,7 +49,9 @@ def find_converter(name: str, options: Mapping[str, Any] | None = None) -> Conve
       ValueError: there is none, or it has no such option.
     """
     if is_plugin(name):
-        return Converter(load_function(name)).with_options(name, options or {})
+        function = load_function(name)
+        check_call(function, "f(row)", {})
+        return Converter(function).with_options(name, options or {})
     if name not in CONVERTERS:
         raise ValueError(f"there is no converter {name!r}; known ones are {', '.join(sorted(CONVERTERS))}, or "
                          "module:function")

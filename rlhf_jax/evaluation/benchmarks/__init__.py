@@ -11,7 +11,7 @@ from rlhf_jax.evaluation.benchmarks import (
     rewardbench2,
     rm_bench,
 )
-from rlhf_jax.evaluation.benchmarks.base import Benchmark, JudgedRow, measured_rows
+from rlhf_jax.evaluation.benchmarks.base import Benchmark, JudgedRow, incomplete, measured_rows
 
 BENCHMARKS: dict[str, Benchmark] = {
     "auto_j": auto_j.BENCHMARK,
@@ -25,4 +25,4 @@ BENCHMARKS: dict[str, Benchmark] = {
     "rm_bench": rm_bench.BENCHMARK,
 }
 
-__all__ = ["BENCHMARKS", "Benchmark", "JudgedRow", "measured_rows"]
+__all__ = ["BENCHMARKS", "Benchmark", "JudgedRow", "incomplete", "measured_rows"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation.calibration import Sums, TieRule
-from rlhf_jax.evaluation.statistics import Estimate, by_cluster, resampled_estimate
+from rlhf_jax.evaluation.statistics import Coverage, Estimate, by_cluster, resampled_estimate
 
 Accuracies = Mapping[str, float]
 """Subset -> its accuracy."""
@@ -112,6 +112,26 @@ def measured_rows(benchmark: Benchmark, rows: Sequence[JudgedRow], tie_rule: Tie
     units = [row.prompt if benchmark.unit is None else benchmark.unit(row) for row in rows]
     return {name: over_units(sums, units, seed, confidence, resamples)
             for name, sums in benchmark.numbers(rows, tie_rule or benchmark.tie_rule).items() if np.any(sums.columns)}
+
+
+def incomplete(benchmark: Benchmark, rows: Sequence[JudgedRow], tie_rule: TieRule | None = None
+               ) -> dict[str, Coverage]:
+    """Number -> how many of its rows were judged, for the numbers of `measured_rows` of which some were not."""
+    judged, rule = np.array([row.judged for row in rows], bool), tie_rule or benchmark.tie_rule
+    if judged.all():
+        return {}
+    measured = [name for name, sums in benchmark.numbers(rows, rule).items() if np.any(sums.columns)]
+    without_failures = benchmark.numbers(_as_if_judged(rows), rule)
+    counted = {name: np.any(without_failures[name].columns, axis=1) for name in measured}
+    return {name: Coverage(int((here & judged).sum()), int(here.sum()))
+            for name, here in counted.items() if np.any(here & ~judged)}
+
+
+def _as_if_judged(rows: Sequence[JudgedRow]) -> list[JudgedRow]:
+    """The rows as if no pair had failed: every response scored alike, or no preference where the scorer compares."""
+    scored = any(row.scores for row in rows)
+    return [dataclasses.replace(row, gaps=(0.0,) * len(row.pairs), scores={
+        place: 0.0 for pair in row.pairs for place in pair} if scored else {}) for row in rows]
 
 
 def over_units(sums: Sums, units: Sequence[str], seed: int, confidence: float, resamples: int) -> Estimate:

@@ -19,15 +19,17 @@ from rlhf_jax.data.jsonl import write_jsonl_atomic
 from rlhf_jax.data.prompt_text import plain_text, user_turns
 from rlhf_jax.data.rows import Example
 from rlhf_jax.evaluation.agreement import position_bias
-from rlhf_jax.evaluation.benchmarks import JudgedRow, measured_rows
+from rlhf_jax.evaluation.benchmarks import JudgedRow, incomplete, measured_rows
 from rlhf_jax.evaluation.calibration import TieRule
 from rlhf_jax.evaluation.per_prompt import prompt_name
 from rlhf_jax.evaluation.preference import ScorerReport, preference_accuracy
+from rlhf_jax.evaluation.statistics import Coverage
 from rlhf_jax.parallel import gather_counts, is_main_process, map_over_processes
 from rlhf_jax.scoring import Comparing, InBothOrders, Scorer, log_odds
 from rlhf_jax.workflow.benchmarking import (
     check_subsets,
     find_benchmark,
+    incomplete_sentences,
     missing_sentences,
     write_metrics,
     write_official,
@@ -126,11 +128,12 @@ class EvaluateStage(Stage):
         name = self.data.benchmark
         report, verdicts = evaluate_scorer(self.scorer, examples, funnel, self.seed, name, self.tie_rule)
         rows = rows_of(verdicts)
-        for sentence in missing_sentences(name, rows):
+        for sentence in (*missing_sentences(name, rows),
+                         *incomplete_sentences(name, report.incomplete, report.failures)):
             context.run.announce(sentence)
         if is_main_process():
             write_jsonl_atomic(folder / ROWS, [verdict.to_json() for verdict in verdicts])
-            write_metrics(folder, name, {**report.preference.estimates, **report.benchmark}, self.tie_rule)
+            write_metrics(folder, name, report.numbers(), self.tie_rule)
             write_official(folder, name, rows, self.tie_rule, self.model)
         return {**report.to_json(), **known}
 
@@ -237,8 +240,12 @@ def evaluate_scorer(scorer: Scorer, examples: Sequence[Example], funnel: Funnel,
     reason = next(iter(failures)) if len(failures) == 1 else "not_judged"
     lost = len(examples) - len({verdict.prompt_id for verdict in judged})
     funnel = funnel.merged(Funnel(dropped=+Counter({reason: lost})))
-    numbers = measured_rows(found, rows_of(verdicts), tie_rule, seed)
+    rows = rows_of(verdicts)
+    numbers = measured_rows(found, rows, tie_rule, seed)
+    fallen = incomplete(found, rows, tie_rule)
+    if (whole := Coverage(sum(row.judged for row in rows), len(rows))).judged < whole.of:
+        fallen = {**dict.fromkeys(report.estimates, whole), **fallen}
     if decided := [v for v in judged if FIRST in v.scores]:
         orders = [(v.scores[FIRST], v.scores[SECOND]) for v in decided]
         numbers = {**numbers, **position_bias(orders, [v.prompt for v in decided], seed)}
-    return ScorerReport(report, len(verdicts), failures, funnel, numbers), verdicts
+    return ScorerReport(report, len(verdicts), failures, funnel, numbers, fallen), verdicts
