@@ -25,7 +25,7 @@ test-slow: $(VENV)/.installed         ## minutes-long suites: kill and resume, p
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 soak: $(VENV)/.installed              ## the long forms of the fuzz, kill and layout suites: one to two hours on two cores
-	RLHF_JAX_SOAK=1 $(BIN)/python -m pytest tests/fuzz tests/workflow/test_kill.py tests/plan/test_prove.py
+	RLHF_JAX_SOAK=1 $(BIN)/python -m pytest tests/fuzz tests/workflow/test_kill.py tests/plan/test_prove.py tests/docs/test_pages.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -36,6 +36,8 @@ def instead(key: str, value: Any, options: type) -> str:
     for name, owner, _ in keys(options):
         known.setdefault(name, owner)
     beside = f"{head}." if head else ""
+    if isinstance(value, Mapping) and [*value] == ["model_name_or_path"] and f"{key}_model" in known:
+        return f"did you mean {f'{key}_model'!r}?"
     if isinstance(value, Mapping) and value and all(f"{beside}{inner}" in known for inner in value):
         return f"the keys of {tail} are given without it: {', '.join(f'{beside}{inner}' for inner in value)}"
     if f"{beside}{ALIASES.get(tail)}" in known:

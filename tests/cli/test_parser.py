@@ -6,7 +6,7 @@ import yaml
 
 from rlhf_jax.cli.parser import parse
 from rlhf_jax.cli.verbs import VERBS, named
-from rlhf_jax.config.commands import GenerateCommand, ScoreCommand, SftCommand
+from rlhf_jax.config.commands import CompareCommand, GenerateCommand, ScoreCommand, SftCommand
 from rlhf_jax.config.evaluation import EvaluateCommand
 from rlhf_jax.config.preference import DpoCommand
 from rlhf_jax.config.run import ExperimentConfig
@@ -78,6 +78,12 @@ def test_a_hint_names_a_key_that_is_meant_and_no_other(key, said, capsys):
 def test_of_keys_of_one_name_the_hint_names_the_one_that_lies_least_deep(key, meant, capsys):
     said = refused(EvaluateCommand, ["--dataset_name", "d", "--output_dir", "o", f"--{key}", "1"], capsys)
     assert f"did you mean {meant!r}" in said or f"{key}: {meant}" in said
+
+
+def test_the_baseline_of_a_comparison_is_not_hinted_to_be_the_policy(capsys):
+    with pytest.raises(SystemExit):
+        parse(CompareCommand, "compare", ["--baseline.model_name_or_path", "m"])
+    assert "baseline: did you mean 'baseline_model'?" in capsys.readouterr().err
 
 
 def test_names_of_the_field_for_the_number_of_samples_are_taken(capsys):
