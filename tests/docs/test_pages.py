@@ -127,7 +127,8 @@ SOAK = bool(os.environ.get("RLHF_JAX_SOAK"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", range(len(CHECKED) if SOAK else 1), ids=lambda place: re.findall(r"tests/\S+", CHECKED[place][1])[0])
+@pytest.mark.parametrize("place", range(len(CHECKED) if SOAK else 1),
+                         ids=lambda place: re.findall(r"tests/\S+", CHECKED[place][1])[0])
 def test_the_commands_under_a_worked_diff_pass_on_a_copy(place, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "runs"))
