@@ -21,6 +21,7 @@ from rlhf_jax.data.bad_row import BadRow
 from rlhf_jax.data.context_columns import template_variables
 from rlhf_jax.data.example import Example, with_responses
 from rlhf_jax.data.groups import LENGTH, SYSTEM_ROLES, Message, PromptGroup, Response, Text
+from rlhf_jax.data.growing_text import GrowingText
 from rlhf_jax.data.limits import Limits
 from rlhf_jax.data.prompt_text import messages_of
 from rlhf_jax.data.spoken import spoken_ids
@@ -35,7 +36,7 @@ from rlhf_jax.data.tokenizer import (
     pad_token_id,
     plain_ids,
     stop_token_ids,
-    template_ids,
+    template_text,
 )
 
 __all__ = [
@@ -102,6 +103,10 @@ class Renderer:
     @cached_property
     def reading(self) -> TemplateReading:
         return TemplateReading(self.tokenizer)
+
+    @cached_property
+    def growing(self) -> GrowingText:
+        return GrowingText(self.tokenizer)
 
     @cached_property
     def end_of_turn(self) -> EndOfTurn:
@@ -224,7 +229,7 @@ def _whole_text(renderer: Renderer, text: Text) -> tuple[list[int], list[Respons
 def _template_ids(renderer: Renderer, variables: dict[str, Any], messages: list[Message],
                   generation: bool) -> list[int]:
     try:
-        return template_ids(renderer.tokenizer, messages, generation=generation, **variables)
+        return renderer.growing.ids(template_text(renderer.tokenizer, messages, generation=generation, **variables))
     except TemplateRefused as error:
         raise _refusal(renderer, variables, messages, generation, error) from error
 
@@ -235,7 +240,7 @@ def _refusal(renderer: Renderer, variables: dict[str, Any], messages: list[Messa
     role = messages[0]["role"] if messages else ""
     if role in SYSTEM_ROLES:
         with contextlib.suppress(TemplateRefused):
-            template_ids(renderer.tokenizer, messages[1:], generation=generation, **variables)
+            template_text(renderer.tokenizer, messages[1:], generation=generation, **variables)
             return BadRow(f"{role}_not_rendered", f"{error}. Without its {role} message the conversation is rendered: "
                                                   "use a template that takes one (chat_template_path), set "
                                                   "drop_system, or write it into the first user turn")
