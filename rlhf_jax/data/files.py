@@ -73,14 +73,15 @@ def _table(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
     tabs = file_format(path) == ".tsv"
     with open_bytes(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE) if tabs else csv.reader(stream, strict=True)
-        columns = list(header) if header is not None else next(reader, [])
+        rows = _table_rows(path, reader)
+        columns = list(header) if header is not None else next(rows, [])
         if twice := sorted({name for name in columns if columns.count(name) > 1}):
             raise SourceError(f"{path} has two columns of the name {twice[0]!r}, of which only one could be read; "
                               "rename one")
-        for cells in _table_rows(path, reader):
+        for cells in rows:
             if len(cells) == len(columns):
                 row = dict(zip(columns, cells, strict=True))
-                lists = [name for name, cell in row.items() if _MESSAGES.match(cell)]
+                lists = [name for name in _TEXTS if _MESSAGES.match(row.get(name, ""))]
                 yield reader.line_num, row if not lists else BadRow(
                     "messages_as_text", f"column {lists[0]!r} holds message lists as text, which would be learned as "
                                         "written; write JSON Lines (pandas: to_json(orient='records', lines=True))")
@@ -90,8 +91,10 @@ def _table(path: Path, header: Sequence[str] | None) -> Iterator[tuple[int, Row]
                                                f"({', '.join(columns)})")
 
 
-_MESSAGES = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
-"""What a list of messages begins with, as JSON or as Python prints it."""
+_TEXTS = ("prompt", "chosen", "rejected", "completion", "response")
+"""Columns that may hold messages as well as text."""
+_MESSAGES = re.compile(r"""\s*\[\s*\{(?=.*?['"](role|from)['"]\s*:)(?=.*?['"](content|value)['"]\s*:)""", re.DOTALL)
+"""A list of messages, as JSON or as Python prints it."""
 
 
 def _table_rows(path: Path, reader: Any) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class GrowingText:
                          and token_id != tokenizer.unk_token_id}  # which stands for letters too
         names = sorted((token.content for token in added.values() if token.content), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names)) if self._anchors else r"(?!)")
+        self._longest = len(names[0]) if names else 0
         self._seen = _Seen("", [], [])
 
     def ids(self, text: str) -> list[int]:
@@ -44,7 +46,7 @@ class GrowingText:
         seen = self._seen
         shared = _shared(seen.text, text)
         known = [anchor for anchor in seen.anchors if anchor.end <= shared]
-        while known and self._matched(text, known[-1]) != known[-1].end:  # a longer token begins there in this text
+        while known and not self._stands(text, known):
             known.pop()
         start, place = (known[-1].start, known[-1].place) if known else (0, 0)
         rest = list(self._tokenizer(text[start:], add_special_tokens=False)["input_ids"])
@@ -52,9 +54,12 @@ class GrowingText:
         self._seen = _Seen(text, ids, [*known[:-1], *self._found(text, start, rest, place)])
         return ids
 
-    def _matched(self, text: str, anchor: _Anchor) -> int | None:
-        match = self._pattern.match(text, anchor.start)
-        return None if match is None else match.end()
+    def _stands(self, text: str, known: list[_Anchor]) -> bool:
+        """Whether the last one is read in this text too: behind it there may be a longer token that covers it."""
+        last = known[-1]
+        after = next((anchor.end for anchor in reversed(known) if anchor.end <= last.start - self._longest), 0)
+        found = (match for match in self._pattern.finditer(text, after) if match.end() > last.start)
+        return any((match.start(), match.end()) == last[:2] for match in itertools.islice(found, 1))
 
     def _found(self, text: str, start: int, ids: list[int], place: int) -> list[_Anchor]:
         """The special tokens of a text from `start` on, which has these ids; none where text and ids do not agree."""

@@ -73,7 +73,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 def open_bytes(path: str | Path) -> IO[bytes]:
     """The file opened for reading bytes, decompressed when its name ends in .gz."""
     path = Path(path)
-    return io.BufferedReader(gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+    return io.BufferedReader(gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def scan_jsonl(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any] | BadRow]]:

@@ -35,7 +35,7 @@ _SHARD = re.compile(r"^(.+)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.|^(batch-\d+)-\d{5}\.
 _HUB_NAME = re.compile(r"((?:\w[\w.-]*/)?\w[\w.-]*)(?:@(\w[\w./-]*))?")
 _ABOUT = ("dataset_infos.json", "dataset_info.json")
 """Files of a hub snapshot that tell of the data and hold none."""
-_PACKED = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow)\.(zst|bz2|xz|zip)$", re.IGNORECASE)
+_PACKED = re.compile(r"\.(jsonl?|ndjson|csv|tsv|parquet|arrow)\.(zst|bz2|xz)$", re.IGNORECASE)
 """Data whose packing is not read."""
 _RECORD = "stage.json"
 _BESIDE = (_RECORD, "inputs.json", "statistics.json", "decontaminated.jsonl", "quarantine-*.jsonl", "*.md",
@@ -134,17 +134,17 @@ def list_files(source: str, split: str | None = None) -> list[Path] | None:
     """The local files of a source in sorted order, or None when it is the name of a hub data set.
 
     In a folder, `split` keeps the files whose name begins with it; of `train_sft-00000-of-00002.parquet`, as the hub
-    names them, the split is `train_sft`. Where no file name begins with a split word, all are one `train` split; where
-    files of one split do, they are the data, and what lies beside them is not. A folder without data files of its own
-    whose files lie in `data/` is read there. What a stage wrote beside its rows is not read with them.
+    names them, the split is `train_sft`. Where no file name begins with a split word, all are one `train` split. A
+    folder without data files of its own whose files lie in `data/` is read there. What a stage wrote beside its rows is
+    not read with them.
 
     Raises:
-      SourceError: there is no such file, or the split is not there, or is needed and not given; or the files are of
-        several formats, or packed otherwise than with gzip.
+      SourceError: there is no such file, or the split is not there, or is needed and not given; or a folder has
+        files of several formats, or some packed otherwise than with gzip.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _split_files(_data_files(path) or _data_files(path / "data"), source, split)
+        return _of_one_format(_split_files(_data_files(path) or _data_files(path / "data"), source, split), source)
     if path.is_file() or file_format(path) or glob.has_magic(source) or source.startswith(("/", ".", "~")):
         if not path.is_file() and not glob.has_magic(source):
             raise SourceError(f"there is no file {source!r}; the working folder is {Path.cwd()}")
@@ -190,20 +190,21 @@ def _split_files(files: list[Path], source: str, split: str | None) -> list[Path
     if split is None and len(named) > 1:
         raise SourceError(f"{source!r} holds the splits {', '.join(named)}; say which with split= (of held-out rows "
                           "eval_split=)")
-    if (split is None or split == "train") and not named:
-        return _of_one_format(files, source)
-    wanted = named[0] if split is None else split
-    chosen = [file for file, word in words.items() if word == wanted]
+    if split is None or (split == "train" and not named):
+        return files
+    chosen = [file for file, word in words.items() if word == split]
     if not chosen:
         raise SourceError(f"{source!r} has no file of split {split!r}; it holds {', '.join(f.name for f in files[:8])}")
-    return _of_one_format(chosen, source)
+    return chosen
 
 
 def _of_one_format(files: list[Path], source: str) -> list[Path]:
-    if len(formats := sorted({file_format(file) for file in files})) > 1:
+    """The files of a folder, if one reader reads them all."""
+    formats = sorted({file_format(file) for file in files})
+    if len({FILE_READERS[name] for name in formats}) > 1:
         raise SourceError(f"{source!r} holds files of several formats ({', '.join(formats)}), such as "
                           f"{', '.join(file.name for file in files[:8])}, and a data set has one; name those of the "
-                          "data with a glob, such as FOLDER/*.jsonl")
+                          "data with a glob, such as FOLDER/*.jsonl, or their split")
     return files
 
 

@@ -154,7 +154,8 @@ def save_adapter(folder: str | Path, adapter: Params, config: DecoderConfig, lor
     path = Path(base) / CONFIG
     multimodal = path.is_file() and is_multimodal(read_json(path))
     if multimodal:
-        tensors = {name.replace("model.model.", "model.model.language_model."): x for name, x in tensors.items()}
+        tensors = {name.replace(f"{_PREFIX}model.", f"{_PREFIX}model.language_model."): x
+                   for name, x in tensors.items()}
     if score is not None:
         tensors[_SCORE] = on_host(score)
     if jax.process_index() != 0:

@@ -156,7 +156,7 @@ class EngineGate:
         for what, numbers in told.items():
             known = np.isfinite(numbers)
             before, after = tokens.at(known), tokens._replace(ours=numbers).at(known)
-            apart = known.any() and np.sqrt(np.mean((after.ours - before.ours) ** 2)) > _APART
+            apart = known.sum() >= _ENOUGH and np.sqrt(np.mean((after.ours - before.ours) ** 2)) > _APART
             share, error = update_seen(before, after) if apart else (0.0, 0.0)
             if share - 3 * error > 0.5 and (self.fits(before) or self.fits(after)):
                 return (f"the engine's log-probs are those at {what}, after that was applied, and not the model's own: "

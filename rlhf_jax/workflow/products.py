@@ -42,6 +42,16 @@ _NO_PRODUCTS = (".*", INPUTS, RECORD, CHECKPOINTS, "trackers.json", "events.out.
 """Files and folders that no later stage reads, or that are kept by content."""
 
 
+_MADE = ("*-[0-9][0-9][0-9][0-9][0-9].jsonl", MODEL, PAIRS, JUDGED, ROWS, TREE, STATISTICS, RLHFLOW, TRL, FEATURES,
+         COVARIANCE, METRICS)
+"""What stages call their products, or the folder of them."""
+
+
+def is_made(name: str) -> bool:
+    """Whether a file, named relative to a stage's folder, is called as its products are."""
+    return any(fnmatch(Path(name).parts[0], pattern) for pattern in _MADE)
+
+
 class DamagedProduct(RuntimeError):
     """A file of a finished stage is gone or is not what the stage wrote."""
 

@@ -26,6 +26,7 @@ from rlhf_jax.workflow.products import (
     RESULTS,
     check_products,
     drop_checkpoints,
+    is_made,
     list_products,
 )
 
@@ -135,12 +136,15 @@ def check_whole(folder: Path, files: Collection[str]) -> None:
       DamagedProduct: it finished, and a file that it made is gone or changed.
     """
     folder = folder.expanduser().resolve()
-    stage = begun_stage(folder)
-    if stage is None or _beside(folder).issuperset(files):
+    try:
+        started = _read_record(folder / INPUTS)
+    except (OSError, StageConflict):  # none of ours
+        return
+    if _unchanged(folder, started).issuperset(files):
         return
     if not (folder / RECORD).is_file():
-        raise StageConflict(f"{folder} holds a part of what the stage {stage!r} makes, which has not finished; give "
-                            "its command again, which goes on with what is there")
+        raise StageConflict(f"{folder} holds a part of what the stage {started['stage']!r} makes, which has not "
+                            "finished; give its command again, which goes on with what is there")
     check_products(folder, _read_record(folder / RECORD).get("products", {}))
 
 
@@ -230,19 +234,31 @@ def _begun(folder: Path, name: str, key: str, inputs: Mapping[str, Any]) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     Notice(folder).clear()
     if started.is_file():
-        beside = _beside(folder)
+        before, kept = _read_record(started).get("before", {}), _beside(folder)
         for leftover in folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-            if leftover.is_file() and str(leftover.relative_to(folder)) not in beside:
+            if leftover.is_file() and str(leftover.relative_to(folder)) not in kept:
                 leftover.unlink()
     else:
-        beside = frozenset(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs, "beside": sorted(beside)})
+        before = {str(file.relative_to(folder)): _state(file) for file in folder.rglob("*") if file.is_file()}
+    write_json_atomic(started, {"stage": name, "key": key, "inputs": inputs, "before": before})
     return None
 
 
-def _beside(folder: Path) -> frozenset[str]:
-    """Names of the files that lay in a stage's folder before the stage began, which it neither made nor touches."""
-    return frozenset(_read_record(folder / INPUTS).get("beside", ()))
+def _state(file: Path) -> list[int]:
+    """Size and time of a file, which change when it is written."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _unchanged(folder: Path, started: Mapping[str, Any]) -> set[str]:
+    """Names of the files that lay in a folder before its stage began, and are what they were."""
+    return {name for name, state in started.get("before", {}).items()
+            if (folder / name).is_file() and _state(folder / name) == state}
+
+
+def _beside(folder: Path) -> set[str]:
+    """Names of the files that lie in a stage's folder and have nothing to do with it; not what is left of a stage."""
+    return {name for name in _unchanged(folder, _read_record(folder / INPUTS)) if not is_made(name)}
 
 
 def _check_record(record: dict[str, Any], done: bool) -> None:
@@ -272,7 +288,7 @@ def begun_stage(folder: Path) -> str | None:
 
 def _work(folder: Path) -> list[Path]:
     """Files of an unfinished stage that took work to make: not its inputs, the rows it put aside, what it is at."""
-    beside = _beside(folder) if (folder / INPUTS).is_file() else frozenset()
+    beside = _beside(folder) if (folder / INPUTS).is_file() else set()
     return [p for p in folder.rglob("*") if p.is_file() and p.name not in (INPUTS, AT_WORK)
             and "quarantine" not in p.name and str(p.relative_to(folder)) not in beside]
 
@@ -289,7 +305,8 @@ class Run:
 
     single: the folder is that of one stage, for verbs that do one. begins: is told the name of a stage that is about to
     work, rather than to be found done. shared: folder of a sweep, whose stages, caches and paid answers this run uses
-    and adds to; None for a run that has its own.
+    and adds to; None for a run that has its own. other: the folder holds a run of another configuration, of which
+    nothing is finished any more once this one works.
     """
 
     folder: Path
@@ -299,6 +316,7 @@ class Run:
     single: bool = False
     begins: Callable[[str], None] = lambda name: None
     shared: Path | None = None
+    other: bool = False
 
     @property
     def store(self) -> Path:
@@ -308,12 +326,12 @@ class Run:
     def stage(self, name: str, inputs: Mapping[str, Any], body: Callable[[Path], Mapping[str, Any]]) -> Finished:
         """`run_stage` in this run's folder; the same inputs under the same name are one stage for all who ask."""
         if self.single:
-            return run_stage(self.folder, name, inputs, body, self.begins)
+            return run_stage(self.folder, name, inputs, body, self._begins)
         folder = self.store / "stages" / f"{name.replace('/', '-')}-{stage_key(name, inputs)[:10]}"
         known = any(stage.folder == folder for stage in self.stages)
         if not known:
             self.announce(f"{name} ...")
-        stage = run_stage(folder, name, inputs, body, self.begins)
+        stage = run_stage(folder, name, inputs, body, self._begins)
         if not known:
             self.stages.append(stage)
             told = ["already done" if stage.reused else f"{stage.seconds:.1f} s", found(stage.report)]
@@ -332,14 +350,19 @@ class Run:
         except (ValueError, LookupError, TypeError):
             self.announce(f"{path} is damaged; it is written anew")
             return
-        if config != json.loads(json.dumps(to_plain(self.config))):
-            on_main(self._forget_end)
+        self.other = not self.single and config != json.loads(json.dumps(to_plain(self.config)))
         if names:
             self.announce(f"continues the run in {self.folder}: {len(names)} stages were done, the last of them "
                           f"{names[-1]}; what still has the same inputs is kept")
 
+    def _begins(self, name: str) -> None:
+        if self.other:
+            on_main(self._forget_end)
+            self.other = False
+        self.begins(name)
+
     def _forget_end(self) -> None:
-        """Another configuration begins: until it has ended, this is no finished run, and nothing is its policy."""
+        """Work of another configuration begins: until it ends, this is no finished run, and nothing is its policy."""
         (self.folder / RESULTS).unlink(missing_ok=True)
         for link in (self.folder / name for name in (POLICY, MODEL)):
             if link.is_symlink():

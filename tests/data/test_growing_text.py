@@ -72,6 +72,13 @@ def test_added_tokens_of_every_kind_are_read_as_in_the_whole_text(options, token
         assert growing.ids(text) == alone(tokenizer, text), text
 
 
+def test_an_added_token_inside_another_is_not_mistaken_for_it(tokenizer):
+    tokenizer.add_tokens([AddedToken("|x|", special=True), AddedToken("<|x|y>", special=True)])
+    growing = GrowingText(tokenizer)
+    for text in ("a<|x|z", "a<|x|y>b", "a<|x|"):
+        assert growing.ids(text) == alone(tokenizer, text), text
+
+
 def test_what_a_conversation_has_said_is_not_read_again(tokenizer):
     marker = "<|im_start|>"
     turns = [f"{marker}the cat sat on the mat, number {i}" for i in range(20)]

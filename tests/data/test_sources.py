@@ -189,6 +189,7 @@ def test_what_arrow_pads_tools_with_is_not_read(tmp_path, kind):
     ("a.csv", b'a,b\n1,2\n3,"not closed\n5,6\n7,8\n', "row that begins at line 3.*doubled inside it"),
     ("a.csv", b'a,b\n1,2\n3,"one" two\n', "row that begins at line 3.*doubled inside it"),
     ("a.csv", b'a,b\n"1\n2",3\n4,"', "row that begins at line 4"),
+    ("a.csv", b'a,b\n1,"', "row that begins at line 2"), ("a.csv", b'a,"b\n1,2\n', "row that begins at line 1"),
     ("a.json", b"[" * 200_000, "too deep inside one another"),
     ("a.json", b"[" + b"1" * 5000 + b"]", "too many digits"),
 ])
@@ -319,6 +320,15 @@ def test_message_lists_in_cells_of_text_are_refused(cell, tmp_path):
     assert row["chosen"] == "[see above]"
 
 
+@pytest.mark.parametrize(("column", "cell"), [
+    ("messages", '[{""role"": ""user"", ""content"": ""hi""}]'),
+    ("chosen", '[{""from"": ""Paris"", ""to"": ""London""}]'), ("chosen", '[{""value"": 3}]')])
+def test_other_lists_and_columns_that_hold_no_text_are_let_pass(column, cell, tmp_path):
+    (tmp_path / "a.csv").write_text(f'prompt,{column}\nq,"{cell}"\n')
+    ((_, row),) = read_rows(str(tmp_path / "a.csv"))
+    assert row[column] == cell.replace('""', '"')
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffhello\n\ufeffworld\n".encode())
     assert [row["text"] for _, row in read_rows(str(tmp_path / "a.txt"))] == ["hello", "\ufeffworld"]
@@ -341,12 +351,21 @@ def texts(source, **options):
     return [row["text"] for _, row in read_rows(source, **options)]
 
 
-def test_what_lies_beside_the_one_split_of_a_folder_is_not_read(folder):
-    assert texts(folder("train.jsonl", "LICENSE.txt", "notes.jsonl")) == ["train.jsonl"]
-    assert texts(folder("train.jsonl", "LICENSE.txt"), split="train") == ["train.jsonl"]
+def test_what_lies_beside_a_split_that_is_named_is_not_read(folder):
+    assert texts(folder("train.jsonl", "LICENSE.txt", "notes.jsonl"), split="train") == ["train.jsonl"]
 
 
-@pytest.mark.parametrize("names", [("part1.jsonl", "log.txt"), ("a.json", "b.csv"), ("train-1.jsonl", "train-2.txt")])
+@pytest.mark.parametrize("names", [("code.jsonl", "dev_tools.jsonl", "math.jsonl"), ("more.jsonl", "train.jsonl")])
+def test_nothing_is_left_out_of_a_folder_or_a_glob_where_no_split_is_named(names, folder):
+    assert texts(folder(*names)) == [*names]
+    assert texts(folder(*names) + "/*.jsonl") == [*names]
+
+
+def test_a_glob_may_name_files_of_several_formats(folder):
+    assert texts(folder("a.jsonl", "b.txt") + "/[ab].*") == ["a.jsonl", "b.txt"]
+
+
+@pytest.mark.parametrize("names", [("part1.jsonl", "log.txt"), ("a.json", "b.csv"), ("train.jsonl", "LICENSE.txt")])
 def test_a_folder_of_several_formats_is_refused(names, folder):
     with pytest.raises(SourceError, match=r"several formats \(\.\w+, \.\w+\).*glob"):
         texts(folder(*names))
@@ -354,7 +373,11 @@ def test_a_folder_of_several_formats_is_refused(names, folder):
 
 def test_endings_may_be_written_large_and_ndjson_is_json_lines(folder):
     assert texts(folder("part1.JSONL", "part2.jsonl")) == ["part1.JSONL", "part2.jsonl"]
-    assert texts(folder("only.ndjson") + "/only.ndjson") == ["only.ndjson"]
+    assert texts(folder("part1.JSONL", "part2.jsonl", "part3.ndjson"))[2:] == ["part3.ndjson"]
+    packed = folder() + "/packed.JSONL.GZ"
+    with gzip.open(packed, "wt") as stream:
+        stream.write('{"text": "packed"}\n')
+    assert texts(packed) == ["packed"]
 
 
 @pytest.mark.parametrize("name", ["part2.jsonl.zst", "part2.csv.bz2", "part2.JSONL.xz"])

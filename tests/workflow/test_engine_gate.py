@@ -75,6 +75,15 @@ def test_the_models_own_log_probs_pass_under_any_setting(made_up, dtype, setting
     assert gate.check(None, groups).mean < 1.5 * ROUNDING[dtype]
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 0.95}, {"top_p": 0.95}, {"top_p": 0.99}])
+def test_a_few_tokens_of_a_sound_engine_are_no_proof_against_it(made_up, settings):
+    """With one token any number lies on a line through it."""
+    gate, groups = made_up("bfloat16", prompts=60, **settings)
+    for group in groups:
+        tokens = gate.look(None, [group], gate.sampling.temperatures[0])
+        assert all(gate.processed(tokens.at(np.array([place])), 1.0) is None for place in range(len(tokens.ours)))
+
+
 @pytest.mark.parametrize(("dtype", "changed"), [("float32", 14), ("float32", 23), ("bfloat16", 14)])
 def test_weights_that_change_within_a_shard_are_caught(made_up, dtype, changed):
     gate, groups = made_up(dtype, wrong=lambda place: 0.4 * (place >= changed))

@@ -181,6 +181,39 @@ def test_a_folder_with_files_of_ones_own_takes_other_inputs_after_a_start_that_m
     assert not run_stage(tmp_path, "sample", INPUTS | {"data": "other"}, counting()[1]).reused
 
 
+def test_what_is_left_of_a_stage_is_its_work_and_its_product(tmp_path):
+    """Whoever removes the records to have a stage redone keeps its shards, for these inputs alone."""
+    names = iter(("shard-00000.jsonl", "shard-00000.jsonl", "shard-00001.jsonl"))
+
+    def makes(folder):
+        (folder / next(names)).write_text("{}")
+        (folder / "official.json").write_text("new")
+        return {}
+
+    (tmp_path / "official.json").write_text("of the user's")
+    run_stage(tmp_path, "sample", INPUTS, makes)
+    assert set(json.loads((tmp_path / RECORD).read_text())["products"]) == {"shard-00000.jsonl", "official.json"}
+    for name in (RECORD, "inputs.json"):
+        (tmp_path / name).unlink()
+
+    def dies(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(tmp_path, "sample", INPUTS, dies)
+    with pytest.raises(StageConflict, match="these inputs differ: data"):
+        run_stage(tmp_path, "sample", INPUTS | {"data": "other"}, makes)
+    run_stage(tmp_path, "sample", INPUTS, counting()[1])
+    assert "shard-00000.jsonl" in json.loads((tmp_path / RECORD).read_text())["products"]
+
+
+@pytest.mark.parametrize("content", ['[{"text": "x"}]', '{"text": "x"}', "no JSON"])
+def test_a_file_of_the_users_that_is_called_as_a_record_is_none(content, tmp_path):
+    (tmp_path / "inputs.json").write_text(content)
+    (tmp_path / "train.jsonl").write_text('{"text": "x"}\n')
+    assert key_of(RowOptions(dataset_name=str(tmp_path / "train.jsonl")))
+
+
 def test_rows_of_a_stage_that_has_not_finished_or_lost_some_are_refused(tmp_path):
     def write(folder, names):
         for name in names:
@@ -358,18 +391,20 @@ def test_a_run_keeps_stages_of_other_configurations_and_lists_only_its_own(tmp_p
 
 def test_a_run_of_another_configuration_is_not_finished_until_it_is(tmp_path):
     """Its results and its policy would be taken for those of the options that the manifest has."""
-    def begin(seed):
-        run = Run(tmp_path, {"seed": seed}, announce=lambda _: None)
+    def begin(seed, title="a", single=False):
+        run = Run(tmp_path, {"seed": seed, "title": title}, announce=lambda _: None, single=single)
         run.announce_earlier()
-        run.stage("sft", {"seed": seed}, counting()[1])
-        return run
+        return run if single else run.stage("sft", {"seed": seed}, counting()[1])
 
     begin(1)
     (tmp_path / "results.json").write_text("{}")
     (tmp_path / "policy").symlink_to("stages")
     (tmp_path / "model").mkdir()
     begin(1)
+    begin(1, title="nothing that a stage depends on")
+    begin(2, single=True)  # a verb that has not begun, and whose folder this is not
     assert (tmp_path / "results.json").is_file()
+    assert (tmp_path / "policy").is_symlink()
     begin(2)
     assert not (tmp_path / "results.json").exists()
     assert not (tmp_path / "policy").is_symlink()
