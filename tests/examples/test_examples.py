@@ -1,6 +1,7 @@
 """Every example runs as its first lines say, on a micro world and tiny models."""
 
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -62,7 +63,7 @@ def test_an_example_with_other_arguments_says_how_it_is_called(path, words, monk
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(path), run_name="__main__")
     assert stopped.value.code == 2
-    assert f"    python examples/{path.name} " in capsys.readouterr().err
+    assert f"\npython examples/{path.name} " in inspect.cleandoc(capsys.readouterr().err)  # Python 3.13 cleans it
 
 
 @pytest.mark.longer
