@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+from rlhf_jax.config.data import RenderOptions
 from rlhf_jax.config.server import Server
 from rlhf_jax.fields import COUNT, POSITIVE, SEED, Flat, Options, at_least, between, only_if
 
@@ -37,6 +38,12 @@ class ScorerModel(Options):
     system_prompt: str | None = None
     max_length: Annotated[int | None, COUNT] = 1024
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @staticmethod
+    def trained(folder: str, render: RenderOptions) -> ScorerModel:
+        """A model that was trained on rows rendered so, which conversations are then rendered as too."""
+        return ScorerModel(folder, text_as_chat=render.text_as_chat, system_prompt=render.system_prompt,
+                           max_length=render.max_length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ class GrowingText:
         self._anchors = {token.content: token_id for token_id, token in added.items()
                          if token.content and not token.normalized and not token.single_word
                          and token_id != tokenizer.unk_token_id}  # which stands for letters too
+        self._anchor_ids = frozenset(self._anchors.values())
         names = sorted((token.content for token in added.values() if token.content), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names)) if self._anchors else r"(?!)")
         self._longest = len(names[0]) if names else 0
@@ -58,14 +58,13 @@ class GrowingText:
         """Whether the last one is read in this text too: behind it there may be a longer token that covers it."""
         last = known[-1]
         after = next((anchor.end for anchor in reversed(known) if anchor.end <= last.start - self._longest), 0)
-        found = (match for match in self._pattern.finditer(text, after) if match.end() > last.start)
-        return any((match.start(), match.end()) == last[:2] for match in itertools.islice(found, 1))
+        found = next((match for match in self._pattern.finditer(text, after) if match.end() > last.start), None)
+        return found is not None and found.span() == (last.start, last.end)
 
     def _found(self, text: str, start: int, ids: list[int], place: int) -> list[_Anchor]:
         """The special tokens of a text from `start` on, which has these ids; none where text and ids do not agree."""
         matches = [match for match in self._pattern.finditer(text, start) if match[0] in self._anchors]
-        known = set(self._anchors.values())
-        places = [number for number, token in enumerate(ids) if token in known]
+        places = [number for number, token in enumerate(ids) if token in self._anchor_ids]
         if [self._anchors[match[0]] for match in matches] != [ids[number] for number in places]:
             return []
         return [_Anchor(match.start(), match.end(), place + number)

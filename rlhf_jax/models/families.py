@@ -285,12 +285,14 @@ def config_from_hf(raw: Mapping[str, Any]) -> DecoderConfig:
     ropes = _ropes(raw, of_class)
     windowed = family.windows and (raw["use_sliding_window"] if "use_sliding_window" in of_class else True)
     window = raw.get("sliding_window") if windowed else None
-    kinds = raw.get("layer_types") or ["sliding_attention"] * raw["num_hidden_layers"]
-    if "layer_types" not in of_class and window and len(set(kinds)) > 1:
-        raise ValueError(f"config.json has layer_types of several kinds, which transformers does not read for {name}: "
-                         f"there every layer has the window of {window}. Take the key out, or the window")
-    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention" and "layer_types" in of_class)
-    if len(full) == len(kinds):
+    kinds = raw.get("layer_types") or []
+    if "layer_types" not in of_class:
+        if window and len(set(kinds)) > 1:
+            raise ValueError(f"config.json has layer_types of several kinds, which transformers does not read for "
+                             f"{name}: there every layer has the window of {window}. Take the key out, or the window")
+        kinds = []
+    full = tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    if len(full) == raw["num_hidden_layers"]:
         window = None
     eos = raw.get("eos_token_id")
     fields = {field: raw[key] for key, field in {**_KEYS, **family.keys}.items()}

@@ -131,10 +131,14 @@ def compare_tensors(specs: dict[str, Any], found: dict[str, Stored]) -> Differen
     """Holds the headers of a folder's files against what its config asks for; no weight is read."""
     expected = tensor_shapes(specs)
     extra = sorted(set(found) - set(expected))
-    tied = "head" not in specs and "score" not in specs  # the output embedding is the input's, stored twice
-    ignored = [name for name in extra if _OTHER_PARTS.search(name) or (name == LM_HEAD and tied)]
+    ignored = [name for name in extra if _OTHER_PARTS.search(name) or (name == LM_HEAD and is_tied(specs))]
     return Differences(sorted(set(expected) - set(found)), [name for name in extra if name not in ignored], ignored,
                        _wrong_tensors({name: stored for name, stored in found.items() if name in expected}, expected))
+
+
+def is_tied(specs: dict[str, Any]) -> bool:
+    """Whether the output embedding is the input's, which a file may hold a second time."""
+    return "head" not in specs and "score" not in specs
 
 
 def _wrong_tensors(found: dict[str, Stored], expected: dict[str, tuple[int, ...]]) -> list[str]:

@@ -16,6 +16,7 @@ from rlhf_jax.models.hf import (
     Stored,
     compare_tensors,
     from_hf,
+    is_tied,
     open_tensors,
     parts,
     read_config,
@@ -69,12 +70,12 @@ def _sharded(spec: ParamSpec, sharding: jax.sharding.Sharding, read: TensorReade
 _ROWS = 8192
 
 
-def _check_tied(folder: Path, config: DecoderConfig, stored: dict[str, Stored]) -> None:
+def _check_tied(folder: Path, specs: dict[str, Any], stored: dict[str, Stored]) -> None:
     """Raises CheckpointError where a tied model's file has an output embedding that is not its input embedding."""
-    if config.is_classifier or not config.tie_embeddings or LM_HEAD not in stored:
+    if not is_tied(specs) or LM_HEAD not in stored:
         return
-    spec = param_specs(config)["embed"]
-    head, embed = (open_tensors(file).get_slice(name) for file, name in (stored[LM_HEAD], stored[spec.hf_name]))
+    head, embed = (open_tensors(file).get_slice(name)
+                   for file, name in (stored[LM_HEAD], stored[specs["embed"].hf_name]))
     rows = embed.get_shape()[0]
     cuts = [slice(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
     if head.get_shape() != embed.get_shape() or not all(np.array_equal(head[cut], embed[cut]) for cut in cuts):
@@ -103,7 +104,7 @@ def load_params(folder: str | Path, config: DecoderConfig | None = None, dtype: 
         raise CheckpointError(
             f"{folder} does not hold the tensors of a {config.family} {kind}: {differences}. "
             "Check that config.json belongs to these weights and that the checkpoint is of the kind you ask for")
-    _check_tied(folder, config, stored)
+    _check_tied(folder, specs, stored)
     read = TensorReader(stored)
     if shardings is None:
         return jax.tree.map(lambda spec: read_whole(spec, read, dtype), specs, is_leaf=is_spec)

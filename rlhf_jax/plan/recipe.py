@@ -221,8 +221,8 @@ def scope_of(command: Any) -> list[str]:
 
 def _trained_scorer(c: ExperimentConfig) -> ScorerOptions:
     assert c.reward is not None
-    return trainable_kind(c.reward.train).served(c.reward.train, ScorerModel(
-        "trained in this run", max_length=c.reward.data.render.max_length))
+    return trainable_kind(c.reward.train).served(c.reward.train, ScorerModel.trained(
+        "trained in this run", c.reward.data.render))
 
 
 def stages_named(tasks: list[Task], names: tuple[str, ...]) -> list[Task]:

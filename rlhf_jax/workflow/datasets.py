@@ -25,7 +25,7 @@ from rlhf_jax.data.tokenizer import load_template
 from rlhf_jax.parallel import is_main_process
 from rlhf_jax.plugins import plugin_keys
 from rlhf_jax.workflow.checkpoint import Checkpoint
-from rlhf_jax.workflow.stage import check_made, check_whole, fingerprint, hash_path
+from rlhf_jax.workflow.stage import check_finished, check_made, fingerprint, hash_path
 
 
 class GroupSource(Protocol):
@@ -250,13 +250,13 @@ def sources_key(sources: Sequence[str], split: str | None = None) -> list[dict[s
     A hub or tfds name stands for itself, with the revision that it carries (`owner/name@revision`).
 
     Raises:
-      StageConflict, DamagedProduct: as `check_whole` of the folders that the files lie in.
+      StageConflict, DamagedProduct: as `check_finished` of the folders that the files lie in.
     """
     found = []
     for source in sources:
         paths, rows = source_paths(source, split)
         for folder in {path.parent for path in paths or ()}:
-            check_whole(folder, {path.name for path in paths or () if path.parent == folder})
+            check_finished(folder, {path.name for path in paths or () if path.parent == folder})
         found.append({"rows": rows, "content": source if paths is None else [hash_path(path) for path in paths]})
     return found
 

@@ -196,10 +196,9 @@ class Experiment:
         if section is None:
             assert self.config.scorer is not None
             return open_scorer(self.config.scorer, self.context.local_mesh, "proxy", self.context.run.store), None
-        model, render = self._reward_model(section, start), section.data.render
-        served = trainable_kind(section.train).served(section.train, ScorerModel(
-            str(model.folder), text_as_chat=render.text_as_chat, system_prompt=render.system_prompt,
-            max_length=render.max_length))
+        model = self._reward_model(section, start)
+        served = trainable_kind(section.train).served(section.train, ScorerModel.trained(
+            str(model.folder), section.data.render))
         scorer = open_scorer(served, self.context.local_mesh, "proxy", self.context.run.store)
         return scorer, None if section.eval_data is None else self._evaluate_reward(scorer, section.eval_data)
 

@@ -75,10 +75,7 @@ def pseudo_rows(labelled_rows: Any, found: Finished, context: Context, number: i
 
 
 def _scorer(command: SelfTrainingCommand, context: Context, model: Checkpoint) -> PairwiseScorer:
-    render = command.data.render
-    served = pairwise.served(command.options, ScorerModel(
-        str(model.folder), text_as_chat=render.text_as_chat, system_prompt=render.system_prompt,
-        max_length=render.max_length))
+    served = pairwise.served(command.options, ScorerModel.trained(str(model.folder), command.data.render))
     return pairwise.open_scorer(served, context.local_mesh, "proxy")
 
 

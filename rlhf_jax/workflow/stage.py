@@ -126,7 +126,7 @@ def hash_path(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def check_whole(folder: Path, files: Collection[str]) -> None:
+def check_finished(folder: Path, files: Collection[str]) -> None:
     """Checks that files about to be read are not what an unfinished stage left, or what is left of a finished one.
 
     folder: where they lie. files: their names.
