@@ -29,6 +29,7 @@ dtype = jnp.dtype(args.dtype)
 VERSIONS = work.versions("rlhf_jax", "jax", "jaxlib", "flax", "optax")
 LARGE = args.shape in ("1b", "8b")
 REMAT = args.remat or ("full" if LARGE else micro_batches.REMAT)
+clock = work.time.perf_counter
 SLOTS, BLOCK = args.slots or (32 if LARGE else 16), args.block or (64 if LARGE else 8)
 
 
@@ -38,6 +39,21 @@ def memory():
 
 
 work.extra = memory
+
+
+def compilations():
+    """A function: how many programs XLA has compiled so far."""
+    found = []
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return lambda: len(found)
+
+
+work.programs = compilations()
 
 
 def loaded(kind, dtype):
@@ -56,11 +72,24 @@ def useful(groups):
     return sum(len(g.prompt_ids) + sum(len(r.ids) for r in g.responses) for g in groups)
 
 
-class Trainer:
-    """A step as `fit` runs it, packing included and nothing overlapped; for DPO the reference's pass over it too."""
+class RoomyPlan(BatchPlan):
+    """Few row shapes over the plans of several rounds, so that hardly any round compiles."""
 
-    def __init__(self, task, row, batch, remat=REMAT, logits_chunk=args.logits_chunk):
-        self.row, self.task = row, task
+    @property
+    def shape(self):
+        found = super().shape
+        return RowShape(found.tokens, -(-found.targets // 256) * 256, max(16, found.slots), max(8, found.pairs))
+
+    @property
+    def accumulation(self):
+        return self.batch_size
+
+
+class Trainer:
+    """Steps as `fit` runs them, packing included and nothing overlapped; for DPO the reference's pass too."""
+
+    def __init__(self, task, row, batch, remat=REMAT, logits_chunk=args.logits_chunk, plan=BatchPlan):
+        self.row, self._plan = row, plan
         config, params = loaded("rm" if task == "rm" else "lm", jnp.float32)
         options = TrainConfig(train_batch_size=batch, micro_rows=args.micro, row_length=row, dtype=args.dtype,
                               learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
@@ -79,11 +108,11 @@ class Trainer:
         self._logps = logps_map(Compute(config, "none", **how), mesh, rows_per_batch=args.micro, row_length=row)
 
     def plan(self, groups, batch, reference=None):
-        return BatchPlan(groups, batch, self.row, args.micro, shuffle=False, reference=reference)
+        return self._plan(groups, batch, self.row, args.micro, shuffle=False, reference=reference)
 
     def reference(self, groups):
-        """Log-probs of the responses under the reference, where the objective asks for them."""
-        return self._logps(self._reference, groups) if self.task == "dpo" else None
+        """Log-probs of the responses under the reference."""
+        return self._logps(self._reference, groups)
 
     def compiled(self, batch, count):
         return self._run.lower(self.state, {}, batch, np.int32(count), self._rate).compile()
@@ -92,29 +121,26 @@ class Trainer:
         self.state, metrics = (run or self._run)(self.state, {}, batch, np.int32(count), self._rate)
         jax.block_until_ready((self.state, metrics["loss"]))
 
-    def step(self, groups, shape, accumulation):
-        """Seconds of the reference and of the step; `shape` and `accumulation` are what every step's rows fit in."""
-        start = work.time.perf_counter()
-        plan = self.plan(groups, len(groups), self.reference(groups))
-        plan.__dict__.update(shape=shape, accumulation=accumulation)
-        middle = work.time.perf_counter()
-        self.update(*plan.batch(0))
-        return {"reference": middle - start, "step": work.time.perf_counter() - middle}
-
 
 def training():
     data = work.pairs(args.shape, args.batch * args.steps, args.longest)
     k = 1 if args.task == "sft" else 2
     groups = [group(str(i), p, r[:k], k == 2) for i, (p, *r) in enumerate(data)]
     trainer = Trainer(args.task, args.row or (2048 if LARGE else default_row_length(groups)), args.batch)
-    plan = trainer.plan(groups, args.batch)
+    reference = [()] * len(groups)  # known of a step's groups when it begins
+    plan = trainer.plan(groups, args.batch, reference if args.task == "dpo" else None)
     work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": trainer.row,
                    "micro_rows": args.micro, "logits_chunk": args.logits_chunk, "remat": REMAT,
                    "flops": step_flops(trainer.config, groups) / args.steps})
 
     def step(i):
-        some = groups[i * args.batch : (i + 1) * args.batch]
-        return useful(some), trainer.step(some, plan.shape, plan.accumulation)
+        here = slice(i * args.batch, (i + 1) * args.batch)
+        start = clock()
+        if args.task == "dpo":
+            reference[here] = trainer.reference(groups[here])
+        middle = clock()
+        trainer.update(*plan.batch(i))
+        return useful(groups[here]), {"reference": middle - start, "step": clock() - middle}
 
     return step
 
@@ -151,10 +177,10 @@ def sampling(data):
 
 def compile_all(sampler, params, prompts):
     """Samples what the steps will sample, so that no step compiles."""
-    start = work.time.perf_counter()
+    start = clock()
     for i in range(args.steps):
         list(sampler.generate(params, prompts(i)))
-    work.say(note={"sampled_beforehand_seconds": round(work.time.perf_counter() - start, 1)})
+    work.say(note={"sampled_beforehand_seconds": round(clock() - start, 1)})
 
 
 def generating():
@@ -206,13 +232,8 @@ def rounds():
     data = work.pairs(args.shape, args.batch * args.steps, args.longest)
     sampler, prompts = sampling(data)
     size, row = min(args.batch, work.TRAIN_BATCH), -(-(args.longest + 2 * args.new) // 128) * 128
-    trainer, scores, clock = Trainer("dpo", row, size), scorer(), work.time.perf_counter
+    trainer, scores = Trainer("dpo", row, size, plan=RoomyPlan), scorer()
     compile_all(sampler, trainer.state.params, prompts)
-
-    def capacities(pairs):
-        """Few sizes over the rounds, so that hardly any round compiles."""
-        found = trainer.plan(pairs, size).shape
-        return RowShape(row, -(-found.targets // 256) * 256, max(16, found.slots), max(8, found.pairs))
 
     def step(i):
         start = clock()
@@ -222,9 +243,9 @@ def rounds():
         scored = [g.with_scores("reward", s) for g, s in zip(groups, scores(groups), strict=True)]
         pairs = [pair for g in scored if (pair := make_pair(g, PairOptions(scorer="reward"))[0]) is not None]
         paired = clock()
-        shape = capacities(pairs)
-        for j in range(0, len(pairs), size):
-            trainer.step(pairs[j : j + size], shape, size)
+        plan = trainer.plan(pairs, size, trainer.reference(pairs))
+        for number in range(plan.steps):
+            trainer.update(*plan.batch(number))
         parts = {"sample": sampled - start, "score": paired - sampled, "train": clock() - paired}
         return sum(len(r.ids) for g in groups for r in g.responses), {"seconds": sum(parts.values()), **parts}
 

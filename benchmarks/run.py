@@ -127,11 +127,15 @@ def main():
 def line(worker, args, rest):
     """Medians over the steps after the warm-up."""
     kept = worker.steps[args.warm_up :]
+    compiled = sum(step.get("compiled", 0) > 0 for step in kept)
+    if compiled:
+        print(f"{worker.about['framework']} compiled in {compiled} of the {len(kept)} steps that count: its time is "
+              "not that of a step", file=sys.stderr)
     names = kept[0]["parts"]
     return {
         "date": datetime.date.today().isoformat(), "task": args.task, "shape": args.shape,
         "framework": worker.about["framework"], "versions": worker.about["versions"],
-        "options": rest, "steps": len(kept), "warm_up": args.warm_up,
+        "options": rest, "steps": len(kept), "compiled": compiled, "warm_up": args.warm_up,
         "parameters": parameters(args.shape), "vocabulary": SHAPES[args.shape]["vocab_size"],
         "clock": "processor" if args.cores == 1 else "wall",
         "others": round(statistics.median(s["others"] for s in kept), 2),

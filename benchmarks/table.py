@@ -107,8 +107,9 @@ def row(task, framework, line, ours, last):
         "met" if speed >= goal else f"missed by {100 * (1 - speed / goal):.0f} %")
     parts = ", ".join(f"{seconds:.2f} {name}" for name, seconds in line["parts"].items() if seconds > 0.01)
     split = f" ({parts})" if len(line["parts"]) > 1 and "," in parts else ""
+    compiled = f" ({line['compiled']} compiled)" if line.get("compiled") else ""
     cells = (TITLES[task], framework, f"{line['seconds']:.2f}{split}", f"{line['tokens_per_second']:,.0f}", ratio,
-             target, f"{memory(line) / 1e9:.2f} GB", line["steps"], last)
+             target, f"{memory(line) / 1e9:.2f} GB", f"{line['steps']}{compiled}", last)
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

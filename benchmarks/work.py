@@ -126,6 +126,9 @@ def wait():
 extra = dict
 """Replaced by a worker that knows more at the end (an accelerator's peak memory)."""
 
+programs = int
+"""Replaced by a worker that compiles: how many programs so far. A step that compiles is slower than the others."""
+
 
 def serve(framework, found, step):
     """Announces the worker, then runs `step(i)` each time the driver says so and reports seconds and useful tokens.
@@ -136,9 +139,10 @@ def serve(framework, found, step):
     i = 0
     while True:
         wait()
-        start = time.perf_counter()
+        start, before = time.perf_counter(), programs()
         tokens, parts = step(i)
-        say(seconds=parts.pop("seconds", time.perf_counter() - start), tokens=int(tokens), parts=parts)
+        say(seconds=parts.pop("seconds", time.perf_counter() - start), tokens=int(tokens), parts=parts,
+            compiled=programs() - before)
         i += 1
 
 

@@ -25,7 +25,8 @@ from rlhf_jax.fields import (
 
 Schedule = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_min_lr", "inverse_sqrt"]
 Remat = Literal["none", "dots", "full"]
-"""What the backward pass computes again: nothing; all but dense products; all but the layers' inputs."""
+"""What the backward pass computes again: nothing; all but dense products (and attention by blocks, on a CPU); all but
+the layers' inputs."""
 AttnImplementation = Literal["auto", "xla", "blocked", "splash", "triton", "cudnn"]
 """auto: splash on TPUs, triton on NVIDIA GPUs, blocked on a lone CPU device, else xla. xla: whole rows, anywhere.
 blocked: a loop over blocks, for one CPU device. splash: JAX's TPU kernel. triton: our kernel for NVIDIA GPUs. cudnn:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rlhf_jax.models.attention import WHOLE_ROWS, RowAttention, RowIds, score_rule, select_windowed
+from rlhf_jax.models.blocked import RESULTS
 from rlhf_jax.models.config import DecoderConfig
 from rlhf_jax.models.experts import mixture_of_experts
 from rlhf_jax.models.linear import dense
@@ -34,7 +35,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(RESULTS)),
 }
 
 

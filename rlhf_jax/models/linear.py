@@ -36,9 +36,18 @@ def _product(x: Array, weight: Array, inputs: int) -> Array:
         rows = tuple(range(x.ndim - inputs))
         outputs = weight.ndim - inputs
         to_x = jnp.tensordot(grad, weight, axes=(tuple(range(-outputs, 0)), tuple(range(inputs, weight.ndim))))
-        return to_x, jax.lax.dot_general(x, grad, ((rows, rows), ((), ())))
 
-    # XLA for CPUs otherwise fuses what made x or the gradient with a transposition for the weight's gradient and writes
-    # it out column by column, which costs as much as the product itself (benchmarks/README.md)
+        def straight(x: Array, grad: Array) -> Array:
+            return jax.lax.dot_general(x, grad, ((rows, rows), ((), ())))
+
+        def turned(x: Array, grad: Array) -> Array:
+            return jnp.transpose(straight(grad, x), (*range(outputs, weight.ndim), *range(outputs)))
+
+        return to_x, jax.lax.platform_dependent(x, grad, cpu=straight if x.size <= grad.size else turned,
+                                                default=straight)
+
+    # XLA for CPUs writes out the left factor of a weight's gradient transposed: of the two, the smaller is taken for
+    # it. What made it is kept apart: fused with it, XLA would compute it column by column, which costs as much as the
+    # product itself (benchmarks/README.md)
     product.defvjp(forward, backward)
     return product(x, weight)
