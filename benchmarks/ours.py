@@ -110,9 +110,12 @@ class Trainer:
     def plan(self, groups, batch, reference=None):
         return self._plan(groups, batch, self.row, args.micro, shuffle=False, reference=reference)
 
-    def reference(self, groups):
-        """Log-probs of the responses under the reference."""
-        return self._logps(self._reference, groups)
+    def reference(self, groups, shape=None):
+        """Log-probs of the responses under the reference. shape: of the rows, `reference_shape` of more groups."""
+        return self._logps(self._reference, groups, shape=shape)
+
+    def reference_shape(self, groups):
+        return self._logps.shape(groups)
 
     def compiled(self, batch, count):
         return self._run.lower(self.state, {}, batch, np.int32(count), self._rate).compile()
@@ -129,6 +132,7 @@ def training():
     trainer = Trainer(args.task, args.row or (2048 if LARGE else default_row_length(groups)), args.batch)
     reference = [()] * len(groups)  # known of a step's groups when it begins
     plan = trainer.plan(groups, args.batch, reference if args.task == "dpo" else None)
+    shape = trainer.reference_shape(groups)  # as the reference's pass over all of them has
     work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": trainer.row,
                    "micro_rows": args.micro, "logits_chunk": args.logits_chunk, "remat": REMAT,
                    "flops": step_flops(trainer.config, groups) / args.steps})
@@ -137,7 +141,7 @@ def training():
         here = slice(i * args.batch, (i + 1) * args.batch)
         start = clock()
         if args.task == "dpo":
-            reference[here] = trainer.reference(groups[here])
+            reference[here] = trainer.reference(groups[here], shape)
         middle = clock()
         trainer.update(*plan.batch(i))
         return useful(groups[here]), {"reference": middle - start, "step": clock() - middle}

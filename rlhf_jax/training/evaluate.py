@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -77,9 +78,9 @@ def overlapped(items: Iterable[T]) -> Iterator[T]:
 class PackedMap:
     """A packed model function over any number of prompt groups, data-parallel over the mesh.
 
-    Capacities of a row are powers of two of what a call holds, so calls on similar data share compiled programs, and so
-    do maps of one `Bound`; they never depend on earlier calls, so that a run that was killed computes the rest to the
-    same bits.
+    Capacities of a row are coarse: powers of two for slots, with which those for pairs go, and eighths of the row for
+    targets. So calls on similar data share compiled programs, and so do maps of one `Bound`. They never depend on
+    earlier calls, so that a run that was killed computes the rest to the same bits.
 
     Attributes:
       rows: of a batch. limit: tokens that a group may take in one row, None where long rows cost little.
@@ -106,7 +107,7 @@ class PackedMap:
         """
         pieces = self._pieces(groups)
         split = [piece for _, piece in pieces]
-        rows, smallest = best_fit(split, shape.tokens if shape else self._row_length or self._tokens(split))
+        rows, smallest = self._fit(split, shape.tokens if shape else self._row_length or self._tokens(split))
         shape = shape or smallest
         found: dict[int, Any] = {}
         done = 0
@@ -127,7 +128,14 @@ class PackedMap:
         tokens: of a row; None for what these groups fill well.
         """
         split = [piece for _, piece in self._pieces(groups)]
-        return best_fit(split, tokens or self._row_length or self._tokens(split))[1]
+        return self._fit(split, tokens or self._row_length or self._tokens(split))[1]
+
+    @staticmethod
+    def _fit(groups: Sequence[PromptGroup], tokens: int) -> tuple[Rows, RowShape]:
+        rows, shape = best_fit(groups, tokens)
+        unit = max(64, tokens // 8)
+        targets = min(-(-shape.targets // unit) * unit, max(tokens, shape.targets))
+        return rows, dataclasses.replace(shape, targets=targets, pairs=max(shape.pairs, shape.slots))
 
     def _pieces(self, groups: Sequence[PromptGroup]) -> list[tuple[int, PromptGroup]]:
         """The groups as they are put into rows, each with its place in `groups`."""

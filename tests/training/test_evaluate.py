@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.config.training import TrainConfig
-from rlhf_jax.data.packing import pack, row_shape, unpack_targets
+from rlhf_jax.data.packing import pack, row_shape, unpack_slots, unpack_targets
 from rlhf_jax.losses import PreferenceLoss, weighted_total
 from rlhf_jax.training import evaluate
 from rlhf_jax.training.evaluate import PackedMap, make_evaluator, overlapped
@@ -28,6 +28,22 @@ def test_a_map_packs_its_groups_once_a_call(packings, make_groups, lone_mesh):
     for per_response, group in zip(found, groups, strict=True):
         for ids, response in zip(per_response, group.responses, strict=True):
             np.testing.assert_array_equal(ids, response.ids[response.loss_mask])
+
+
+@pytest.mark.parametrize(("k", "longest", "row"), [((2, 3), 200, 1024), ((4, 5), 100, 2048), ((1, 2), 150, 512)])
+def test_calls_on_similar_groups_share_their_programs(make_groups, lone_mesh, k, longest, row):
+    scores = PackedMap(lambda params, batch: batch.slot_end, lone_mesh, unpack_slots, row_length=row)
+    for number in range(20):
+        scores({}, make_groups(24, number, k=k, prompt=(5, 120), response=(5, longest)))
+    assert scores.program._cache_size() <= 4
+
+
+def test_a_row_has_room_for_all_its_targets_whatever_its_length(make_groups, lone_mesh):
+    for tokens in (13, 40, 64, 100, 1000):
+        groups = make_groups(9, k=(1, 2), prompt=(1, 3), response=(4, 5))
+        shape = PackedMap(lambda params, batch: batch.target, lone_mesh, unpack_targets).shape(groups, tokens)
+        assert tokens >= shape.targets >= min(tokens - 3, 9 * 4)
+        assert shape.targets == tokens or shape.targets % max(64, tokens // 8) == 0
 
 
 def test_an_evaluator_packs_its_groups_once_for_all_its_calls(packings, make_groups, lone_mesh, bigram):
