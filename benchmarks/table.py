@@ -54,13 +54,15 @@ Seconds of a DPO step (median of {steps}) and bytes that the compiled step keeps
 def main(paths):
     # (shape, machine and day, task) -> framework -> line; the last line of a kind counts
     runs, remat = defaultdict(dict), {}
-    ceilings = {}
+    ceilings, products = {}, {}
     for path in paths:
         for text in Path(path).read_text().splitlines():
             line = json.loads(text)
             machine = f"{runs_on(line) or cores_of(line['machine'])}, {line['date']}"
             if line["task"] == "ceilings":
                 ceilings[machine] = line
+            elif line["task"] == "products":
+                products[machine] = line
             elif line["task"] == "remat":
                 remat[machine, line["shape"], line["remat"], line["logits_chunk"]] = line
             else:
@@ -80,6 +82,8 @@ def main(paths):
                     print(row(task, framework, line, lines["rlhf_jax"], last))
             if limits is not None:
                 about(limits, [lines["rlhf_jax"] for lines in found.values()])
+            if machine in products:
+                multiplied(products[machine])
         measured([line for lines in found.values() for line in lines.values()])
         remat_table([line for (where, what, *_), line in remat.items() if (where, what) == (machine, shape)])
 
@@ -97,6 +101,13 @@ def about(limits, lines):
     words = CEILINGS.format(flops=limits["flops_per_second"] / 1e12, bandwidth=limits["bytes_per_second"] / 1e12,
                             options=options)
     print("\n" + textwrap.fill(" ".join(words.split()), 120, break_on_hyphens=False))
+
+
+def multiplied(line):
+    """What both frameworks rest on."""
+    sizes = " x ".join(f"{size:,}" for size in line["sizes"])
+    rates = " and ".join(f"{rate / 1e9:.0f} GFLOP/s by {name}" for name, rate in line["flops_per_second"].items())
+    print("\n" + textwrap.fill(f"A dense product ({sizes}, benchmarks/products.py) runs at {rates}.", 120))
 
 
 def row(task, framework, line, ours, last):
