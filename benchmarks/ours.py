@@ -90,8 +90,9 @@ class Trainer:
 
     def __init__(self, task, row, batch, remat=REMAT, logits_chunk=args.logits_chunk, plan=BatchPlan):
         self.row, self._plan = row, plan
+        self._micro = args.micro or micro_batches.few_rows(row)
         config, params = loaded("rm" if task == "rm" else "lm", jnp.float32)
-        options = TrainConfig(train_batch_size=batch, micro_rows=args.micro, row_length=row, dtype=args.dtype,
+        options = TrainConfig(train_batch_size=batch, micro_rows=self._micro, row_length=row, dtype=args.dtype,
                               learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
         how = {"logits_chunk": logits_chunk, "mesh": mesh, "attention": args.attention}
         compute, self.config = Compute(config, remat, **how), config
@@ -105,10 +106,10 @@ class Trainer:
         self._rate = np.float32(options.learning_rate)
         self.state = init_state(optimizer, params, shardings)
         self._reference = jax.tree.map(lambda x: x.astype(dtype), params) if task == "dpo" else None
-        self._logps = logps_map(Compute(config, "none", **how), mesh, rows_per_batch=args.micro, row_length=row)
+        self._logps = logps_map(Compute(config, "none", **how), mesh, rows_per_batch=self._micro, row_length=row)
 
     def plan(self, groups, batch, reference=None):
-        return self._plan(groups, batch, self.row, args.micro, shuffle=False, reference=reference)
+        return self._plan(groups, batch, self.row, self._micro, shuffle=False, reference=reference)
 
     def reference(self, groups, shape=None):
         """Log-probs of the responses under the reference. shape: of the rows, `reference_shape` of more groups."""
@@ -134,7 +135,7 @@ def training():
     plan = trainer.plan(groups, args.batch, reference if args.task == "dpo" else None)
     shape = trainer.reference_shape(groups)  # as the reference's pass over all of them has
     work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": trainer.row,
-                   "micro_rows": args.micro, "logits_chunk": args.logits_chunk, "remat": REMAT,
+                   "micro_rows": plan.micro_rows, "logits_chunk": args.logits_chunk, "remat": REMAT,
                    "flops": step_flops(trainer.config, groups) / args.steps})
 
     def step(i):
@@ -206,7 +207,7 @@ def scorer():
     config, params = loaded("rm", dtype)
     compute = Compute(config, mesh=mesh)
     scores = PackedMap(lambda params, batch: compute.slot_scores(params, batch)[..., 0], mesh, unpack_slots,
-                       rows_per_batch=args.micro)
+                       rows_per_batch=args.micro or micro_batches.ROWS)
     return lambda groups: scores(params, groups)
 
 

@@ -100,7 +100,7 @@ def arguments(tasks):
     parser.add_argument("--mean", type=int, default=64, help="mean response length")
     parser.add_argument("--steps", type=int, default=12, help="warm-up included")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--micro", type=int, default=4, help="pairs or rows a device works on at a time")
+    parser.add_argument("--micro", type=int, help="rlhf_jax: its micro_rows, by default as `auto` has it on a CPU")
     parser.add_argument("--remat", choices=("none", "dots", "full"), help="TRL checkpoints gradients where it is full")
     parser.add_argument("--logits_chunk", type=int, default=256, help="rlhf_jax: row positions whose logits exist")
     parser.add_argument("--row", type=int, help="rlhf_jax: tokens of a packed row")

@@ -41,7 +41,8 @@ class TrainConfig(Options):
     Attributes:
       train_batch_size: examples (prompt groups) in one optimizer step, over all devices, whatever their number.
       micro_rows: packed rows that each device works on at a time; the rest is gradient accumulation. auto takes what
-        is estimated to be fastest of what fits the memory, 4 on devices that do not report it (CPUs).
+        is estimated to be fastest of what fits the memory; on devices that do not report it (CPUs) rows of 1,024
+        tokens together, at least 1 and at most 4.
       row_length: tokens of a packed row; None takes the smallest multiple of 128 that holds every group.
       num_train_epochs: passes over the data, may be fractional; a fraction of a pass is rounded up to whole steps.
       max_steps: train for so many steps, however many passes that takes; it replaces num_train_epochs.

@@ -19,9 +19,12 @@ from rlhf_jax.models.flops import executed_train_flops, forward_flops
 from rlhf_jax.models.params import count_params, is_spec, param_specs
 from rlhf_jax.parallel.accelerators import CHIPS, Chip
 
-ROWS = 4
+ROWS, TOKENS = 4, 1024
+"""On devices that do not tell their memory (CPUs), a micro-batch has at most so many rows, and so many tokens where
+that is a row or more: enough for their products to run at full rate, and the fewer rows it has, the fewer of a step's
+last one are empty."""
 REMAT: Remat = "dots"
-"""On devices that do not tell their memory (CPUs): what was measured to be as fast as any (benchmarks/README.md)."""
+"""On such devices: what was measured to be as fast as any (benchmarks/README.md)."""
 SHARE = 0.95
 """Of the memory, what a step may take by the estimate; the compiler's own buffers and fragments need the rest."""
 ALONE = 0.25
@@ -149,6 +152,11 @@ def pass_rows(train: TrainConfig) -> int:
     return ROWS if train.micro_rows == "auto" else train.micro_rows
 
 
+def few_rows(row_length: int) -> int:
+    """Rows of a micro-batch on devices that do not tell their memory, of so many tokens each."""
+    return min(ROWS, max(1, TOKENS // row_length))
+
+
 def candidates(need: StepNeed, mesh: Mapping[str, int]) -> Iterator[tuple[int, Remat]]:
     """What the options leave open, fewest micro-batches first."""
     train, most = need.train, math.ceil(need.rows / (mesh["data"] * mesh["fsdp"]))
@@ -170,7 +178,7 @@ def divide_step(need: StepNeed, mesh: Mapping[str, int], chip: Chip | None, memo
     possible = list(candidates(need, mesh))
     if memory is None:
         most, train = possible[0][0], need.train
-        rows = most if need.together or train.micro_rows != "auto" else min(ROWS, most)
+        rows = most if need.together or train.micro_rows != "auto" else min(few_rows(need.row_length), most)
         remat = REMAT if train.remat == "auto" else train.remat
         return Division(rows, remat, f"{_words(rows, remat)}: the devices do not report how much memory they have")
     sizes = {one: step_bytes(need, mesh, *one).total for one in possible}

@@ -107,15 +107,16 @@ def test_more_memory_never_takes_longer(llama):
     assert seconds[-1] < seconds[0]
 
 
-@pytest.mark.parametrize(("given", "found"), [
-    ({}, (4, "dots")), ({"micro_rows": 3}, (3, "dots")), ({"remat": "full"}, (4, "full"))])
-def test_devices_that_tell_no_memory(llama, given, found):
-    need = llama._replace(train=dataclasses.replace(OPEN, **given))
+@pytest.mark.parametrize(("given", "row_length", "found"), [
+    ({}, 160, (4, "dots")), ({}, 512, (2, "dots")), ({}, 768, (1, "dots")), ({}, 5120, (1, "dots")),
+    ({"micro_rows": 3}, 768, (3, "dots")), ({"remat": "full"}, 256, (4, "full"))])
+def test_devices_that_tell_no_memory(llama, given, row_length, found):
+    need = llama._replace(train=dataclasses.replace(OPEN, **given), row_length=row_length)
     assert divide_step(need, EIGHT, None, None)[:2] == found
 
 
 def test_no_more_rows_than_there_are(llama):
-    assert divide_step(llama._replace(rows=9), EIGHT, None, None).micro_rows == 2
+    assert divide_step(llama._replace(rows=9, row_length=128), EIGHT, None, None).micro_rows == 2
     assert divide_step(llama._replace(rows=3), EIGHT, CHIPS["v5p"], 95 * GIB).micro_rows == 1
 
 
