@@ -16,6 +16,7 @@ from rlhf_jax.losses import PreferenceLoss
 from rlhf_jax.models import load_params, param_specs, read_config
 from rlhf_jax.parallel import make_mesh, micro_batches, param_shardings, replicated, spec_shardings
 from rlhf_jax.sampling import Sampler
+from rlhf_jax.training.compiles import count_compiles
 from rlhf_jax.training.evaluate import PackedMap, logps_map
 from rlhf_jax.training.mfu import needed_flops
 from rlhf_jax.training.objectives import BradleyTerry, Compute, Preference, Sft
@@ -39,21 +40,6 @@ def memory():
 
 
 work.extra = memory
-
-
-def compilations():
-    """A function: how many programs XLA has compiled so far."""
-    found = []
-
-    def listen(event, seconds, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return lambda: len(found)
-
-
-work.programs = compilations()
 
 
 def loaded(kind, dtype):
@@ -90,7 +76,7 @@ class Trainer:
 
     def __init__(self, task, row, batch, remat=REMAT, logits_chunk=args.logits_chunk, plan=BatchPlan):
         self.row, self._plan = row, plan
-        self._micro = args.micro or micro_batches.few_rows(row)
+        self._micro = args.micro or micro_batches.cpu_rows(row)
         config, params = loaded("rm" if task == "rm" else "lm", jnp.float32)
         options = TrainConfig(train_batch_size=batch, micro_rows=self._micro, row_length=row, dtype=args.dtype,
                               learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0)
@@ -133,7 +119,7 @@ def training():
     trainer = Trainer(args.task, args.row or (2048 if LARGE else default_row_length(groups)), args.batch)
     reference = [()] * len(groups)  # known of a step's groups when it begins
     plan = trainer.plan(groups, args.batch, reference if args.task == "dpo" else None)
-    shape = trainer.reference_shape(groups)  # as the reference's pass over all of them has
+    shape = trainer.reference_shape(groups) if args.task == "dpo" else None  # of the pass over all of them
     work.say(note={"packing_efficiency": round(plan.efficiency, 4), "row_length": trainer.row,
                    "micro_rows": plan.micro_rows, "logits_chunk": args.logits_chunk, "remat": REMAT,
                    "flops": step_flops(trainer.config, groups) / args.steps})
@@ -259,4 +245,6 @@ def rounds():
 
 if __name__ == "__main__":
     STEP = {"generate": generating, "score": scoring, "round": rounds}.get(args.task, training)
-    work.serve("rlhf_jax", VERSIONS | {"device": jax.devices()[0].device_kind}, STEP())
+    with count_compiles() as compiles:
+        work.programs = lambda: compiles.programs
+        work.serve("rlhf_jax", VERSIONS | {"device": jax.devices()[0].device_kind}, STEP())

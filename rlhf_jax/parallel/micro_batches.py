@@ -152,7 +152,7 @@ def pass_rows(train: TrainConfig) -> int:
     return ROWS if train.micro_rows == "auto" else train.micro_rows
 
 
-def few_rows(row_length: int) -> int:
+def cpu_rows(row_length: int) -> int:
     """Rows of a micro-batch on devices that do not tell their memory, of so many tokens each."""
     return min(ROWS, max(1, TOKENS // row_length))
 
@@ -178,7 +178,7 @@ def divide_step(need: StepNeed, mesh: Mapping[str, int], chip: Chip | None, memo
     possible = list(candidates(need, mesh))
     if memory is None:
         most, train = possible[0][0], need.train
-        rows = most if need.together or train.micro_rows != "auto" else min(few_rows(need.row_length), most)
+        rows = most if need.together or train.micro_rows != "auto" else min(cpu_rows(need.row_length), most)
         remat = REMAT if train.remat == "auto" else train.remat
         return Division(rows, remat, f"{_words(rows, remat)}: the devices do not report how much memory they have")
     sizes = {one: step_bytes(need, mesh, *one).total for one in possible}

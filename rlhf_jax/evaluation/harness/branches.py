@@ -210,7 +210,8 @@ def _few(shapes: Sequence[RowShape]) -> list[RowShape]:
     for shape in shapes:
         other = largest.setdefault(shape.tokens, shape)
         largest[shape.tokens] = dataclasses.replace(shape, targets=max(shape.targets, other.targets),
-                                                    slots=max(shape.slots, other.slots))
+                                                    slots=max(shape.slots, other.slots),
+                                                    pairs=max(shape.pairs, other.pairs))
     return [largest[shape.tokens] for shape in shapes]
 
 
